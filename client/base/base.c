@@ -1,0 +1,38 @@
+#include "base/base.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+near_status
+near__fail(near_error *error, near_status code, const char *format, ...)
+{
+    va_list args;
+
+    if (error == NULL)
+        return code;
+    error->code = code;
+    va_start(args, format);
+    vsnprintf(error->text, sizeof(error->text), format, args);
+    va_end(args);
+    return code;
+}
+
+void
+near__log(const struct near__log *log, near_log_level level, const char *format, ...)
+{
+    char    message[512];
+    va_list args;
+
+    if (log == NULL || log->write == NULL)
+        return;
+    va_start(args, format);
+    vsnprintf(message, sizeof(message), format, args);
+    va_end(args);
+    log->write(log->ctx, level, message);
+}
+
+const char *
+near_version(void)
+{
+    return PACKAGE_VERSION; /* from configure.ac */
+}

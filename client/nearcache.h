@@ -1,0 +1,471 @@
+/*
+ * nearcache: a coherent multi-level cache for C and C++ services.
+ *
+ * A value is answered from the process's own memory (L1, tens of nanoseconds), else from a shared Redis or
+ * memcached (L2, one round trip), else from the application's own loader, which runs once however many
+ * threads ask.  When any instance writes, the L1 of every other instance forgets.
+ *
+ *     near_cache_set_loader(users, load_users_from_db, db);
+ *     near_value *user;
+ *     if (near_fetch(users, near_key("user:42"), NULL, &user) == NEAR_OK) {
+ *         use(near_value_bytes(user));
+ *         near_value_release(user);
+ *     }
+ *
+ * Caveats, before anything else
+ *
+ *  - Values are immutable and shared.  What near_value_bytes() shows may be read by other threads at the same
+ *    moment: never write to it.  Every value handed out is given back once with near_value_release().
+ *  - fork(): a client does not survive into a child.  There every call answers NEAR_ERR_FORKED, and
+ *    near_client_close() frees memory and descriptors without a byte on the parent's connections.
+ *  - How stale may a hit be?  With a Redis L2: an L1 hit is never older than `coherence.serve_window` (500 ms
+ *    by default) against acknowledged writes, typically one message's delivery.  With memcached and no bus:
+ *    never older than `l1.max_ttl` (1 s there).  doc/guarantees.md states every promise, G0 to G8.
+ *  - Writes that bypass nearcache are not seen before the entry's TTL (at most `l1.max_ttl` in L1).
+ *  - Clocks: durations are measured with CLOCK_BOOTTIME.  No promise needs synchronised clocks.
+ *
+ * Conventions
+ *
+ *  - A function that can fail returns near_status: 0 is NEAR_OK, positive is an answer (NEAR_MISS,
+ *    NEAR_NOT_FOUND), negative is an error.  An out-parameter for a value is NULL whenever there is none.
+ *  - near_error is storage of the caller's; it may always be NULL.
+ *  - Times are int64_t milliseconds; a negative one means "the configured default".
+ *  - Option structs start with their size: initialise them with their macro (NEAR_FETCH_OPTIONS_INIT).  A NULL
+ *    pointer to options means the cache's own settings.
+ *  - "Threads: any" means any number of threads at once, on the same handle.
+ *  - No function prints, exits, aborts or changes a signal's disposition.
+ */
+#ifndef NEARCACHE_H
+#define NEARCACHE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define NEAR_API __attribute__((visibility("default")))
+#else
+#define NEAR_API
+#endif
+
+#define NEAR_VERSION_MAJOR 0
+#define NEAR_VERSION_MINOR 1
+#define NEAR_VERSION_PATCH 0
+
+/* The version of the library that is loaded, "0.1.0".  Static storage.  Threads: any. */
+NEAR_API const char *near_version(void);
+
+/* ------------------------------------------------------------------------------------------------ status */
+
+/* Every status once: name, number, text. */
+#define NEAR_STATUS_TABLE(X)                                                                                 \
+    X(NEAR_OK, 0, "ok")                                                                                      \
+    X(NEAR_MISS, 1, "not in the caches")                                                                     \
+    X(NEAR_NOT_FOUND, 2, "does not exist (the store said so)")                                               \
+    X(NEAR_ERR_TIMEOUT, -1, "deadline passed, outcome unknown")                                              \
+    X(NEAR_ERR_UNAVAILABLE, -2, "server or bus cannot be reached")                                           \
+    X(NEAR_ERR_LOADER, -3, "the loader failed")                                                              \
+    X(NEAR_ERR_TOO_LARGE, -4, "key, value or buffer outside its limit")                                      \
+    X(NEAR_ERR_INVALID, -5, "invalid argument or setting")                                                   \
+    X(NEAR_ERR_CONFLICT, -6, "another write came first")                                                     \
+    X(NEAR_ERR_UNSUPPORTED, -7, "not possible with this configuration")                                      \
+    X(NEAR_ERR_BUSY, -8, "refused for now: over a limit, or already under way")                              \
+    X(NEAR_ERR_NOMEM, -9, "out of memory")                                                                   \
+    X(NEAR_ERR_CLOSED, -10, "the client is closed")                                                          \
+    X(NEAR_ERR_FORKED, -11, "the client belongs to the parent process")                                      \
+    X(NEAR_ERR_DENIED, -12, "the server refused: credentials, rights or state")                              \
+    X(NEAR_ERR_PROTOCOL, -13, "the server sent something that makes no sense")
+
+typedef enum near_status {
+#define NEAR_STATUS_ENUM(name, number, text) name = (number),
+    NEAR_STATUS_TABLE(NEAR_STATUS_ENUM)
+#undef NEAR_STATUS_ENUM
+} near_status;
+
+/* What a status means, in a few English words.  Never NULL; static storage.  Threads: any. */
+NEAR_API const char *near_status_text(near_status status);
+
+/* What went wrong, for the person at 3 a.m.: which part, which server, which operation, what was said, what would
+ * have been accepted.  Layout frozen.  `text` always ends in NUL. */
+typedef struct near_error {
+    near_status code;
+    char        text[256];
+} near_error;
+
+/* ------------------------------------------------------------------------------------------------- types */
+
+typedef struct near_config near_config;
+typedef struct near_client near_client; /* one per process and configuration: connections, bus, threads */
+typedef struct near_cache  near_cache;  /* a named region of a client: own keys, L1 pool, TTLs, loader */
+typedef struct near_value  near_value;  /* an immutable value, held until near_value_release() */
+typedef struct near_load   near_load;   /* one key that a loader has been asked for */
+
+/* Borrowed bytes; keys and values may hold any byte.  Layout frozen.  {NULL, 0} is the empty string. */
+typedef struct near_bytes {
+    const void *data;
+    size_t      size;
+} near_bytes;
+
+/* The bytes of a C string, without its NUL; NULL gives {NULL, 0}.  Borrows `text`.  Threads: any. */
+NEAR_API near_bytes near_key(const char *text);
+
+/* Frees what this library allocated for the caller (near_stats_json).  NULL is fine.  Threads: any. */
+NEAR_API void near_free(void *memory);
+
+/* --------------------------------------------------------------------------------------- configuration
+ *
+ * Strings, from one table: `nearcache config --list` and nearcache.conf(5) show every name with its default, what it
+ * accepts and what it does.  Durations take 250ms 30s 5m 1h, sizes 64KiB 256MiB.  The environment overrides: the
+ * variable for `l2.uri` is NEARCACHE_L2_URI; it is read by near_client_open().
+ */
+
+/* A new configuration with every option at its default.  NULL: out of memory.  Freed with near_config_free(). */
+NEAR_API near_config *near_config_new(void);
+
+/**
+ * Set one option.  Both strings are copied.
+ * @return NEAR_OK; NEAR_ERR_INVALID for an unknown name or a value that is not accepted, with the option, the value
+ *         and what would be accepted in `error`, and the configuration unchanged; NEAR_ERR_NOMEM.
+ * Threads: one at a time per configuration.   Blocks: never.
+ */
+NEAR_API near_status near_config_set(near_config *config, const char *name, const char *value, near_error *error);
+
+/**
+ * Read a file of `name = value` lines.  `#` starts a comment line; blank lines are skipped; a value ends at the line's
+ * end, outer blanks cut.  All or nothing: on an error (file and line are named) the configuration is unchanged.
+ * @return NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_UNAVAILABLE when the file cannot be read, NEAR_ERR_NOMEM.
+ * Threads: one at a time per configuration.   Blocks: on the file.
+ */
+NEAR_API near_status near_config_load(near_config *config, const char *path, near_error *error);
+
+/* Frees a configuration; NULL is fine.  Clients opened with it keep their copy. */
+NEAR_API void near_config_free(near_config *config);
+
+/* ------------------------------------------------------------------------------------- clients and caches */
+
+/**
+ * Open a client.
+ * @param config  copied; NULL means every default.
+ * @param client  on NEAR_OK the client, closed with near_client_close(); otherwise NULL.
+ * An L2 or a bus that cannot be reached is no failure: the client opens, serves from its loaders, logs once and
+ * reconnects by itself.
+ * @return NEAR_OK; NEAR_ERR_INVALID for settings that contradict each other, a malformed URI or a bad environment
+ *         variable; NEAR_ERR_UNSUPPORTED for a scheme this build does not have; NEAR_ERR_NOMEM.
+ * Threads: any.   Blocks: up to l2.connect_timeout, waiting for the bus's first answer.
+ */
+NEAR_API near_status near_client_open(const near_config *config, near_client **client, near_error *error);
+
+/**
+ * Close a client and all its caches.  No other call on the client or its caches may be running or follow, except calls
+ * on values: those still held stay valid until released.  Loads still unanswered are waited for up to close.timeout;
+ * their near_load stays valid until answered.
+ * @return NEAR_OK; NEAR_ERR_BUSY when loads were still unanswered (`error` says how many; the client is closed all
+ *         the same); NEAR_ERR_INVALID for NULL.
+ * Threads: one.   Blocks: up to close.timeout.   In a forked child: frees, sends nothing.
+ */
+NEAR_API near_status near_client_close(near_client *client, near_error *error);
+
+typedef enum near_log_level {
+    NEAR_LOG_ERROR = 0,
+    NEAR_LOG_WARN  = 1,
+    NEAR_LOG_INFO  = 2,
+    NEAR_LOG_DEBUG = 3
+} near_log_level;
+
+/* Called for what the library has to say: from any thread, with no lock held, rate limited.  `message` is one line
+ * without newline, valid for the call.  It holds no key, value or password.  Must not call near_client_close(). */
+typedef void (*near_log_fn)(near_log_level level, const char *message, void *ctx);
+
+/* Set (or with NULL remove) the log callback; the last few messages from before are delivered at once.  Which levels
+ * come is set by log.level.  Threads: any; when it returns the old callback may still be running in another thread
+ * only until that call ends. */
+NEAR_API void near_set_log(near_client *client, near_log_fn fn, void *ctx);
+
+/**
+ * Open a cache, a region of the client with its own keys, L1 pool and loader.
+ * @param name       1 to 64 of A-Z a-z 0-9 _ . -; instances that share data use the same name.  A name can be open
+ *                   once per client: NEAR_ERR_BUSY otherwise.
+ * @param overrides  options for this cache only (those `nearcache config --list` marks "cache"); NULL for none.  Options
+ *                   that belong to the client are refused.  Copied.
+ * @return NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_BUSY, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API near_status near_cache_open(near_client *client, const char *name, const near_config *overrides,
+                                     near_cache **cache, near_error *error);
+
+/* Close a cache before its client; NULL is fine.  No other call on it may be running or follow; values still held stay
+ * valid.  What is in L2 stays there.  Threads: one.  Blocks: until loads under way are answered, up to close.timeout. */
+NEAR_API void near_cache_close(near_cache *cache);
+
+/* ------------------------------------------------------------------------------------------------- values */
+
+typedef enum near_source {
+    NEAR_FROM_NOWHERE = 0,
+    NEAR_FROM_L1      = 1,
+    NEAR_FROM_L2      = 2,
+    NEAR_FROM_LOADER  = 3
+} near_source;
+
+typedef struct near_value_info {
+    size_t      struct_size; /* NEAR_VALUE_INFO_INIT */
+    size_t      size;        /* bytes of the value */
+    near_source source;      /* the tier that gave this value to this caller */
+    bool        stale;       /* served past its freshness, by the policy of coherence.on_disconnect */
+    int64_t     age_ms;      /* since this process got it from L2, a loader or a write */
+    int64_t     ttl_ms;      /* until it expires here; -1 when it does not, 0 when it has */
+} near_value_info;
+#define NEAR_VALUE_INFO_INIT { sizeof(near_value_info), 0, NEAR_FROM_NOWHERE, false, 0, 0 }
+
+/* The value's bytes, never written again, valid until this holder releases it.  Aligned to 16 bytes, to 64 when the
+ * value has 4 KiB or more (an adopted one lies where the loader put it).  NULL gives {NULL, 0}.  Threads: any. */
+NEAR_API near_bytes near_value_bytes(const near_value *value);
+
+/* Where the value came from and how fresh it is.  `info` must be initialised with NEAR_VALUE_INFO_INIT.  Threads: any. */
+NEAR_API void near_value_get_info(const near_value *value, near_value_info *info);
+
+/* One more holder; give each back with near_value_release().  Returns its argument.  Threads: any. */
+NEAR_API near_value *near_value_ref(near_value *value);
+
+/* Give a value back.  NULL is fine; any thread may release; valid after the client was closed, too.  Never blocks. */
+NEAR_API void near_value_release(near_value *value);
+
+/* ------------------------------------------------------------------------------------------------ reading */
+
+/**
+ * Look a key up in L1, then in L2.  Never runs the loader; see near_fetch() for that.
+ * @param key    any bytes, up to 64 KiB; borrowed for the call.
+ * @param value  on NEAR_OK a held value, given back with near_value_release(); otherwise set to NULL.
+ * @return NEAR_OK; NEAR_MISS, an answer and not an error; NEAR_NOT_FOUND when the store is known not to have it;
+ *         NEAR_ERR_TIMEOUT, NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED or NEAR_ERR_PROTOCOL when L1 had nothing and L2 could
+ *         not say; NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ * Upholds G0 (never another key's value) and G1, G2 (freshness).
+ * Threads: any.   Blocks: never on an L1 hit, else up to l2.timeout.
+ */
+NEAR_API near_status near_get(near_cache *cache, near_bytes key, near_value **value);
+
+enum {
+    NEAR_SKIP_L1 = 1u << 0, /* do not read L1; ask L2 (and fill L1, unless NEAR_NO_FILL) */
+    NEAR_ONLY_L1 = 1u << 1, /* ask nobody but L1 */
+    NEAR_NO_FILL = 1u << 2  /* do not keep in L1 what was found further down */
+};
+
+typedef struct near_get_options {
+    size_t   struct_size; /* NEAR_GET_OPTIONS_INIT */
+    unsigned flags;       /* NEAR_SKIP_L1 | NEAR_ONLY_L1 | NEAR_NO_FILL */
+    int64_t  timeout_ms;  /* bound on the L2 part; negative: l2.timeout */
+} near_get_options;
+#define NEAR_GET_OPTIONS_INIT { sizeof(near_get_options), 0, -1 }
+
+/* near_get() with a choice of levels and its own deadline.  `options` may be NULL. */
+NEAR_API near_status near_get_with(near_cache *cache, near_bytes key, const near_get_options *options,
+                                   near_value **value);
+
+/**
+ * near_get() into the caller's memory: nothing to release.
+ * @param size  set to the value's size on NEAR_OK, and on NEAR_ERR_TOO_LARGE when `capacity` was too small (then nothing
+ *              is copied); otherwise to 0.
+ * @param info  may be NULL.
+ */
+NEAR_API near_status near_get_copy(near_cache *cache, near_bytes key, void *buffer, size_t capacity, size_t *size,
+                                   near_value_info *info);
+
+/**
+ * Look many keys up: one pass over L1, then one exchange with each L2 server for all that was missing.
+ * @param values, statuses  arrays of `n`, written for every key: statuses[i] is what near_get() would return.
+ *                          A key may occur more than once.
+ * @return NEAR_OK when every status is an answer (>= 0); else the first error among them.
+ * Threads: any.   Blocks: up to l2.timeout.
+ */
+NEAR_API near_status near_get_many(near_cache *cache, const near_bytes *keys, size_t n, near_value **values,
+                                   near_status *statuses);
+
+/* ------------------------------------------------------------------------------------------------ loading */
+
+/**
+ * The application's way to a value: a batch of keys to be answered, each exactly once, by near_load_set(),
+ * near_load_adopt(), near_load_not_found() or near_load_fail(); inside the call or later, from any thread.  A load that
+ * has been answered must not be touched again.  Runs on the thread of the caller of near_fetch(), with no lock held; it
+ * may call the library, also near_fetch() for other keys (for a key that it is itself loading: NEAR_ERR_BUSY).
+ */
+typedef void (*near_load_fn)(near_load *loads[], size_t n, void *ctx);
+
+/* Set the loader of a cache, before the first near_fetch().  Threads: one, before others use the cache. */
+NEAR_API void near_cache_set_loader(near_cache *cache, near_load_fn fn, void *ctx);
+
+/* The key to load; valid until the load is answered. */
+NEAR_API near_bytes near_load_key(const near_load *load);
+
+/* This value's TTL in ms instead of the cache's `ttl` (or `negative_ttl`); 0: never expires; negative: the default.
+ * Before the answer. */
+NEAR_API void near_load_ttl(near_load *load, int64_t ttl_ms);
+
+/* Answer with a copy of `value`.  NEAR_OK; NEAR_ERR_TOO_LARGE (over l2.max_value) and NEAR_ERR_NOMEM: the load has been
+ * answered with that failure. */
+NEAR_API near_status near_load_set(near_load *load, near_bytes value);
+
+/* Answer with memory that the library takes over, without copying: `release(data)` is called once, from any thread, when
+ * the last holder has let go (also when this call fails).  `release` may be NULL.  As near_load_set() otherwise. */
+NEAR_API near_status near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *data));
+
+/* Answer that the store has no such thing: callers get NEAR_NOT_FOUND, remembered for `negative_ttl`. */
+NEAR_API void near_load_not_found(near_load *load);
+
+/* Answer that loading failed, with a negative status of the loader's choice (anything else counts as NEAR_ERR_LOADER).
+ * Nothing is cached; everybody waiting gets this status. */
+NEAR_API void near_load_fail(near_load *load, near_status status);
+
+typedef struct near_fetch_options {
+    size_t   struct_size; /* NEAR_FETCH_OPTIONS_INIT */
+    unsigned flags;       /* NEAR_SKIP_L1 | NEAR_NO_FILL */
+    int64_t  timeout_ms;  /* bound on the caller's whole wait, loader included where it answers later or belongs to another
+                             caller; negative: no bound but the loader's own */
+    int64_t  ttl_ms;      /* TTL of what gets loaded; the loader's near_load_ttl() wins; negative: `ttl` */
+} near_fetch_options;
+#define NEAR_FETCH_OPTIONS_INIT { sizeof(near_fetch_options), 0, -1, -1 }
+
+/**
+ * Get a value, loading it if neither L1 nor L2 has it.  Concurrent callers of one key share one load (single-flight); a
+ * write or invalidation of the key while it loads starts a new one for those who come after it.
+ * @param value  on NEAR_OK a held value; otherwise NULL.
+ * @return NEAR_OK; NEAR_NOT_FOUND; NEAR_ERR_LOADER or the loader's own status; NEAR_ERR_TIMEOUT (the load goes on and is
+ *         cached); NEAR_ERR_BUSY for a loader asking for the key it is loading; NEAR_ERR_INVALID, also when the cache has
+ *         no loader; NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.  A failing L2 is never a reason to fail here.
+ * Upholds G1, G2 and, in this process, G8 (one load per key).
+ * Threads: any.   Blocks: never on an L1 hit; else for L2 and the loader.
+ */
+NEAR_API near_status near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options,
+                                near_value **value);
+
+/* near_fetch() for many keys: L1 once, L2 once, and one call of the loader for everything that nobody else is loading
+ * already.  Arrays and return value as in near_get_many(). */
+NEAR_API near_status near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n,
+                                     const near_fetch_options *options, near_value **values, near_status *statuses);
+
+/* ------------------------------------------------------------------------------------------------ writing
+ *
+ * These touch the caches, not the store: write to the store first, then put or remove.  When one returns NEAR_OK, no read
+ * in this process that starts later returns an older value (G1), and the invalidation has been handed to the bus.  An
+ * error means the write is not acknowledged: it may or may not have reached L2; this process has dropped its own copy.
+ */
+
+typedef struct near_put_options {
+    size_t   struct_size; /* NEAR_PUT_OPTIONS_INIT */
+    unsigned flags;       /* NEAR_NO_FILL: write L2, do not keep in L1 */
+    int64_t  timeout_ms;  /* bound on the L2 part; negative: l2.timeout */
+    int64_t  ttl_ms;      /* 0: never expires; negative: `ttl` */
+} near_put_options;
+#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1 }
+
+/**
+ * Write a value to both tiers and tell the other instances.
+ * @param value  copied; at most l2.max_value bytes, else NEAR_ERR_TOO_LARGE and nothing is changed anywhere.
+ * @return NEAR_OK; NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
+ *         NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: up to l2.timeout.
+ */
+NEAR_API near_status near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_options *options);
+
+/* near_put() for many keys: one exchange with each server, one invalidation message.  statuses[i] as near_put(); it may
+ * not be NULL.  Not atomic over keys.  Returns NEAR_OK or the first error. */
+NEAR_API near_status near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, size_t n,
+                                   const near_put_options *options, near_status *statuses);
+
+/* Remove a key from both tiers and tell the other instances.  NEAR_OK whether it was there or not; errors as near_put().
+ * A load of the key that is under way will not be cached. */
+NEAR_API near_status near_remove(near_cache *cache, near_bytes key);
+
+/* near_remove() for many keys, one invalidation message.  Returns NEAR_OK or the first error. */
+NEAR_API near_status near_remove_many(near_cache *cache, const near_bytes *keys, size_t n, near_status *statuses);
+
+/* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
+ * memory in L2 returns by TTL and eviction).  Errors as near_put().  Threads: any.  Blocks: up to l2.timeout. */
+NEAR_API near_status near_clear(near_cache *cache);
+
+/**
+ * Reads that start after this returns NEAR_OK see every write that any instance had acknowledged before the call (G2+).
+ * Callers in flight share one round trip.
+ * @param timeout_ms  negative: l2.timeout.
+ * @return NEAR_OK (at once where no tier is shared); NEAR_ERR_TIMEOUT, NEAR_ERR_UNAVAILABLE when the bus cannot say;
+ *         NEAR_ERR_UNSUPPORTED where L2 is shared but there is no bus; NEAR_ERR_FORKED, NEAR_ERR_INVALID.
+ * Threads: any.   Blocks: up to timeout_ms.
+ */
+NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
+
+/* ------------------------------------------------------------------------------------------------- seeing */
+
+/* Every counter once: field, kind (c: only grows; g: a level), unit, help. */
+#define NEAR_STATS_TABLE(X)                                                                                  \
+    X(requests, c, "keys", "keys asked for by get and fetch")                                                \
+    X(hits_l1, c, "keys", "answered from this process's memory")                                             \
+    X(hits_l2, c, "keys", "answered by the shared tier")                                                     \
+    X(misses, c, "keys", "in neither tier")                                                                  \
+    X(negative_hits, c, "keys", "answered 'does not exist' from a tier")                                     \
+    X(stale_served, c, "keys", "served from L1 past the serve window, flagged stale")                        \
+    X(loads, c, "keys", "keys given to a loader")                                                            \
+    X(load_calls, c, "calls", "times a loader was called")                                                   \
+    X(load_failures, c, "keys", "loads answered with a failure")                                             \
+    X(coalesced, c, "keys", "callers that waited for somebody else's load")                                  \
+    X(flights_detached, c, "keys", "loads overtaken by a write: later callers loaded anew")                  \
+    X(puts, c, "keys", "keys written")                                                                       \
+    X(removes, c, "keys", "keys removed")                                                                    \
+    X(clears, c, "calls", "caches cleared by this process")                                                  \
+    X(write_failures, c, "keys", "puts and removes not acknowledged")                                        \
+    X(l1_fills, c, "entries", "entries admitted to L1")                                                      \
+    X(l1_fills_refused, c, "entries", "fills refused by a fence: a write came in between")                   \
+    X(l1_evictions, c, "entries", "entries that left L1 for room")                                           \
+    X(l1_expired, c, "entries", "entries that left L1 by their TTL")                                         \
+    X(l1_too_large, c, "entries", "entries not admitted to L1 for their size")                               \
+    X(l1_entries, g, "entries", "entries in L1 now")                                                         \
+    X(l1_bytes, g, "bytes", "memory of L1 now, overhead included")                                           \
+    X(l2_requests, c, "exchanges", "batches sent to L2")                                                     \
+    X(l2_errors, c, "keys", "keys L2 could not answer")                                                      \
+    X(l2_corrupt, c, "entries", "L2 entries refused: corrupt, truncated or foreign bytes")                   \
+    X(l2_wrong_key, c, "entries", "L2 entries refused: another key's")                                       \
+    X(l2_old_generation, c, "entries", "L2 entries refused: written before a clear")                         \
+    X(l2_connects, c, "connections", "connections to L2 opened")                                             \
+    X(l2_disconnects, c, "connections", "connections to L2 dropped for an error")                            \
+    X(leases_won, c, "keys", "leases taken")                                                                 \
+    X(leases_lost, c, "keys", "leases held by another instance")                                             \
+    X(l2_fills, c, "entries", "entries stored in L2 after a load")                                           \
+    X(l2_fills_refused, c, "entries", "L2 fills refused: the lease was voided by a write")                   \
+    X(gate_closed_reads, c, "keys", "reads that went past L1 because the serve gate was closed")             \
+    X(bus_sent, c, "messages", "invalidation messages sent")                                                 \
+    X(bus_send_failures, c, "messages", "messages that could not be sent")                                   \
+    X(bus_received, c, "messages", "messages of other instances applied")                                    \
+    X(bus_keys_received, c, "keys", "keys in them")                                                          \
+    X(bus_filled_received, c, "keys", "keys other instances announced as filled")                            \
+    X(bus_echoes, c, "messages", "own messages heard and skipped")                                           \
+    X(bus_bad_messages, c, "messages", "messages that made no sense: L1 was flushed")                        \
+    X(bus_gaps, c, "gaps", "gaps in a sender's numbers: L1 was flushed")                                     \
+    X(bus_flushes, c, "flushes", "times all of L1 was flushed for the bus's sake")                           \
+    X(bus_connects, c, "connections", "times the bus was (re)subscribed")                                    \
+    X(bus_connected, g, "0 or 1", "whether the bus is subscribed now")
+
+typedef struct near_stats {
+    size_t struct_size; /* NEAR_STATS_INIT */
+#define NEAR_STATS_FIELD(field, kind, unit, help) uint64_t field;
+    NEAR_STATS_TABLE(NEAR_STATS_FIELD)
+#undef NEAR_STATS_FIELD
+} near_stats;
+/* clang-format off */
+#define NEAR_STATS_INIT { sizeof(near_stats) NEAR_STATS_TABLE(NEAR_STATS_ZERO) }
+#define NEAR_STATS_ZERO(field, kind, unit, help) , 0
+/* clang-format on */
+
+/* Fill `stats` (initialised with NEAR_STATS_INIT) with the client's counters, summed over its caches.  Each counter is
+ * exact when nothing is running; together they are not one instant's picture.  NEAR_OK, NEAR_ERR_INVALID.
+ * Threads: any.  Blocks: never for long. */
+NEAR_API near_status near_stats_get(near_client *client, near_stats *stats);
+
+/* The same as one JSON object, freed with near_free().  NULL: out of memory.  Threads: any. */
+NEAR_API char *near_stats_json(near_client *client);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* NEARCACHE_H */

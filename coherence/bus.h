@@ -1,0 +1,63 @@
+/*
+ * The contract of a bus: a channel that carries messages between instances and can say "everything published before t has been
+ * delivered".  memory.c and redis.c implement exactly this; a new bus is one new file and one row in coherence/buses.c.
+ *
+ * A bus owns its thread, if it has one, reconnects by itself, and knows nothing of what messages mean: coherence.c does.
+ */
+#ifndef NEAR_COHERENCE_BUS_H
+#define NEAR_COHERENCE_BUS_H
+
+#include "base/clock.h"
+#include "base/uri.h"
+
+#define NEAR__BUS_OPS_V1 1
+
+/* What the bus tells its owner.  Called one at a time, in the order of events, with no lock of the bus held, from the bus's own
+ * thread (memory bus: from the publisher's, where `message` may come from several threads at once). */
+struct near__bus_listener {
+    void *ctx;
+    /* The subscription has been acknowledged (again).  What was published before may have been missed; what is published
+     * after comes as `message`.  Returns before any of those is delivered. */
+    void (*subscribed)(void *ctx);
+    void (*message)(void *ctx, near_bytes message);
+    /* Everything published before `since` (CLOCK_BOOTTIME ns) has been delivered: a PING sent at `since` was answered. */
+    void (*heard)(void *ctx, int64_t since);
+    /* The subscription is gone; subscribed() will come again. */
+    void (*lost)(void *ctx, const char *why);
+};
+
+struct near__bus_env {
+    const struct near__uri   *uri;
+    const struct near__clock *clock;
+    const struct near__log   *log;
+    const char               *channel;
+    const char               *client_name;
+    int64_t                   heartbeat; /* ns between PINGs */
+    int64_t                   silence;   /* ns without an answer after which the connection is given up */
+    int64_t                   connect_timeout; /* ns */
+    struct near__bus_listener listener;
+};
+
+struct near__bus_ops {
+    unsigned    version;
+    const char *scheme;
+
+    /* Starts; does not wait for a server.  env is copied, what it points to outlives self. */
+    near_status (*open)(void **self, const struct near__bus_env *env, near_error *error);
+    /* Stamp stream and sequence at message + stamp_at and publish.  *stream as in near_l2_announce: 0 when certainly not sent.
+     * NEAR_OK: the bus's server has it.  Any thread; no lock held; blocks up to `deadline`. */
+    near_status (*publish)(void *self, uint8_t *message, size_t size, size_t stamp_at, uint64_t *stream,
+                           int64_t deadline, near_error *error);
+    /* NEAR_OK once heard(since) was called with a `since` not before this call.  Callers share a round trip. */
+    near_status (*fence)(void *self, int64_t deadline, near_error *error);
+    void (*stop)(void *self); /* no listener call after it returns; blocked callers get NEAR_ERR_CLOSED */
+    void (*fini)(void *self); /* NULL is fine */
+    void (*forked)(
+        void *self); /* in a child, instead of stop: there is no thread; close descriptors in silence */
+};
+
+extern const struct near__bus_ops near__bus_memory, near__bus_redis, near__bus_redis_unix;
+
+const struct near__bus_ops *near__bus_named(const char *scheme);
+
+#endif

@@ -1,0 +1,51 @@
+/*
+ * The L2 entry: what the bytes in the shared tier look like.  Little-endian, 64 bytes of header, then the full key, then the
+ * payload, and not a byte more.
+ *
+ *   0  4  magic "NrC\x01"         24  8  hard expiry          48  8  namespace generation
+ *   4  1  format version (1)     32  4  load cost, us         56  8  checksum: XXH64 seed 0 over bytes 0..55 and 64..end
+ *   5  1  flags                   36  4  key size              64  .  key, then payload
+ *   6  2  tags (0 in version 1)   40  4  payload size, raw
+ *   8  8  stamp                   44  4  payload size, stored
+ *  16  8  soft expiry            (expiries: wall clock ms since 1970, 0: never)
+ *
+ * Flags: 1 = negative ("the store has no such thing", no payload), 2 = lease (a marker: somebody is loading; never reaches a
+ * caller).  A reader refuses what it does not know: magic, version, flags, sizes, end, checksum, key, each of them before the next
+ * is used.  Nothing is allocated by decoding.
+ */
+#ifndef NEAR_L2_ENVELOPE_H
+#define NEAR_L2_ENVELOPE_H
+
+#include "base/base.h"
+
+#define NEAR__ENVELOPE_HEADER  64
+#define NEAR__ENVELOPE_VERSION 1
+
+enum { NEAR__ENVELOPE_NEGATIVE = 1u << 0, NEAR__ENVELOPE_LEASE = 1u << 1 };
+
+struct near__envelope {
+    unsigned   flags;
+    uint64_t   stamp;
+    int64_t    soft_expiry_ms; /* wall clock; 0: never */
+    int64_t    hard_expiry_ms;
+    uint32_t   cost_us;
+    uint64_t   generation;
+    near_bytes key;
+    near_bytes payload;
+};
+
+enum near__envelope_result {
+    NEAR__ENVELOPE_OK,
+    NEAR__ENVELOPE_CORRUPT,  /* truncated, damaged, foreign or from the future: a miss and a counter */
+    NEAR__ENVELOPE_WRONG_KEY /* sound, but another key's */
+};
+
+/* Bytes that near__envelope_encode() will write. */
+size_t near__envelope_size(near_bytes key, near_bytes payload);
+/* Write `envelope` to `out`, which has near__envelope_size() bytes. */
+void near__envelope_encode(const struct near__envelope *envelope, uint8_t *out);
+/* Read and check.  On OK, key and payload point into `stored`.  `key` is what was asked for. */
+enum near__envelope_result near__envelope_decode(struct near__envelope *envelope, near_bytes stored,
+                                                 near_bytes key);
+
+#endif

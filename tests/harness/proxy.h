@@ -1,0 +1,42 @@
+/*
+ * A small fault proxy: a thread that carries bytes between a client and a server and spoils them on request.
+ *
+ * It listens on a unix socket and on a free loopback port; every connection it accepts is carried to the target until a fault says
+ * otherwise.  Faults apply to what flows from now on, in one direction or both; setting one replaces the one before.
+ */
+#ifndef TESTS_HARNESS_PROXY_H
+#define TESTS_HARNESS_PROXY_H
+
+#include "harness/server.h"
+
+#include <stdint.h>
+
+struct test_proxy;
+
+enum test_direction { TEST_UP = 1, TEST_DOWN = 2, TEST_BOTH = 3 }; /* up: client to server */
+
+struct test_fault {
+    enum {
+        TEST_FAULT_NONE,
+        TEST_FAULT_DELAY,     /* every byte `ms` late */
+        TEST_FAULT_CUT,       /* close both sides once `bytes` more have passed in that direction */
+        TEST_FAULT_RESET,     /* the same with RST */
+        TEST_FAULT_BLACKHOLE, /* swallow everything, connections stay open */
+        TEST_FAULT_DRIP,      /* `bytes` at a time, one such every `ms` */
+        TEST_FAULT_REFUSE     /* close existing connections, close new ones at once */
+    } kind;
+    enum test_direction direction;
+    int64_t             ms;
+    int64_t             bytes;
+};
+
+struct test_proxy *test_proxy_start(struct test_server *target);
+void               test_proxy_stop(struct test_proxy **proxy);
+void               test_proxy_fault(struct test_proxy *proxy, struct test_fault fault);
+void               test_proxy_heal(struct test_proxy *proxy);
+const char *test_proxy_uri(const struct test_proxy *proxy);      /* scheme of the target, our loopback port */
+const char *test_proxy_unix_uri(const struct test_proxy *proxy); /* scheme+unix of the target, our socket */
+uint64_t test_proxy_bytes(const struct test_proxy *proxy, enum test_direction direction); /* carried so far */
+unsigned test_proxy_connections(const struct test_proxy *proxy); /* accepted so far */
+
+#endif

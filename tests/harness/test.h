@@ -1,0 +1,38 @@
+/* What every test program starts with: cmocka's prerequisites (rule K1), the harness, and a main that returns 0 or 1 (K3). */
+#ifndef TESTS_HARNESS_TEST_H
+#define TESTS_HARNESS_TEST_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+
+/* Run a group; the program's exit status.  Reaps servers, and turns any count of failures, a failed group set-up or tear-down into 1. */
+#define TEST_MAIN(tests, setup, teardown)                                                                    \
+    test_finish(cmocka_run_group_tests_name(TEST_NAME, tests, setup, teardown))
+int test_finish(int failures);
+
+/* `n` scaled by NEAR_TEST_SCALE (a percentage, default 100), at least 1: for counts of rounds, never for bounds. */
+size_t test_scale(size_t n);
+/* Factor for time bounds: 1, or more under a sanitizer or valgrind. */
+unsigned test_slack(void);
+/* Wait until `done(ctx)` or `ms` have passed; polls every millisecond.  Returns done's last word. */
+int     test_wait_for(int (*done)(void *ctx), void *ctx, int64_t ms);
+int64_t test_now_ms(void);
+
+/* A clock moved by hand: both scales advance together. */
+struct test_clock {
+    struct near__clock clock; /* hand out &clock.clock */
+    _Atomic int64_t    now;   /* ns */
+};
+void test_clock_init(struct test_clock *clock, int64_t now);
+void test_clock_advance(struct test_clock *clock, int64_t ms);
+
+/* A deterministic random sequence (splitmix64) from *state. */
+uint64_t test_random(uint64_t *state);
+
+#endif
