@@ -219,10 +219,9 @@ typedef struct near_value_info {
     int64_t     age_ms;      /* since this process got it from L2, a loader or a write */
     int64_t     ttl_ms;      /* until it expires here; -1 when it does not, 0 when it has */
 } near_value_info;
-#define NEAR_VALUE_INFO_INIT                                                                                 \
-    {                                                                                                        \
-        sizeof(near_value_info), 0, NEAR_FROM_NOWHERE, false, 0, 0                                           \
-    }
+/* clang-format off */
+#define NEAR_VALUE_INFO_INIT { sizeof(near_value_info), 0, NEAR_FROM_NOWHERE, false, 0, 0 }
+/* clang-format on */
 
 /* The value's bytes, never written again, valid until this holder releases it.  Aligned to 16 bytes, to 64 when the
  * value has 4 KiB or more (an adopted one lies where the loader put it).  NULL gives {NULL, 0}.  Threads: any. */
@@ -262,10 +261,9 @@ typedef struct near_get_options {
     unsigned flags;       /* NEAR_SKIP_L1 | NEAR_ONLY_L1 | NEAR_NO_FILL */
     int64_t  timeout_ms;  /* bound on the L2 part; negative: l2.timeout */
 } near_get_options;
-#define NEAR_GET_OPTIONS_INIT                                                                                \
-    {                                                                                                        \
-        sizeof(near_get_options), 0, -1                                                                      \
-    }
+/* clang-format off */
+#define NEAR_GET_OPTIONS_INIT { sizeof(near_get_options), 0, -1 }
+/* clang-format on */
 
 /* near_get() with a choice of levels and its own deadline.  `options` may be NULL. */
 NEAR_API near_status near_get_with(near_cache *cache, near_bytes key, const near_get_options *options,
@@ -328,15 +326,14 @@ NEAR_API void near_load_fail(near_load *load, near_status status);
 typedef struct near_fetch_options {
     size_t   struct_size; /* NEAR_FETCH_OPTIONS_INIT */
     unsigned flags;       /* NEAR_SKIP_L1 | NEAR_NO_FILL */
-    int64_t
-        timeout_ms; /* bound on the caller's whole wait, loader included where it answers later or belongs to another
-                             caller; negative: no bound but the loader's own */
+    /* bound on the caller's whole wait, where the loader answers later or belongs to another caller; negative: no bound
+     * but the loader's own */
+    int64_t timeout_ms;
     int64_t ttl_ms; /* TTL of what gets loaded; the loader's near_load_ttl() wins; negative: `ttl` */
 } near_fetch_options;
-#define NEAR_FETCH_OPTIONS_INIT                                                                              \
-    {                                                                                                        \
-        sizeof(near_fetch_options), 0, -1, -1                                                                \
-    }
+/* clang-format off */
+#define NEAR_FETCH_OPTIONS_INIT { sizeof(near_fetch_options), 0, -1, -1 }
+/* clang-format on */
 
 /**
  * Get a value, loading it if neither L1 nor L2 has it.  Concurrent callers of one key share one load (single-flight); a
@@ -370,10 +367,9 @@ typedef struct near_put_options {
     int64_t  timeout_ms;  /* bound on the L2 part; negative: l2.timeout */
     int64_t  ttl_ms;      /* 0: never expires; negative: `ttl` */
 } near_put_options;
-#define NEAR_PUT_OPTIONS_INIT                                                                                \
-    {                                                                                                        \
-        sizeof(near_put_options), 0, -1, -1                                                                  \
-    }
+/* clang-format off */
+#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1 }
+/* clang-format on */
 
 /**
  * Write a value to both tiers and tell the other instances.
