@@ -37,7 +37,7 @@ block_new(near_bytes key, uint64_t hash, size_t room)
     size_t              head = sizeof(struct near__entry) + key.size;
     struct near__entry *entry;
 
-    if (key.size > UINT32_MAX || room > PTRDIFF_MAX - head)
+    if (key.size > UINT32_MAX || head > PTRDIFF_MAX || room > PTRDIFF_MAX - head)
         return NULL;
     entry = malloc(head + room);
     if (entry == NULL)
@@ -55,12 +55,14 @@ block_new(near_bytes key, uint64_t hash, size_t room)
 struct near__entry *
 near__entry_new(near_bytes key, uint64_t hash, size_t value_size, void **value)
 {
-    size_t              align = value_size >= LARGE ? VALUE_ALIGN : BLOCK_ALIGN;
+    size_t align = value_size >= LARGE ? VALUE_ALIGN : BLOCK_ALIGN;
+    size_t head  = sizeof(struct near__entry) + key.size;
+    size_t gap   = align_up(head, BLOCK_ALIGN) - head + align - BLOCK_ALIGN; /* the most it can take */
     struct near__entry *entry;
 
-    if (value_size > PTRDIFF_MAX - VALUE_ALIGN)
+    if (value_size > PTRDIFF_MAX - gap)
         return NULL;
-    entry = block_new(key, hash, value_size + align - 1);
+    entry = block_new(key, hash, gap + value_size);
     if (entry == NULL)
         return NULL;
     entry->value      = (void *)align_up((uintptr_t)entry->key + key.size, align);
