@@ -508,7 +508,8 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
     if (entry != NULL && alone)
         admit_locked(l1, sh, entry, now, &dead);
     else
-        drop_locked(l1, sh, hash, key, &dead);
+        drop_locked(l1, sh, hash, key,
+                    &dead); /* a belt: begin dropped it, and inserts have been refused since */
     sh->stats.fills_refused += entry != NULL && !alone;
     near__unlock(&sh->lock);
     let_go(dead);
