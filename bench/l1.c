@@ -3,9 +3,10 @@
  *
  *     bench/l1 [KEYS [ROUNDS]]      default 1000000 keys, 5 rounds of 5 million lookups each
  *
- * Keys `user_feature_%08d`, values of 100 bytes, zipf 0.99 over scrambled ranks, the sequence drawn beforehand.  Both sides hash the
- * key anew, hand out a held value and read its first byte.  The peer is what one writes in an afternoon: one mutex, a chained table,
- * an LRU list, a reference count.  Rounds alternate; medians are compared, because absolute times on a shared machine mean little.
+ * Keys `user_feature_%08d`, values of 100 bytes, zipf 0.99 over scrambled ranks, the sequence drawn
+ * beforehand.  Both sides hash the key anew, hand out a held value and read its first byte.  The peer is what
+ * one writes in an afternoon: one mutex, a chained table, an LRU list, a reference count.  Rounds alternate;
+ * medians are compared, because absolute times on a shared machine mean little.
  */
 #include "l1/l1.h"
 #include "base/clock.h"

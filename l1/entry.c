@@ -1,13 +1,15 @@
 /*
  * Entries: birth, holders, end.
  *
- * One malloc per entry: [struct near__entry][key][gap][value].  The gap brings the value to an address divisible by 16, or by 64
- * when it has 4 KiB or more.  The 64 are found inside a plain block that is 48 bytes longer, not by aligned_alloc(): glibc would cut
- * a bigger block in three and leave crumbs beside each value, memory that nobody counts.
+ * One malloc per entry: [struct near__entry][key][gap][value].  The gap brings the value to an address
+ * divisible by 16, or by 64 when it has 4 KiB or more.  The 64 are found inside a plain block that is 48
+ * bytes longer, not by aligned_alloc(): glibc would cut a bigger block in three and leave crumbs beside each
+ * value, memory that nobody counts.
  *
- * The reference count is the only field that changes while an entry is shared.  Taking one more is relaxed, because who takes
- * it already holds one (or the shard's lock, under which the L1's own cannot go).  Letting go is a release, so that everything a
- * holder read from the value comes before the end; the last one's acquire fence pairs with all of them.
+ * The reference count is the only field that changes while an entry is shared.  Taking one more is relaxed,
+ * because who takes it already holds one (or the shard's lock, under which the L1's own cannot go).  Letting
+ * go is a release, so that everything a holder read from the value comes before the end; the last one's
+ * acquire fence pairs with all of them.
  */
 #include "l1/entry.h"
 

@@ -31,7 +31,7 @@ struct near__entry {
     bool     negative;           /* "the store has no such thing": no value */
     bool     adopted;            /* value lies in memory that was taken over */
 
-    bool                linked;        /* shard's lock, like all below */
+    bool                linked;        /* it was once, and perhaps still is; shard's lock, like all below */
     struct near__entry *chain;         /* next in the bucket */
     struct near__entry *newer, *older; /* the policy's queue */
 

@@ -1,53 +1,61 @@
 /*
  * The index, the bounds and the fences.
  *
- *   l1 ── shards[]   64-byte aligned; each has a lock, a chained hash table, the policy's queue, its share of the bounds
+ *   l1 ── shards[]   64-byte aligned; each has a lock, a chained hash table, the policy's queue, its share of
+ *     │              the bounds
  *     └── stripes[]  fence and count of local writes under way, for all keys whose hash selects the stripe
  *
- * The low bits of the hash select the stripe, fewer of them the shard, so one stripe lies in one shard and that shard's lock
- * covers it; bits from 32 on select the bucket.  Fences are written under the shard's lock and read without (near__l1_fence).
+ * The low bits of the hash select the stripe, fewer of them the shard, so one stripe lies in one shard and that
+ * shard's lock covers it; bits from 32 on select the bucket.  Fences are written under the shard's lock and read
+ * without (near__l1_fence).
  *
- * An L1 holds one reference to each linked entry.  What leaves is unlinked under the lock into a chain of the caller's (the
- * `chain` field, free from then on), and let go after the lock was dropped: an adopted value's release function is the
- * application's, and it may come straight back.  That chain is no longer than the shard was, and needs no memory.
+ * An L1 holds one reference to each linked entry.  What leaves is unlinked under the lock into a chain of the
+ * caller's (the `chain` field, free from then on), and let go after the lock was dropped: an adopted value's
+ * release function is the application's, and it may come straight back.  That chain is no longer than the shard
+ * was, and needs no memory.
  *
- * The fence of a key is the sum of its stripe's counter and the whole cache's epoch.  Both only grow, so an equal sum means
- * that neither has moved, although the two are not read at one moment.  Flush moves the epoch first and then clears shard by
- * shard: an insert that ran in a shard before the clearing is cleared, one that runs after it sees the new epoch (the lock
- * orders them) and is refused.
+ * The fence of a key is the sum of its stripe's counter and the whole cache's epoch.  Both only grow, so an equal
+ * sum means that neither has moved, although the two are not read at one moment.  Flush moves the epoch first and
+ * then clears shard by shard: an insert that ran in a shard before the clearing is cleared, one that runs after it
+ * sees the new epoch (the lock orders them) and is refused.
  *
  * Why nothing older than an acknowledged write can remain
  *
- * Take the order in which L2 executed the writes.  The assumptions: every write, local or foreign, is executed by L2 before its
- * invalidation is sent (race 7), and a local one is executed between its begin and its end.  An acknowledged local write is one
- * whose end has returned; a foreign write counts once its invalidation was applied here.  Claim: L1 never holds a value that L2
- * wrote before an acknowledged write.  A value gets in by two doors.
+ * Take the order in which L2 executed the writes.  The assumptions: every write, local or foreign, is executed by
+ * L2 before its invalidation is sent (race 7), and a local one is executed between its begin and its end.  An
+ * acknowledged local write is one whose end has returned; a foreign one counts once its invalidation was applied
+ * here.  Claim: L1 never holds a value that L2 wrote before an acknowledged write.  A value gets in by two doors.
  *
- *   Fill R: capture, read L2, insert.  Let W be acknowledged (end) or applied (invalidate).
- *     W | capture ...       the read is after W in L2: not older.
- *     capture | W | insert  W moved the fence: refused.  Present or absent, evicted since or not (races 1, 3, 5).
+ *   Fill: capture, read L2, insert.  Let W be an acknowledged write: its end, or its invalidation here.
+ *     W | capture ...       the read comes after W in L2: not older.
+ *     capture | W | insert  W moved the fence: refused, whether the key was present or absent, and evicted since
+ *                           or not (races 1, 3, 5).
  *     insert | W            W drops the key under the same lock.
  *
- *   Local write A: begin, write L2, end; with another local write B of the stripe, and a foreign invalidation F.
- *     B.end | A.begin               B is before A in L2: not older.
- *     A.end | B.begin               B's begin drops the key.
- *     A.begin | B.begin | A.end     their order in L2 is unknown, and neither may guess.  B's begin moved the fence, so A's end
- *                                   does not admit; B was told `overlapped` at its begin, so B's end does not admit either.  It
- *                                   does not matter which ends first, nor how many more overlap the two.
- *     A.begin | F | A.end           F's write may come before or after A's: F moved the fence, A's end does not admit.
- *     F | A.begin                   F's write was applied, so executed, before A's: not older.
- *     A.end | F                     F drops the key, needlessly if A's was the later one.
- *   Each end moves the fence and drops what it does not replace, so a fill that read between A.begin and A's turn in L2 is
- *   refused when it comes after the end (G1).  A fill that comes before the end is refused because a write is under way: it
- *   would be dropped at the end, and until then two such fills, one that read before A's turn and one after, could follow each other
- *   in the wrong order.
+ *   Local write A: begin, write L2, end.  B is another local write of the stripe, F a foreign invalidation.
+ *     B.end | A.begin            B comes before A in L2: not older.
+ *     A.end | B.begin            B's begin drops the key.
+ *     A.begin | B.begin | A.end  their order in L2 is unknown, so neither may guess.  B's begin moved the fence:
+ *                                A's end does not admit.  B was told `overlapped` at its begin: B's end does not
+ *                                admit.  It does not matter which ends first, nor how many more overlap the two.
+ *     A.begin | F | A.end        F's write may come before or after A's in L2.  F moved the fence: A's end does not
+ *                                admit.
+ *     F | A.begin                F's write was applied, so executed, before A's: not older.
+ *     A.end | F                  F drops the key, needlessly if A's was the later one.
  *
- * Two things are left to others.  A write whose outcome is unknown may be executed after its end (which admits nothing):
- * until its invalidation comes back L1 may hold the value of an acknowledged write that L2 has since lost to it; see
- * near__coherence_doubt().  And between a foreign write and its invalidation two fills with different values can be under way: that
- * is the delivery delay of G2, and single-flight keeps it rare.
+ *   Each end moves the fence, so a fill that read between A.begin and A's turn in L2 is refused when it comes
+ *   after the end (G1).  One that comes before the end is refused because a write is under way: it would be dropped
+ *   at the end, and until then two such fills, one that read before A's turn and one after, could follow each
+ *   other in the wrong order.  That rule and `overlapped` make reads monotonic, too: without foreign writers L1 is
+ *   at every moment empty or equal to L2.  (tests/unit/test_l1_races.c plays all of it in every order.)
  *
- * Locks: the shard's, rank NEAR__RANK_SHARD, never two at once.  Allocation happens under it only when a table grows.
+ * Two things are left to others.  A write whose outcome is unknown may be executed after its end (which admits
+ * nothing): until its invalidation comes back L1 may hold an acknowledged value that L2 has since lost to it; see
+ * near__coherence_doubt().  And between a foreign write and its invalidation two fills can bring different values
+ * and arrive in the wrong order: that lasts as long as the delivery (G2), and single-flight keeps it rare.
+ *
+ * Locks: the shard's, rank NEAR__RANK_SHARD, never two at once.  Under it memory is allocated only when a table
+ * grows.
  */
 #include "l1/l1.h"
 
@@ -114,7 +122,8 @@ bucket_of(struct shard *sh, uint64_t hash)
     return &sh->buckets[(hash >> BUCKET_SHIFT) & sh->mask];
 }
 
-/* The link that points to the key's entry, or the one that ends its chain.  Equal hashes do not make equal keys (G0). */
+/* The link that points to the key's entry, or the one that ends its chain.  Equal hashes do not make equal keys
+ * (G0). */
 static struct near__entry **
 lookup_locked(struct shard *sh, uint64_t hash, near_bytes key)
 {
@@ -143,20 +152,8 @@ table_cost(const struct shard *sh)
     return sh->buckets == &sh->only ? 0 : malloc_usable_size(sh->buckets) + MALLOC_HEADER;
 }
 
-static void
-table_replace_locked(struct shard *sh, struct near__entry **buckets, size_t mask)
-{
-    struct near__entry **old = sh->buckets;
-
-    sh->stats.bytes -= table_cost(sh);
-    sh->buckets = buckets;
-    sh->mask    = mask;
-    sh->stats.bytes += table_cost(sh);
-    if (old != &sh->only)
-        free(old);
-}
-
-/* Room for one more, so that chains stay about one entry long.  Without memory for a bigger table they get longer, and the next insert tries again. */
+/* Room for one more, so that chains stay about one entry long.  Without memory for a bigger table they get longer,
+ * and the next insert tries again. */
 static void
 grow_locked(struct shard *sh)
 {
@@ -176,8 +173,13 @@ grow_locked(struct shard *sh)
             *to          = entry;
         }
     }
-    table_replace_locked(sh, buckets, count - 1);
-    sh->only = NULL;
+    sh->stats.bytes -= table_cost(sh);
+    if (sh->buckets != &sh->only)
+        free(sh->buckets);
+    sh->only    = NULL;
+    sh->buckets = buckets;
+    sh->mask    = count - 1;
+    sh->stats.bytes += table_cost(sh);
 }
 
 /* Takes over the caller's reference. */
@@ -188,7 +190,7 @@ link_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry)
 
     entry->chain  = *bucket;
     *bucket       = entry;
-    entry->linked = true;
+    entry->linked = true; /* for good */
     sh->stats.entries++;
     sh->stats.bytes += near__entry_cost(entry);
     l1->policy->link(&sh->queue, entry);
@@ -204,9 +206,8 @@ unlink_locked(struct near__l1 *l1, struct shard *sh, struct near__entry **link, 
     *link = entry->chain;
     sh->stats.entries--;
     sh->stats.bytes -= near__entry_cost(entry);
-    entry->linked = false;
-    entry->chain  = *dead;
-    *dead         = entry;
+    entry->chain = *dead;
+    *dead        = entry;
 }
 
 static void
@@ -244,18 +245,31 @@ let_go(struct near__entry *dead)
     }
 }
 
+/* The lock is held for a few instructions only, however much there is to let go. */
 static void
-clear(struct near__l1 *l1, struct shard *sh)
+clear(struct shard *sh)
 {
-    struct near__entry *dead = NULL;
+    struct near__entry **buckets, *only;
+    size_t               mask;
 
     near__lock(&sh->lock);
-    for (size_t i = 0; i <= sh->mask; i++)
-        while (sh->buckets[i] != NULL)
-            unlink_locked(l1, sh, &sh->buckets[i], &dead);
-    table_replace_locked(sh, &sh->only, 0);
+    buckets           = sh->buckets;
+    only              = sh->only;
+    mask              = sh->mask;
+    sh->buckets       = &sh->only;
+    sh->only          = NULL;
+    sh->mask          = 0;
+    sh->queue         = (struct near__l1_queue){ NULL, NULL };
+    sh->stats.entries = sh->stats.bytes = 0;
     near__unlock(&sh->lock);
-    let_go(dead);
+
+    if (buckets == &sh->only) {
+        let_go(only);
+        return;
+    }
+    for (size_t i = 0; i <= mask; i++)
+        let_go(buckets[i]);
+    free(buckets);
 }
 
 /* ---- birth and end */
@@ -355,7 +369,7 @@ near__l1_free(struct near__l1 **out)
     if (l1 == NULL)
         return;
     for (size_t i = 0; i <= l1->shard_mask; i++) {
-        clear(l1, &l1->shards[i]);
+        clear(&l1->shards[i]);
         near__lock_fini(&l1->shards[i].lock);
     }
     free(l1->stripes);
@@ -411,8 +425,9 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, i
 {
     size_t cost = near__entry_cost(entry);
 
-    if (entry->linked) /* it is here already */
-        return NEAR__L1_ADMITTED;
+    if (entry->linked) /* here already, or gone since and never to come back */
+        return *lookup_locked(sh, entry->hash, near__entry_key(entry)) == entry ? NEAR__L1_ADMITTED
+                                                                                : NEAR__L1_FENCED;
     drop_locked(l1, sh, entry->hash, near__entry_key(entry), dead);
     if (entry->expires <= now)
         return NEAR__L1_EXPIRED;
@@ -469,7 +484,7 @@ near__l1_flush(struct near__l1 *l1)
     /* first, and release: pairs with near__l1_fence(), as in fence_move_locked() */
     atomic_fetch_add_explicit(&l1->epoch, 1, memory_order_release);
     for (size_t i = 0; i <= l1->shard_mask; i++)
-        clear(l1, &l1->shards[i]);
+        clear(&l1->shards[i]);
 }
 
 /* ---- writing */

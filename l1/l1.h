@@ -30,7 +30,8 @@ struct near__l1_config {
     const char *policy; /* a name from near__l1_policies */
 };
 
-/* One row per eviction policy; each is one file.  All members run under the shard's lock and call nothing. */
+/* One row per eviction policy; each is one file.  All members run under the shard's lock and call nothing.  A flush empties a
+ * queue by zeroing it. */
 struct near__l1_queue {
     struct near__entry *newest, *oldest;
 };

@@ -1,6 +1,6 @@
 /*
- * Least recently used: one list from the newest to the oldest.  A new entry and a hit go to the newest end, the victim is the
- * oldest.  Exact: with one shard the hits are those of the textbook's definition.
+ * Least recently used: one list from the newest to the oldest.  A new entry and a hit go to the newest end,
+ * the victim is the oldest.  Exact: with one shard the hits are those of the textbook's definition.
  */
 #include "l1/policy.h"
 

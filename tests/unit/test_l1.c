@@ -1,6 +1,6 @@
 /*
- * l1/ from inside: entries, the index, the bounds and what they cost, life and death of values, want of memory.  Fences and writes
- * have a program of their own, test_l1_races.
+ * l1/ from inside: entries, the index, the bounds and what they cost, life and death of values, want of
+ * memory.  Fences and writes have a program of their own, test_l1_races.
  *
  * Linked with --wrap for the allocator, so that allocations can be counted and refused.
  */
@@ -184,7 +184,7 @@ test_a_newer_value_replaces(void **state)
 }
 
 static void
-test_the_same_entry_twice_is_linked_once(void **state)
+test_an_entry_is_linked_once_and_never_again(void **state)
 {
     struct near__l1    *l1    = l1_open(1 << 20, 0, 0);
     uint64_t            hash  = hash_of(text("a"));
@@ -197,6 +197,8 @@ test_the_same_entry_twice_is_linked_once(void **state)
     assert_int_equal(atomic_load(&entry->refs), 2);
     near__l1_invalidate(l1, hash, text("a"));
     assert_int_equal(atomic_load(&entry->refs), 1);
+    assert_int_equal(near__l1_insert(l1, entry, near__l1_fence(l1, hash), 0), NEAR__L1_FENCED);
+    assert_int_equal(stats_of(l1).entries, 0);
     near__entry_release(&entry);
     near__l1_free(&l1);
 }
@@ -834,7 +836,7 @@ main(void)
         cmocka_unit_test(test_a_handle_says_where_it_came_from),
         cmocka_unit_test(test_finds_what_was_put_and_nothing_else),
         cmocka_unit_test(test_a_newer_value_replaces),
-        cmocka_unit_test(test_the_same_entry_twice_is_linked_once),
+        cmocka_unit_test(test_an_entry_is_linked_once_and_never_again),
         cmocka_unit_test(test_invalidate_drops_one_and_flush_all),
         cmocka_unit_test(test_G0_equal_hashes_do_not_mix_keys),
         cmocka_unit_test(test_an_entry_is_served_until_it_expires),

@@ -1,7 +1,7 @@
 /*
- * l1/'s fences and write brackets.  Three parts: each race by name, played step by step; every interleaving of a few writers and
- * readers over a pretended L2; and threads that really collide, for the thread sanitizer.  The controls run the same play with a
- * cure left out and must see it fail.
+ * l1/'s fences and write brackets.  Three parts: each race by name, played step by step; every interleaving
+ * of a few writers and readers over a pretended L2; and threads that really collide, for the thread
+ * sanitizer.  The controls run the same play with a cure left out and must see it fail.
  */
 #define TEST_NAME "l1 races"
 #include "unit/l1_help.h"
@@ -279,7 +279,8 @@ test_G1_foreign_invalidation_within_a_write_admits_nothing(void **state)
 
 /* ---- every interleaving
  *
- * One key, one L2 that executes writes one after the other.  A value is its place in that order: 0 at the start, then 1, 2, ...
+ * One key, one L2 that executes writes one after the other.  A value is its place in that order: 0 at the
+ * start, then 1, 2, ...
  * Actors take their steps in every possible order; after each step we look into L1 as a reader would.
  */
 
@@ -548,8 +549,8 @@ test_G1_every_interleaving_of_local_and_foreign_writers(void **state)
     }
 }
 
-/* Without foreign writers the claim is stronger: L1 is empty or equals L2 at every moment, so reads never go back in time, not even
- * to and fro between an unacknowledged write and what was before. */
+/* Without foreign writers the claim is stronger: L1 is empty or equals L2 at every moment, so reads never go back
+ * in time, not even to and fro between an unacknowledged write and what was before. */
 static void
 test_G1_every_interleaving_of_local_writers_is_monotonic(void **state)
 {
@@ -626,9 +627,9 @@ test_every_interleaving_control(void **state)
 
 /* ---- threads
  *
- * KEYS registers are L2; a value is a key number and the version L2 gave the write.  A reader that knows of an acknowledged version
- * must not find an older one (G1); what it finds must be of its key (G0).  Foreign writes count as acknowledged once their
- * invalidation was applied.
+ * KEYS registers are L2; a value is a key number and the version L2 gave the write.  A reader that knows of
+ * an acknowledged version must not find an older one (G1); what it finds must be of its key (G0).  Foreign
+ * writes count as acknowledged once their invalidation was applied.
  */
 
 enum { KEYS = 200, THREADS = 6 };

@@ -1,6 +1,7 @@
 /*
- * Policies against recorded traffic: with one shard each policy gets exactly the hits that expected.tsv states.  Every row of kind
- * "exact" whose policy is in near__l1_policies is replayed, so a new policy is tested from its first day.
+ * Policies against recorded traffic: with one shard each policy gets exactly the hits that expected.tsv
+ * states.  Every row of kind "exact" whose policy is in near__l1_policies is replayed, so a new policy is
+ * tested from its first day.
  *
  * NEAR_TEST_SCALE below 100 leaves the three large traces out.
  */
