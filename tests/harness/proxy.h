@@ -2,7 +2,12 @@
  * A small fault proxy: a thread that carries bytes between a client and a server and spoils them on request.
  *
  * It listens on a unix socket and on a free loopback port; every connection it accepts is carried to the target until a fault says
- * otherwise.  Faults apply to what flows from now on, in one direction or both; setting one replaces the one before.
+ * otherwise.  Faults apply to what flows from now on, in one direction or both; setting one replaces the one before, and
+ * test_proxy_fault() returns when it is in force.  What is already delayed or dripping keeps its own pace.
+ *
+ * The byte counts of CUT and RESET are of each connection by itself and begin anew when the fault is set; with 0 the connections
+ * close at once.  Every connection suffers them until the fault is replaced, or only the first one when TEST_ONCE is added to the
+ * direction.  On a unix socket there is no RST: there RESET is a CUT.
  */
 #ifndef TESTS_HARNESS_PROXY_H
 #define TESTS_HARNESS_PROXY_H
@@ -13,7 +18,7 @@
 
 struct test_proxy;
 
-enum test_direction { TEST_UP = 1, TEST_DOWN = 2, TEST_BOTH = 3 }; /* up: client to server */
+enum test_direction { TEST_UP = 1, TEST_DOWN = 2, TEST_BOTH = 3, TEST_ONCE = 4 }; /* up: client to server */
 
 struct test_fault {
     enum {
