@@ -17,6 +17,9 @@ struct near__pool_ops {
     near_status (*dial)(void *ctx, void **conn, int64_t deadline, near_error *error);
     bool (*usable)(void *conn);             /* idle since its last use: still sound? must not block */
     void (*drop)(void *conn, bool goodbye); /* goodbye false: only the descriptor, not a byte on the wire */
+    /* In a child, a connection that was lent when the process forked: close the descriptor and touch nothing else.
+     * May be NULL: then it stays open until the child ends. */
+    void (*abandon)(void *conn);
 };
 
 near_status near__pool_new(struct near__pool **pool, const struct near__pool_ops *ops, void *ctx,
@@ -32,8 +35,8 @@ uint64_t near__pool_disconnects(struct near__pool *pool); /* dropped as not heal
 
 void near__pool_close(
     struct near__pool *pool); /* take() fails with NEAR_ERR_CLOSED from now on, waiters wake */
-void near__pool_stop(struct near__pool *pool); /* returns when every connection is back */
-void near__pool_free(struct near__pool **pool);
-void near__pool_forked(struct near__pool *pool); /* in a child: drop everything idle without goodbye */
+void near__pool_stop(struct near__pool *pool);  /* closes, waits until every connection is back, drops them */
+void near__pool_free(struct near__pool **pool); /* stops if need be; leaves NULL behind */
+void near__pool_forked(struct near__pool *pool); /* in a child: drop all without goodbye, and closed */
 
 #endif

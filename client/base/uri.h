@@ -2,7 +2,7 @@
  * The one place where URIs are parsed.
  *
  *   none:                                  memory:[NAME]
- *   redis://[user:pass@]host[:port][/db]   redis+unix:///path[?db=n]
+ *   redis://[user:pass@]host[:port][/db]   redis+unix://[user:pass@]/path[?db=n]
  *   memcached://h1[:port[:weight]],h2...   memcached+unix:///path
  *
  * IPv6 addresses stand in brackets.  User and password may hold %XX.  The text of a URI may hold a password: messages show
@@ -47,7 +47,7 @@ near_status near__uri_parse(struct near__uri *uri, const char *option, const cha
 void near__uri_display(const struct near__uri *uri, char *out, size_t size);
 /* "10.0.0.7:6379", "[::1]:6379" or "/path". */
 void near__address_display(const struct near__address *address, char *out, size_t size);
-/* Whether both name the same server and database with the same credentials. */
+/* Whether both name the same server and database with the same credentials.  A private `memory:` is nobody else's: false. */
 bool near__uri_same_server(const struct near__uri *a, const struct near__uri *b);
 
 #endif
