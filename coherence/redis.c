@@ -5,7 +5,8 @@
  * the order of events, so the pong to a PING sent at t comes after every message whose PUBLISH was acknowledged before t: that is
  * heard(t).  The thread pings once per heartbeat, and at once when somebody waits for a fence.  When a PING stays unanswered
  * for `silence` the connection is given up (rule R7), and dialled anew after a jittered, growing pause.  All listener
- * calls come from this thread.
+ * calls come from this thread.  PINGs are numbered and their pongs must come in order: whatever swallows some bytes of a connection
+ * is found out at the next pong.
  *
  * Publishing: a small pool of other connections, each a stream of its own.  A number that was stamped and not published would look
  * like a gap to everybody else, so whatever goes wrong after the stamp ends the connection, and the stream with it.
@@ -25,6 +26,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -36,12 +38,13 @@
 #define SEND_TIME    (50 * NEAR_MS) /* a PING is 14 bytes: a socket that cannot take it in this time is dead */
 #define BACK_OFF_MIN (10 * NEAR_MS)
 #define BACK_OFF_MAX (1000 * NEAR_MS)
+#define BEHIND       4 /* times `silence`: a backlog older than this is given up, though bytes keep coming */
 #define REPLY_MAX                                                                                            \
     ((size_t)1 << 20) /* the largest message and its frame; beyond it somebody publishes rubbish */
 
 struct pings {
-    int64_t  sent[PINGS]; /* when, oldest first: answers come in order */
-    unsigned first, count;
+    uint64_t sent, answered; /* how many on this connection: number n is the n-th, from 0 */
+    int64_t  sent_at[PINGS]; /* number n at n % PINGS */
 };
 
 struct redis_bus {
@@ -125,28 +128,43 @@ take_wishes(struct redis_bus *b, bool *stopping)
     return wanted;
 }
 
+static bool
+pings_outstanding(const struct redis_bus *b)
+{
+    return b->pings.sent != b->pings.answered;
+}
+
+static int64_t
+oldest_ping(const struct redis_bus *b)
+{
+    return b->pings.sent_at[b->pings.answered % PINGS];
+}
+
 static near_status
 send_ping(struct redis_bus *b, int64_t now, near_error *error)
 {
-    near_bytes  argv[1] = { near_key("PING") };
-    near_status st      = near__redis_append(b->conn, 1, argv);
+    char        number[24];
+    near_bytes  argv[2] = { near_key("PING"), { number, 0 } };
+    near_status st;
 
+    argv[1].size = (size_t)snprintf(number, sizeof(number), "%llu", (unsigned long long)b->pings.sent);
+    st           = near__redis_append(b->conn, NEAR_COUNT_OF(argv), argv);
     if (st != NEAR_OK)
         return near__fail(error, st, "redis %s: cannot make a PING", b->server_name);
-    b->pings.sent[(b->pings.first + b->pings.count++) % PINGS] = now;
+    b->pings.sent_at[b->pings.sent++ % PINGS] = now;
     return near__redis_flush(b->conn, near__time_after(now, SEND_TIME), error);
 }
 
 static near_status
-take_pong(struct redis_bus *b, near_error *error)
+take_pong(struct redis_bus *b, const redisReply *payload, near_error *error)
 {
-    int64_t since;
+    int64_t since = oldest_ping(b);
 
-    if (b->pings.count == 0)
-        return near__fail(error, NEAR_ERR_PROTOCOL, "redis %s: a pong to no PING", b->server_name);
-    since          = b->pings.sent[b->pings.first];
-    b->pings.first = (b->pings.first + 1) % PINGS;
-    b->pings.count--;
+    if (!pings_outstanding(b) || payload->type != REDIS_REPLY_STRING ||
+        strtoull(payload->str, NULL, 10) != b->pings.answered)
+        return near__fail(error, NEAR_ERR_PROTOCOL, "redis %s: a pong to another PING, connection dropped",
+                          b->server_name);
+    b->pings.answered++;
     b->back_off = BACK_OFF_MIN; /* this server works */
     b->env.listener.heard(b->env.listener.ctx, since);
     near__lock(&b->lock);
@@ -184,8 +202,14 @@ take_reply(struct redis_bus *b, const redisReply *reply, near_error *error)
         return NEAR_OK;
     }
     if (reply_is(reply, 2, "pong"))
-        return take_pong(b, error);
+        return take_pong(b, reply->element[1], error);
     return fail_reply(b, "listening", reply, error);
+}
+
+static bool
+pings_full(const struct redis_bus *b)
+{
+    return b->pings.sent - b->pings.answered == PINGS;
 }
 
 /* Until when to wait for a reply: the next PING to send, or the moment the oldest one has been unanswered for too long. */
@@ -194,27 +218,26 @@ patience(const struct redis_bus *b, int64_t next_ping)
 {
     int64_t limit;
 
-    if (b->pings.count == 0)
+    if (!pings_outstanding(b))
         return next_ping;
-    limit = near__time_after(b->pings.sent[b->pings.first], b->env.silence);
-    if (b->pings.count == PINGS)
-        return limit;
-    return limit < next_ping ? limit : next_ping;
+    limit = near__time_after(oldest_ping(b), b->env.silence);
+    return limit < next_ping || pings_full(b) ? limit : next_ping;
 }
 
-/* Asked only when there was nothing to read: a thread that was itself held up reads its backlog first. */
+/* Has the oldest PING been unanswered for `times` the silence? */
 static near_status
-check_silence(struct redis_bus *b, near_error *error)
+check_silence(struct redis_bus *b, int times, near_error *error)
 {
-    int64_t now = near__now(b->env.clock);
+    int64_t age = near__now(b->env.clock) - oldest_ping(b);
 
-    if (b->pings.count == 0 || now - b->pings.sent[b->pings.first] < b->env.silence)
+    if (!pings_outstanding(b) || age / times < b->env.silence)
         return NEAR_OK;
     return near__fail(error, NEAR_ERR_TIMEOUT, "redis %s: PING not answered in %lldms, connection dropped",
-                      b->server_name, (long long)(b->env.silence / NEAR_MS));
+                      b->server_name, (long long)(age / NEAR_MS));
 }
 
-/* One reply, taken or not there yet: NEAR_OK.  Anything else ends the connection. */
+/* One reply, taken or not there yet: NEAR_OK.  Anything else ends the connection.  While there is something to read it is read: a
+ * thread that was itself held up for a moment finds its pongs behind a backlog. */
 static near_status
 read_and_take(struct redis_bus *b, int64_t deadline, near_error *error)
 {
@@ -225,12 +248,12 @@ read_and_take(struct redis_bus *b, int64_t deadline, near_error *error)
     case NEAR_OK:
         st = take_reply(b, reply, error);
         freeReplyObject(reply);
-        return st;
+        return st != NEAR_OK ? st : check_silence(b, BEHIND, error);
     case NEAR_ERR_BUSY:
         drain_wake(b);
         return NEAR_OK;
     case NEAR_ERR_TIMEOUT:
-        return check_silence(b, error);
+        return check_silence(b, 1, error);
     default:
         return st;
     }
@@ -249,7 +272,7 @@ listen_on(struct redis_bus *b, near_error *error)
         if (stopping)
             return fail_closed(error);
         now = near__now(b->env.clock);
-        if ((owed || now >= next_ping) && b->pings.count < PINGS) {
+        if ((owed || now >= next_ping) && !pings_full(b)) {
             st        = send_ping(b, now, error);
             owed      = false;
             next_ping = near__time_after(now, b->env.heartbeat);
