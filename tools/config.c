@@ -118,7 +118,7 @@ list_man_head(void)
 {
     printf(".TH NEARCACHE.CONF 5 \"\" \"nearcache %s\" \"nearcache\"\n", near_version());
     fputs(
-        ".SH NAME\nnearcache.conf \\- options of nearcache clients and caches\n"
+        ".nh\n.ad l\n.SH NAME\nnearcache.conf \\- options of nearcache clients and caches\n"
         ".SH DESCRIPTION\n"
         "A configuration is a set of names with values. It comes from near_config_set(), from files read by\n"
         "near_config_load(), and from the environment, which overrides both.\n"
