@@ -11,7 +11,8 @@ static int
 setup(void **state)
 {
     (void)state;
-    return near_client_open(NULL, &client, NULL) != NEAR_OK || near_cache_open(client, "c", NULL, &cache, NULL) != NEAR_OK;
+    return near_client_open(NULL, &client, NULL) != NEAR_OK ||
+           near_cache_open(client, "c", NULL, &cache, NULL) != NEAR_OK;
 }
 
 static int
@@ -24,14 +25,14 @@ teardown(void **state)
 static void
 null_handles_and_pointers_are_refused(void **state)
 {
-    near_value      *value = (near_value *)&value;
-    near_status      status;
-    near_bytes       key = near_key("k"), bad = { NULL, 3 };
-    near_stats       stats = NEAR_STATS_INIT;
-    near_error       error;
-    size_t           size  = 7;
-    near_client     *no_client;
-    near_cache      *no_cache;
+    near_value  *value = (near_value *)&value;
+    near_status  status;
+    near_bytes   key = near_key("k"), bad = { NULL, 3 };
+    near_stats   stats = NEAR_STATS_INIT;
+    near_error   error;
+    size_t       size = 7;
+    near_client *no_client;
+    near_cache  *no_cache;
 
     (void)state;
     assert_int_equal(near_get(NULL, key, &value), NEAR_ERR_INVALID);
@@ -104,10 +105,12 @@ an_empty_key_and_an_empty_value_are_ordinary(void **state)
 static void
 cache_names_are_checked(void **state)
 {
-    static const char *const bad[] = { "", "with blank", "colon:", "slash/", "#", "@", "caf\xc3\xa9",
-                                       "12345678901234567890123456789012345678901234567890123456789012345" };
-    near_cache              *other;
-    near_error               error;
+    static const char *const bad[] = {
+        "",  "with blank", "colon:",      "slash/",
+        "#", "@",          "caf\xc3\xa9", "12345678901234567890123456789012345678901234567890123456789012345"
+    };
+    near_cache *other;
+    near_error  error;
 
     (void)state;
     for (size_t i = 0; i < NEAR_COUNT_OF(bad); i++) {
@@ -173,11 +176,12 @@ structs_of_an_older_caller_are_honoured(void **state)
     struct {
         size_t   struct_size;
         uint64_t requests, after;
-    } old_stats     = { 2 * sizeof(size_t), 0, 4711 };
+    } old_stats = { 2 * sizeof(size_t), 0, 4711 };
     near_value *value;
 
     (void)state;
-    assert_int_equal(near_get_with(cache, near_key("nothing"), (const near_get_options *)&old_get, &value), NEAR_MISS);
+    assert_int_equal(near_get_with(cache, near_key("nothing"), (const near_get_options *)&old_get, &value),
+                     NEAR_MISS);
     assert_int_equal(near_stats_get(client, (near_stats *)&old_stats), NEAR_OK);
     assert_true(old_stats.requests > 0);
     assert_int_equal(old_stats.after, 4711); /* not touched */
