@@ -58,7 +58,7 @@ struct near__redis_conn {
     uint64_t stream, numbered;
 
 #ifndef HAVE_STRUCT_REDISREADER_MAXELEMENTS
-    redisReplyObjectFunctions functions; /* hiredis's own, with a bound on arrays */
+    redisReplyObjectFunctions functions, *hiredis_functions; /* hiredis's own, with a bound on arrays */
 #endif
     char in[READ_SIZE];
 };
@@ -217,12 +217,18 @@ near__redis_error_word(const redisReply *reply, char *out, size_t size)
 /* ------------------------------------------------------------------------------------------ birth and end */
 
 #ifndef HAVE_STRUCT_REDISREADER_MAXELEMENTS
-static void *(*hiredis_array)(const redisReadTask *, int); /* the same function for every reader */
+#if HIREDIS_MAJOR >= 1 /* rule H15; 1.0.0 has no maxelements yet */
+typedef size_t element_count;
+#else
+typedef int element_count;
+#endif
 
 static void *
-bounded_array(const redisReadTask *task, int elements)
+bounded_array(const redisReadTask *task, element_count elements)
 {
-    return elements > MAX_ELEMENTS ? NULL : hiredis_array(task, elements);
+    const struct near__redis_conn *conn = task->privdata;
+
+    return elements > MAX_ELEMENTS ? NULL : conn->hiredis_functions->createArray(task, elements);
 }
 #endif
 
@@ -233,11 +239,11 @@ bound_arrays(struct near__redis_conn *conn)
 #ifdef HAVE_STRUCT_REDISREADER_MAXELEMENTS
     conn->reader->maxelements = MAX_ELEMENTS;
 #else
-    __atomic_store_n(&hiredis_array, conn->reader->fn->createArray,
-                     __ATOMIC_RELAXED); /* always the same value */
+    conn->hiredis_functions     = conn->reader->fn;
     conn->functions             = *conn->reader->fn;
     conn->functions.createArray = bounded_array;
     conn->reader->fn            = &conn->functions;
+    conn->reader->privdata      = conn;
 #endif
 }
 
@@ -275,7 +281,8 @@ near__redis_conn_abandon(struct near__redis_conn *conn)
 static near_status
 conn_new(struct near__redis_conn **out, const struct near__redis_server *server)
 {
-    struct near__redis_conn *conn = malloc(sizeof(*conn));
+    near_status              status = NEAR_ERR_NOMEM;
+    struct near__redis_conn *conn   = malloc(sizeof(*conn));
     char                     address[sizeof(server->uri->addresses[0].host) + 16];
 
     if (conn == NULL)
@@ -287,18 +294,19 @@ conn_new(struct near__redis_conn **out, const struct near__redis_server *server)
     conn->max_reply           = server->max_reply;
     near__address_display(&server->uri->addresses[0], address, sizeof(address));
     snprintf(conn->name, sizeof(conn->name), "redis %s", address);
-    while (conn->stream == 0)
-        if (!near__random(&conn->stream, sizeof(conn->stream)))
-            goto fail;
     conn->reader = redisReaderCreate();
     if (conn->reader == NULL)
         goto fail;
     bound_arrays(conn);
+    status = NEAR_ERR_UNAVAILABLE;
+    while (conn->stream == 0)
+        if (!near__random(&conn->stream, sizeof(conn->stream)))
+            goto fail;
     *out = conn;
     return NEAR_OK;
 fail:
     near__redis_conn_free(&conn);
-    return NEAR_ERR_NOMEM;
+    return status;
 }
 
 /* The handshake (rule R4): which commands were queued, and the first refusal. */
@@ -329,7 +337,7 @@ queue_handshake(struct near__redis_conn *conn, struct handshake *hand,
     near_status             status = NEAR_OK;
     char                    database[16];
 
-    if (uri->password[0] != '\0' && uri->user[0] != '\0')
+    if (uri->user[0] != '\0')
         status = queue_step(conn, hand, "AUTH", 3, (const char *[]){ "AUTH", uri->user, uri->password });
     else if (uri->password[0] != '\0')
         status = queue_step(conn, hand, "AUTH", 2, (const char *[]){ "AUTH", uri->password });
@@ -703,8 +711,10 @@ near__redis_flush(struct near__redis_conn *conn, int64_t deadline, near_error *e
         status = near__transport_wait(&conn->transport, true, -1, deadline);
         if (status != NEAR_OK)
             status = fault_wait(conn, status, started, error);
+        else if (conn->fed > conn->max_reply)
+            status = fault_protocol(conn, "the server sends and does not read", error);
         else
-            status = receive_some(conn, error); /* kept in the reader for read_one; bounded there */
+            status = receive_some(conn, error); /* kept in the reader for read_one */
     }
     forget_queue(conn);
     return status;
