@@ -46,10 +46,10 @@ refuse(struct parse *p, near_status code, const char *format, ...)
     char    text[sizeof(p->error->text)];
     va_list args;
 
-    memset(p->uri, 0, sizeof(*p->uri));
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
+    memset(p->uri, 0, sizeof(*p->uri)); /* only now: the arguments may point into it */
     return near__fail(p->error, code, "%s: %s", p->option, text);
 }
 

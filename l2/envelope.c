@@ -1,0 +1,120 @@
+/*
+ * Writing and reading the entry format of envelope.h.  Pure functions over the caller's bytes: no state, no allocation.
+ *
+ * What is read comes from a server that others write to, so no field is used before it was checked, and lengths are added in 64
+ * bits, where two 32-bit sizes and the header cannot overflow.
+ */
+#include "l2/envelope.h"
+
+#include "base/hash.h"
+#include "base/le.h"
+
+#include <string.h>
+
+enum {
+    AT_MAGIC      = 0,
+    AT_VERSION    = 4,
+    AT_FLAGS      = 5,
+    AT_TAGS       = 6,
+    AT_STAMP      = 8,
+    AT_SOFT       = 16,
+    AT_HARD       = 24,
+    AT_COST       = 32,
+    AT_KEY_SIZE   = 36,
+    AT_RAW_SIZE   = 40,
+    AT_SIZE       = 44,
+    AT_GENERATION = 48,
+    AT_CHECKSUM   = 56
+};
+
+#define KNOWN_FLAGS (NEAR__ENVELOPE_NEGATIVE | NEAR__ENVELOPE_LEASE)
+
+static const uint8_t magic[4] = { 'N', 'r', 'C', 1 };
+
+size_t
+near__envelope_size(near_bytes key, near_bytes payload)
+{
+    return NEAR__ENVELOPE_HEADER + key.size + payload.size;
+}
+
+/* Everything but the checksum itself. */
+static uint64_t
+checksum(const uint8_t *entry, size_t size)
+{
+    near_bytes head = { entry, AT_CHECKSUM };
+    near_bytes body = { entry + NEAR__ENVELOPE_HEADER, size - NEAR__ENVELOPE_HEADER };
+
+    return near__hash_fixed2(head, body);
+}
+
+static uint8_t *
+append(uint8_t *at, near_bytes bytes)
+{
+    if (bytes.size > 0)
+        memcpy(at, bytes.data, bytes.size);
+    return at + bytes.size;
+}
+
+void
+near__envelope_encode(const struct near__envelope *envelope, uint8_t *out)
+{
+    uint8_t *end;
+
+    memcpy(out + AT_MAGIC, magic, sizeof(magic));
+    out[AT_VERSION] = NEAR__ENVELOPE_VERSION;
+    out[AT_FLAGS]   = (uint8_t)envelope->flags;
+    near__le16_put(out + AT_TAGS, 0);
+    near__le64_put(out + AT_STAMP, envelope->stamp);
+    near__le64_put(out + AT_SOFT, (uint64_t)envelope->soft_expiry_ms);
+    near__le64_put(out + AT_HARD, (uint64_t)envelope->hard_expiry_ms);
+    near__le32_put(out + AT_COST, envelope->cost_us);
+    near__le32_put(out + AT_KEY_SIZE, (uint32_t)envelope->key.size);
+    near__le32_put(out + AT_RAW_SIZE, (uint32_t)envelope->payload.size);
+    near__le32_put(out + AT_SIZE, (uint32_t)envelope->payload.size);
+    near__le64_put(out + AT_GENERATION, envelope->generation);
+    end = append(append(out + NEAR__ENVELOPE_HEADER, envelope->key), envelope->payload);
+    near__le64_put(out + AT_CHECKSUM, checksum(out, (size_t)(end - out)));
+}
+
+/* Whether the header is one of ours and its sizes end exactly where the bytes do. */
+static bool
+header_is_sound(const uint8_t *at, size_t size)
+{
+    uint32_t raw, stored;
+
+    if (size < NEAR__ENVELOPE_HEADER || memcmp(at + AT_MAGIC, magic, sizeof(magic)) != 0)
+        return false;
+    if (at[AT_VERSION] != NEAR__ENVELOPE_VERSION || (at[AT_FLAGS] & ~KNOWN_FLAGS) != 0)
+        return false;
+    if (near__le16_get(at + AT_TAGS) != 0)
+        return false;
+    raw    = near__le32_get(at + AT_RAW_SIZE);
+    stored = near__le32_get(at + AT_SIZE);
+    if (raw != stored) /* version 1 compresses nothing */
+        return false;
+    if ((at[AT_FLAGS] & NEAR__ENVELOPE_NEGATIVE) != 0 && stored != 0)
+        return false;
+    return (uint64_t)NEAR__ENVELOPE_HEADER + near__le32_get(at + AT_KEY_SIZE) + stored == size;
+}
+
+enum near__envelope_result
+near__envelope_decode(struct near__envelope *envelope, near_bytes stored, near_bytes key)
+{
+    const uint8_t *at = stored.data;
+
+    memset(envelope, 0, sizeof(*envelope));
+    if (!header_is_sound(at, stored.size))
+        return NEAR__ENVELOPE_CORRUPT;
+    if (near__le64_get(at + AT_CHECKSUM) != checksum(at, stored.size))
+        return NEAR__ENVELOPE_CORRUPT;
+    envelope->flags          = at[AT_FLAGS];
+    envelope->stamp          = near__le64_get(at + AT_STAMP);
+    envelope->soft_expiry_ms = (int64_t)near__le64_get(at + AT_SOFT);
+    envelope->hard_expiry_ms = (int64_t)near__le64_get(at + AT_HARD);
+    envelope->cost_us        = near__le32_get(at + AT_COST);
+    envelope->generation     = near__le64_get(at + AT_GENERATION);
+    envelope->key            = (near_bytes){ at + NEAR__ENVELOPE_HEADER, near__le32_get(at + AT_KEY_SIZE) };
+    envelope->payload.data   = at + NEAR__ENVELOPE_HEADER + envelope->key.size;
+    envelope->payload.size   = near__le32_get(at + AT_SIZE);
+    return near__bytes_equal(envelope->key, key) ? NEAR__ENVELOPE_OK : NEAR__ENVELOPE_WRONG_KEY;
+}
