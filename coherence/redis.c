@@ -12,8 +12,9 @@
  * like a gap to everybody else, so whatever goes wrong after the stamp ends the connection, and the stream with it.
  *
  * The lock (rank BUS) covers what the thread and the callers of fence() tell each other: stopping, subscribed, wanted, heard,
- * losses, reason.  It is not held while calling the listener or doing I/O.  `wake` is an eventfd: it ends the thread's wait, and has no
- * meaning of its own.  The subscriber's connection, the pings and the back-off belong to the thread alone.
+ * losses, reason.  It is not held while calling the listener or doing I/O.  Two eventfds carry no meaning but "look again": `wake`
+ * ends the thread's wait and is drained; `cancel` is raised once, by stop(), and ends every wait of every connection, dials included.
+ * The subscriber's connection, the pings and the back-off belong to the thread alone.
  */
 #include "coherence/bus.h"
 
@@ -52,7 +53,7 @@ struct redis_bus {
     char                      server_name[300]; /* for texts */
     struct near__redis_server server;
     struct near__pool        *publishers;
-    int                       wake;
+    int                       wake, cancel;
     pthread_t                 thread;
     bool                      running; /* the thread is to be joined; touched by open and stop only */
     bool                      forked;
@@ -74,14 +75,14 @@ struct redis_bus {
 /* ------------------------------------------------------------------------------------------- small talk */
 
 static void
-wake_thread(struct redis_bus *b)
+raise_event(int fd)
 {
     uint64_t one = 1;
     ssize_t  rc;
 
     do {
-        rc = write(b->wake, &one, sizeof(one));
-    } while (rc < 0 && errno == EINTR); /* EAGAIN: it is as awake as can be */
+        rc = write(fd, &one, sizeof(one));
+    } while (rc < 0 && errno == EINTR); /* EAGAIN: it is as readable as can be */
 }
 
 static void
@@ -185,11 +186,14 @@ reply_is(const redisReply *reply, size_t elements, const char *word)
 static near_status
 fail_reply(struct redis_bus *b, const char *operation, const redisReply *reply, near_error *error)
 {
-    if (reply->type == REDIS_REPLY_ERROR)
-        return near__fail(error, near__redis_error_class(reply), "redis %s: %s refused: %.120s",
-                          b->server_name, operation, reply->str);
-    return near__fail(error, NEAR_ERR_PROTOCOL, "redis %s: %s: a reply of unexpected shape", b->server_name,
-                      operation);
+    char word[64];
+
+    if (reply->type != REDIS_REPLY_ERROR)
+        return near__fail(error, NEAR_ERR_PROTOCOL, "redis %s: %s: a reply of unexpected shape",
+                          b->server_name, operation);
+    near__redis_error_word(reply, word, sizeof(word));
+    return near__fail(error, near__redis_error_class(reply), "redis %s: %s refused: %s", b->server_name,
+                      operation, word);
 }
 
 static near_status
@@ -437,7 +441,18 @@ publisher_drop(void *conn, bool goodbye)
     near__redis_conn_free(&c);
 }
 
-static const struct near__pool_ops publisher_ops = { publisher_dial, publisher_usable, publisher_drop };
+static void
+publisher_abandon(void *conn)
+{
+    near__redis_conn_abandon(conn);
+}
+
+static const struct near__pool_ops publisher_ops = {
+    .dial    = publisher_dial,
+    .usable  = publisher_usable,
+    .drop    = publisher_drop,
+    .abandon = publisher_abandon,
+};
 
 struct publish_answer {
     struct redis_bus *b;
@@ -464,7 +479,6 @@ redis_publish(void *self, uint8_t *message, size_t size, size_t stamp_at, uint64
     struct redis_bus     *b       = self;
     struct publish_answer answer  = { b, error, NEAR_ERR_PROTOCOL };
     near_bytes            argv[3] = { near_key("PUBLISH"), near_key(b->env.channel), { message, size } };
-    bool                  sent    = false;
     void                 *conn    = NULL;
     near_status           st;
 
@@ -477,8 +491,8 @@ redis_publish(void *self, uint8_t *message, size_t size, size_t stamp_at, uint64
     if (st != NEAR_OK)
         near__fail(error, st, "redis %s: cannot make a PUBLISH of %zu bytes", b->server_name, size);
     else
-        st = near__redis_exchange(conn, take_publish_reply, &answer, NULL, &sent, deadline, error);
-    if (st != NEAR_OK && sent)
+        st = near__redis_exchange(conn, take_publish_reply, &answer, NULL, NULL, deadline, error);
+    if (st != NEAR_OK && near__redis_sent(conn) > 0)
         *stream = near__redis_conn_stream(conn); /* it may be published yet */
     if (st == NEAR_OK)
         st = answer.st;
@@ -513,7 +527,7 @@ redis_fence(void *self, int64_t deadline, near_error *error)
         b->wanted = true;
     near__unlock(&b->lock);
     if (first)
-        wake_thread(b);
+        raise_event(b->wake);
     near__lock(&b->lock);
     while (up && in_time && !is_heard_locked(b, asked, losses))
         in_time = near__cond_wait(&b->news, &b->lock, deadline);
@@ -546,7 +560,8 @@ redis_stop(void *self)
     pthread_cond_broadcast(&b->news);
     near__unlock(&b->lock);
     near__pool_close(b->publishers);
-    wake_thread(b);
+    raise_event(b->cancel);
+    raise_event(b->wake);
     if (b->running)
         pthread_join(b->thread, NULL);
     b->running = false;
@@ -565,6 +580,8 @@ redis_fini(void *self)
     near__pool_free(&b->publishers);
     if (b->wake >= 0)
         close(b->wake);
+    if (b->cancel >= 0)
+        close(b->cancel);
     if (!b->forked) { /* in a child they are in whatever state other threads had left them: destroying may hang */
         pthread_cond_destroy(&b->news);
         near__lock_fini(&b->lock);
@@ -572,6 +589,8 @@ redis_fini(void *self)
     free(b);
 }
 
+/* The thread may have been anywhere in its connection, also in the middle of an allocation: only the descriptor is closed, the
+ * memory stays behind. */
 static void
 redis_forked(void *self)
 {
@@ -580,7 +599,8 @@ redis_forked(void *self)
     b->forked  = true;
     b->running = false;
     near__pool_forked(b->publishers);
-    near__redis_conn_free(&b->conn);
+    if (b->conn != NULL)
+        near__redis_conn_abandon(b->conn);
 }
 
 static near_status
@@ -595,12 +615,19 @@ redis_open(void **self, const struct near__bus_env *env, near_error *error)
     near__lock_init(&b->lock, NEAR__RANK_BUS);
     near__cond_init(&b->news);
     near__address_display(&env->uri->addresses[0], b->server_name, sizeof(b->server_name));
-    b->env      = *env;
-    b->server   = (struct near__redis_server){ env->uri, env->clock, env->client_name, REPLY_MAX };
+    b->env    = *env;
+    b->server = (struct near__redis_server){
+        .uri         = env->uri,
+        .clock       = env->clock,
+        .client_name = env->client_name,
+        .max_reply   = REPLY_MAX,
+        .cancel_fd   = &b->cancel,
+    };
     b->back_off = BACK_OFF_MIN;
     b->heard    = INT64_MIN;
     b->wake     = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (b->wake < 0) {
+    b->cancel   = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (b->wake < 0 || b->cancel < 0) {
         near__fail(error, st, "bus: eventfd: %s", strerrordesc_np(errno));
         goto fail;
     }

@@ -684,6 +684,7 @@ test_race10_echo_of_a_publish_that_timed_out_is_applied(void **state)
     peer_open(&peers[0]);
     wait_open(&peers[0]);
     assert_int_equal(publish_soon(&peers[0], 1), NEAR_OK);
+    assert_int_equal(fence(&peers[0], SOON * MS, NULL), NEAR_OK); /* its echo has been skipped */
     test_server_pause(server);
     assert_int_equal(publish(&peers[0], 2, 30 * MS, &error), NEAR_ERR_TIMEOUT);
     assert_int_equal(peers[0].invalidated, 0);
@@ -805,7 +806,7 @@ assert_stops_in_time(struct peer *p)
     int64_t began = now();
 
     near__coherence_stop(p->coherence);
-    assert_true(now() - began < (CONNECT_TIMEOUT + 100 * MS) * (int64_t)test_slack());
+    assert_true(now() - began < 100 * MS * (int64_t)test_slack());
     assert_int_equal(near__coherence_fence(p->coherence, NEAR_NEVER, NULL), NEAR_ERR_CLOSED);
     near__coherence_free(&p->coherence);
 }
