@@ -194,7 +194,7 @@ load_from_store(near_load *loads[], size_t n, void *ctx)
     store->calls++;
     store->keys += (unsigned)n;
     for (size_t i = 0; i < n; i++) {
-        switch (store->mode) {
+        switch (atomic_load(&store->mode)) {
         case 1:
             near_load_not_found(loads[i]);
             break;
