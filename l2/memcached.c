@@ -590,8 +590,7 @@ server_health(struct server *server, int64_t deadline, char *version, size_t siz
         return st;
     near__memcached_version(conn, version, size);
     /* an idle connection says nothing about the server of this moment */
-    if (near__memcached_delete(conn, key, deadline) == NEAR__MEMCACHED_NOT_SENT ||
-        near__memcached_broken(conn))
+    if (near__memcached_gets(conn, &key, 1, found_anything, NULL, deadline) != NEAR__MEMCACHED_DONE)
         st = near__fail(error, near__memcached_status(conn), "%s: does not answer", server->shared.name);
     near__pool_give(server->pool, conn, !near__memcached_broken(conn));
     return st;
