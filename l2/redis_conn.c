@@ -509,9 +509,11 @@ near__redis_append(struct near__redis_conn *conn, size_t argc, const near_bytes 
     }
     n = room_for_one(conn) ? redisFormatCommandArgv(&bytes, (int)argc, data, size) : -1;
     if (n >= 0) {
-        if (conn->queued == 0)
+        if (conn->queued == 0) {
+            conn->sent = 0;
             snprintf(conn->operation, sizeof(conn->operation), "%.*s", (int)(size[0] < 20 ? size[0] : 20),
                      data[0]);
+        }
         conn->commands[conn->queued++] = (struct command){ bytes, (size_t)n };
         status                         = NEAR_OK;
     }
