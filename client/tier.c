@@ -325,6 +325,7 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t de
         near__generation_learn(cache, *generation, epoch);
     } else if (!known && (item.answer == NEAR_L2_ABSENT || item.answer == NEAR_L2_DONE)) {
         *generation = 0; /* none, or damaged: whatever is there belongs to no generation */
+        near__generation_doubt(cache, true); /* nor may the last known one be written with any more */
     } else if (!known && *generation == 0) {
         unknown = item.status != NEAR_OK ? item.status
                                          : NEAR_ERR_UNAVAILABLE; /* never known: nothing can be judged */

