@@ -344,16 +344,3 @@ near_client_close(near_client *client, near_error *error)
                           unanswered);
     return NEAR_OK;
 }
-
-const char *
-near_status_text(near_status status)
-{
-    switch (status) {
-#define STATUS_TEXT(name, number, text)                                                                      \
-    case name:                                                                                               \
-        return text;
-        NEAR_STATUS_TABLE(STATUS_TEXT)
-#undef STATUS_TEXT
-    }
-    return "unknown status";
-}
