@@ -499,6 +499,60 @@ put_many_and_remove_many_cost_one_message(void **state)
     close_instance(&b);
 }
 
+/* What one value of a batch suffers, the others do not. */
+static void
+a_refused_value_harms_no_other_of_its_batch(void **state)
+{
+    struct world            *w       = *state;
+    static const char *const large[] = { "l2.max_value", "4MiB", NULL };
+    struct instance          a, b;
+    near_bytes               keys[2] = { near_key("small"), near_key("large") }, data[2];
+    near_status              statuses[2];
+    char                    *big = calloc(1, 2u << 20);
+
+    NEEDS(w);
+    open_with(w, &a, large);
+    open_with(w, &b, large);
+    data[0] = near_key("x");
+    data[1] = (near_bytes){ big, 2u << 20 }; /* more than memcached takes */
+    near_put_many(a.cache, keys, data, 2, NULL, statuses);
+    assert_int_equal(statuses[0], NEAR_OK);
+    assert_int_equal(statuses[1], w->memcached != NULL ? NEAR_ERR_TOO_LARGE : NEAR_OK);
+    assert_get(b.cache, "small", "x");
+    free(big);
+    close_instance(&a);
+    close_instance(&b);
+}
+
+/* Race 4: what a slow load read is as old as its start, not as its end; l1.max_ttl counts from there. */
+static void
+test_race4_a_load_is_as_old_as_its_start(void **state)
+{
+    struct world            *w             = *state;
+    static const char *const short_lived[] = {
+        "coherence.mode", "none", "coherence.uri", "auto", "l1.max_ttl", "150ms", NULL
+    };
+    struct store       store   = { .version = 1, .mode = 3, .lock = PTHREAD_MUTEX_INITIALIZER };
+    near_fetch_options patient = NEAR_FETCH_OPTIONS_INIT;
+    near_get_options   l1_only = NEAR_GET_OPTIONS_INIT;
+    struct instance    a;
+    near_value        *value;
+
+    NEEDS(w);
+    open_with(w, &a, short_lived);
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    patient.timeout_ms = 200; /* longer than l1.max_ttl */
+    assert_int_equal(near_fetch(a.cache, near_key("k"), &patient, &value), NEAR_ERR_TIMEOUT);
+    answer_version(store.held[0], 1);
+    l1_only.flags = NEAR_ONLY_L1;
+    assert_int_equal(near_get_with(a.cache, near_key("k"), &l1_only, &value), NEAR_MISS);
+    assert_get(a.cache, "k", "v1"); /* it is in L2 */
+    assert_int_equal(near_get_with(a.cache, near_key("k"), &l1_only, &value),
+                     NEAR_OK); /* and from there in L1: the control */
+    near_value_release(value);
+    close_instance(&a);
+}
+
 /* Race 1 through the whole path: a load that began before a write is not kept, in either tier. */
 static void
 test_race1_a_slow_load_is_refused_by_lease_and_fence(void **state)
@@ -871,6 +925,9 @@ ttls_end(void **state)
     put.ttl_ms = INT64_C(40) * 86400 * 1000; /* over memcached's 30 days */
     assert_int_equal(near_put(a.cache, near_key("long"), near_key("x"), &put), NEAR_OK);
     assert_get(b.cache, "long", "x");
+    put.ttl_ms = INT64_MAX;
+    assert_int_equal(near_put(a.cache, near_key("longest"), near_key("x"), &put), NEAR_OK);
+    assert_get(b.cache, "longest", "x");
     close_instance(&a);
     close_instance(&b);
 }
@@ -975,6 +1032,8 @@ main(void)
         OVER_ALL(not_found_is_remembered_and_failures_are_not),
         OVER_ALL(a_batch_is_one_pass_and_one_loader_call),
         OVER_ALL(put_many_and_remove_many_cost_one_message),
+        OVER_ALL(a_refused_value_harms_no_other_of_its_batch),
+        OVER_ALL(test_race4_a_load_is_as_old_as_its_start),
         OVER_ALL(test_race1_a_slow_load_is_refused_by_lease_and_fence),
         OVER_ALL(test_race27_a_removal_voids_the_lease),
         OVER_ALL(test_G1_a_write_detaches_the_flight),
