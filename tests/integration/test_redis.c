@@ -205,73 +205,6 @@ ask(struct test_server *whom, ...)
     return out;
 }
 
-static int
-group_setup(void **state)
-{
-    (void)state;
-    server = test_redis_start(TEST_SERVER_TCP, NULL);
-    proxy  = server == NULL ? NULL : test_proxy_start(server);
-    return 0;
-}
-
-static int
-group_teardown(void **state)
-{
-    (void)state;
-    test_proxy_stop(&proxy);
-    test_server_stop(&server);
-    return 0;
-}
-
-static int
-setup(void **state)
-{
-    (void)state;
-    logged[0] = '\0';
-    tier      = (struct tier){ .env = { .clock           = &near__clock_system,
-                                        .log             = &log_sink,
-                                        .connect_timeout = 5000 * NEAR_MS,
-                                        .pool_size       = 4,
-                                        .max_stored      = MiB } };
-    if (server != NULL) {
-        ask(server, "CONFIG", "SET", "maxmemory", "0", NULL);
-        ask(server, "FLUSHALL", NULL);
-    }
-    return 0;
-}
-
-static void fake_stop(void);
-
-static int
-teardown(void **state)
-{
-    (void)state;
-    close_tier();
-    if (proxy != NULL)
-        test_proxy_heal(proxy);
-    test_server_stop(&special);
-    fake_stop();
-    return 0;
-}
-
-static void
-open_server(void)
-{
-    test_need_server(server);
-    open_tier(server->uri);
-}
-
-static void
-open_proxy(void)
-{
-    test_need_server(server);
-    open_tier(test_proxy_uri(proxy));
-}
-
-/* Within the deadline and what a scheduler may add to it. */
-#define assert_back_by(deadline)                                                                             \
-    assert_true(near__now(&near__clock_system) <= (deadline) + 20 * NEAR_MS * test_slack())
-
 /* --------------------------------------------------------------------------------------- the fake server
  *
  * Accepts connections one after the other; at the first bytes of each it sends `reply` and then waits until the client closes.
@@ -386,10 +319,8 @@ fake_stop(void)
 static void
 open_fake(const char *reply, size_t size)
 {
-    fake.reply  = reply;
-    fake.size   = size;
-    fake.repeat = 1;
-    fake.always = fake.slam = false;
+    fake.reply = reply;
+    fake.size  = size;
     fake_start();
     open_parsed();
 }
@@ -402,6 +333,73 @@ client_has_closed(void *count)
 
 #define assert_client_closes(n)                                                                              \
     assert_true(test_wait_for(client_has_closed, &(unsigned){ n }, 5000 * test_slack()))
+
+static int
+group_setup(void **state)
+{
+    (void)state;
+    server = test_redis_start(TEST_SERVER_TCP, NULL);
+    proxy  = server == NULL ? NULL : test_proxy_start(server);
+    return 0;
+}
+
+static int
+group_teardown(void **state)
+{
+    (void)state;
+    test_proxy_stop(&proxy);
+    test_server_stop(&server);
+    return 0;
+}
+
+static int
+setup(void **state)
+{
+    (void)state;
+    logged[0]   = '\0';
+    fake.always = fake.slam = false;
+    fake.repeat             = 1;
+    tier                    = (struct tier){ .env = { .clock           = &near__clock_system,
+                                                      .log             = &log_sink,
+                                                      .connect_timeout = 5000 * NEAR_MS,
+                                                      .pool_size       = 4,
+                                                      .max_stored      = MiB } };
+    if (server != NULL) {
+        ask(server, "CONFIG", "SET", "maxmemory", "0", NULL);
+        ask(server, "FLUSHALL", NULL);
+    }
+    return 0;
+}
+
+static int
+teardown(void **state)
+{
+    (void)state;
+    close_tier();
+    if (proxy != NULL)
+        test_proxy_heal(proxy);
+    test_server_stop(&special);
+    fake_stop();
+    return 0;
+}
+
+static void
+open_server(void)
+{
+    test_need_server(server);
+    open_tier(server->uri);
+}
+
+static void
+open_proxy(void)
+{
+    test_need_server(server);
+    open_tier(test_proxy_uri(proxy));
+}
+
+/* Within the deadline and what a scheduler may add to it. */
+#define assert_back_by(deadline)                                                                             \
+    assert_true(near__now(&near__clock_system) <= (deadline) + 20 * NEAR_MS * test_slack())
 
 /* --------------------------------------------------------------------------------------------- plain work */
 
@@ -789,7 +787,6 @@ H11_a_peer_that_closes_does_not_kill_the_process(void **state)
     }
     assert_int_equal(sigaction(SIGPIPE, NULL, &action), 0);
     assert_true(action.sa_handler == SIG_DFL);
-    fake.slam = false;
 }
 
 static void
@@ -863,8 +860,8 @@ expect_fault(const char *reply, size_t size, size_t repeat, size_t n)
     struct got          got[3]   = { 0 };
 
     setup(NULL);
-    open_fake(reply, size);
     fake.repeat = repeat;
+    open_fake(reply, size);
     for (size_t i = 0; i < n; i++)
         items[i].user = &got[i];
     tier.ops->get_many(tier.self, items, n, deliver, NULL, later());
@@ -1053,9 +1050,9 @@ R1_error_replies_by_their_first_word(void **state)
         struct got          got;
 
         setup(NULL);
-        open_fake(cases[i].reply, strlen(cases[i].reply));
         fake.always = true;
-        item        = get_item("k", &got, later());
+        open_fake(cases[i].reply, strlen(cases[i].reply));
+        item = get_item("k", &got, later());
         assert_int_equal(item.answer, NEAR_L2_ERROR);
         assert_int_equal(item.status, cases[i].status);
         item = set_item(NEAR_L2_ALWAYS, "k", near_key("v"), 0, 0, later());
@@ -1434,7 +1431,7 @@ static uint64_t
 announced(enum verb verb, size_t n, enum near_l2_answer expected, near_status status)
 {
     static _Thread_local struct near_l2_item items[NEAR_L2_BATCH];
-    static _Thread_local char                keys[NEAR_L2_BATCH][16];
+    static _Thread_local char                keys[NEAR_L2_BATCH][24];
     uint8_t                                  message[20] = "msg:";
     struct near_l2_announce                  announce    = {
                             .channel = near_key("bus"), .message = message, .size = 20, .stamp_at = AT
@@ -1627,6 +1624,34 @@ streams_of_many_writers_are_each_in_order(void **state)
     close(fd);
 }
 
+/* All that this backend needs. */
+static void
+R13_the_rights_that_are_enough(void **state)
+{
+    near_error error = { 0 };
+    char       uri[128];
+
+    (void)state;
+    test_need_server(server);
+    ask(server, "ACL", "SETUSER", "least", "reset", "on", "nopass", "~k*", "&bus", "-@all", NULL);
+    ask(server, "ACL", "SETUSER", "least", "+get", "+mget", "+set", "+getrange", "+unlink", "+publish",
+        "+multi", "+exec", NULL);
+    ask(server, "ACL", "SETUSER", "least", "+eval", "+evalsha", "+ping", "+client|setname", NULL);
+    tier.env.client_name = "least";
+    snprintf(uri, sizeof(uri), "redis://least:x@127.0.0.1:%d", server->port);
+    open_tier(uri);
+    assert_int_equal(health_status(&error), NEAR_OK); /* without INFO it says less */
+    assert_true(announced(SET, 3, NEAR_L2_DONE, NEAR_OK) != UINT64_MAX);
+    assert_int_equal(get("k1", "value"), NEAR_L2_DONE);
+    assert_int_equal(set_over("k", 1, 2, 0), NEAR_L2_ABSENT);
+    assert_int_equal(set_item(NEAR_L2_IF_ABSENT, "k", near_key("v"), 0, 1000, later()).answer, NEAR_L2_DONE);
+    assert_int_equal(remove_over("k", 3), NEAR_L2_ABSENT);
+    assert_true(announced(REMOVE, 3, NEAR_L2_DONE, NEAR_OK) != UINT64_MAX);
+    ask(server, "CONFIG", "SET", "maxmemory", "1", NULL);
+    assert_true(announced(REMOVE, 3, NEAR_L2_DONE, NEAR_OK) != UINT64_MAX);
+    assert_string_equal(logged[0] == '\0' ? "" : strstr(logged, "NOPERM") == NULL ? "" : logged, "");
+}
+
 /* Rights that are missing: for the channel, then everything is refused; for MULTI, then what was done is not denied. */
 static void
 R13_missing_rights_are_answered_truthfully(void **state)
@@ -1693,6 +1718,7 @@ main(void)
         REDIS_TEST(an_announced_call_is_done_as_a_whole_or_not_at_all),
         REDIS_TEST(a_large_announced_call_is_one_step),
         REDIS_TEST(streams_of_many_writers_are_each_in_order),
+        REDIS_TEST(R13_the_rights_that_are_enough),
         REDIS_TEST(R13_missing_rights_are_answered_truthfully),
     };
 
