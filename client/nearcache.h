@@ -132,7 +132,8 @@ NEAR_API near_config *near_config_new(void);
  *         and what would be accepted in `error`, and the configuration unchanged; NEAR_ERR_NOMEM.
  * Threads: one at a time per configuration.   Blocks: never.
  */
-NEAR_API near_status near_config_set(near_config *config, const char *name, const char *value, near_error *error);
+NEAR_API near_status near_config_set(near_config *config, const char *name, const char *value,
+                                     near_error *error);
 
 /**
  * Read a file of `name = value` lines.  `#` starts a comment line; blank lines are skipped; a value ends at the line's
@@ -218,7 +219,9 @@ typedef struct near_value_info {
     int64_t     age_ms;      /* since this process got it from L2, a loader or a write */
     int64_t     ttl_ms;      /* until it expires here; -1 when it does not, 0 when it has */
 } near_value_info;
+/* clang-format off */
 #define NEAR_VALUE_INFO_INIT { sizeof(near_value_info), 0, NEAR_FROM_NOWHERE, false, 0, 0 }
+/* clang-format on */
 
 /* The value's bytes, never written again, valid until this holder releases it.  Aligned to 16 bytes, to 64 when the
  * value has 4 KiB or more (an adopted one lies where the loader put it).  NULL gives {NULL, 0}.  Threads: any. */
@@ -258,7 +261,9 @@ typedef struct near_get_options {
     unsigned flags;       /* NEAR_SKIP_L1 | NEAR_ONLY_L1 | NEAR_NO_FILL */
     int64_t  timeout_ms;  /* bound on the L2 part; negative: l2.timeout */
 } near_get_options;
+/* clang-format off */
 #define NEAR_GET_OPTIONS_INIT { sizeof(near_get_options), 0, -1 }
+/* clang-format on */
 
 /* near_get() with a choice of levels and its own deadline.  `options` may be NULL. */
 NEAR_API near_status near_get_with(near_cache *cache, near_bytes key, const near_get_options *options,
@@ -270,8 +275,8 @@ NEAR_API near_status near_get_with(near_cache *cache, near_bytes key, const near
  *              is copied); otherwise to 0.
  * @param info  may be NULL.
  */
-NEAR_API near_status near_get_copy(near_cache *cache, near_bytes key, void *buffer, size_t capacity, size_t *size,
-                                   near_value_info *info);
+NEAR_API near_status near_get_copy(near_cache *cache, near_bytes key, void *buffer, size_t capacity,
+                                   size_t *size, near_value_info *info);
 
 /**
  * Look many keys up: one pass over L1, then one exchange with each L2 server for all that was missing.
@@ -321,11 +326,14 @@ NEAR_API void near_load_fail(near_load *load, near_status status);
 typedef struct near_fetch_options {
     size_t   struct_size; /* NEAR_FETCH_OPTIONS_INIT */
     unsigned flags;       /* NEAR_SKIP_L1 | NEAR_NO_FILL */
-    int64_t  timeout_ms;  /* bound on the caller's whole wait, loader included where it answers later or belongs to another
-                             caller; negative: no bound but the loader's own */
-    int64_t  ttl_ms;      /* TTL of what gets loaded; the loader's near_load_ttl() wins; negative: `ttl` */
+    /* bound on the caller's whole wait, where the loader answers later or belongs to another caller; negative: no bound
+     * but the loader's own */
+    int64_t timeout_ms;
+    int64_t ttl_ms; /* TTL of what gets loaded; the loader's near_load_ttl() wins; negative: `ttl` */
 } near_fetch_options;
+/* clang-format off */
 #define NEAR_FETCH_OPTIONS_INIT { sizeof(near_fetch_options), 0, -1, -1 }
+/* clang-format on */
 
 /**
  * Get a value, loading it if neither L1 nor L2 has it.  Concurrent callers of one key share one load (single-flight); a
@@ -343,7 +351,8 @@ NEAR_API near_status near_fetch(near_cache *cache, near_bytes key, const near_fe
 /* near_fetch() for many keys: L1 once, L2 once, and one call of the loader for everything that nobody else is loading
  * already.  Arrays and return value as in near_get_many(). */
 NEAR_API near_status near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n,
-                                     const near_fetch_options *options, near_value **values, near_status *statuses);
+                                     const near_fetch_options *options, near_value **values,
+                                     near_status *statuses);
 
 /* ------------------------------------------------------------------------------------------------ writing
  *
@@ -358,7 +367,9 @@ typedef struct near_put_options {
     int64_t  timeout_ms;  /* bound on the L2 part; negative: l2.timeout */
     int64_t  ttl_ms;      /* 0: never expires; negative: `ttl` */
 } near_put_options;
+/* clang-format off */
 #define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1 }
+/* clang-format on */
 
 /**
  * Write a value to both tiers and tell the other instances.
@@ -367,19 +378,21 @@ typedef struct near_put_options {
  *         NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: up to l2.timeout.
  */
-NEAR_API near_status near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_options *options);
+NEAR_API near_status near_put(near_cache *cache, near_bytes key, near_bytes value,
+                              const near_put_options *options);
 
 /* near_put() for many keys: one exchange with each server, one invalidation message.  statuses[i] as near_put(); it may
  * not be NULL.  Not atomic over keys.  Returns NEAR_OK or the first error. */
-NEAR_API near_status near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, size_t n,
-                                   const near_put_options *options, near_status *statuses);
+NEAR_API near_status near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *values,
+                                   size_t n, const near_put_options *options, near_status *statuses);
 
 /* Remove a key from both tiers and tell the other instances.  NEAR_OK whether it was there or not; errors as near_put().
  * A load of the key that is under way will not be cached. */
 NEAR_API near_status near_remove(near_cache *cache, near_bytes key);
 
 /* near_remove() for many keys, one invalidation message.  Returns NEAR_OK or the first error. */
-NEAR_API near_status near_remove_many(near_cache *cache, const near_bytes *keys, size_t n, near_status *statuses);
+NEAR_API near_status near_remove_many(near_cache *cache, const near_bytes *keys, size_t n,
+                                      near_status *statuses);
 
 /* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
  * memory in L2 returns by TTL and eviction).  Errors as near_put().  Threads: any.  Blocks: up to l2.timeout. */

@@ -40,9 +40,14 @@ struct near__coherence_config {
 
 struct near__coherence;
 
-/* Opens the bus and returns at once; near__coherence_await() waits for it.  What config points to is outlived by the caller. */
+/* Opens the bus and returns at once; near__coherence_await() waits for it.  What config points to outlives it.  The sink may be
+ * called before this returns.  NEAR_ERR_UNSUPPORTED: no bus of this scheme. */
 near_status near__coherence_open(struct near__coherence             **coherence,
                                  const struct near__coherence_config *config, near_error *error);
+struct near__bus_ops;
+/* The same over a given bus: tests bring one of their own. */
+near_status near__coherence_open_over(struct near__coherence **coherence, const struct near__bus_ops *ops,
+                                      const struct near__coherence_config *config, near_error *error);
 /* Wait until the gate is open for the first time, or `deadline`, or the bus's first attempt has failed.  True: it is open. */
 bool near__coherence_await(struct near__coherence *coherence, int64_t deadline);
 void near__coherence_stop(struct near__coherence *coherence);   /* no sink call afterwards */
@@ -71,6 +76,7 @@ near_status near__coherence_fence(struct near__coherence *coherence, int64_t dea
 struct near__coherence_stats {
     uint64_t sent, send_failures, received, keys_received, filled_received, echoes, bad_messages, gaps,
         flushes, connects;
+    uint64_t late; /* duplicates and messages out of order: applied like any other */
     bool connected;
 };
 void near__coherence_stats(struct near__coherence *coherence, struct near__coherence_stats *stats);

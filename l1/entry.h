@@ -29,8 +29,9 @@ struct near__entry {
     uint64_t generation;         /* of its cache, when it was read or loaded */
     uint32_t cost_us;            /* of the load that made it */
     bool     negative;           /* "the store has no such thing": no value */
+    bool     adopted;            /* value lies in memory that was taken over */
 
-    bool                linked;        /* shard's lock, like all below */
+    bool                linked;        /* it was once, and perhaps still is; shard's lock, like all below */
     struct near__entry *chain;         /* next in the bucket */
     struct near__entry *newer, *older; /* the policy's queue */
 

@@ -22,13 +22,16 @@
 struct near__l1;
 
 struct near__l1_config {
-    size_t   max_bytes;   /* 0: keeps nothing */
-    size_t   max_entries; /* 0: no bound but the bytes */
-    unsigned shards; /* power of two; 0: chosen from the size so that a shard holds some thousand entries */
+    size_t max_bytes;   /* 0: keeps nothing */
+    size_t max_entries; /* 0: no bound but the bytes */
+    unsigned
+        shards; /* power of two, at most 65536; 0: chosen so that a shard holds some thousand entries and no less
+                        than 4 MiB, 64 at most.  Never more shards than max_entries.  1 makes the policy exact. */
     const char *policy; /* a name from near__l1_policies */
 };
 
-/* One row per eviction policy; each is one file.  All members run under the shard's lock and call nothing. */
+/* One row per eviction policy; each is one file.  All members run under the shard's lock and call nothing.  A flush empties a
+ * queue by zeroing it. */
 struct near__l1_queue {
     struct near__entry *newest, *oldest;
 };
@@ -42,7 +45,7 @@ struct near__l1_policy {
 extern const struct near__l1_policy *const near__l1_policies[];                     /* ends with NULL */
 const struct near__l1_policy              *near__l1_policy_named(const char *name); /* NULL: there is none */
 
-/* NEAR_OK, NEAR_ERR_INVALID (unknown policy, shards not a power of two), NEAR_ERR_NOMEM. */
+/* NEAR_OK, NEAR_ERR_INVALID (unknown policy, shards out of range or not a power of two), NEAR_ERR_NOMEM. */
 near_status near__l1_new(struct near__l1 **l1, const struct near__l1_config *config);
 /* Lets go of every entry.  NULL inside is fine. */
 void near__l1_free(struct near__l1 **l1);
@@ -56,14 +59,17 @@ uint64_t near__l1_fence(const struct near__l1 *l1, uint64_t hash);
 
 enum near__l1_admission {
     NEAR__L1_ADMITTED,
-    NEAR__L1_FENCED, /* the fence has moved: an invalidation came in between */
-    NEAR__L1_TOO_LARGE, /* would take more than its share (an eighth of a shard's budget, but always one entry of up to
-                           the share if the pool is tiny), or max_bytes is 0 */
-    NEAR__L1_EXPIRED /* expires <= now */
+    NEAR__L1_FENCED,    /* the fence has moved, or a write of this process is under way */
+    NEAR__L1_TOO_LARGE, /* costs more than half of its shard's bytes, or max_bytes is 0 */
+    NEAR__L1_EXPIRED    /* expires <= now */
 };
 
-/* Admit an entry, in place of an older one of the same key, if `fence` has not moved.  Takes its own reference; the caller
- * keeps his.  Evicts until the bounds hold. */
+/*
+ * Admit an entry, in place of an older one of the same key, if `fence` has not moved and no local write of the stripe is under
+ * way (its end would drop the entry anyway, and until then two fills could show a reader the new value and then the old one).
+ * Takes its own reference; the caller keeps his.  Evicts until the bounds hold.  TOO_LARGE and EXPIRED leave the key absent:
+ * what is there is no newer than what was offered.
+ */
 enum near__l1_admission near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence,
                                         int64_t now);
 
@@ -91,7 +97,9 @@ void near__l1_expire(struct near__l1 *l1, int64_t now, size_t budget);
 
 struct near__l1_stats {
     uint64_t fills, fills_refused, evictions, expired, too_large; /* counters */
-    uint64_t entries, bytes;                                      /* levels */
+    uint64_t entries,
+        bytes; /* levels; bytes: entries and tables, not the fences (16 bytes a stripe: one stripe
+                                for 4 entries expected, 1024 to 65536 of them, so 16 KiB to 1 MiB) */
 };
 void near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats);
 

@@ -37,7 +37,7 @@ struct near__pool {
     struct near__lock lock;
     pthread_cond_t    changed; /* a slot or a connection became free, or nothing will ever again */
     bool              closed;
-    unsigned          idle_count, count, dialling;
+    unsigned          idle_count, count, dialling, waiting;
     unsigned          failures; /* dials failed in a row */
     int64_t           refuse_until;
     near_error        reason; /* of the last failed dial */
@@ -243,8 +243,12 @@ near__pool_take(struct near__pool *pool, void **conn, int64_t deadline, near_err
             break;
         if (pool->count + pool->dialling < pool->capacity)
             return dial_unlock(pool, conn, now, deadline, error);
+        pool->waiting++;
         near__cond_wait(&pool->changed, &pool->lock, deadline);
+        pool->waiting--;
     }
+    if (pool->closed)
+        pthread_cond_broadcast(&pool->changed); /* for stop() */
     near__unlock(&pool->lock);
     return status;
 }
@@ -305,7 +309,7 @@ near__pool_stop(struct near__pool *pool)
 
     near__pool_close(pool);
     near__lock(&pool->lock);
-    while (pool->dialling > 0 || pool->count > pool->idle_count)
+    while (pool->dialling > 0 || pool->waiting > 0 || pool->count > pool->idle_count)
         near__cond_wait(&pool->changed, &pool->lock, NEAR_NEVER);
     while (pool->idle_count > 0) {
         conn = lend_locked(pool);
@@ -344,5 +348,5 @@ near__pool_forked(struct near__pool *pool)
         else if (pool->ops->abandon != NULL)
             pool->ops->abandon(pool->conns[i]);
     }
-    pool->count = pool->idle_count = pool->dialling = 0;
+    pool->count = pool->idle_count = pool->dialling = pool->waiting = 0;
 }

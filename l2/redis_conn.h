@@ -21,6 +21,7 @@ struct near__redis_server {
     const struct near__clock *clock;
     const char               *client_name;
     size_t                    max_reply; /* bytes fed since the last complete reply (rule H14) */
+    const int *cancel_fd; /* NULL: none.  Becomes readable: every wait ends at once with NEAR_ERR_CLOSED */
 };
 
 /* Resolve, try every address, AUTH / SELECT / CLIENT SETNAME in one pipeline with every reply checked, all by `deadline`.
@@ -29,6 +30,8 @@ near_status near__redis_dial(struct near__redis_conn **conn, const struct near__
                              int64_t deadline, near_error *error);
 /* Closes and frees; leaves NULL behind. */
 void near__redis_conn_free(struct near__redis_conn **conn);
+/* In a forked child: closes the descriptor and touches nothing else. */
+void near__redis_conn_abandon(struct near__redis_conn *conn);
 /* Idle and sound: nothing to read, not closed by the peer, not broken (rule P5). */
 bool near__redis_conn_usable(struct near__redis_conn *conn);
 
@@ -36,6 +39,8 @@ bool near__redis_conn_usable(struct near__redis_conn *conn);
 uint64_t near__redis_conn_stream(const struct near__redis_conn *conn);
 /* Stamp 16 bytes at `at` with the stream and its next number. */
 void near__redis_conn_stamp(struct near__redis_conn *conn, uint8_t *at);
+/* The message stamped last was certainly not published: its number is given out again, so that receivers see no gap. */
+void near__redis_conn_unstamp(struct near__redis_conn *conn);
 
 /* Queue one command; nothing is sent yet.  NEAR_OK; NEAR_ERR_NOMEM, NEAR_ERR_TOO_LARGE (rule H4). */
 near_status near__redis_append(struct near__redis_conn *conn, size_t argc, const near_bytes *argv);
@@ -48,6 +53,9 @@ size_t near__redis_queued(const struct near__redis_conn *conn);
 typedef void (*near__redis_reply_fn)(void *ctx, size_t index, redisReply *reply);
 near_status near__redis_exchange(struct near__redis_conn *conn, near__redis_reply_fn reply, void *ctx,
                                  size_t *answered, bool *sent_any, int64_t deadline, near_error *error);
+/* How many commands of the last exchange were handed to the system to their last byte.  After a failure the others were
+ * certainly not executed: a server needs all of a command, and the connection is gone. */
+size_t near__redis_sent(const struct near__redis_conn *conn);
 
 /* For a subscriber: send what is queued without waiting for replies; then read one message at a time. */
 near_status near__redis_flush(struct near__redis_conn *conn, int64_t deadline, near_error *error);
@@ -61,5 +69,8 @@ near_status near__redis_read_one(struct near__redis_conn *conn, redisReply **rep
 near_status near__redis_error_class(const redisReply *reply);
 /* Whether the connection must be dropped after this error reply (READONLY, MOVED, LOADING...: rediscover). */
 bool near__redis_error_drops(const redisReply *reply);
+/* What of an error reply may be shown: its first word, or a text of the server's that is known to quote nothing.  Any other text may
+ * hold arguments, that is keys, values or passwords.  Writes at most `size` bytes, NUL included. */
+void near__redis_error_word(const redisReply *reply, char *out, size_t size);
 
 #endif

@@ -14,8 +14,8 @@ enum near__rank {
     NEAR__RANK_CLIENT = 1, /* list of caches */
     NEAR__RANK_REGISTRY,   /* the process's memory: backends and buses */
     NEAR__RANK_BUS,        /* listener state, fence waiters */
-    NEAR__RANK_FLIGHT,     /* table of flights */
     NEAR__RANK_LOAD,       /* one batch of loads */
+    NEAR__RANK_FLIGHT,     /* table of flights */
     NEAR__RANK_SHARD,      /* one L1 shard */
     NEAR__RANK_STORE,      /* one memory: backend */
     NEAR__RANK_POOL,       /* a connection pool */

@@ -65,10 +65,11 @@ struct test_proxy {
     pthread_t           thread;
     bool                running;
 
-    pthread_mutex_t   lock; /* covers the next five */
+    pthread_mutex_t   lock; /* covers the next six */
     pthread_cond_t    caught_up;
     struct test_fault wanted;
     unsigned          posted, applied;
+    bool              news; /* `wanted` has changed */
     bool              stop;
 
     _Atomic uint64_t bytes[2];
@@ -465,10 +466,11 @@ obey(struct test_proxy *proxy)
     if (read(proxy->wake, &count, sizeof(count)) < 0)
         return true;
     pthread_mutex_lock(&proxy->lock);
-    fault  = proxy->wanted;
-    posted = proxy->posted;
-    news   = posted != proxy->applied;
-    stop   = proxy->stop;
+    fault       = proxy->wanted;
+    posted      = proxy->posted;
+    news        = proxy->news;
+    stop        = proxy->stop;
+    proxy->news = false;
     pthread_mutex_unlock(&proxy->lock);
     if (news)
         apply(proxy, fault);
@@ -597,22 +599,32 @@ test_proxy_stop(struct test_proxy **pointer)
     free(proxy);
 }
 
-void
-test_proxy_fault(struct test_proxy *proxy, struct test_fault fault)
+/* Post a fault, or nothing (NULL), and wait until the thread has come by: then what any peer has seen is also counted. */
+static void
+proxy_tell(struct test_proxy *proxy, const struct test_fault *fault)
 {
     unsigned mine;
 
-    if (((unsigned)fault.direction & TEST_BOTH) == 0)
-        fault.direction = (enum test_direction)((unsigned)fault.direction | TEST_BOTH);
     pthread_mutex_lock(&proxy->lock);
-    proxy->wanted = fault;
-    mine          = ++proxy->posted;
+    if (fault != NULL) {
+        proxy->wanted = *fault;
+        proxy->news   = true;
+    }
+    mine = ++proxy->posted;
     pthread_mutex_unlock(&proxy->lock);
     proxy_wake(proxy);
     pthread_mutex_lock(&proxy->lock);
     while ((int)(proxy->applied - mine) < 0)
         pthread_cond_wait(&proxy->caught_up, &proxy->lock);
     pthread_mutex_unlock(&proxy->lock);
+}
+
+void
+test_proxy_fault(struct test_proxy *proxy, struct test_fault fault)
+{
+    if (((unsigned)fault.direction & TEST_BOTH) == 0)
+        fault.direction = (enum test_direction)((unsigned)fault.direction | TEST_BOTH);
+    proxy_tell(proxy, &fault);
 }
 
 void
@@ -638,6 +650,8 @@ test_proxy_bytes(const struct test_proxy *proxy, enum test_direction direction)
 {
     uint64_t sum = 0;
 
+    proxy_tell((struct test_proxy *)proxy,
+               NULL); /* the thread counts bytes a moment after it has sent them */
     for (int i = 0; i < 2; i++)
         if (((unsigned)direction & (1u << i)) != 0)
             sum += atomic_load_explicit(&proxy->bytes[i], memory_order_relaxed);

@@ -1,0 +1,193 @@
+/*
+ * Caches: opening and closing.  See client.h for what one is made of and who counts references.
+ */
+#include "cache.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "flight.h"
+#include "generation.h"
+
+static bool
+is_name(const char *name)
+{
+    size_t size = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-");
+
+    return size >= 1 && size <= NEAR__CACHE_NAME_MAX && name[size] == '\0';
+}
+
+void
+near__cache_free(near_cache *cache)
+{
+    near__l1_free(&cache->l1);
+    near__flights_fini(cache);
+    near__generation_fini(&cache->generation);
+    near__lock_fini(&cache->loads_lock);
+    pthread_cond_destroy(&cache->loads_done);
+    free(cache);
+}
+
+void
+near__cache_release(near_cache *cache)
+{
+    near_client *client = cache->client;
+
+    /* acq_rel: the last one sees what the others did before they let go */
+    if (atomic_fetch_sub_explicit(&cache->refs, 1, memory_order_acq_rel) != 1)
+        return;
+    near__cache_free(cache);
+    near__client_release(client);
+}
+
+static near_cache *
+cache_new(near_client *client, const char *name)
+{
+    near_cache *cache = calloc(1, sizeof(*cache));
+
+    if (cache == NULL)
+        return NULL;
+    cache->refs   = 1;
+    cache->client = client;
+    snprintf(cache->name, sizeof(cache->name), "%s", name);
+    cache->prefix_size = (size_t)snprintf(cache->prefix, sizeof(cache->prefix), "%.64s%s",
+                                          client->settings.l2_key_prefix, name);
+    near__flights_init(cache);
+    near__generation_init(&cache->generation);
+    near__lock_init(&cache->loads_lock, NEAR__RANK_LEAF);
+    near__cond_init(&cache->loads_done);
+    return cache;
+}
+
+static near_status
+open_cache(near_cache *cache, const near_config *overrides, near_error *error)
+{
+    near_client           *client   = cache->client;
+    struct near__settings *settings = &cache->settings;
+    near_status            status   = near__settings_override(settings, &client->settings, overrides, error);
+    struct near__l1_config config;
+
+    if (status != NEAR_OK)
+        return status;
+    cache->max_ttl = settings->l1_max_ttl;
+    if (!settings->set[NEAR__OPTION_l1_max_ttl] && client->traits.shared && client->coherence == NULL)
+        cache->max_ttl = NEAR__SEC; /* nobody tells us of writes: see the option's help */
+    config = (struct near__l1_config){
+        .max_bytes   = (size_t)settings->l1_max_bytes,
+        .max_entries = (size_t)settings->l1_max_entries,
+        .shards      = (unsigned)settings->l1_shards,
+        .policy      = "lru",
+    };
+    status = near__l1_new(&cache->l1, &config);
+    if (status != NEAR_OK)
+        return near__fail(error, status, "cache %s: cannot make its L1: %s", cache->name,
+                          near_status_text(status));
+    return NEAR_OK;
+}
+
+/* On the list, unless the name is taken. */
+static bool
+link_cache(near_cache *cache)
+{
+    near_client *client = cache->client;
+    near_cache  *other;
+
+    near__lock(&client->lock);
+    for (other = client->caches; other != NULL; other = other->next)
+        if (strcmp(other->name, cache->name) == 0)
+            break;
+    if (other == NULL) {
+        cache->id      = ++client->opened;
+        cache->next    = client->caches;
+        client->caches = cache;
+        atomic_fetch_add_explicit(&client->refs, 1, memory_order_relaxed);
+    }
+    near__unlock(&client->lock);
+    return other == NULL;
+}
+
+near_status
+near_cache_open(near_client *client, const char *name, const near_config *overrides, near_cache **pcache,
+                near_error *error)
+{
+    near_cache *cache;
+    near_status status;
+
+    if (error != NULL)
+        *error = (near_error){ .code = NEAR_OK };
+    if (pcache != NULL)
+        *pcache = NULL;
+    if (client == NULL || name == NULL || pcache == NULL)
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "near_cache_open: client, name and cache must not be NULL");
+    if (*client->alive == 0)
+        return near__fail(error, NEAR_ERR_FORKED, "near_cache_open: %s", near_status_text(NEAR_ERR_FORKED));
+    if (!is_name(name))
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "cache name \"%.80s\": accepts 1 .. %d of A-Z a-z 0-9 _ . -", name,
+                          NEAR__CACHE_NAME_MAX);
+    cache = cache_new(client, name);
+    if (cache == NULL)
+        return near__fail(error, NEAR_ERR_NOMEM, "cache %s: out of memory", name);
+    status = open_cache(cache, overrides, error);
+    if (status == NEAR_OK && !link_cache(cache))
+        status = near__fail(error, NEAR_ERR_BUSY, "cache %s: this client has it open already", name);
+    if (status != NEAR_OK) {
+        near__cache_free(cache);
+        return status;
+    }
+    *pcache = cache;
+    return NEAR_OK;
+}
+
+void
+near__cache_unlink_locked(near_cache *cache)
+{
+    near_cache **at = &cache->client->caches;
+
+    while (*at != NULL && *at != cache)
+        at = &(*at)->next;
+    if (*at == cache)
+        *at = cache->next;
+    near__stats_keep(cache->client, cache);
+}
+
+size_t
+near__cache_await_loads(near_cache *cache, int64_t deadline)
+{
+    bool   more = true;
+    size_t open;
+
+    near__lock(&cache->loads_lock);
+    while (cache->loads_open > 0 && more)
+        more = near__cond_wait(&cache->loads_done, &cache->loads_lock, deadline);
+    open = cache->loads_open;
+    near__unlock(&cache->loads_lock);
+    return open;
+}
+
+void
+near_cache_close(near_cache *cache)
+{
+    near_client *client;
+
+    if (cache == NULL || *cache->client->alive == 0)
+        return; /* in a child near_client_close() frees it */
+    client = cache->client;
+    near__lock(&client->lock);
+    near__cache_unlink_locked(cache);
+    near__unlock(&client->lock);
+    near__cache_await_loads(cache,
+                            near__time_after(near__client_now(client), client->settings.close_timeout));
+    near__cache_release(cache);
+}
+
+void
+near_cache_set_loader(near_cache *cache, near_load_fn fn, void *ctx)
+{
+    if (near__cache_check(cache) != NEAR_OK)
+        return;
+    cache->loader     = fn;
+    cache->loader_ctx = ctx;
+}

@@ -1,0 +1,359 @@
+/*
+ * Clients: opening, closing, and what the bus's messages do to the caches.
+ *
+ * The bus's thread comes in through the sink functions.  They find their cache under client->lock, take a reference, drop the lock
+ * and only then touch L1: an L1 may let go of an adopted value, which calls the application.
+ */
+#include "client.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cache.h"
+#include "generation.h"
+
+/* ---- sink: what other instances say */
+
+static near_cache *
+find_cache(near_client *client, near_bytes name)
+{
+    near_cache *cache;
+
+    near__lock(&client->lock);
+    for (cache = client->caches; cache != NULL; cache = cache->next)
+        if (near__bytes_equal(near_key(cache->name), name))
+            break;
+    if (cache != NULL)
+        atomic_fetch_add_explicit(&cache->refs, 1, memory_order_relaxed);
+    near__unlock(&client->lock);
+    return cache;
+}
+
+static void
+sink_invalidate(void *ctx, near_bytes name, near_bytes key)
+{
+    near_client *client = ctx;
+    near_cache  *cache  = find_cache(client, name);
+
+    if (cache == NULL)
+        return;
+    near__l1_invalidate(cache->l1, near__hash_keyed(&client->secret, key), key);
+    near__cache_release(cache);
+}
+
+/* Nobody waits for a fill of another instance yet: it is counted where it was received. */
+static void
+sink_filled(void *ctx, near_bytes name, near_bytes key)
+{
+    (void)ctx;
+    (void)name;
+    (void)key;
+}
+
+/* The new number itself is not taken from the message: with L2 and bus on two servers, two clears may be announced in the other
+ * order than they were stored in. */
+static void
+sink_cleared(void *ctx, near_bytes name, uint64_t generation)
+{
+    near_cache *cache = find_cache(ctx, name);
+
+    (void)generation;
+    if (cache == NULL)
+        return;
+    near__generation_doubt(cache, true);
+    near__l1_flush(cache->l1);
+    near__cache_release(cache);
+}
+
+/* The next caches in falling order of id, each with a reference. */
+static size_t
+next_caches(near_client *client, uint64_t below, near_cache **caches, size_t capacity)
+{
+    size_t n = 0;
+
+    near__lock(&client->lock);
+    for (near_cache *cache = client->caches; cache != NULL && n < capacity; cache = cache->next) {
+        if (cache->id >= below)
+            continue;
+        atomic_fetch_add_explicit(&cache->refs, 1, memory_order_relaxed);
+        caches[n++] = cache;
+    }
+    near__unlock(&client->lock);
+    return n;
+}
+
+/* A cache opened while this runs has read nothing from before. */
+static void
+sink_flush(void *ctx)
+{
+    near_client *client = ctx;
+    near_cache  *caches[16];
+    uint64_t     below = UINT64_MAX;
+    size_t       n;
+
+    while ((n = next_caches(client, below, caches, NEAR_COUNT_OF(caches))) > 0) {
+        below = caches[n - 1]->id;
+        for (size_t i = 0; i < n; i++) {
+            near__generation_doubt(caches[i], false);
+            near__l1_flush(caches[i]->l1);
+            near__cache_release(caches[i]);
+        }
+    }
+}
+
+/* ---- opening */
+
+static near_status
+open_guard(near_client *client, near_error *error)
+{
+    uint32_t *page =
+        mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (page == MAP_FAILED)
+        return near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
+    client->alive = page;
+    if (madvise(page, (size_t)sysconf(_SC_PAGESIZE), MADV_WIPEONFORK) != 0)
+        return near__fail(error, NEAR_ERR_UNSUPPORTED,
+                          "opening a client: the kernel lacks MADV_WIPEONFORK (Linux 4.14), so a fork could "
+                          "not be noticed");
+    *page = 1;
+    return NEAR_OK;
+}
+
+static near_status
+open_l2(near_client *client, near_error *error)
+{
+    near_status status = near__uri_parse(&client->l2_uri, "l2.uri", client->settings.l2_uri, error);
+
+    if (status != NEAR_OK || client->l2_uri.kind == NEAR__URI_NONE)
+        return status;
+    client->ops = near__l2_backend_named(client->l2_uri.scheme);
+    if (client->ops == NULL || client->ops->version != NEAR_L2_OPS_V1) {
+        client->ops = NULL;
+        return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",
+                          client->l2_uri.scheme);
+    }
+    client->env = (struct near_l2_env){
+        .uri             = &client->l2_uri,
+        .clock           = &client->clock,
+        .log             = &client->log,
+        .connect_timeout = client->settings.l2_connect_timeout,
+        .pool_size       = (unsigned)client->settings.l2_pool_size,
+        .max_stored      = (size_t)client->settings.l2_max_value + NEAR__KEY_MAX + 64,
+        .client_name     = client->name,
+    };
+    status = client->ops->open(&client->l2, &client->env, &client->traits, error);
+    if (status != NEAR_OK)
+        client->ops = NULL;
+    return status;
+}
+
+/* Which bus, if any: client->bus_uri, kind NONE for none. */
+static near_status
+choose_bus(near_client *client, near_error *error)
+{
+    const struct near__settings *settings  = &client->settings;
+    bool                         automatic = strcmp(settings->coherence_uri, "auto") == 0;
+    near_status                  status    = NEAR_OK;
+
+    client->bus_uri.kind = NEAR__URI_NONE;
+    if (settings->coherence_mode == NEAR__MODE_NONE)
+        return NEAR_OK;
+    if (!automatic)
+        status = near__uri_parse(&client->bus_uri, "coherence.uri", settings->coherence_uri, error);
+    else if (client->l2_uri.kind == NEAR__URI_REDIS ||
+             (client->l2_uri.kind == NEAR__URI_MEMORY && client->l2_uri.name[0] != '\0'))
+        client->bus_uri = client->l2_uri;
+    if (status != NEAR_OK)
+        return status;
+    if (client->bus_uri.kind == NEAR__URI_MEMCACHED)
+        return near__fail(error, NEAR_ERR_INVALID, "coherence.uri: memcached carries no messages; accepts %s",
+                          near__options[NEAR__OPTION_coherence_uri].accepts);
+    if (client->bus_uri.kind == NEAR__URI_NONE && settings->coherence_mode == NEAR__MODE_PUBSUB)
+        return near__fail(
+            error, NEAR_ERR_INVALID,
+            "coherence.mode = \"pubsub\": there is no bus with this l2.uri; set coherence.uri to one of %s",
+            near__options[NEAR__OPTION_coherence_uri].accepts);
+    return NEAR_OK;
+}
+
+static near_status
+open_coherence(near_client *client, near_error *error)
+{
+    const struct near__settings  *settings = &client->settings;
+    near_status                   status   = choose_bus(client, error);
+    struct near__coherence_config config;
+
+    if (status != NEAR_OK || client->bus_uri.kind == NEAR__URI_NONE)
+        return status;
+    if (settings->coherence_channel[0] != '\0')
+        snprintf(client->channel, sizeof(client->channel), "%.128s", settings->coherence_channel);
+    else
+        snprintf(client->channel, sizeof(client->channel), "%.64sbus", settings->l2_key_prefix);
+    config = (struct near__coherence_config){
+        .uri             = &client->bus_uri,
+        .clock           = &client->clock,
+        .log             = &client->log,
+        .channel         = client->channel,
+        .client_name     = client->name,
+        .heartbeat       = settings->coherence_heartbeat,
+        .serve_window    = settings->coherence_serve_window,
+        .connect_timeout = settings->l2_connect_timeout,
+        .sink            = { client, sink_invalidate, sink_filled, sink_cleared, sink_flush },
+    };
+    client->bus_on_l2 = client->traits.announces && near__uri_same_server(&client->bus_uri, &client->l2_uri);
+    return near__coherence_open(&client->coherence, &config, error);
+}
+
+static near_status
+open_client(near_client *client, const near_config *config, near_error *error)
+{
+    near_status status = near__settings_resolve(&client->settings, config, error);
+
+    if (status == NEAR_OK)
+        status = open_guard(client, error);
+    if (status != NEAR_OK)
+        return status;
+    near__client_log_init(client);
+    if (near__secret_init(&client->secret) != NEAR_OK)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "opening a client: the system gives no random bytes");
+    snprintf(client->name, sizeof(client->name), "nearcache");
+    status = open_l2(client, error);
+    if (status == NEAR_OK)
+        status = open_coherence(client, error);
+    return status;
+}
+
+/* ---- closing */
+
+/* The end of the memory: nothing runs any more, or this is a child of the process that it ran in. */
+static void
+client_free(near_client *client)
+{
+    if (client->coherence != NULL)
+        near__coherence_free(&client->coherence);
+    if (client->ops != NULL)
+        client->ops->fini(client->l2);
+    if (client->alive != NULL)
+        munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
+    near__client_log_fini(client);
+    near__lock_fini(&client->lock);
+    explicit_bzero(client, sizeof(*client)); /* passwords */
+    free(client);
+}
+
+void
+near__client_release(near_client *client)
+{
+    /* acq_rel: the last one sees what the others did before they let go */
+    if (atomic_fetch_sub_explicit(&client->refs, 1, memory_order_acq_rel) == 1)
+        client_free(client);
+}
+
+near_status
+near_client_open(const near_config *config, near_client **pclient, near_error *error)
+{
+    near_client *client;
+    near_status  status;
+
+    if (error != NULL)
+        *error = (near_error){ .code = NEAR_OK };
+    if (pclient == NULL)
+        return near__fail(error, NEAR_ERR_INVALID, "near_client_open: client must not be NULL");
+    *pclient = NULL;
+    client   = aligned_alloc(_Alignof(near_client), sizeof(*client));
+    if (client == NULL)
+        return near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
+    memset(client, 0, sizeof(*client));
+    client->refs  = 1;
+    client->clock = near__clock_system;
+    near__lock_init(&client->lock, NEAR__RANK_CLIENT);
+    status = open_client(client, config, error);
+    if (status != NEAR_OK) {
+        near__client_release(client);
+        return status;
+    }
+    if (client->coherence != NULL)
+        near__coherence_await(client->coherence, near__time_after(near__client_now(client),
+                                                                  client->settings.l2_connect_timeout));
+    *pclient = client;
+    return NEAR_OK;
+}
+
+static near_status
+close_in_child(near_client *client)
+{
+    near_cache *cache, *next;
+
+    if (client->coherence != NULL)
+        near__coherence_forked(client->coherence);
+    if (client->ops != NULL)
+        client->ops->forked(client->l2);
+    for (cache = client->caches; cache != NULL; cache = next) {
+        next = cache->next;
+        near__cache_free(cache);
+    }
+    client_free(client);
+    return NEAR_OK;
+}
+
+/* Take the first cache off the list; NULL when there is none. */
+static near_cache *
+pop_cache(near_client *client)
+{
+    near_cache *cache;
+
+    near__lock(&client->lock);
+    cache = client->caches;
+    if (cache != NULL)
+        near__cache_unlink_locked(cache);
+    near__unlock(&client->lock);
+    return cache;
+}
+
+near_status
+near_client_close(near_client *client, near_error *error)
+{
+    int64_t     deadline;
+    size_t      unanswered = 0;
+    near_cache *cache;
+
+    if (client == NULL)
+        return near__fail(error, NEAR_ERR_INVALID, "near_client_close: client must not be NULL");
+    if (*client->alive == 0)
+        return close_in_child(client);
+    deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    while ((cache = pop_cache(client)) != NULL) {
+        unanswered += near__cache_await_loads(cache, deadline);
+        near__cache_release(cache);
+    }
+    /* relaxed: whoever misses it finds the backend closed instead */
+    atomic_store_explicit(&client->closed, true, memory_order_relaxed);
+    if (client->ops != NULL)
+        client->ops->close(client->l2);
+    if (client->coherence != NULL)
+        near__coherence_stop(client->coherence);
+    if (client->ops != NULL)
+        client->ops->stop(client->l2);
+    near__client_release(client);
+    if (unanswered > 0)
+        return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads were not answered within close.timeout",
+                          unanswered);
+    return NEAR_OK;
+}
+
+const char *
+near_status_text(near_status status)
+{
+    switch (status) {
+#define STATUS_TEXT(name, number, text)                                                                      \
+    case name:                                                                                               \
+        return text;
+        NEAR_STATUS_TABLE(STATUS_TEXT)
+#undef STATUS_TEXT
+    }
+    return "unknown status";
+}

@@ -1,0 +1,169 @@
+/*
+ * What a client and a cache are made of; shared by the files of client/ only.
+ *
+ * near_client  settings, secret, log, L2 backend, coherence, list of caches.  Counted: the application holds one reference, each
+ *              cache one.  near_client_close() stops everything that has a thread or a wire; the memory goes with the last
+ *              reference, so a load answered after the close finds closed doors, not freed memory.
+ * near_cache   name, settings, L1 pool, table of flights, loader, known generation.  Counted: the application (until
+ *              near_cache_close) holds one reference, each unanswered load one.
+ *
+ * Locks: client->lock covers the list of caches (rank CLIENT).  Everything else has its own: see doc/architecture.md.
+ * Fixed at open and read without a lock: settings, ops, traits, coherence, names, prefixes.
+ */
+#ifndef NEAR_CLIENT_CLIENT_H
+#define NEAR_CLIENT_CLIENT_H
+
+#include "base/hash.h"
+#include "base/lock.h"
+#include "base/uri.h"
+#include "coherence/coherence.h"
+#include "config.h"
+#include "l1/l1.h"
+#include "l2/backend.h"
+#include "stats.h"
+
+#define NEAR__KEY_MAX        (64u << 10)
+#define NEAR__CACHE_NAME_MAX 64
+
+/* ---- log: level filter, rate limit, and a short memory for messages that came before there was a callback */
+
+#define NEAR__LOG_BACKLOG    8
+#define NEAR__LOG_PER_SECOND 20
+struct near__client_log {
+    struct near__lock lock; /* leaf; covers all below */
+    near_log_fn       fn;
+    void             *ctx;
+    near_log_level    level;
+    int64_t           second;     /* the running second of the rate limit */
+    unsigned          in_second;  /* messages in it */
+    unsigned          suppressed; /* since the last delivered one */
+    unsigned          kept;
+    struct {
+        near_log_level level;
+        char           text[512];
+    } backlog[NEAR__LOG_BACKLOG];
+};
+
+struct near_client {
+    _Atomic unsigned        refs;
+    _Atomic bool            closed;
+    const uint32_t         *alive; /* a page that a fork wipes: 0 in a child */
+    struct near__settings   settings;
+    struct near__clock      clock;
+    struct near__secret     secret;
+    struct near__log        log; /* handed to the other rooms; writes to log_state */
+    struct near__client_log log_state;
+    struct near__counters   counters;
+
+    struct near__uri          l2_uri;
+    const struct near_l2_ops *ops; /* NULL: none: */
+    void                     *l2;  /* the backend's self */
+    struct near_l2_traits     traits;
+    struct near_l2_env        env;
+    char                      name[64]; /* for CLIENT SETNAME */
+    char                      channel[160];
+    struct near__uri          bus_uri;
+    struct near__coherence   *coherence; /* NULL: no bus */
+    bool bus_on_l2; /* the bus's server is the L2's, and the backend announces: one atomic step */
+
+    struct near__lock     lock;      /* rank CLIENT */
+    near_cache           *caches;    /* list, newest first */
+    uint64_t              opened;    /* caches ever: the newest one's id */
+    struct near__l1_stats closed_l1; /* counters of caches that were closed */
+};
+
+/* What is known of a cache's generation (client/generation.c). */
+struct near__generation {
+    struct near__lock lock;    /* leaf */
+    uint64_t          value;   /* 0: never known */
+    bool              known;   /* to be trusted while the gate is open */
+    int64_t           learned; /* when it was read */
+    uint64_t
+        epoch; /* moved by everything that makes it doubtful; a reader installs only what it began to read in this epoch */
+};
+
+#define NEAR__FLIGHT_STRIPES 64
+struct near__flight;
+struct near__flight_stripe {
+    struct near__lock    lock; /* rank FLIGHT */
+    struct near__flight *chain;
+};
+
+struct near_cache {
+    _Atomic unsigned           refs;
+    near_client               *client;
+    near_cache                *next;
+    uint64_t                   id; /* counts up: the list is in falling order */
+    char                       name[NEAR__CACHE_NAME_MAX + 1];
+    char                       prefix[64 + NEAR__CACHE_NAME_MAX + 2]; /* of L2 keys, without the separator */
+    size_t                     prefix_size;
+    struct near__settings      settings;
+    int64_t                    max_ttl; /* l1.max_ttl, or its stricter default */
+    struct near__l1           *l1;
+    near_load_fn               loader;
+    void                      *loader_ctx;
+    struct near__generation    generation;
+    struct near__flight_stripe flights[NEAR__FLIGHT_STRIPES];
+    struct near__lock          loads_lock; /* leaf: unanswered loads */
+    pthread_cond_t             loads_done;
+    size_t                     loads_open;
+};
+
+void near__client_release(near_client *client);
+void near__cache_release(near_cache *cache);
+
+static inline int64_t
+near__client_now(const near_client *client)
+{
+    return near__now(&client->clock);
+}
+
+/* The door of every public call: NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_FORKED, NEAR_ERR_CLOSED. */
+static inline near_status
+near__cache_check(const near_cache *cache)
+{
+    if (cache == NULL)
+        return NEAR_ERR_INVALID;
+    if (*cache->client->alive == 0)
+        return NEAR_ERR_FORKED;
+    if (atomic_load_explicit(&cache->client->closed, memory_order_relaxed))
+        return NEAR_ERR_CLOSED;
+    return NEAR_OK;
+}
+
+static inline near_status
+near__key_check(near_bytes key)
+{
+    if (key.data == NULL && key.size != 0)
+        return NEAR_ERR_INVALID;
+    return key.size > NEAR__KEY_MAX ? NEAR_ERR_TOO_LARGE : NEAR_OK;
+}
+
+/* Nanoseconds from a call's milliseconds; negative: `preset`.  No overflow. */
+static inline int64_t
+near__duration(int64_t ms, int64_t preset)
+{
+    if (ms < 0)
+        return preset;
+    return ms > NEAR_NEVER / NEAR_MS ? NEAR_NEVER : ms * NEAR_MS;
+}
+
+/* May L1 answer now? */
+enum near__gate {
+    NEAR__GATE_OPEN,   /* as fresh */
+    NEAR__GATE_STALE,  /* flagged (coherence.on_disconnect=stale) */
+    NEAR__GATE_CLOSED, /* not at all */
+    NEAR__GATE_FAIL    /* and reads fail at once (coherence.on_disconnect=fail) */
+};
+enum near__gate near__cache_gate(const near_cache *cache, int64_t now);
+
+static inline void
+near__count(const near_cache *cache, enum near__counter counter, uint64_t n)
+{
+    near__counters_add(&cache->client->counters, counter, n);
+}
+
+void near__client_log_init(near_client *client);
+void near__client_log_fini(near_client *client);
+
+#endif

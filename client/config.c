@@ -1,0 +1,453 @@
+/*
+ * Configuration: texts in, typed values out, by the table in config.h.
+ *
+ * A near_config is the texts that were set, one slot per option, each checked when it was set; it belongs to one thread at a time.
+ * Nothing here knows what an option is for, except check_together().
+ */
+#include "config.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/uri.h"
+
+const struct near__option near__options[NEAR__OPTION_COUNT] = {
+#define OPTION_ROW(field, name, type, scope, preset, least, most, accepts, help)                             \
+    { name,    NEAR__##type, NEAR__SCOPE_##scope,                                                            \
+      preset,  least,        most,                                                                           \
+      accepts, help,         offsetof(struct near__settings, field) },
+    NEAR__OPTIONS(OPTION_ROW)
+#undef OPTION_ROW
+};
+
+struct near_config {
+    char *texts[NEAR__OPTION_COUNT]; /* NULL: not set */
+};
+
+/* ---- units */
+
+struct unit {
+    const char *name;
+    int64_t     factor;
+};
+static const struct unit size_units[] = {
+    { "TiB", NEAR__TIB }, { "GiB", INT64_C(1) << 30 },
+    { "MiB", NEAR__MIB }, { "KiB", NEAR__KIB },
+    { "B", 1 },           { "", 1 },
+};
+static const struct unit duration_units[] = {
+    { "d", NEAR__DAY }, { "h", 3600 * NEAR__SEC }, { "m", 60 * NEAR__SEC },
+    { "s", NEAR__SEC }, { "ms", NEAR_MS },         { "us", NEAR_MS / 1000 },
+};
+
+/* Digits, then one of the units; a bare 0 needs none.  False: not of that form, or too large for an int64_t. */
+static bool
+parse_number(const char *text, const struct unit *units, size_t n, int64_t *value)
+{
+    const char *at     = text;
+    int64_t     digits = 0;
+
+    if (!isdigit((unsigned char)*at))
+        return false;
+    for (; isdigit((unsigned char)*at); at++)
+        if (__builtin_mul_overflow(digits, 10, &digits) || __builtin_add_overflow(digits, *at - '0', &digits))
+            return false;
+    *value = 0;
+    if (digits == 0 && *at == '\0')
+        return true;
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(at, units[i].name) == 0)
+            return !__builtin_mul_overflow(digits, units[i].factor, value);
+    return false;
+}
+
+/* The largest unit that divides the value, for messages. */
+static void
+print_number(char *out, size_t size, int64_t value, const struct unit *units, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (value != 0 && value % units[i].factor == 0) {
+            snprintf(out, size, "%lld%s", (long long)(value / units[i].factor), units[i].name);
+            return;
+        }
+    snprintf(out, size, "%lld", (long long)value);
+}
+
+/* ---- one option */
+
+static const struct near__option *
+option_named(const char *name)
+{
+    for (size_t i = 0; i < NEAR__OPTION_COUNT; i++)
+        if (strcmp(near__options[i].name, name) == 0)
+            return &near__options[i];
+    return NULL;
+}
+
+static const struct unit *
+units_of(const struct near__option *option, size_t *n)
+{
+    static const struct unit none[] = { { "", 1 } };
+
+    if (option->type == NEAR__SIZE)
+        return *n = NEAR_COUNT_OF(size_units), size_units;
+    if (option->type == NEAR__DURATION)
+        return *n = NEAR_COUNT_OF(duration_units), duration_units;
+    return *n = 1, none;
+}
+
+void
+near__option_accepts(const struct near__option *option, char *out, size_t size)
+{
+    char               least[32], most[32];
+    size_t             n;
+    const struct unit *units = units_of(option, &n);
+
+    if (option->accepts != NULL) {
+        snprintf(out, size, "%s", option->accepts);
+        return;
+    }
+    print_number(least, sizeof(least), option->least, units, n);
+    print_number(most, sizeof(most), option->most, units, n);
+    snprintf(out, size, "%s .. %s", least, most);
+}
+
+void
+near__option_variable(const struct near__option *option, char *out, size_t size)
+{
+    size_t at = (size_t)snprintf(out, size, "NEARCACHE_");
+
+    for (const char *c = option->name; *c != '\0' && at + 1 < size; c++)
+        out[at++] = *c == '.' ? '_' : (char)toupper((unsigned char)*c);
+    out[at] = '\0';
+}
+
+/* The position of `value` in "a | b | c", or -1. */
+static int
+choice_index(const char *choices, const char *value)
+{
+    size_t length = strlen(value);
+
+    for (int index = 0;; index++) {
+        size_t word = strcspn(choices, " ");
+        if (word == length && memcmp(choices, value, length) == 0)
+            return index;
+        choices += word;
+        if (strncmp(choices, " | ", 3) != 0)
+            return -1;
+        choices += 3;
+    }
+}
+
+static bool
+is_visible(const char *text)
+{
+    for (; *text != '\0'; text++)
+        if (*text < '!' || *text > '~')
+            return false;
+    return true;
+}
+
+/* URIs may hold a password: they are parsed for the message's sake and never shown. */
+static bool
+holds_uri(const struct near__option *option)
+{
+    return option == &near__options[NEAR__OPTION_l2_uri] ||
+           option == &near__options[NEAR__OPTION_coherence_uri];
+}
+
+static near_status
+check_text(const struct near__option *option, const char *origin, const char *value, near_error *error)
+{
+    struct near__uri *uri;
+    near_status       status;
+    char              accepts[256];
+
+    if (holds_uri(option)) {
+        if (strlen(value) >= NEAR__TEXT_SIZE)
+            return near__fail(error, NEAR_ERR_INVALID, "%s: longer than %d bytes", origin,
+                              NEAR__TEXT_SIZE - 1);
+        if (option == &near__options[NEAR__OPTION_coherence_uri] && strcmp(value, "auto") == 0)
+            return NEAR_OK;
+        uri = malloc(sizeof(*uri));
+        if (uri == NULL)
+            return near__fail(error, NEAR_ERR_NOMEM, "%s: out of memory", origin);
+        status = near__uri_parse(uri, origin, value, error);
+        explicit_bzero(uri, sizeof(*uri));
+        free(uri);
+        return status;
+    }
+    if (strlen(value) <= (size_t)option->most && is_visible(value))
+        return NEAR_OK;
+    near__option_accepts(option, accepts, sizeof(accepts));
+    return near__fail(error, NEAR_ERR_INVALID, "%s = \"%.64s\": accepts %s", origin, value, accepts);
+}
+
+/* Check `value` and, when `settings` is not NULL, store it.  `origin` names the option as the user wrote it. */
+static near_status
+apply(struct near__settings *settings, const struct near__option *option, const char *origin,
+      const char *value, near_error *error)
+{
+    char               accepts[256];
+    const char        *hint = "";
+    int64_t            number;
+    size_t             n;
+    const struct unit *units = units_of(option, &n);
+    near_status        status;
+
+    if (option->type == NEAR__TEXT) {
+        status = check_text(option, origin, value, error);
+        if (status == NEAR_OK && settings != NULL)
+            snprintf((char *)settings + option->offset, NEAR__TEXT_SIZE, "%s", value);
+        return status;
+    }
+    near__option_accepts(option, accepts, sizeof(accepts));
+    if (option->type == NEAR__CHOICE) {
+        int index = choice_index(option->accepts, value);
+        if (index < 0)
+            return near__fail(error, NEAR_ERR_INVALID, "%s = \"%.64s\": accepts %s", origin, value, accepts);
+        if (settings != NULL)
+            *(unsigned *)((char *)settings + option->offset) = (unsigned)index;
+        return NEAR_OK;
+    }
+    if (!parse_number(value, units, n, &number)) {
+        if (option->type == NEAR__DURATION)
+            hint = isdigit((unsigned char)value[strlen(value) ? strlen(value) - 1 : 0])
+                       ? "a duration needs a unit; "
+                       : "not a duration; ";
+        else
+            hint = option->type == NEAR__SIZE ? "not a size; " : "not a number; ";
+        return near__fail(error, NEAR_ERR_INVALID, "%s = \"%.64s\": %saccepts %s", origin, value, hint,
+                          accepts);
+    }
+    if (number < option->least || number > option->most)
+        return near__fail(error, NEAR_ERR_INVALID, "%s = \"%.64s\": accepts %s", origin, value, accepts);
+    if (settings != NULL)
+        *(int64_t *)((char *)settings + option->offset) = number; /* SIZE and COUNT: the same bits */
+    return NEAR_OK;
+}
+
+/* ---- near_config */
+
+near_config *
+near_config_new(void)
+{
+    return calloc(1, sizeof(near_config));
+}
+
+static void
+forget_text(char **text)
+{
+    if (*text == NULL)
+        return;
+    explicit_bzero(*text, strlen(*text)); /* it may be a URI with a password */
+    free(*text);
+    *text = NULL;
+}
+
+void
+near_config_free(near_config *config)
+{
+    if (config == NULL)
+        return;
+    for (size_t i = 0; i < NEAR__OPTION_COUNT; i++)
+        forget_text(&config->texts[i]);
+    free(config);
+}
+
+near_status
+near_config_set(near_config *config, const char *name, const char *value, near_error *error)
+{
+    const struct near__option *option;
+    char                      *copy;
+    near_status                status;
+
+    if (config == NULL || name == NULL || value == NULL)
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "near_config_set: config, name and value must not be NULL");
+    option = option_named(name);
+    if (option == NULL)
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "unknown option \"%.64s\": `nearcache config --list` shows what there is", name);
+    status = apply(NULL, option, name, value, error);
+    if (status != NEAR_OK)
+        return status;
+    copy = strdup(value);
+    if (copy == NULL)
+        return near__fail(error, NEAR_ERR_NOMEM, "%s: out of memory", name);
+    forget_text(&config->texts[option - near__options]);
+    config->texts[option - near__options] = copy;
+    return NEAR_OK;
+}
+
+/* ---- files */
+
+static char *
+trim(char *text)
+{
+    char *end;
+
+    while (isspace((unsigned char)*text))
+        text++;
+    end = text + strlen(text);
+    while (end > text && isspace((unsigned char)end[-1]))
+        end--;
+    *end = '\0';
+    return text;
+}
+
+static near_status
+load_line(near_config *config, char *line, const char *path, unsigned number, near_error *error)
+{
+    near_error  inner;
+    char       *name = trim(line), *equals;
+    near_status status;
+
+    if (*name == '\0' || *name == '#')
+        return NEAR_OK;
+    equals = strchr(name, '=');
+    if (equals == NULL)
+        return near__fail(error, NEAR_ERR_INVALID, "%s:%u: expected name = value", path, number);
+    *equals = '\0';
+    status  = near_config_set(config, trim(name), trim(equals + 1), &inner);
+    if (status != NEAR_OK)
+        return near__fail(error, status, "%s:%u: %s", path, number, inner.text);
+    return NEAR_OK;
+}
+
+static near_status
+load_stream(near_config *config, FILE *file, const char *path, near_error *error)
+{
+    char       *line     = NULL;
+    size_t      capacity = 0;
+    unsigned    number   = 0;
+    near_status status   = NEAR_OK;
+
+    errno = 0;
+    while (status == NEAR_OK && getline(&line, &capacity, file) >= 0)
+        status = load_line(config, line, path, ++number, error);
+    if (status == NEAR_OK && !feof(file))
+        status = near__fail(error, errno == ENOMEM ? NEAR_ERR_NOMEM : NEAR_ERR_UNAVAILABLE,
+                            "%s: cannot read: %s", path, strerror(errno));
+    if (line != NULL)
+        explicit_bzero(line, capacity);
+    free(line);
+    return status;
+}
+
+near_status
+near_config_load(near_config *config, const char *path, near_error *error)
+{
+    near_config *fresh;
+    FILE        *file;
+    near_status  status;
+
+    if (config == NULL || path == NULL)
+        return near__fail(error, NEAR_ERR_INVALID, "near_config_load: config and path must not be NULL");
+    file = fopen(path, "re");
+    if (file == NULL)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: cannot open: %s", path, strerror(errno));
+    fresh  = near_config_new();
+    status = fresh != NULL ? load_stream(fresh, file, path, error)
+                           : near__fail(error, NEAR_ERR_NOMEM, "%s: out of memory", path);
+    fclose(file);
+    if (status == NEAR_OK) /* all or nothing: only now does the caller's configuration change */
+        for (size_t i = 0; i < NEAR__OPTION_COUNT; i++)
+            if (fresh->texts[i] != NULL) {
+                forget_text(&config->texts[i]);
+                config->texts[i] = fresh->texts[i];
+                fresh->texts[i]  = NULL;
+            }
+    near_config_free(fresh);
+    return status;
+}
+
+/* ---- values */
+
+static near_status
+check_together(const struct near__settings *settings, near_error *error)
+{
+    if (settings->coherence_heartbeat > settings->coherence_serve_window / 2)
+        return near__fail(
+            error, NEAR_ERR_INVALID,
+            "coherence.heartbeat = %lldms: accepts at most half of coherence.serve_window (%lldms)",
+            (long long)(settings->coherence_heartbeat / NEAR_MS),
+            (long long)(settings->coherence_serve_window / NEAR_MS));
+    if ((settings->l1_shards & (settings->l1_shards - 1)) != 0)
+        return near__fail(error, NEAR_ERR_INVALID, "l1.shards = %llu: accepts 0 or a power of two",
+                          (unsigned long long)settings->l1_shards);
+    return NEAR_OK;
+}
+
+static near_status
+apply_environment(struct near__settings *settings, near_error *error)
+{
+    char variable[64];
+
+    for (size_t i = 0; i < NEAR__OPTION_COUNT; i++) {
+        const char *value;
+        near_status status;
+
+        near__option_variable(&near__options[i], variable, sizeof(variable));
+        value = secure_getenv(variable);
+        if (value == NULL)
+            continue;
+        status = apply(settings, &near__options[i], variable, value, error);
+        if (status != NEAR_OK)
+            return status;
+        settings->set[i] = true;
+    }
+    return NEAR_OK;
+}
+
+static near_status
+apply_config(struct near__settings *settings, const near_config *config, near_error *error)
+{
+    for (size_t i = 0; config != NULL && i < NEAR__OPTION_COUNT; i++) {
+        near_status status;
+
+        if (config->texts[i] == NULL)
+            continue;
+        status = apply(settings, &near__options[i], near__options[i].name, config->texts[i], error);
+        if (status != NEAR_OK)
+            return status;
+        settings->set[i] = true;
+    }
+    return NEAR_OK;
+}
+
+near_status
+near__settings_resolve(struct near__settings *settings, const near_config *config, near_error *error)
+{
+    near_status status = NEAR_OK;
+
+    memset(settings, 0, sizeof(*settings));
+    for (size_t i = 0; i < NEAR__OPTION_COUNT && status == NEAR_OK; i++)
+        status = apply(settings, &near__options[i], near__options[i].name, near__options[i].preset, error);
+    if (status == NEAR_OK)
+        status = apply_config(settings, config, error);
+    if (status == NEAR_OK)
+        status = apply_environment(settings, error);
+    if (status == NEAR_OK)
+        status = check_together(settings, error);
+    return status;
+}
+
+near_status
+near__settings_override(struct near__settings *settings, const struct near__settings *client,
+                        const near_config *overrides, near_error *error)
+{
+    near_status status;
+
+    *settings = *client;
+    for (size_t i = 0; overrides != NULL && i < NEAR__OPTION_COUNT; i++)
+        if (overrides->texts[i] != NULL && near__options[i].scope != NEAR__SCOPE_CACHE)
+            return near__fail(error, NEAR_ERR_INVALID,
+                              "%s belongs to the client: it cannot be set for one cache",
+                              near__options[i].name);
+    status = apply_config(settings, overrides, error);
+    return status == NEAR_OK ? check_together(settings, error) : status;
+}

@@ -1,0 +1,136 @@
+/*
+ * The option table: every option once.  The parser, the defaults, the range checks, the environment, the manual page, `nearcache
+ * config --list` and the tests are echoes of these lines.
+ *
+ * A near_config holds the texts that were set; near__settings holds the values, typed, of every option.
+ */
+#ifndef NEAR_CLIENT_CONFIG_H
+#define NEAR_CLIENT_CONFIG_H
+
+#include "base/base.h"
+
+/* Types: what a value looks like, and the field it becomes in near__settings. */
+enum near__option_type {
+    NEAR__SIZE,     /* uint64_t bytes: 0 512 64KiB 256MiB 1GiB 1TiB */
+    NEAR__COUNT,    /* uint64_t */
+    NEAR__DURATION, /* int64_t ns: 0 250us 250ms 30s 5m 1h 7d */
+    NEAR__CHOICE,   /* unsigned: position in `accepts` */
+    NEAR__TEXT      /* char[256] */
+};
+
+/* Scope: `cache` options may be overridden by near_cache_open(), `client` options not. */
+enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
+
+#define NEAR__KIB (INT64_C(1) << 10)
+#define NEAR__MIB (INT64_C(1) << 20)
+#define NEAR__TIB (INT64_C(1) << 40)
+#define NEAR__SEC (1000 * NEAR_MS)
+#define NEAR__DAY (86400 * NEAR__SEC)
+
+/* clang-format off */
+/*  X(field, name, type, scope, default, least, most, accepts, help): `accepts` is written for texts and choices; for numbers it
+ *  follows from least and most. */
+#define NEAR__OPTIONS(X)                                                                                              \
+    X(l1_max_bytes, "l1.max_bytes", SIZE, CACHE, "64MiB", 0, NEAR__TIB, NULL,                                         \
+      "Memory of this cache's L1, overhead included.  0 keeps nothing in the process.")                               \
+    X(l1_max_entries, "l1.max_entries", COUNT, CACHE, "0", 0, INT64_C(1) << 32, NULL,                                 \
+      "Most entries in this cache's L1.  0: only l1.max_bytes bounds it.")                                            \
+    X(l1_policy, "l1.policy", CHOICE, CACHE, "lru", 0, 0, "lru",                                                      \
+      "Which entries leave L1 for room.")                                                                             \
+    X(l1_shards, "l1.shards", COUNT, CACHE, "0", 0, 1024, NULL,                                                       \
+      "Independently locked parts of L1, a power of two.  0: chosen from the size.")                                  \
+    X(l1_max_ttl, "l1.max_ttl", DURATION, CACHE, "60s", NEAR_MS, 365 * NEAR__DAY, NULL,                               \
+      "No entry stays in L1 longer: the staleness bound when everything else fails.  Where L2 is shared but "        \
+      "there is no bus, the default is 1s.")                                                                          \
+    X(l2_uri, "l2.uri", TEXT, CLIENT, "memory:", 0, 0,                                                                \
+      "none: | memory:[NAME] | redis://[user:pass@]host[:port][/db] | redis+unix:///path[?db=n] | "                  \
+      "memcached://host[:port[:weight]],... | memcached+unix:///path",                                                \
+      "The shared tier.")                                                                                             \
+    X(l2_timeout, "l2.timeout", DURATION, CLIENT, "200ms", NEAR_MS, 60 * NEAR__SEC, NULL,                             \
+      "Bound on one exchange with L2, retries included.")                                                             \
+    X(l2_connect_timeout, "l2.connect_timeout", DURATION, CLIENT, "500ms", NEAR_MS, 60 * NEAR__SEC, NULL,             \
+      "Bound on making one connection, login included.  Also how long opening a client waits for the bus.")           \
+    X(l2_pool_size, "l2.pool_size", COUNT, CLIENT, "8", 1, 1024, NULL,                                                \
+      "Most connections to each L2 server.")                                                                          \
+    X(l2_key_prefix, "l2.key_prefix", TEXT, CLIENT, "nc:", 0, 64, "0 .. 64 characters from ! to ~",                   \
+      "Put before every key in L2, so that programs can share a server.")                                             \
+    X(l2_max_value, "l2.max_value", SIZE, CLIENT, "1MiB", 1, 256 * NEAR__MIB, NULL,                                   \
+      "Largest value; a larger one is refused before it goes anywhere.")                                              \
+    X(ttl, "ttl", DURATION, CACHE, "5m", 0, 3650 * NEAR__DAY, NULL,                                                   \
+      "How long a value is good.  0: until it is evicted or removed.")                                                \
+    X(negative_ttl, "negative_ttl", DURATION, CACHE, "5s", 0, NEAR__DAY, NULL,                                        \
+      "How long 'the store has no such thing' is remembered.  0: not at all.")                                        \
+    X(lease_timeout, "lease.timeout", DURATION, CACHE, "5s", 10 * NEAR_MS, 3600 * NEAR__SEC, NULL,                    \
+      "How long one instance keeps the right to fill a key (at least 3s on memcached).")                              \
+    X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
+      "auto | none: | memory:NAME | redis://[user:pass@]host[:port][/db] | redis+unix:///path",                       \
+      "The bus that carries invalidations.  auto: the L2 server where that is Redis or memory:NAME, else none.")      \
+    X(coherence_mode, "coherence.mode", CHOICE, CLIENT, "auto", 0, 0, "auto | pubsub | none",                         \
+      "How instances hear of writes.  auto: pubsub where there is a bus.")                                            \
+    X(coherence_channel, "coherence.channel", TEXT, CLIENT, "", 0, 128, "0 .. 128 characters from ! to ~",            \
+      "Channel of the messages.  Empty: l2.key_prefix followed by 'bus'.")                                            \
+    X(coherence_on_disconnect, "coherence.on_disconnect", CHOICE, CLIENT, "bypass", 0, 0, "bypass | stale | fail",    \
+      "What L1 does once the serve window is over: bypass reads go to L2 and the loader; stale: L1 answers, "         \
+      "flagged, up to l1.max_ttl; fail: reads fail at once.")                                            \
+    X(coherence_serve_window, "coherence.serve_window", DURATION, CLIENT, "500ms", 10 * NEAR_MS, 3600 * NEAR__SEC,    \
+      NULL, "L1 answers as fresh only this long after the bus was last known to be whole: the bound on staleness.")   \
+    X(coherence_heartbeat, "coherence.heartbeat", DURATION, CLIENT, "100ms", NEAR_MS, 600 * NEAR__SEC, NULL,          \
+      "How often the bus is asked for a sign of life; at most half of coherence.serve_window.")                       \
+    X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
+      "How long closing waits for loads that are still under way.")                                                   \
+    X(log_level, "log.level", CHOICE, CLIENT, "warn", 0, 0, "error | warn | info | debug",                            \
+      "Which messages reach the log callback.")
+/* clang-format on */
+
+#define NEAR__TEXT_SIZE 1024
+
+typedef uint64_t near__field_SIZE;
+typedef uint64_t near__field_COUNT;
+typedef int64_t  near__field_DURATION;
+typedef unsigned near__field_CHOICE;
+typedef char     near__field_TEXT[NEAR__TEXT_SIZE];
+
+enum near__option_index {
+#define NEAR__OPTION_INDEX(field, name, type, scope, preset, least, most, accepts, help) NEAR__OPTION_##field,
+    NEAR__OPTIONS(NEAR__OPTION_INDEX)
+#undef NEAR__OPTION_INDEX
+        NEAR__OPTION_COUNT
+};
+
+struct near__settings {
+#define NEAR__OPTION_FIELD(field, name, type, scope, preset, least, most, accepts, help)                     \
+    near__field_##type field;
+    NEAR__OPTIONS(NEAR__OPTION_FIELD)
+#undef NEAR__OPTION_FIELD
+    bool set[NEAR__OPTION_COUNT]; /* said by somebody, not the default */
+};
+
+/* Positions of the choices. */
+enum { NEAR__MODE_AUTO, NEAR__MODE_PUBSUB, NEAR__MODE_NONE };
+enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
+
+struct near__option {
+    const char             *name;
+    enum near__option_type  type;
+    enum near__option_scope scope;
+    const char             *preset;
+    int64_t                 least, most;
+    const char             *accepts; /* NULL: from least and most */
+    const char             *help;
+    size_t                  offset; /* in near__settings */
+};
+extern const struct near__option near__options[NEAR__OPTION_COUNT];
+
+/* What the option accepts, in words: "1ms .. 1m", "lru | lfu".  `out` has at least 256 bytes. */
+void near__option_accepts(const struct near__option *option, char *out, size_t size);
+/* "NEARCACHE_L2_URI" for "l2.uri". */
+void near__option_variable(const struct near__option *option, char *out, size_t size);
+
+/* The values of a client: defaults, then `config` (may be NULL), then the environment; checked one by one and together. */
+near_status near__settings_resolve(struct near__settings *settings, const near_config *config,
+                                   near_error *error);
+/* The values of a cache: the client's, then `overrides` (may be NULL), which may name cache options only. */
+near_status near__settings_override(struct near__settings *settings, const struct near__settings *client,
+                                    const near_config *overrides, near_error *error);
+
+#endif

@@ -1,0 +1,419 @@
+/*
+ * See load.h.  batch->lock (rank LOAD) covers the states of its loads and `leader`; the answers themselves are written by the
+ * answering thread before the state changes and read by the finisher after.  No lock is held in the loader, in a fill or in a
+ * landing.
+ */
+#include "load.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct batch;
+
+struct near_load {
+    struct batch        *batch;
+    struct near__flight *flight; /* a reference, until finished */
+    struct near__ask     ask;    /* its key lies in the flight */
+    int64_t              ttl_ms; /* the loader's word; negative: none */
+    near_status          status; /* answer: NEAR_OK, NEAR_NOT_FOUND or an error */
+    enum { PENDING, ANSWERED, FINISHED } state;
+};
+
+struct batch {
+    struct near__lock       lock;
+    pthread_cond_t          answered;
+    unsigned                refs;   /* unanswered or unfinished loads, and the leader */
+    bool                    leader; /* is here to finish what gets answered */
+    near_cache             *cache;  /* a reference */
+    struct near__load_terms terms;
+    int64_t                 started;
+    size_t                  n;
+    struct near__ask      **asks;     /* room for one finishing round of the leader */
+    near_load             **pointers; /* what the loader sees */
+    near_load               loads[];
+};
+
+/* ---- open loads of a cache: near_cache_close() waits for them */
+
+static void
+loads_opened(near_cache *cache, size_t n)
+{
+    near__lock(&cache->loads_lock);
+    cache->loads_open += n;
+    near__unlock(&cache->loads_lock);
+}
+
+static void
+loads_closed(near_cache *cache, size_t n)
+{
+    near__lock(&cache->loads_lock);
+    cache->loads_open -= n;
+    if (cache->loads_open == 0)
+        pthread_cond_broadcast(&cache->loads_done);
+    near__unlock(&cache->loads_lock);
+}
+
+/* ---- batch */
+
+static struct batch *
+batch_new(near_cache *cache, const struct near__load_order *orders, size_t n,
+          const struct near__load_terms *terms)
+{
+    size_t size =
+        sizeof(struct batch) + n * (sizeof(near_load) + sizeof(near_load *) + sizeof(struct near__ask *));
+    struct batch *batch = calloc(1, size);
+
+    if (batch == NULL)
+        return NULL;
+    near__lock_init(&batch->lock, NEAR__RANK_LOAD);
+    near__cond_init(&batch->answered);
+    batch->refs     = (unsigned)n + 1;
+    batch->leader   = true;
+    batch->cache    = cache;
+    batch->terms    = *terms;
+    batch->n        = n;
+    batch->pointers = (near_load **)&batch->loads[n];
+    batch->asks     = (struct near__ask **)&batch->pointers[n];
+    atomic_fetch_add_explicit(&cache->refs, 1, memory_order_relaxed);
+    for (size_t i = 0; i < n; i++) {
+        near_load *load    = &batch->loads[i];
+        load->batch        = batch;
+        load->flight       = orders[i].flight;
+        load->ask          = orders[i].ask;
+        load->ask.key      = (near_bytes){ load->flight->key, load->flight->key_size };
+        load->ttl_ms       = -1;
+        batch->pointers[i] = load;
+        near__flight_ref(cache, load->flight);
+    }
+    return batch;
+}
+
+static void
+batch_release(struct batch *batch, unsigned n)
+{
+    near_cache *cache = batch->cache;
+    bool        last;
+
+    near__lock(&batch->lock);
+    batch->refs -= n;
+    last = batch->refs == 0;
+    near__unlock(&batch->lock);
+    if (!last)
+        return;
+    near__lock_fini(&batch->lock);
+    pthread_cond_destroy(&batch->answered);
+    free(batch);
+    near__cache_release(cache);
+}
+
+/* ---- finishing: fills and landings, for answered loads that are the caller's alone by now */
+
+static void
+prepare_entry(const struct batch *batch, near_load *load, int64_t now)
+{
+    const struct near__settings *settings = &batch->cache->settings;
+    struct near__entry          *entry    = load->ask.entry;
+
+    load->ask.ttl = near__duration(load->ttl_ms, entry->negative ? settings->negative_ttl : batch->terms.ttl);
+    entry->generation = batch->terms.generation;
+    entry->born       = now;
+    entry->expires    = near__expiry(batch->cache, now, load->ask.ttl);
+}
+
+/* negative_ttl = 0 is "do not remember", not "for ever". */
+static bool
+is_kept(const near_load *load)
+{
+    return load->ask.entry != NULL && !(load->ask.entry->negative && load->ask.ttl == 0);
+}
+
+/* Tell other instances, who may be waiting for our lease, what was stored.  Moves no fence anywhere; a loss costs nobody more than
+ * the wait.  Not before the landing: nobody here waits for it. */
+static void
+announce_filled(near_cache *cache, struct near__ask **asks, size_t n)
+{
+    near_client *client   = cache->client;
+    near_bytes   name     = near_key(cache->name);
+    int64_t      deadline = near__time_after(near__client_now(client), client->settings.l2_timeout);
+    near_bytes  *keys;
+
+    if (client->coherence == NULL || !client->traits.shared)
+        return;
+    keys = calloc(n, sizeof(*keys));
+    for (size_t i = 0; keys != NULL && i < n; i++)
+        keys[i] = asks[i]->key;
+    for (size_t at = 0; keys != NULL && at < n;) {
+        size_t   fit = near__message_fit(keys + at, n - at);
+        uint8_t *message;
+        size_t   size;
+
+        if (near__message_encode(NEAR__MESSAGE_FILLED, near__coherence_sender(client->coherence), name,
+                                 keys + at, fit, &message, &size) == NEAR_OK) {
+            near__coherence_publish(client->coherence, message, size, deadline, NULL);
+            free(message);
+        }
+        at += fit;
+    }
+    free(keys);
+}
+
+/* Whether anything was stored. */
+static bool
+fill_l2(struct batch *batch, struct near__ask **asks, size_t keep, size_t drop, size_t n)
+{
+    near_cache *cache = batch->cache;
+    int64_t deadline  = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
+
+    size_t stored = 0;
+
+    if (atomic_load_explicit(&cache->client->closed, memory_order_relaxed))
+        return false;
+    if (keep > 0)
+        stored = near__tier_fill(cache, asks, keep, batch->terms.generation, deadline);
+    if (drop > 0)
+        near__tier_unlease(cache, asks + (n - drop), drop, deadline);
+    return stored > 0;
+}
+
+/* `loads[i]` are ANSWERED and nobody else's; `asks` has room for n. */
+static void
+finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks)
+{
+    near_cache *cache = batch->cache;
+    int64_t     now   = near__client_now(cache->client);
+    size_t      keep = 0, drop = 0;
+    bool        stored = false;
+
+    for (size_t i = 0; i < n; i++) {
+        near_load *load = loads[i];
+
+        if (load->ask.entry != NULL)
+            prepare_entry(batch, load, now);
+        if (load->ask.lease == 0)
+            continue;
+        if (is_kept(load) && batch->terms.generation != 0)
+            asks[keep++] = &load->ask;
+        else
+            asks[n - ++drop] = &load->ask;
+    }
+    /* L2 before the landing: until it has landed, callers in this process join instead of loading again */
+    if (keep + drop > 0)
+        stored = fill_l2(batch, asks, keep, drop, n);
+    for (size_t i = 0; i < n; i++) {
+        near_load *load = loads[i];
+
+        if (is_kept(load) && batch->terms.fill_l1)
+            near__l1_insert(cache->l1, load->ask.entry, load->ask.fence, now);
+        near__flight_land(cache, load->flight, load->status, NEAR_FROM_LOADER, load->ask.entry);
+        near__entry_release(&load->ask.entry);
+    }
+    if (stored)
+        announce_filled(cache, asks, keep);
+    for (size_t i = 0; i < n; i++)
+        near__flight_release(cache, &loads[i]->flight); /* and with it the key */
+}
+
+/* ---- the leader */
+
+/* Collect what is answered into pointers[0..]; they become FINISHED, ours. */
+static size_t
+take_answered_locked(struct batch *batch)
+{
+    size_t taken = 0;
+
+    for (size_t i = 0; i < batch->n; i++)
+        if (batch->loads[i].state == ANSWERED) {
+            batch->loads[i].state    = FINISHED;
+            batch->pointers[taken++] = &batch->loads[i];
+        }
+    return taken;
+}
+
+static void
+lead(struct batch *batch)
+{
+    near_cache *cache = batch->cache;
+    size_t      open  = batch->n;
+    bool        more  = true;
+
+    while (open > 0 && more) {
+        size_t taken;
+
+        near__lock(&batch->lock);
+        while ((taken = take_answered_locked(batch)) == 0 && more)
+            more = near__cond_wait(&batch->answered, &batch->lock, batch->terms.deadline);
+        if (taken == 0)
+            batch->leader = false; /* from here on, who answers finishes */
+        near__unlock(&batch->lock);
+        finish(batch, batch->pointers, taken, batch->asks);
+        loads_closed(cache, taken);
+        open -= taken;
+        if (taken > 0)
+            more = true;
+        batch_release(batch, (unsigned)taken); /* the leader's own reference keeps it alive */
+    }
+    if (open == 0)
+        return;
+    for (size_t i = 0; i < batch->n; i++) {
+        struct near__flight *flight = NULL;
+
+        near__lock(&batch->lock);
+        if (batch->loads[i].state == PENDING)
+            flight = batch->loads[i].flight;
+        if (flight != NULL)
+            near__flight_ref(cache, flight);
+        near__unlock(&batch->lock);
+        if (flight != NULL) {
+            near__flight_leave(cache, flight);
+            near__flight_release(cache, &flight);
+        }
+    }
+}
+
+static void
+land_unloaded(near_cache *cache, const struct near__load_order *orders, size_t n, near_status status)
+{
+    for (size_t i = 0; i < n; i++)
+        near__flight_land(cache, orders[i].flight, status, NEAR_FROM_NOWHERE, NULL);
+}
+
+void
+near__load_run(near_cache *cache, const struct near__load_order *orders, size_t n,
+               const struct near__load_terms *terms)
+{
+    struct batch *batch = batch_new(cache, orders, n, terms);
+
+    if (batch == NULL) {
+        land_unloaded(cache, orders, n, NEAR_ERR_NOMEM);
+        return;
+    }
+    near__count(cache, NEAR__loads, n);
+    near__count(cache, NEAR__load_calls, 1);
+    loads_opened(cache, n);
+    batch->started = near__client_now(cache->client);
+    cache->loader(batch->pointers, n, cache->loader_ctx);
+    lead(batch);
+    batch_release(batch, 1);
+}
+
+/* ---- the loader's side */
+
+near_bytes
+near_load_key(const near_load *load)
+{
+    return load != NULL ? load->ask.key : (near_bytes){ NULL, 0 };
+}
+
+void
+near_load_ttl(near_load *load, int64_t ttl_ms)
+{
+    if (load != NULL)
+        load->ttl_ms = ttl_ms;
+}
+
+static uint32_t
+cost_since(const struct batch *batch)
+{
+    int64_t us = (near__client_now(batch->cache->client) - batch->started) / 1000;
+
+    return us > UINT32_MAX ? UINT32_MAX : (uint32_t)us;
+}
+
+/* The one way an answer takes.  Takes `entry` over. */
+static void
+answer(near_load *load, near_status status, struct near__entry *entry)
+{
+    struct batch     *batch = load->batch;
+    struct near__ask *ask   = &load->ask;
+    bool              mine;
+
+    if (status < 0)
+        near__count(batch->cache, NEAR__load_failures, 1);
+    if (entry != NULL)
+        entry->cost_us = cost_since(batch);
+    near__lock(&batch->lock);
+    if (load->state != PENDING) { /* answered twice, and the memory is still there: the first answer stands */
+        near__unlock(&batch->lock);
+        near__entry_release(&entry);
+        return;
+    }
+    load->status = status;
+    ask->entry   = entry;
+    mine         = !batch->leader;
+    load->state  = mine ? FINISHED : ANSWERED;
+    if (!mine)
+        pthread_cond_signal(&batch->answered);
+    near__unlock(&batch->lock);
+    if (!mine)
+        return; /* the leader finishes it, and `load` may be gone by now */
+    finish(batch, &load, 1, &ask);
+    loads_closed(batch->cache, 1);
+    batch_release(batch, 1);
+}
+
+near_status
+near_load_set(near_load *load, near_bytes value)
+{
+    struct near__entry *entry;
+    void               *bytes;
+
+    if (load == NULL)
+        return NEAR_ERR_INVALID;
+    if (value.data == NULL && value.size != 0) {
+        answer(load, NEAR_ERR_LOADER, NULL);
+        return NEAR_ERR_INVALID;
+    }
+    if (value.size > load->batch->cache->settings.l2_max_value) {
+        answer(load, NEAR_ERR_TOO_LARGE, NULL);
+        return NEAR_ERR_TOO_LARGE;
+    }
+    entry = near__entry_new(load->ask.key, load->ask.hash, value.size, &bytes);
+    if (entry == NULL) {
+        answer(load, NEAR_ERR_NOMEM, NULL);
+        return NEAR_ERR_NOMEM;
+    }
+    if (value.size > 0)
+        memcpy(bytes, value.data, value.size);
+    answer(load, NEAR_OK, entry);
+    return NEAR_OK;
+}
+
+near_status
+near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *data))
+{
+    struct near__entry *entry  = NULL;
+    near_status         status = NEAR_OK;
+
+    if (load == NULL || (data == NULL && size != 0))
+        status = NEAR_ERR_INVALID;
+    else if (size > load->batch->cache->settings.l2_max_value)
+        status = NEAR_ERR_TOO_LARGE;
+    else if ((entry = near__entry_adopt(load->ask.key, load->ask.hash, data, size, release)) == NULL)
+        status = NEAR_ERR_NOMEM;
+    if (status != NEAR_OK && release != NULL)
+        release(data);
+    if (load != NULL)
+        answer(load, status == NEAR_ERR_INVALID ? NEAR_ERR_LOADER : status, entry);
+    return status;
+}
+
+void
+near_load_not_found(near_load *load)
+{
+    struct near__entry *entry;
+    void               *none;
+
+    if (load == NULL)
+        return;
+    entry = near__entry_new(load->ask.key, load->ask.hash, 0, &none);
+    if (entry != NULL)
+        entry->negative = true;
+    answer(load, NEAR_NOT_FOUND, entry); /* without memory to remember it, it is still the answer */
+}
+
+void
+near_load_fail(near_load *load, near_status status)
+{
+    if (load != NULL)
+        answer(load, status < 0 ? status : NEAR_ERR_LOADER, NULL);
+}

@@ -1,0 +1,29 @@
+/* What get and fetch share: the pass over L1 and the way from an entry to the caller's hands. */
+#ifndef NEAR_CLIENT_READ_H
+#define NEAR_CLIENT_READ_H
+
+#include "tier.h"
+
+/* One moment's view of a cache, for a whole batch: one clock read, one look at the gate. */
+struct near__view {
+    int64_t         now;
+    enum near__gate gate;
+    unsigned        flags; /* NEAR_SKIP_L1 ... */
+};
+struct near__view near__view_of(const near_cache *cache, unsigned flags);
+
+/* Ask L1, if the gate and the flags let it answer.  True: *status and *value (NULL for NEAR_NOT_FOUND) are the answer. */
+bool near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
+                      near_value **value, near_status *status);
+
+/* Turn an entry into an answer: takes the reference over. */
+near_status near__hand_out(struct near__entry *entry, near_source source, near_value **value);
+
+/* The first error among statuses, else NEAR_OK. */
+near_status near__first_error(const near_status *statuses, size_t n);
+
+/* Check a batch's arrays and prepare the outputs: NULL and NEAR_MISS everywhere. */
+near_status near__batch_check(const near_cache *cache, const near_bytes *keys, size_t n, near_value **values,
+                              near_status *statuses);
+
+#endif

@@ -1,0 +1,406 @@
+/*
+ * near_put, near_remove, near_clear, near_fence.
+ *
+ * A write of one key: bracket in L1 (write_begin moves the fence and drops the key; write_end moves it again and admits the new
+ * value only if nobody else wrote meanwhile), and inside the bracket L2 and the message to the others.  Where the bus's server is
+ * the L2's, L2 write and message are one atomic step; else the write comes first, then the message (never the other way round:
+ * race 7).
+ *
+ * An outcome that is not known, or a refusal that leaves the older value in L2, is followed by one attempt to remove and
+ * publish; either way the write is not acknowledged.  No lock is held here.
+ */
+#include "generation.h"
+#include "read.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct write {
+    size_t                index; /* in the caller's arrays */
+    near_bytes            key;
+    uint64_t              hash;
+    struct near__entry   *entry; /* put: the new value; else NULL */
+    struct near__l1_write token;
+    near_status           status;
+};
+
+struct writing {
+    near_cache   *cache;
+    struct write *writes;
+    size_t        n;
+    bool          fill_l1;
+    int64_t       ttl; /* ns; 0 never expires */
+    int64_t       now, deadline;
+    uint64_t      generation;
+};
+
+/* ---- messages */
+
+/* The message for keys[0..n), to be freed; NULL where there is no bus.  *status says why if there should be one. */
+static uint8_t *
+encode_message(near_cache *cache, enum near__message_kind kind, const near_bytes *keys, size_t n,
+               size_t *size, near_status *status)
+{
+    uint8_t *message = NULL;
+
+    *status = NEAR_OK;
+    if (cache->client->coherence == NULL)
+        return NULL;
+    *status = near__message_encode(kind, near__coherence_sender(cache->client->coherence),
+                                   near_key(cache->name), keys, n, &message, size);
+    return message;
+}
+
+static struct near_l2_announce
+announcement(const near_client *client, uint8_t *message, size_t size)
+{
+    return (struct near_l2_announce){
+        .channel  = near_key(client->channel),
+        .message  = message,
+        .size     = size,
+        .stamp_at = NEAR__MESSAGE_STAMP_AT,
+    };
+}
+
+/* ---- one exchange with L2 for part of the writes, all puts or all removals, with its message */
+
+/* The stored forms of the values; false: out of memory. */
+static bool
+encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
+{
+    for (size_t i = 0; i < wire->n; i++) {
+        const struct write *write = &writing->writes[at + i];
+        size_t              size;
+        uint8_t            *bytes = near__tier_encode(writing->cache, write->entry, 0, near__stamp(),
+                                                      writing->generation, writing->ttl, &size);
+        if (bytes == NULL)
+            return false;
+        wire->items[i].value  = (near_bytes){ bytes, size };
+        wire->items[i].ttl_ms = near__ttl_ms(writing->ttl);
+    }
+    return true;
+}
+
+static void
+free_values(struct near__wire *wire)
+{
+    for (size_t i = 0; i < wire->n; i++)
+        free((void *)(uintptr_t)wire->items[i].value.data);
+}
+
+static void
+reset_answers(struct near__wire *wire)
+{
+    for (size_t i = 0; i < wire->n; i++) {
+        wire->items[i].answer = NEAR_L2_NOT_TRIED;
+        wire->items[i].status = NEAR_OK;
+    }
+}
+
+/* L2 first, then the message; in one step where the backend can.  NEAR_OK: what was written is announced. */
+static near_status
+exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *message, size_t size)
+{
+    near_client             *client   = writing->cache->client;
+    struct near_l2_announce  announce = announcement(client, message, size);
+    struct near_l2_announce *with     = message != NULL && client->bus_on_l2 ? &announce : NULL;
+
+    near__count(writing->cache, NEAR__l2_requests, client->ops != NULL);
+    if (client->ops == NULL)
+        near__l2_answer_all(wire->items, wire->n, NEAR_L2_DONE,
+                            NEAR_OK); /* no shared tier: only the others' L1 to tell */
+    else if (put)
+        client->ops->set_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, writing->deadline);
+    else
+        client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, writing->deadline);
+    if (message == NULL)
+        return NEAR_OK;
+    if (with == NULL)
+        return near__coherence_publish(client->coherence, message, size, writing->deadline, NULL);
+    for (size_t i = 0; i < wire->n; i++)
+        if (wire->items[i].answer == NEAR_L2_UNKNOWN) {
+            near__coherence_doubt(client->coherence,
+                                  announce.stream); /* its echo may come late, and must then be heard */
+            near__count(writing->cache, NEAR__bus_send_failures, 1);
+            return NEAR_OK;
+        }
+    near__count(writing->cache, NEAR__bus_sent, wire->items[0].answer == NEAR_L2_DONE);
+    return NEAR_OK;
+}
+
+static near_status
+item_status(const struct near_l2_item *item)
+{
+    if (item->answer == NEAR_L2_DONE)
+        return NEAR_OK;
+    return item->status != NEAR_OK ? item->status : NEAR_ERR_TIMEOUT;
+}
+
+static bool
+all_done(const struct near__wire *wire)
+{
+    for (size_t i = 0; i < wire->n; i++)
+        if (wire->items[i].answer != NEAR_L2_DONE)
+            return false;
+    return true;
+}
+
+/* Write L2 for writes[at .. at + n), which are at most one batch and one message. */
+static void
+write_part(struct writing *writing, size_t at, size_t n, const near_bytes *keys, bool put)
+{
+    near_cache       *cache   = writing->cache;
+    struct near__wire wire    = { 0 };
+    uint8_t          *message = NULL;
+    size_t            size = 0, bytes = 0;
+    near_status       status;
+
+    for (size_t i = 0; i < n; i++)
+        bytes += keys[i].size;
+    status = near__wire_open(&wire, cache, n, bytes);
+    for (size_t i = 0; status == NEAR_OK && i < n; i++)
+        near__wire_add(&wire, cache, keys[i]);
+    if (status == NEAR_OK)
+        message = encode_message(cache, NEAR__MESSAGE_INVALIDATE, keys, n, &size, &status);
+    if (status == NEAR_OK && put && cache->client->ops != NULL && !encode_values(writing, &wire, at))
+        status = NEAR_ERR_NOMEM;
+    if (status == NEAR_OK)
+        status = exchange(writing, &wire, put, message, size);
+    for (size_t i = 0; i < n; i++)
+        writing->writes[at + i].status = status != NEAR_OK ? status : item_status(&wire.items[i]);
+    if (wire.n == n && (status != NEAR_OK || !all_done(&wire)) && status != NEAR_ERR_NOMEM) {
+        reset_answers(&wire);
+        exchange(writing, &wire, false, message, size); /* remove and publish, as far as there is time */
+    }
+    free_values(&wire);
+    near__wire_close(&wire);
+    free(message);
+}
+
+static void
+write_l2(struct writing *writing, bool put)
+{
+    near_cache *cache = writing->cache;
+    near_bytes *keys;
+    near_status status = NEAR_OK;
+
+    if ((cache->client->ops == NULL && cache->client->coherence == NULL) || writing->n == 0)
+        return;
+    keys = calloc(writing->n, sizeof(*keys));
+    if (keys == NULL)
+        status = NEAR_ERR_NOMEM;
+    else if (put && cache->client->ops != NULL)
+        status = near__generation_for_write(cache, writing->deadline, &writing->generation);
+    for (size_t i = 0; i < writing->n; i++) {
+        writing->writes[i].status = status;
+        if (keys != NULL)
+            keys[i] = writing->writes[i].key;
+    }
+    for (size_t at = 0; status == NEAR_OK && at < writing->n;) {
+        size_t part = near__message_fit(keys + at, writing->n - at);
+        if (part > NEAR_L2_BATCH)
+            part = NEAR_L2_BATCH;
+        write_part(writing, at, part, keys + at, put);
+        at += part;
+    }
+    free(keys);
+}
+
+/* ---- the bracket */
+
+static void
+begin(struct writing *writing)
+{
+    for (size_t i = 0; i < writing->n; i++) {
+        struct write *write = &writing->writes[i];
+        write->token        = near__l1_write_begin(writing->cache->l1, write->hash, write->key);
+    }
+}
+
+static void
+end(struct writing *writing, near_status *statuses)
+{
+    for (size_t i = 0; i < writing->n; i++) {
+        struct write       *write = &writing->writes[i];
+        struct near__entry *admit = write->status == NEAR_OK && writing->fill_l1 ? write->entry : NULL;
+
+        near__l1_write_end(writing->cache->l1, write->token, write->hash, write->key, admit, writing->now);
+        near__entry_release(&write->entry);
+        statuses[write->index] = write->status;
+        if (write->status != NEAR_OK)
+            near__count(writing->cache, NEAR__write_failures, 1);
+    }
+}
+
+static near_status
+add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
+{
+    near_cache   *cache = writing->cache;
+    struct write *write = &writing->writes[writing->n];
+    void         *bytes;
+
+    if (value.data == NULL && value.size != 0)
+        return NEAR_ERR_INVALID;
+    if (value.size > cache->settings.l2_max_value)
+        return NEAR_ERR_TOO_LARGE;
+    *write =
+        (struct write){ .index = index, .key = key, .hash = near__hash_keyed(&cache->client->secret, key) };
+    write->entry = near__entry_new(key, write->hash, value.size, &bytes);
+    if (write->entry == NULL)
+        return NEAR_ERR_NOMEM;
+    if (value.size > 0)
+        memcpy(bytes, value.data, value.size);
+    write->entry->born    = writing->now;
+    write->entry->expires = near__expiry(cache, writing->now, writing->ttl);
+    writing->n++;
+    return NEAR_OK;
+}
+
+static void
+add_remove(struct writing *writing, size_t index, near_bytes key)
+{
+    writing->writes[writing->n++] = (struct write){
+        .index = index,
+        .key   = key,
+        .hash  = near__hash_keyed(&writing->cache->client->secret, key),
+    };
+}
+
+/* `values` NULL: removals. */
+static near_status
+write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, size_t n,
+           const near_put_options *options, near_status *statuses)
+{
+    near_put_options mine = NEAR_PUT_OPTIONS_INIT;
+    struct writing   writing;
+    near_status      status = near__batch_check(cache, keys, n, NULL, statuses);
+
+    if (status != NEAR_OK || n == 0)
+        return status;
+    if (options != NULL && options->struct_size >= sizeof(size_t))
+        memcpy(&mine, options, options->struct_size < sizeof(mine) ? options->struct_size : sizeof(mine));
+    writing         = (struct writing){ .cache = cache, .now = near__client_now(cache->client) };
+    writing.fill_l1 = !(mine.flags & NEAR_NO_FILL);
+    writing.ttl     = near__duration(mine.ttl_ms, cache->settings.ttl);
+    writing.deadline =
+        near__time_after(writing.now, near__duration(mine.timeout_ms, cache->client->settings.l2_timeout));
+    writing.writes = calloc(n, sizeof(*writing.writes));
+    for (size_t i = 0; i < n; i++) {
+        if (statuses[i] < 0)
+            continue;
+        statuses[i] = NEAR_OK;
+        if (writing.writes == NULL)
+            statuses[i] = NEAR_ERR_NOMEM;
+        else if (values != NULL)
+            statuses[i] = add_put(&writing, i, keys[i], values[i]);
+        else
+            add_remove(&writing, i, keys[i]);
+    }
+    near__count(cache, values != NULL ? NEAR__puts : NEAR__removes, n);
+    begin(&writing);
+    write_l2(&writing, values != NULL);
+    end(&writing, statuses);
+    free(writing.writes);
+    return near__first_error(statuses, n);
+}
+
+near_status
+near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, size_t n,
+              const near_put_options *options, near_status *statuses)
+{
+    if (n > 0 && values == NULL)
+        return NEAR_ERR_INVALID;
+    return write_many(cache, keys, values, n, options, statuses);
+}
+
+near_status
+near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_options *options)
+{
+    near_status status;
+
+    return write_many(cache, &key, &value, 1, options, &status);
+}
+
+near_status
+near_remove_many(near_cache *cache, const near_bytes *keys, size_t n, near_status *statuses)
+{
+    return write_many(cache, keys, NULL, n, NULL, statuses);
+}
+
+near_status
+near_remove(near_cache *cache, near_bytes key)
+{
+    near_status status;
+
+    return write_many(cache, &key, NULL, 1, NULL, &status);
+}
+
+/* ---- clear and fence */
+
+static near_status
+clear_others(near_cache *cache, uint64_t fresh, int64_t deadline)
+{
+    near_client            *client = cache->client;
+    unsigned char           number[8];
+    near_bytes              key = { number, sizeof(number) };
+    struct near_l2_announce announce;
+    uint8_t                *message;
+    size_t                  size;
+    near_status             status;
+
+    for (size_t i = 0; i < sizeof(number); i++)
+        number[i] = (unsigned char)(fresh >> (8 * i));
+    message = encode_message(cache, NEAR__MESSAGE_CLEAR, &key, 1, &size, &status);
+    if (status != NEAR_OK)
+        return status;
+    announce = announcement(client, message, message != NULL ? size : 0);
+    if (client->ops != NULL)
+        status = near__generation_renew(cache, fresh, message != NULL && client->bus_on_l2 ? &announce : NULL,
+                                        deadline);
+    if (message != NULL && client->bus_on_l2 && status == NEAR_OK)
+        near__count(cache, NEAR__bus_sent, 1);
+    else if (message != NULL && client->bus_on_l2 && announce.stream != 0)
+        near__coherence_doubt(client->coherence, announce.stream);
+    else if (message != NULL && status == NEAR_OK)
+        status = near__coherence_publish(client->coherence, message, size, deadline, NULL);
+    free(message);
+    return status;
+}
+
+near_status
+near_clear(near_cache *cache)
+{
+    near_status status = near__cache_check(cache);
+    int64_t     deadline;
+
+    if (status != NEAR_OK)
+        return status;
+    deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
+    near__count(cache, NEAR__clears, 1);
+    near__generation_doubt(cache, true);
+    near__l1_flush(cache->l1);
+    if (cache->client->ops != NULL || cache->client->coherence != NULL)
+        status = clear_others(cache, near__generation_fresh(cache), deadline);
+    /* again: what was read in between may be of the old generation */
+    near__generation_doubt(cache, true);
+    near__l1_flush(cache->l1);
+    return status;
+}
+
+near_status
+near_fence(near_client *client, int64_t timeout_ms)
+{
+    int64_t deadline;
+
+    if (client == NULL)
+        return NEAR_ERR_INVALID;
+    if (*client->alive == 0)
+        return NEAR_ERR_FORKED;
+    if (client->coherence == NULL && (client->ops == NULL || !client->traits.shared))
+        return NEAR_OK; /* nobody else writes what we read */
+    if (client->coherence == NULL)
+        return NEAR_ERR_UNSUPPORTED;
+    deadline =
+        near__time_after(near__client_now(client), near__duration(timeout_ms, client->settings.l2_timeout));
+    return near__coherence_fence(client->coherence, deadline, NULL);
+}

@@ -1,0 +1,247 @@
+/*
+ * The transport is one descriptor; whoever holds the struct owns it.  No lock, no state but the descriptor: what can never happen
+ * is that a call here sleeps past its deadline (poll is the only sleep, and it is told the time that is left), that a signal is
+ * raised (MSG_NOSIGNAL), or that a child process inherits the descriptor through exec (SOCK_CLOEXEC).
+ */
+#include "l2/transport.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* A unix socket whose backlog is full says EAGAIN and gives nothing to poll for: look again after this time. */
+#define BACKLOG_PAUSE NEAR_MS
+
+_Static_assert(NEAR__UNIX_PATH == sizeof(((struct sockaddr_un *)0)->sun_path) - 1, "rule H10");
+
+/* ---------------------------------------------------------------------------------------------- waiting */
+
+/* poll() until something happens or `deadline`; signals do not shorten or prolong it. */
+static near_status
+sleep_on(const struct near__transport *t, struct pollfd *fds, nfds_t n, int64_t deadline)
+{
+    for (;;) {
+        int64_t now = near__now(t->clock);
+        int     got;
+
+        if (now >= deadline)
+            return NEAR_ERR_TIMEOUT;
+        got = poll(fds, n, near__poll_timeout(now, deadline));
+        if (got > 0)
+            return NEAR_OK;
+        if (got < 0 && errno != EINTR)
+            return NEAR_ERR_UNAVAILABLE;
+    }
+}
+
+/* Descriptors below 0 are ignored by poll(). */
+static near_status
+wait_for(const struct near__transport *t, short events, int wake_fd, int64_t deadline)
+{
+    struct pollfd fds[3] = { { t->fd, events, 0 }, { t->cancel_fd, POLLIN, 0 }, { wake_fd, POLLIN, 0 } };
+    near_status   status = sleep_on(t, fds, wake_fd < 0 ? 2 : 3, deadline);
+
+    if (status != NEAR_OK)
+        return status;
+    if (fds[1].revents != 0)
+        return NEAR_ERR_CLOSED;
+    if (fds[0].revents == 0 && fds[2].revents != 0)
+        return NEAR_ERR_BUSY;
+    return NEAR_OK; /* errors and hang-ups, too: the next send or receive says which */
+}
+
+near_status
+near__transport_wait(struct near__transport *transport, bool sending, int wake_fd, int64_t deadline)
+{
+    return wait_for(transport, sending ? POLLIN | POLLOUT : POLLIN, wake_fd, deadline);
+}
+
+/* ------------------------------------------------------------------------------------------- connecting */
+
+/* A loopback port nobody listens on may be given to us as our own end: then we are connected to ourselves. */
+static bool
+is_self(int fd)
+{
+    struct sockaddr_storage here = { 0 }, there = { 0 };
+    socklen_t               here_size = sizeof(here), there_size = sizeof(there);
+
+    return getsockname(fd, (struct sockaddr *)&here, &here_size) == 0 &&
+           getpeername(fd, (struct sockaddr *)&there, &there_size) == 0 && here_size == there_size &&
+           memcmp(&here, &there, here_size) == 0;
+}
+
+/* connect() has begun: wait for its outcome.  0 or an errno. */
+static int
+connect_outcome(struct near__transport *t, int64_t deadline, near_status *status)
+{
+    int       code = 0;
+    socklen_t size = sizeof(code);
+
+    *status = wait_for(t, POLLOUT, -1, deadline);
+    if (*status != NEAR_OK)
+        return ETIMEDOUT;
+    if (getsockopt(t->fd, SOL_SOCKET, SO_ERROR, &code, &size) != 0)
+        code = errno;
+    return code;
+}
+
+static int
+connect_once(struct near__transport *t, const struct sockaddr *to, socklen_t size, int64_t deadline,
+             near_status *status)
+{
+    *status = NEAR_OK;
+    while (connect(t->fd, to, size) != 0) {
+        if (errno == EINPROGRESS || errno == EINTR)
+            return connect_outcome(t, deadline, status);
+        if (errno != EAGAIN || to->sa_family != AF_UNIX)
+            return errno;
+        int64_t until = near__time_after(near__now(t->clock), BACKLOG_PAUSE);
+        *status       = wait_for(&(struct near__transport){ -1, t->cancel_fd, t->clock }, 0, -1,
+                           until < deadline ? until : deadline);
+        if (*status == NEAR_ERR_TIMEOUT && until < deadline)
+            continue;
+        return ETIMEDOUT;
+    }
+    return 0;
+}
+
+static near_status
+connect_to(struct near__transport *t, const struct sockaddr *to, socklen_t size, int64_t deadline,
+           near_error *error)
+{
+    int         one = 1, code;
+    near_status status;
+
+    t->fd = socket(to->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (t->fd < 0)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "cannot make a socket: %s", strerrordesc_np(errno));
+    code = connect_once(t, to, size, deadline, &status);
+    if (code == 0 && to->sa_family != AF_UNIX && is_self(t->fd))
+        code = ECONNREFUSED;
+    if (code == 0) {
+        if (to->sa_family != AF_UNIX)
+            setsockopt(t->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+        return NEAR_OK;
+    }
+    near__transport_close(t);
+    if (status == NEAR_ERR_TIMEOUT)
+        return near__fail(error, status, "connect timed out");
+    if (status != NEAR_OK)
+        return near__fail(error, status, "connect given up: %s", near_status_text(status));
+    return near__fail(error, NEAR_ERR_UNAVAILABLE, "cannot connect: %s", strerrordesc_np(code));
+}
+
+static near_status
+open_unix(struct near__transport *t, const char *path, int64_t deadline, near_error *error)
+{
+    struct sockaddr_un to     = { .sun_family = AF_UNIX };
+    size_t             length = strlen(path);
+
+    if (length > NEAR__UNIX_PATH)
+        return near__fail(error, NEAR_ERR_INVALID, "the socket's path has %zu bytes, at most %d are possible",
+                          length, NEAR__UNIX_PATH);
+    memcpy(to.sun_path, path, length);
+    return connect_to(t, (const struct sockaddr *)&to, sizeof(to), deadline, error);
+}
+
+/* Numeric addresses are read without a resolver; only a real name is looked up. */
+static int
+resolve(const struct near__address *address, struct addrinfo **found)
+{
+    struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM };
+    char            port[8];
+    int             code;
+
+    snprintf(port, sizeof(port), "%u", address->port);
+    code = getaddrinfo(address->host, port, &hints, found);
+    if (code != EAI_NONAME)
+        return code;
+    hints.ai_flags = AI_NUMERICSERV;
+    return getaddrinfo(address->host, port, &hints, found);
+}
+
+static near_status
+open_tcp(struct near__transport *t, const struct near__address *address, int64_t deadline, near_error *error)
+{
+    struct addrinfo *found  = NULL;
+    near_status      status = NEAR_ERR_UNAVAILABLE;
+    int              code   = resolve(address, &found);
+    int64_t          left   = 0;
+
+    if (code != 0)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "cannot resolve the name: %s", gai_strerror(code));
+    for (struct addrinfo *a = found; a != NULL; a = a->ai_next)
+        left++;
+    for (struct addrinfo *a = found; a != NULL; a = a->ai_next, left--) {
+        int64_t now   = near__now(t->clock);
+        int64_t share = deadline == NEAR_NEVER || now >= deadline ? deadline : now + (deadline - now) / left;
+
+        status = connect_to(t, a->ai_addr, a->ai_addrlen, share, error);
+        if (status == NEAR_OK || status == NEAR_ERR_CLOSED)
+            break;
+    }
+    freeaddrinfo(found);
+    return status;
+}
+
+near_status
+near__transport_open(struct near__transport *transport, const struct near__address *address, int64_t deadline,
+                     near_error *error)
+{
+    transport->fd = -1;
+    if (address->port == 0)
+        return open_unix(transport, address->host, deadline, error);
+    return open_tcp(transport, address, deadline, error);
+}
+
+void
+near__transport_close(struct near__transport *transport)
+{
+    if (transport->fd >= 0)
+        close(transport->fd);
+    transport->fd = -1;
+}
+
+/* ------------------------------------------------------------------------------------------------ bytes */
+
+static ssize_t
+outcome(ssize_t n)
+{
+    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) ? 0 : n;
+}
+
+ssize_t
+near__transport_send(struct near__transport *transport, const struct iovec *pieces, size_t n)
+{
+    struct msghdr message = { .msg_iov = (struct iovec *)pieces, .msg_iovlen = n };
+
+    return outcome(sendmsg(transport->fd, &message, MSG_NOSIGNAL));
+}
+
+ssize_t
+near__transport_receive(struct near__transport *transport, void *buffer, size_t size)
+{
+    ssize_t n = recv(transport->fd, buffer, size, 0);
+
+    if (n == 0) {
+        errno = ECONNRESET;
+        return -1;
+    }
+    return outcome(n);
+}
+
+bool
+near__transport_quiet(const struct near__transport *transport)
+{
+    char    byte;
+    ssize_t n = recv(transport->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
+}

@@ -1,0 +1,493 @@
+/* The nearcache command as a person uses it: the built binary, real servers, its two outputs and its exit status. */
+#include "harness/test.h"
+
+#include "harness/proxy.h"
+#include "harness/server.h"
+
+#include "config.h"
+
+#include <fcntl.h>
+#include <nearcache.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct world {
+    struct test_server *server;
+    struct test_proxy  *proxy;
+    char                l2[300]; /* "--l2=URI" */
+    char                file[64];
+    char                out[65536], err[65536];
+    size_t              out_size;
+};
+
+static int
+world_setup(void **state)
+{
+    *state = calloc(1, sizeof(struct world));
+    return *state == NULL ? -1 : 0;
+}
+
+static int
+world_teardown(void **state)
+{
+    struct world *world = *state;
+
+    if (world->file[0] != '\0')
+        unlink(world->file);
+    test_proxy_stop(&world->proxy);
+    test_server_stop(&world->server);
+    free(world);
+    return 0;
+}
+
+/* Collect both outputs to their ends. */
+static void
+collect(struct world *world, int out, int err)
+{
+    struct pollfd places[2] = { { out, POLLIN, 0 }, { err, POLLIN, 0 } };
+    char         *texts[2]  = { world->out, world->err };
+    size_t        used[2]   = { 0, 0 };
+
+    while (places[0].fd >= 0 || places[1].fd >= 0) {
+        if (poll(places, 2, -1) < 0)
+            continue;
+        for (int i = 0; i < 2; i++) {
+            ssize_t n;
+
+            if (places[i].fd < 0 || places[i].revents == 0)
+                continue;
+            n = read(places[i].fd, texts[i] + used[i], sizeof(world->out) - 1 - used[i]);
+            if (n <= 0)
+                places[i].fd = -1;
+            else
+                used[i] += (size_t)n;
+        }
+    }
+    world->out_size   = used[0];
+    texts[0][used[0]] = '\0';
+    texts[1][used[1]] = '\0';
+}
+
+static _Noreturn void
+become_tool(const char *const *arguments, int in, int out, int err)
+{
+    const char *argv[32] = { "nearcache" };
+
+    for (int i = 0; arguments[i] != NULL && i < 30; i++)
+        argv[i + 1] = arguments[i];
+    if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0)
+        _exit(126);
+    execv(TEST_TOOL, (char **)argv);
+    _exit(127);
+}
+
+/* Run the command with `input` on standard input; its exit status. */
+static int
+run_with(struct world *world, const char *input, size_t size, const char *const *arguments)
+{
+    int   in[2], out[2], err[2], status;
+    pid_t child;
+
+    assert_int_equal(pipe2(in, O_CLOEXEC) | pipe2(out, O_CLOEXEC) | pipe2(err, O_CLOEXEC), 0);
+    child = fork();
+    if (child == 0)
+        become_tool(arguments, in[0], out[1], err[1]);
+    assert_true(child > 0);
+    close(in[0]);
+    close(out[1]);
+    close(err[1]);
+    if (size > 0)
+        assert_int_equal(write(in[1], input, size), size);
+    close(in[1]);
+    collect(world, out[0], err[0]);
+    close(out[0]);
+    close(err[0]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+#define RUN(...)             run_with(world, NULL, 0, (const char *[]){ __VA_ARGS__, NULL })
+#define RUN_INPUT(text, ...) run_with(world, text, sizeof(text) - 1, (const char *[]){ __VA_ARGS__, NULL })
+
+static void
+assert_says(const char *text, const char *part)
+{
+    if (strstr(text, part) == NULL)
+        fail_msg("no \"%s\" in: %s", part, text);
+}
+
+static void
+start_redis(struct world *world)
+{
+    world->server = test_redis_start(0, NULL);
+    test_need_server(world->server);
+    snprintf(world->l2, sizeof(world->l2), "--l2=%s", world->server->uri);
+}
+
+static void
+start_memcached(struct world *world)
+{
+    world->server = test_memcached_start(TEST_SERVER_TCP, NULL);
+    test_need_server(world->server);
+    snprintf(world->l2, sizeof(world->l2), "--l2=%s", world->server->uri);
+}
+
+/* A file with this text, removed by the tear-down. */
+static const char *
+write_file(struct world *world, const char *text)
+{
+    int fd;
+
+    strcpy(world->file, "/tmp/near-tool-XXXXXX");
+    fd = mkstemp(world->file);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+    close(fd);
+    return world->file;
+}
+
+/* ------------------------------------------------------------------------------------------------- usage */
+
+static void
+test_help_and_version(void **state)
+{
+    static const char *const commands[] = { "get", "set", "remove", "config", "doctor" };
+    struct world            *world      = *state;
+    char                     version[64];
+
+    assert_int_equal(RUN("--help"), 0);
+    assert_string_equal(world->err, "");
+    for (size_t i = 0; i < NEAR_COUNT_OF(commands); i++) {
+        assert_says(world->out, commands[i]);
+    }
+    for (size_t i = 0; i < NEAR_COUNT_OF(commands); i++) {
+        assert_int_equal(RUN(commands[i], "--help"), 0);
+        assert_says(world->out, "usage: nearcache ");
+        assert_says(world->out, commands[i]);
+    }
+    assert_int_equal(RUN("--version"), 0);
+    snprintf(version, sizeof(version), "nearcache %s\n", near_version());
+    assert_string_equal(world->out, version);
+}
+
+static void
+test_wrong_usage_is_2_and_says_how(void **state)
+{
+    struct world *world = *state;
+
+    assert_int_equal(RUN(NULL), 2);
+    assert_says(world->err, "usage: nearcache");
+    assert_string_equal(world->out, "");
+    assert_int_equal(RUN("fetch"), 2);
+    assert_says(world->err, "no command \"fetch\"");
+    assert_int_equal(RUN("get", "users"), 2);
+    assert_says(world->err, "usage: nearcache get");
+    assert_int_equal(RUN("set", "users", "k"), 2);
+    assert_says(world->err, "usage: nearcache set");
+    assert_int_equal(RUN("get", "--nonsense", "users", "k"), 2);
+    assert_int_equal(RUN("config"), 2);
+    assert_int_equal(RUN("config", "--json"), 2);
+    assert_int_equal(RUN("doctor"), 2);
+    assert_int_equal(RUN("get", "-o", "l2.uri", "users", "k"), 2);
+    assert_says(world->err, "NAME=VALUE");
+    assert_int_equal(RUN("get", "-o", "l2.url=x", "users", "k"), 2);
+    assert_says(world->err, "l2.url");
+    assert_int_equal(RUN("get", "-o", "l2.timeout=50", "users", "k"), 2);
+    assert_says(world->err, "accepts");
+    assert_int_equal(RUN("get", "--l2", "http://x", "users", "k"), 2);
+    assert_int_equal(RUN("get", "users", "k"), 2); /* memory: is this process's own */
+    assert_says(world->err, "no shared tier");
+}
+
+/* ------------------------------------------------------------------------------------------------- values */
+
+static void
+round_trip(struct world *world)
+{
+    assert_int_equal(RUN("get", world->l2, "users", "user:1"), 1);
+    assert_string_equal(world->out, "");
+    assert_says(world->err, "not in the caches");
+    assert_int_equal(RUN("set", world->l2, "users", "user:1", "Ada"), 0);
+    assert_string_equal(world->err, "");
+    assert_int_equal(RUN("get", world->l2, "users", "user:1"), 0);
+    assert_string_equal(world->out, "Ada"); /* no newline: it is not a terminal */
+    assert_int_equal(RUN("get", world->l2, "others", "user:1"), 1);
+    assert_int_equal(RUN("set", world->l2, "users", "user:1", ""), 0);
+    assert_int_equal(RUN("get", world->l2, "users", "user:1"), 0);
+    assert_string_equal(world->out, "");
+    assert_int_equal(RUN_INPUT("two\0lines\r\n", "set", world->l2, "users", "a key", "-"), 0);
+    assert_int_equal(RUN("get", world->l2, "users", "a key"), 0);
+    assert_int_equal(world->out_size, 11);
+    assert_memory_equal(world->out, "two\0lines\r\n", 11);
+    assert_int_equal(RUN("remove", world->l2, "users", "a key"), 0);
+    assert_int_equal(RUN("get", world->l2, "users", "a key"), 1);
+    assert_int_equal(RUN("remove", world->l2, "users", "a key"), 0);
+    assert_int_equal(RUN("set", world->l2, "--", "users", "-k", "v"), 0);
+    assert_int_equal(RUN("get", world->l2, "--", "users", "-k"), 0);
+    assert_string_equal(world->out, "v");
+}
+
+static void
+test_values_on_redis(void **state)
+{
+    start_redis(*state);
+    round_trip(*state);
+}
+
+static void
+test_values_on_memcached(void **state)
+{
+    start_memcached(*state);
+    round_trip(*state);
+}
+
+/* What the command writes is what a client reads, and the other way round. */
+static void
+test_the_command_and_a_client_share_data(void **state)
+{
+    struct world *world  = *state;
+    near_config  *config = near_config_new();
+    near_client  *client = NULL;
+    near_cache   *cache  = NULL;
+    near_error    error;
+    near_value   *value;
+    near_status   status;
+    char          text[16] = "";
+    size_t        size     = 0;
+
+    start_redis(world);
+    assert_int_equal(near_config_set(config, "l2.uri", world->server->uri, &error), NEAR_OK);
+    assert_int_equal(near_client_open(config, &client, &error), NEAR_OK);
+    near_config_free(config);
+    assert_int_equal(near_cache_open(client, "users", NULL, &cache, &error), NEAR_OK);
+    assert_int_equal(near_put(cache, near_key("k"), near_key("first"), NULL), NEAR_OK);
+    assert_int_equal(RUN("get", world->l2, "users", "k"), 0);
+    assert_string_equal(world->out, "first");
+    assert_int_equal(RUN("set", world->l2, "users", "k", "then"), 0);
+    assert_int_equal(near_fence(client, 5000 * test_slack()), NEAR_OK);
+    status = near_get_copy(cache, near_key("k"), text, sizeof(text) - 1, &size, NULL); /* not L1's old one */
+    assert_int_equal(status, NEAR_OK);
+    assert_string_equal(text, "then");
+    assert_int_equal(RUN("remove", world->l2, "users", "k"), 0);
+    assert_int_equal(near_fence(client, 5000 * test_slack()), NEAR_OK);
+    assert_int_equal(near_get(cache, near_key("k"), &value), NEAR_MISS);
+    near_cache_close(cache);
+    assert_int_equal(near_client_close(client, &error), NEAR_OK);
+}
+
+static void
+test_options_of_the_command_line_come_before_the_environment(void **state)
+{
+    struct world *world = *state;
+    char          text[400];
+
+    start_redis(world);
+    setenv("NEARCACHE_L2_URI", "redis+unix:///nowhere/at/all", 1);
+    assert_int_equal(RUN("set", world->l2, "users", "k", "v"), 0);
+    setenv("NEARCACHE_L2_URI", world->server->uri, 1);
+    assert_int_equal(RUN("get", "users", "k"), 0);
+    assert_string_equal(world->out, "v");
+    unsetenv("NEARCACHE_L2_URI");
+    snprintf(text, sizeof(text), "l2.uri = %s\nl2.key_prefix = other:\n", world->server->uri);
+    assert_int_equal(RUN("get", "--config", write_file(world, text), "users", "k"), 1);
+    assert_int_equal(RUN("get", "-o", "l2.key_prefix=nc:", "--config", world->file, "users", "k"), 0);
+    assert_string_equal(world->out, "v");
+}
+
+static void
+test_trouble_is_3_and_names_server_and_reason(void **state)
+{
+    struct world *world = *state;
+
+    start_redis(world);
+    test_server_kill(world->server);
+    assert_int_equal(RUN("get", world->l2, "users", "k"), 3);
+    assert_says(world->err, world->server->socket);
+    assert_string_equal(world->out, "");
+    assert_int_equal(RUN("set", world->l2, "users", "k", "v"), 3);
+    assert_int_equal(RUN("remove", world->l2, "users", "k"), 3);
+    assert_int_equal(RUN("get", "--config", "/no/such/file", "users", "k"), 3);
+    assert_says(world->err, "/no/such/file");
+}
+
+/* ------------------------------------------------------------------------------------------------- config */
+
+static void
+test_config_list_is_a_file_with_every_default(void **state)
+{
+    struct world *world = *state;
+    char          name[128];
+
+    assert_int_equal(RUN("config", "--list"), 0);
+    for (size_t i = 0; i < NEAR__OPTION_COUNT; i++) {
+        snprintf(name, sizeof(name), "\n#%s = %s\n", near__options[i].name, near__options[i].preset);
+        assert_says(world->out, name);
+    }
+    assert_int_equal(RUN("config", "--check", write_file(world, world->out)), 0);
+}
+
+/* Uncommenting every line changes nothing and is accepted: the defaults pass their own checks. */
+static void
+test_config_defaults_are_accepted(void **state)
+{
+    struct world *world = *state;
+    size_t        to    = 0;
+
+    assert_int_equal(RUN("config", "--list"), 0);
+    for (size_t at = 0; world->out[at] != '\0'; at++)
+        if (world->out[at] != '#' || world->out[at + 1] == ' ')
+            world->out[to++] = world->out[at];
+    world->out[to] = '\0';
+    assert_says(world->out, "\nl2.uri = memory:\n");
+    assert_int_equal(RUN("config", "--check", write_file(world, world->out)), 0);
+    assert_says(world->out, ": ok\n");
+}
+
+static void
+test_config_list_json_names_everything(void **state)
+{
+    struct world *world = *state;
+    char          part[160];
+    int           depth = 0;
+
+    assert_int_equal(RUN("config", "--list", "--json"), 0);
+    for (size_t i = 0; i < NEAR__OPTION_COUNT; i++) {
+        snprintf(part, sizeof(part), "\"name\": \"%s\"", near__options[i].name);
+        assert_says(world->out, part);
+        near__option_variable(&near__options[i], part, sizeof(part));
+        assert_says(world->out, part);
+    }
+    for (const char *at = world->out; *at != '\0'; at++) {
+        depth += *at == '[' || *at == '{' ? 1 : *at == ']' || *at == '}' ? -1 : 0;
+        if (*at == '"') /* pass over the string */
+            for (at++; *at != '"'; at++)
+                at += *at == '\\';
+    }
+    assert_int_equal(depth, 0);
+    assert_int_equal(world->out[0], '[');
+}
+
+static void
+test_config_check_names_file_line_and_reason(void **state)
+{
+    struct world *world = *state;
+    char          place[80];
+
+    write_file(world, "# mine\nttl = 1m\nl2.timeout = 50\n");
+    snprintf(place, sizeof(place), "%s:3: l2.timeout", world->file);
+    assert_int_equal(RUN("config", "--check", world->file), 3);
+    assert_says(world->err, place);
+    assert_string_equal(world->out, "");
+    unlink(world->file);
+    assert_int_equal(RUN("config", "--check",
+                         write_file(world, "coherence.heartbeat = 400ms\ncoherence.serve_window = 500ms\n")),
+                     3);
+    assert_says(world->err, "coherence.heartbeat");
+    unlink(world->file);
+    setenv("NEARCACHE_TTL", "nonsense", 1); /* not the file's fault */
+    assert_int_equal(RUN("config", "--check", write_file(world, "ttl = 1m\n")), 0);
+    unsetenv("NEARCACHE_TTL");
+    assert_int_equal(RUN("config", "--check", "/no/such/file"), 3);
+}
+
+/* ------------------------------------------------------------------------------------------------- doctor */
+
+static void
+test_doctor_finds_redis_and_its_bus(void **state)
+{
+    struct world *world = *state;
+    char          text[256];
+
+    start_redis(world);
+    assert_int_equal(RUN("doctor", world->server->uri), 0);
+    assert_string_equal(world->err, "");
+    assert_says(world->out, world->server->socket);
+    assert_says(world->out, "redis 7.");
+    assert_says(world->out, "coherence   subscribed");
+    assert_true(test_redis_command(world->server, text, sizeof(text), 1, (const char *[]){ "DBSIZE" }));
+    assert_string_equal(text, "0"); /* no key was written */
+}
+
+static void
+test_doctor_finds_memcached(void **state)
+{
+    struct world *world = *state;
+
+    start_memcached(world);
+    assert_int_equal(RUN("doctor", world->server->uri), 0);
+    assert_string_equal(world->err, "");
+    assert_says(world->out, "memcached 1.");
+    assert_says(world->out, "coherence   no bus");
+}
+
+static void
+test_doctor_says_why_not(void **state)
+{
+    struct world *world = *state;
+
+    start_redis(world);
+    world->proxy = test_proxy_start(world->server);
+    assert_non_null(world->proxy);
+    test_proxy_fault(world->proxy, (struct test_fault){ .kind = TEST_FAULT_BLACKHOLE });
+    assert_int_equal(RUN("doctor", test_proxy_uri(world->proxy)), 3);
+    assert_says(world->err, "timed out");
+    test_server_kill(world->server);
+    assert_int_equal(RUN("doctor", world->server->uri), 3);
+    assert_says(world->err, world->server->socket);
+    assert_int_equal(RUN("doctor", "redis://127.0.0.1:notaport"), 2);
+    assert_int_equal(RUN("doctor", "gopher://x"), 2);
+}
+
+static void
+test_doctor_never_shows_a_password(void **state)
+{
+    struct world *world = *state;
+    char          uri[128];
+
+    world->server = test_redis_start(TEST_SERVER_TCP, (const char *[]){ "--requirepass", "right-one", NULL });
+    test_need_server(world->server);
+    snprintf(uri, sizeof(uri), "redis://:wrong-one@127.0.0.1:%d", world->server->port);
+    assert_int_equal(RUN("doctor", uri), 3);
+    assert_null(strstr(world->err, "wrong-one"));
+    assert_null(strstr(world->out, "wrong-one"));
+    snprintf(uri, sizeof(uri), "redis://:right-one@127.0.0.1:%d", world->server->port);
+    assert_int_equal(RUN("doctor", uri), 0);
+    assert_null(strstr(world->out, "right-one"));
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_help_and_version),
+        TEST(test_wrong_usage_is_2_and_says_how),
+        TEST(test_values_on_redis),
+        TEST(test_values_on_memcached),
+        TEST(test_the_command_and_a_client_share_data),
+        TEST(test_options_of_the_command_line_come_before_the_environment),
+        TEST(test_trouble_is_3_and_names_server_and_reason),
+        TEST(test_config_list_is_a_file_with_every_default),
+        TEST(test_config_defaults_are_accepted),
+        TEST(test_config_list_json_names_everything),
+        TEST(test_config_check_names_file_line_and_reason),
+        TEST(test_doctor_finds_redis_and_its_bus),
+        TEST(test_doctor_finds_memcached),
+        TEST(test_doctor_says_why_not),
+        TEST(test_doctor_never_shows_a_password),
+    };
+
+    for (size_t i = 0; i < NEAR__OPTION_COUNT; i++) { /* what the developer has set must not decide */
+        char variable[64];
+
+        near__option_variable(&near__options[i], variable, sizeof(variable));
+        unsetenv(variable);
+    }
+    return TEST_MAIN(tests, NULL, NULL);
+}
