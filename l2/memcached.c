@@ -3,8 +3,7 @@
  *
  *     call -> router: which server has the key -> that server's pool -> one connection (memcached_conn.c) -> its server
  *
- * The router is a memcached_st that holds the list of servers and is never connected; it is not changed after open, so any thread
- * may ask it.  Every server has a pool of its own and every connection knows one server only: libmemcached with several servers in
+ * The router holds the list of servers and is never connected; it is not changed after open, so any thread may ask it.  Every server has a pool of its own and every connection knows one server only: libmemcached with several servers in
  * one object reports a dead one's keys as missing (rule L6).  There is no ejection and no failover (rule L10): a key's server is
  * the same whatever happens, else a server that comes back would bring old values back.
  *
@@ -24,7 +23,6 @@
 #include "l2/memcached_conn.h"
 #include "l2/pool.h"
 
-#include <libmemcached/memcached.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,10 +39,10 @@ struct server {
 };
 
 struct backend {
-    const struct near_l2_env     *env;
-    memcached_st                 *router; /* NULL with one server */
-    struct near__memcached_guard *guard;
-    bool                          forked;
+    const struct near_l2_env      *env;
+    struct near__memcached_router *router;
+    struct near__memcached_guard  *guard;
+    bool                           forked;
 
     struct near__lock lock; /* covers the next two */
     pthread_cond_t    idle;
@@ -146,12 +144,6 @@ give(struct part *part, struct near__memcached_conn *conn)
 
 /* --------------------------------------------------------------------------------------------- placement */
 
-static size_t
-server_of(const struct backend *b, near_bytes key)
-{
-    return b->router == NULL ? 0 : memcached_generate_hash(b->router, key.data, key.size);
-}
-
 typedef void (*serve_fn)(struct part *part);
 
 struct work {
@@ -208,7 +200,7 @@ serve_all(struct part *part, struct near_l2_item *items, size_t n, int64_t deadl
             answer(&items[i], NEAR_L2_ERROR, NEAR_ERR_INVALID);
             continue;
         }
-        work.homes[i] = (uint8_t)server_of(part->backend, items[i].key);
+        work.homes[i] = (uint8_t)near__memcached_route(part->backend->router, items[i].key);
         todo |= UINT64_C(1) << work.homes[i];
     }
     serve_these(part, &work, todo & ~last);
@@ -667,7 +659,7 @@ memcached_fini(void *self)
     for (size_t s = 0; s < b->server_count; s++)
         near__pool_free(&b->servers[s].pool);
     near__memcached_guard_free(&b->guard);
-    memcached_free(b->router); /* never connected: says nothing to anybody */
+    near__memcached_router_free(&b->router);
     if (!b->forked) {
         pthread_cond_destroy(&b->idle);
         near__lock_fini(&b->lock);
@@ -687,26 +679,6 @@ memcached_forked(void *self)
     near__memcached_guard_forked(b->guard);
     for (size_t s = 0; s < b->server_count; s++)
         near__pool_forked(b->servers[s].pool);
-}
-
-/* Weighted ketama, MD5: where libketama and most other clients would look for the key (rule L17). */
-static near_status
-make_router(struct backend *b)
-{
-    const struct near__uri *uri = b->env->uri;
-
-    if (uri->address_count < 2)
-        return NEAR_OK;
-    b->router = memcached_create(NULL);
-    if (b->router == NULL)
-        return NEAR_ERR_NOMEM;
-    memcached_behavior_set(b->router, MEMCACHED_BEHAVIOR_KETAMA_WEIGHTED, 1);
-    for (size_t s = 0; s < uri->address_count; s++) {
-        const struct near__address *a = &uri->addresses[s];
-        if (memcached_server_add_with_weight(b->router, a->host, a->port, a->weight) != MEMCACHED_SUCCESS)
-            return NEAR_ERR_NOMEM;
-    }
-    return NEAR_OK;
 }
 
 static near_status
@@ -740,7 +712,7 @@ memcached_open(void **self, const struct near_l2_env *env, struct near_l2_traits
     near__cond_init(&b->idle);
     st = near__memcached_guard_new(&b->guard, env->clock);
     if (st == NEAR_OK)
-        st = make_router(b);
+        st = near__memcached_router_new(&b->router, env->uri);
     for (; st == NEAR_OK && b->server_count < n; b->server_count += st == NEAR_OK)
         st = make_server(b, b->server_count);
     if (st != NEAR_OK) {

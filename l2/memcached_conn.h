@@ -26,6 +26,13 @@ void near__memcached_guard_free(struct near__memcached_guard **guard);
 /* In a child, where the guard's thread does not exist. */
 void near__memcached_guard_forked(struct near__memcached_guard *guard);
 
+/* Which server has a key: weighted ketama with MD5, where libketama and most other clients would look for it (rule L17).  A
+ * memcached_st that is never connected (rule L6); never changed once it is made, so any thread may ask it. */
+struct near__memcached_router;
+near_status near__memcached_router_new(struct near__memcached_router **router, const struct near__uri *uri);
+size_t      near__memcached_route(const struct near__memcached_router *router, near_bytes key);
+void        near__memcached_router_free(struct near__memcached_router **router);
+
 /* What all connections to one server share. */
 struct near__memcached_server {
     const struct near__address   *address;
