@@ -112,6 +112,13 @@ note_refusal(struct batch *b, const redisReply *reply)
     near__redis_error_word(reply, b->word, sizeof(b->word));
 }
 
+/* Why something was not done that the server has answered. */
+static near_status
+refusal(const struct batch *b)
+{
+    return b->refused != NEAR_OK ? b->refused : NEAR_ERR_PROTOCOL;
+}
+
 static void
 answer_refused(struct batch *b, struct near_l2_item *item, const redisReply *reply)
 {
@@ -434,8 +441,7 @@ flush_window(struct batch *b, struct near__redis_conn *conn, int64_t deadline, n
         answer(&b->items[b->window[i]], NEAR_L2_UNKNOWN, status);
     b->window_count = b->window_bytes = 0;
     if (status == NEAR_OK && b->drop) /* nothing more on this connection */
-        return near__fail(error, b->refused != NEAR_OK ? b->refused : NEAR_ERR_PROTOCOL, "%s: %s refused: %s",
-                          b->r->name, verb_name(b),
+        return near__fail(error, refusal(b), "%s: %s refused: %s", b->r->name, verb_name(b),
                           b->refused != NEAR_OK ? b->word : "a reply that makes no sense");
     return status;
 }
@@ -635,16 +641,70 @@ settle(struct batch *b, struct near__redis_conn *conn, near_status status, bool 
     if (b->executed && b->published) {
         b->announce->stream = near__redis_conn_stream(conn);
     } else if (b->executed) { /* written, but nobody was told: let the caller take it for the worst */
-        answer_todo(b, NEAR_L2_UNKNOWN, b->refused != NEAR_OK ? b->refused : NEAR_ERR_PROTOCOL);
+        answer_todo(b, NEAR_L2_UNKNOWN, refusal(b));
         b->drop = true;
     } else if (in_doubt(b, conn, status, exec_left)) {
-        answer_todo(b, NEAR_L2_UNKNOWN, status != NEAR_OK ? status : NEAR_ERR_PROTOCOL);
+        answer_todo(b, NEAR_L2_UNKNOWN, status != NEAR_OK ? status : refusal(b));
         b->announce->stream = near__redis_conn_stream(conn);
         b->drop             = true;
     } else if (status == NEAR_OK) {
-        answer_todo(b, NEAR_L2_ERROR, b->refused != NEAR_OK ? b->refused : NEAR_ERR_PROTOCOL);
+        answer_todo(b, NEAR_L2_ERROR, refusal(b));
         near__redis_conn_unstamp(conn);
     } /* else: EXEC did not leave and the connection is gone: converse() answers */
+}
+
+static void
+script_reply(void *ctx, size_t index, redisReply *reply)
+{
+    struct batch *b = ctx;
+
+    (void)index;
+    if (reply->type == REDIS_REPLY_ERROR)
+        note_refusal(b, reply);
+    if (reply->type != REDIS_REPLY_INTEGER) {
+        b->direct = true; /* it may have failed between the two */
+        return;
+    }
+    answer_todo(b, NEAR_L2_DONE, NEAR_OK);
+    b->executed = b->published = true;
+}
+
+static near_status
+queue_remove_script(const struct batch *b, struct near__redis_conn *conn)
+{
+    const struct near_l2_announce *announce = b->announce;
+    near_bytes                     argv[5 + NEAR_L2_BATCH];
+    char                           count[8];
+    size_t                         argc = 0;
+
+    near__redis_conn_stamp(conn, announce->message + announce->stamp_at);
+    snprintf(count, sizeof(count), "%u", (unsigned)b->todo_count);
+    argv[argc++] = near_key("EVAL");
+    argv[argc++] = near_key("local n = redis.call('UNLINK', unpack(KEYS)) "
+                            "redis.call('PUBLISH', ARGV[1], ARGV[2]) return n");
+    argv[argc++] = near_key(count);
+    for (size_t i = 0; i < b->todo_count; i++)
+        argv[argc++] = b->items[b->todo[i]].key;
+    argv[argc++] = announce->channel;
+    argv[argc++] = (near_bytes){ announce->message, announce->size };
+    return near__redis_append(conn, argc, argv);
+}
+
+/* At its memory's limit Redis 7.0 refuses every command inside MULTI, removals and messages as well, but not in a script.  And a
+ * removal must be possible then: it is what a failed write is turned into. */
+static near_status
+remove_by_script(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
+{
+    near_status status;
+
+    b->refused = NEAR_OK;
+    answer_todo(b, NEAR_L2_NOT_TRIED, NEAR_OK);
+    status = queue_remove_script(b, conn);
+    if (status != NEAR_OK)
+        return near__fail(error, status, "%s: remove: %s", b->r->name, near_status_text(status));
+    status = near__redis_exchange(conn, script_reply, b, NULL, NULL, deadline, error);
+    settle(b, conn, status, near__redis_sent(conn) == 1);
+    return status;
 }
 
 static near_status
@@ -666,6 +726,9 @@ transaction_work(struct batch *b, struct near__redis_conn *conn, int64_t deadlin
     queued = near__redis_queued(conn);
     status = transaction_exchange(b, conn, deadline, error);
     settle(b, conn, status, near__redis_sent(conn) == queued);
+    if (status == NEAR_OK && !b->executed && !b->direct && b->verb == VERB_REMOVE &&
+        strcmp(b->word, "OOM") == 0)
+        status = remove_by_script(b, conn, deadline, error);
     return status;
 }
 
