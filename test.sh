@@ -10,10 +10,6 @@ set -u -o pipefail
 cd "$(dirname "$0")" || exit 1
 . tools/setup.sh
 
-for variable in $(compgen -e NEARCACHE_); do
-    unset "$variable" # of a service of yours: it would override what the tests set
-done
-
 build=${BUILD:-build}
 case $build in /*) at=$build ;; *) at=$PWD/$build ;; esac
 
