@@ -30,6 +30,7 @@
 /* The most elements an array may announce: hiredis allocates them all before it has seen one.  Our largest replies are an EXEC and
  * an MGET of NEAR_L2_BATCH items; invalidations from a server carry a few thousand keys. */
 #define MAX_ELEMENTS (64 * 1024)
+#define MAX_DEPTH    6 /* arrays in arrays: 0.14's own limit */
 
 #ifndef HAVE_DECL_REDIS_REPLY_PUSH
 #define HAVE_DECL_REDIS_REPLY_PUSH 0
@@ -57,10 +58,8 @@ struct near__redis_conn {
 
     uint64_t stream, numbered;
 
-#ifndef HAVE_STRUCT_REDISREADER_MAXELEMENTS
-    redisReplyObjectFunctions functions, *hiredis_functions; /* hiredis's own, with a bound on arrays */
-#endif
-    char in[READ_SIZE];
+    redisReplyObjectFunctions functions, *hiredis_functions; /* hiredis's own, with bounds on arrays */
+    char                      in[READ_SIZE];
 };
 
 /* -------------------------------------------------------------------------------------- faults and texts */
@@ -216,34 +215,37 @@ near__redis_error_word(const redisReply *reply, char *out, size_t size)
 
 /* ------------------------------------------------------------------------------------------ birth and end */
 
-#ifndef HAVE_STRUCT_REDISREADER_MAXELEMENTS
-#if HIREDIS_MAJOR >= 1 /* rule H15; 1.0.0 has no maxelements yet */
+#if HIREDIS_MAJOR >= 1 /* rule H15 */
 typedef size_t element_count;
 #else
 typedef int element_count;
 #endif
 
+/* A peer may announce arrays of any length, for all of which hiredis would allocate, and from 1.0 on of any depth, which it frees by
+ * recursion (rule H14).  NULL ends the reader. */
 static void *
 bounded_array(const redisReadTask *task, element_count elements)
 {
-    const struct near__redis_conn *conn = task->privdata;
+    const struct near__redis_conn *conn  = task->privdata;
+    unsigned                       depth = 0;
 
-    return elements > MAX_ELEMENTS ? NULL : conn->hiredis_functions->createArray(task, elements);
+    for (const redisReadTask *up = task->parent; up != NULL && depth <= MAX_DEPTH; up = up->parent)
+        depth++;
+    return elements > MAX_ELEMENTS || depth > MAX_DEPTH
+               ? NULL
+               : conn->hiredis_functions->createArray(task, elements);
 }
-#endif
 
-/* A peer may announce arrays of any length; hiredis would allocate for all of it (rule H14). */
 static void
 bound_arrays(struct near__redis_conn *conn)
 {
-#ifdef HAVE_STRUCT_REDISREADER_MAXELEMENTS
-    conn->reader->maxelements = MAX_ELEMENTS;
-#else
     conn->hiredis_functions     = conn->reader->fn;
     conn->functions             = *conn->reader->fn;
     conn->functions.createArray = bounded_array;
     conn->reader->fn            = &conn->functions;
     conn->reader->privdata      = conn;
+#ifdef HAVE_STRUCT_REDISREADER_MAXELEMENTS
+    conn->reader->maxelements = MAX_ELEMENTS;
 #endif
 }
 

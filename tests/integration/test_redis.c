@@ -991,7 +991,7 @@ H18_large_batches_go_both_ways(void **state)
     enum { N = NEAR_L2_BATCH, SIZE = 64 * KiB };
     static struct near_l2_item items[N];
     static struct got          got[N];
-    static char                keys[N][8];
+    static char                keys[N][16];
     uint8_t                   *value = malloc(SIZE);
 
     (void)state;
@@ -1225,7 +1225,7 @@ R5_scripts_survive_a_flush_of_the_servers_memory(void **state)
     enum { N = 100 };
     struct near_l2_item items[N];
     uint8_t             entries[N][40];
-    char                keys[N][8];
+    char                keys[N][16];
 
     (void)state;
     open_server();
@@ -1335,7 +1335,7 @@ race_9_writes_that_were_cut_are_answered_truthfully(void **state)
 {
     enum { OFFSETS = 260 };
     static enum near_l2_answer answers[2][2][OFFSETS];
-    static char                key[32];
+    static char                key[64];
     size_t                     counts[5] = { 0 };
 
     (void)state;
@@ -1542,7 +1542,7 @@ a_large_announced_call_is_one_step(void **state)
 {
     enum { N = 64, SIZE = 100 * KiB };
     static struct near_l2_item items[N];
-    static char                keys[N][8], value[SIZE];
+    static char                keys[N][16], value[SIZE];
     uint8_t                    message[20] = "msg:";
     struct near_l2_announce    announce    = {
               .channel = near_key("bus"), .message = message, .size = 20, .stamp_at = AT
