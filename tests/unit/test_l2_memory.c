@@ -1,5 +1,5 @@
-/* The memory: backend from inside: who shares what, what the bound on bytes does, and that nothing outlives its last owner.  What
- * it has in common with the others is in tests/integration/test_l2_contract.c. */
+/* The memory: backend from inside: who shares what, what the bound on bytes does, and that nothing outlives
+ * its last owner.  What it has in common with the others is in tests/integration/test_l2_contract.c. */
 #include "harness/test.h"
 
 #include "base/le.h"
@@ -198,7 +198,8 @@ test_ttl_ends_on_its_nanosecond(void **state)
     close_client(&c);
 }
 
-/* The lock is not held while a value is delivered: what is delivered may write and remove, and stays as it was. */
+/* The lock is not held while a value is delivered: what is delivered may write and remove, and stays as it
+ * was. */
 static void
 rewrite(void *ctx, struct near_l2_item *item, near_bytes stored)
 {
@@ -228,7 +229,7 @@ test_no_lock_is_held_while_delivering(void **state)
     close_client(&c);
 }
 
-/* ------------------------------------------------------------------------------------------- several threads */
+/* --------------------------------------------------------------------------------------- several threads */
 
 struct worker {
     pthread_t thread;
@@ -311,7 +312,8 @@ keep_locking(void *ctx)
     return NULL;
 }
 
-/* P3: the locks may be held in the moment of the fork.  A child frees what it inherited and opens its own, and never waits. */
+/* P3: the locks may be held in the moment of the fork.  A child frees what it inherited and opens its own,
+ * and never waits. */
 static void
 test_P3_child_never_waits_for_an_inherited_lock(void **state)
 {
