@@ -1,21 +1,25 @@
 /*
  * The memcached: backend.
  *
- *     call -> router: which server has the key -> that server's pool -> one connection (memcached_conn.c) -> its server
+ *     call -> router: which server has the key -> that server's pool -> one connection (memcached_conn.c)
  *
- * The router holds the list of servers and is never connected; it is not changed after open, so any thread may ask it.  Every server has a pool of its own and every connection knows one server only: libmemcached with several servers in
- * one object reports a dead one's keys as missing (rule L6).  There is no ejection and no failover (rule L10): a key's server is
- * the same whatever happens, else a server that comes back would bring old values back.
+ * The router holds the list of servers and is never connected; it is not changed after open, so any thread
+ * may ask it.  Every server has a pool of its own and every connection knows one server only: libmemcached
+ * with several servers in one object reports a dead one's keys as missing (rule L6).  There is no ejection
+ * and no failover (rule L10): a key's server is the same whatever happens, else a server that comes back
+ * would bring old values back.
  *
- * A call over several servers serves them one after the other, those that failed lately last, and each gets an equal part of the
- * time that is left, so that one that is silent does not take the time of those that would answer.
+ * A call over several servers serves them one after the other, those that failed lately last, and each gets
+ * an equal part of the time that is left, so that one that is silent does not take the time of those that
+ * would answer.
  *
- * memcached can do nothing atomically with a message, so nothing is announced.  Conditional writes compare the stamp here, between
- * `gets` and `cas` on one connection: the unique number of `gets` must not outlive the connection, servers count anew after a
- * restart (rule L15).
+ * memcached can do nothing atomically with a message, so nothing is announced.  Conditional writes compare
+ * the stamp here, between `gets` and `cas` on one connection: the unique number of `gets` must not outlive
+ * the connection, servers count anew after a restart (rule L15).
  *
- * A value over the server's item_size_max is refused before it is sent, and nothing changes.  Where the server itself refuses it (the
- * limit is a little below the setting) it has removed what was there before: the old value is gone, which we make sure of (rule M2).
+ * A value over the server's item_size_max is refused before it is sent, and nothing changes.  Where the
+ * server itself refuses it (the limit is a little below the setting) it has removed what was there before:
+ * the old value is gone, which we make sure of (rule M2).
  */
 #include "base/le.h"
 #include "base/lock.h"
@@ -28,9 +32,9 @@
 #include <string.h>
 
 #define MAX_KEY 250
-#define MIN_LEASE_MS                                                                                         \
-    3000 /* a clock of whole seconds, ours and the server's out of step: below it a lease may be a moment */
-#define TRIES 2 /* rule L11 */
+/* A clock of whole seconds, the server's and ours out of step: a shorter lease may last a moment only. */
+#define MIN_LEASE_MS 3000
+#define TRIES        2 /* rule L11 */
 
 struct server {
     struct near__memcached_server shared;
@@ -83,7 +87,7 @@ part_fails(struct part *part, near_status status)
     }
 }
 
-/* -------------------------------------------------------------------------------------------- connections */
+/* ------------------------------------------------------------------------------------------- connections */
 
 static near_status
 pool_dial(void *ctx, void **conn, int64_t deadline, near_error *error)
@@ -186,7 +190,8 @@ suspects(const struct backend *b)
     return set;
 }
 
-/* Divide the items among their servers.  A key that no memcached can take is refused here (rule L4), whoever asked. */
+/* Divide the items among their servers.  A key that no memcached can take is refused here (rule L4), whoever
+ * asked. */
 static void
 serve_all(struct part *part, struct near_l2_item *items, size_t n, int64_t deadline, serve_fn serve)
 {
@@ -207,7 +212,7 @@ serve_all(struct part *part, struct near_l2_item *items, size_t n, int64_t deadl
     serve_these(part, &work, todo & last);
 }
 
-/* ------------------------------------------------------------------------------------------- life of calls */
+/* ----------------------------------------------------------------------------------------- life of calls */
 
 static bool
 call_begin(struct backend *b, struct near_l2_item *items, size_t n)
@@ -234,8 +239,8 @@ call_end(struct backend *b)
 
 /* ----------------------------------------------------------------------------------------------- reading */
 
-/* What one `gets` asked for.  Servers answer in the order asked, so looking on from the last one found is enough; a proxy that
- * answers in another order costs a walk around. */
+/* What one `gets` asked for.  Servers answer in the order asked, so looking on from the last one found is
+ * enough; a proxy that answers in another order costs a walk around. */
 struct asked {
     struct part         *part;
     struct near_l2_item *items[NEAR__MEMCACHED_KEYS];
@@ -474,7 +479,8 @@ answer_write(struct near_l2_item *item, const struct near__memcached_conn *conn,
     }
 }
 
-/* Whether a write whose connection was lost may be done once more: when nothing of it was sent, or when twice is as good as once. */
+/* Whether a write whose connection was lost may be done once more: when nothing of it was sent, or when twice
+ * is as good as once. */
 static bool
 may_repeat(const struct part *part, bool sent)
 {
@@ -559,7 +565,7 @@ memcached_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *i
     write_many(self, mode, items, n, announce, deadline, serve_remove);
 }
 
-/* ------------------------------------------------------------------------------------------------- seeing */
+/* ------------------------------------------------------------------------------------------------ seeing */
 
 static bool
 found_anything(void *ctx, near_bytes key, near_bytes value, uint64_t unique)
@@ -619,7 +625,7 @@ memcached_stats(void *self, struct near_l2_stats *stats)
     }
 }
 
-/* -------------------------------------------------------------------------------------------- life and end */
+/* ------------------------------------------------------------------------------------------ life and end */
 
 static void
 memcached_close(void *self)

@@ -1,11 +1,11 @@
 /*
  * Fuzz target: near__envelope_decode() over bytes that anybody may have written.
  *
- * Input: one byte n, n bytes of key, the rest is the stored entry.  Whatever it is, decoding stays inside it; what it accepts points
- * into it and encodes back to the very same bytes.
+ * Input: one byte n, n bytes of key, the rest is the stored entry.  Whatever it is, decoding stays inside it;
+ * what it accepts points into it and encodes back to the very same bytes.
  *
- * With clang: -fsanitize=fuzzer,address -DFUZZ_ENGINE.  Without an engine the program replays the files named on its command line,
- * and `make check` runs it over the corpus.
+ * With clang: -fsanitize=fuzzer,address -DFUZZ_ENGINE.  Without an engine the program replays the files named
+ * on its command line, and `make check` runs it over the corpus.
  */
 #include "l2/envelope.h"
 

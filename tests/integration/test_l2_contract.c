@@ -1,6 +1,6 @@
 /*
- * One list of behaviours, run against every backend: `kinds` below is the list of backends, `behaviours` at the end the list of
- * what each must do.  A new backend begins by adding its line.
+ * One list of behaviours, run against every backend: `kinds` below is the list of backends, `behaviours` at
+ * the end the list of what each must do.  A new backend begins by adding its line.
  *
  * Servers are started once per kind and kept; every test opens a client of its own and uses keys of its own.
  */
@@ -64,7 +64,7 @@ struct world {
     unsigned                  number; /* makes the keys this test's own */
 };
 
-/* ---------------------------------------------------------------------------------------------- set-up */
+/* ------------------------------------------------------------------------------------------------ set-up */
 
 static void
 uri_of(struct kind *kind, char *out, size_t size)
@@ -153,7 +153,7 @@ group_teardown(void **state)
     return 0;
 }
 
-/* ------------------------------------------------------------------------------------------- one-liners */
+/* -------------------------------------------------------------------------------------------- one-liners */
 
 static int64_t
 after_ms(const struct world *w, int64_t ms)
@@ -303,7 +303,7 @@ answers_again(void *ctx)
     return 1;
 }
 
-/* ------------------------------------------------------------------------------------------- behaviours */
+/* -------------------------------------------------------------------------------------------- behaviours */
 
 static void
 contract_bytes_in_are_bytes_out(void **state)
@@ -311,6 +311,7 @@ contract_bytes_in_are_bytes_out(void **state)
     struct world    *w = *state;
     static char      all[256], large[(1 << 20) - 1];
     const near_bytes values[] = {
+        { NULL, 0 },
         { "", 0 },
         { "a", 1 },
         { "\0", 1 },
@@ -604,6 +605,35 @@ contract_batches_answer_each_item(void **state)
     check_batch(*state, NEAR_L2_BATCH);
 }
 
+/* The longest request there can be: every key as long as every backend allows. */
+static void
+contract_a_full_batch_of_long_keys(void **state)
+{
+    struct world       *w = *state;
+    static char         names[NEAR_L2_BATCH][251];
+    struct near_l2_item items[NEAR_L2_BATCH];
+    struct got          got = { 0 };
+
+    memset(items, 0, sizeof(items));
+    for (unsigned i = 0; i < NEAR_L2_BATCH; i++) {
+        int n = snprintf(names[i], sizeof(names[i]), "t%u:long:%u:", w->number, i);
+        memset(names[i] + n, 'l', (size_t)(250 - n));
+        items[i].key   = (near_bytes){ names[i], 250 };
+        items[i].value = (near_bytes){ names[i], 250 };
+        items[i].user  = &got;
+    }
+    w->ops->set_many(w->self, NEAR_L2_ALWAYS, items, NEAR_L2_BATCH / 2, NULL, after_ms(w, LIMIT_MS));
+    for (unsigned i = 0; i < NEAR_L2_BATCH; i++) {
+        assert_int_equal(items[i].answer, i < NEAR_L2_BATCH / 2 ? NEAR_L2_DONE : NEAR_L2_NOT_TRIED);
+        items[i].answer = NEAR_L2_NOT_TRIED;
+    }
+    w->ops->get_many(w->self, items, NEAR_L2_BATCH, note, NULL, after_ms(w, LIMIT_MS));
+    for (unsigned i = 0; i < NEAR_L2_BATCH; i++)
+        assert_int_equal(items[i].answer, i < NEAR_L2_BATCH / 2 ? NEAR_L2_DONE : NEAR_L2_ABSENT);
+    assert_int_equal(got.times, NEAR_L2_BATCH / 2);
+    free(got.data);
+}
+
 static void
 contract_conditional_batches_answer_each_item(void **state)
 {
@@ -860,7 +890,7 @@ contract_if_absent_has_one_winner_among_threads(void **state)
     assert_int_equal(won, 50);
 }
 
-/* -------------------------------------------------------------------------------------------- beginning, end */
+/* ---------------------------------------------------------------------------------------- beginning, end */
 
 struct blocked {
     struct world       *world;
@@ -1023,6 +1053,7 @@ static const struct behaviour {
     BEHAVIOUR(contract_if_stamp_writes_over_its_stamp_only),
     BEHAVIOUR(contract_remove_removes),
     BEHAVIOUR(contract_batches_answer_each_item),
+    BEHAVIOUR(contract_a_full_batch_of_long_keys),
     BEHAVIOUR(contract_conditional_batches_answer_each_item),
     BEHAVIOUR(contract_a_key_may_stand_twice_in_a_batch),
     BEHAVIOUR(contract_passed_deadline_tries_nothing),

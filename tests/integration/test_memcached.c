@@ -1,7 +1,9 @@
 /*
- * What memcached and libmemcached do that others do not: the rules marked (T) of the L and M lists, each by its name.
+ * What memcached and libmemcached do that others do not: the rules marked (T) of the L and M lists, each by
+ * its name.
  *
- * Against real servers where they can be brought to it, else against a server of our own (`fake`), which answers as it is told.
+ * Against real servers where they can be brought to it, else against a server of our own (`fake`), which
+ * answers as it is told.
  */
 #include "harness/test.h"
 
@@ -28,7 +30,7 @@
 #define SLACK_MS (400 * (int64_t)test_slack())
 #define SERVERS  3
 
-/* ------------------------------------------------------------------------------------------- a server that misbehaves */
+/* ------------------------------------------------------------------------------ a server that misbehaves */
 
 enum mood {
     MOOD_EMPTY,        /* has nothing, stores nothing, says so politely */
@@ -68,7 +70,7 @@ fake_gets(struct fake *f, int fd, const char *line)
     char key[256] = "", words[600];
 
     sscanf(line, "gets %255s", key);
-    switch (f->mood) {
+    switch (atomic_load(&f->mood)) {
     case MOOD_WRONG_KEY:
         fake_says(fd, "VALUE another 0 32 7\r\n0123456789abcdef0123456789abcdef\r\nEND\r\n");
         break;
@@ -100,7 +102,7 @@ fake_write(struct fake *f, int fd, FILE *in, const char *line)
         getc(in);
     atomic_fetch_add(&f->writes, 1);
     atomic_fetch_add(&f->cas, strncmp(line, "cas ", 4) == 0);
-    switch (f->mood) {
+    switch (atomic_load(&f->mood)) {
     case MOOD_CLIENT_ERROR:
         fake_says(fd, "CLIENT_ERROR bad data chunk\r\nERROR\r\n");
         break;
@@ -194,7 +196,7 @@ fake_stop(struct fake *f)
     f->directory[0] = '\0';
 }
 
-/* ---------------------------------------------------------------------------------------------------- world */
+/* ------------------------------------------------------------------------------------------------- world */
 
 struct world {
     const struct near_l2_ops *ops;
@@ -388,7 +390,7 @@ server_stat(struct test_server *server, const char *name)
     return at == NULL ? -1 : strtol(at + strlen(line), NULL, 10);
 }
 
-/* ------------------------------------------------------------------------------------------------ L rules */
+/* ----------------------------------------------------------------------------------------------- L rules */
 
 /* After an answer that is not on the list the connection is one line behind: it must not be used again. */
 static void
@@ -544,7 +546,8 @@ test_L6_failures_do_not_look_like_the_end(void **state)
     }
 }
 
-/* libmemcached's timeout begins anew with every poll: a server that sends a byte now and then would hold a caller for ever. */
+/* libmemcached's timeout begins anew with every poll: a server that sends a byte now and then would hold a
+ * caller for ever. */
 static void
 test_L9_deadline_holds_when_bytes_drip(void **state)
 {
@@ -604,7 +607,8 @@ test_L11_idle_connection_closed_by_the_server(void **state)
     assert_int_equal(connects(w), 2);
 }
 
-/* A write that may be done twice is tried once more, one that may not is not; neither is said to be undone. */
+/* A write that may be done twice is tried once more, one that may not is not; neither is said to be
+ * undone. */
 static void
 test_L11_a_lost_write_is_repeated_only_where_it_may_be(void **state)
 {
@@ -636,7 +640,8 @@ test_L15_cas_zero_is_never_sent(void **state)
     assert_int_equal(w->fake.cas, 0);
 }
 
-/* The unique numbers of a server begin anew when it restarts: one from before must not meet one from after. */
+/* The unique numbers of a server begin anew when it restarts: one from before must not meet one from
+ * after. */
 static void
 test_L15_restart_between_writes_is_no_match(void **state)
 {
@@ -650,9 +655,10 @@ test_L15_restart_between_writes_is_no_match(void **state)
     assert_int_equal(put(w, NEAR_L2_IF_STAMP, "k", sample, 1, &status), NEAR_L2_ABSENT);
 }
 
-/* The expected servers were computed with an independent implementation of libketama's algorithm: 40 MD5 digests "label-i" for a
- * server of average weight, four little-endian points each; a key belongs to the first point at or after the first four bytes of
- * its MD5.  libmemcached leaves the default port out of the label. */
+/* The expected servers were computed with an independent implementation of libketama's algorithm: 40 MD5
+ * digests "label-i" for a server of average weight, four little-endian points each; a key belongs to the
+ * first point at or after the first four bytes of its MD5.  libmemcached leaves the default port out of the
+ * label. */
 static void
 test_L17_placement_is_ketamas(void **state)
 {
@@ -720,7 +726,7 @@ test_L20_a_silent_server_never_costs_more_than_the_deadline(void **state)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------ M rules */
+/* ----------------------------------------------------------------------------------------------- M rules */
 
 static void
 test_M1_ttl_to_exptime(void **state)
@@ -800,7 +806,7 @@ test_M2_server_that_tells_no_settings_is_asked_once(void **state)
     assert_int_equal(w->fake.stats, 1);
 }
 
-/* --------------------------------------------------------------------------------------------------- fork */
+/* -------------------------------------------------------------------------------------------------- fork */
 
 struct reader {
     struct world *world;
@@ -834,7 +840,8 @@ sockets_to(const char *path)
     return n;
 }
 
-/* One connection idle and one in use: the child closes both, says nothing on either, and both serve the parent on. */
+/* One connection idle and one in use: the child closes both, says nothing on either, and both serve the
+ * parent on. */
 static void
 test_P3_child_closes_descriptors_and_says_nothing(void **state)
 {

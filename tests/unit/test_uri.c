@@ -1,4 +1,5 @@
-/* URIs: what is accepted and what it becomes, what is refused and how it is said, and that no message shows a password. */
+/* URIs: what is accepted and what it becomes, what is refused and how it is said, and that no message shows a
+ * password. */
 #include "harness/test.h"
 
 #include "base/uri.h"
