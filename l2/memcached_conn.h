@@ -8,6 +8,11 @@
  * libmemcached's timeouts bound one poll, and one operation can poll many times (rule L9).  A guard, one
  * thread per client, makes the deadline hard: it shuts the socket of a connection whose time is over, which
  * ends whatever poll is under way.
+ *
+ * Trusted servers only (rule L19): a server that answers a write with another command's answer ("END" to a
+ * set) ends the process in an assertion inside libmemcached 1.1.4, and a key of its invention over 250 bytes
+ * overruns a field. Neither can come of a sound server: a connection in any doubt is dropped before its next
+ * use.
  */
 #ifndef NEAR_L2_MEMCACHED_CONN_H
 #define NEAR_L2_MEMCACHED_CONN_H
