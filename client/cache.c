@@ -26,6 +26,7 @@ near__cache_free(near_cache *cache)
     near__generation_fini(&cache->generation);
     near__lock_fini(&cache->loads_lock);
     pthread_cond_destroy(&cache->loads_done);
+    explicit_bzero(&cache->settings, sizeof(cache->settings)); /* URIs with passwords */
     free(cache);
 }
 

@@ -8,7 +8,7 @@
 void near__cache_unlink_locked(near_cache *cache);
 /* Wait until no load is unanswered, or `deadline`; how many still are. */
 size_t near__cache_await_loads(near_cache *cache, int64_t deadline);
-/* Free without a lock taken and without letting the client go: the last reference, or a forked child. */
+/* Free without letting the client go. */
 void near__cache_free(near_cache *cache);
 
 #endif

@@ -269,6 +269,10 @@ near_config_set(near_config *config, const char *name, const char *value, near_e
         return near__fail(error, NEAR_ERR_INVALID,
                           "near_config_set: config, name and value must not be NULL");
     option = option_named(name);
+    if (option == NULL &&
+        name[strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")] != '\0')
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "not an option's name (and not shown: it may hold a password)");
     if (option == NULL)
         return near__fail(error, NEAR_ERR_INVALID,
                           "unknown option \"%.64s\": `nearcache config --list` shows what there is", name);

@@ -247,11 +247,8 @@ near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_
 
     if (status != NEAR_OK || n == 0)
         return status;
-    if (values == NULL || cache->loader == NULL) {
-        for (size_t i = 0; i < n; i++)
-            statuses[i] = NEAR_ERR_INVALID;
-        return NEAR_ERR_INVALID;
-    }
+    if (values == NULL || cache->loader == NULL)
+        return near__refuse_all(statuses, n, NEAR_ERR_INVALID);
     fetch_init(&fetch, cache, options);
     near__count(cache, NEAR__requests, n);
     for (size_t i = 0; i < n; i++) {

@@ -38,12 +38,15 @@ near__generation_known(near_cache *cache, int64_t now, uint64_t *value, uint64_t
 {
     struct near__generation *generation = &cache->generation;
     bool                     hears      = would_hear_of_a_clear(cache, now);
-    bool                     known;
+    bool                     known, recent;
 
     near__lock(&generation->lock);
-    *value = generation->value;
+    /* not for ever even with a bus: L2 may have lost the key since and another instance made a new one, which is not announced;
+     * and a key that is read now and then is not the first to be evicted */
+    recent = generation->value != 0 && now - generation->learned < cache->max_ttl;
+    known  = recent && generation->known && hears;
+    *value = recent ? generation->value : 0;
     *epoch = generation->epoch;
-    known  = generation->known && hears;
     near__unlock(&generation->lock);
     return known;
 }
@@ -171,28 +174,13 @@ load(near_cache *cache, int64_t deadline, uint64_t *value)
     return status;
 }
 
-/* Good enough to write with: known, or read so recently that it would still be in L1 were it an entry. */
-static bool
-is_recent(near_cache *cache, uint64_t *value, uint64_t *epoch)
-{
-    int64_t now = near__client_now(cache->client);
-    int64_t learned;
-
-    if (near__generation_known(cache, now, value, epoch))
-        return true;
-    near__lock(&cache->generation.lock);
-    learned = cache->generation.learned;
-    near__unlock(&cache->generation.lock);
-    return *value != 0 && now - learned < cache->max_ttl;
-}
-
 near_status
 near__generation_for_write(near_cache *cache, int64_t deadline, uint64_t *value)
 {
     uint64_t    epoch;
     near_status status;
 
-    if (is_recent(cache, value, &epoch))
+    if (near__generation_known(cache, near__client_now(cache->client), value, &epoch) || *value != 0)
         return NEAR_OK;
     for (int round = 0; round < 3; round++) { /* somebody may make or lose it between our two questions */
         status = load(cache, deadline, value);
@@ -205,7 +193,7 @@ near__generation_for_write(near_cache *cache, int64_t deadline, uint64_t *value)
     }
     if (status == NEAR_OK)
         near__generation_learn(cache, *value, epoch);
-    return status == NEAR_MISS ? NEAR_ERR_CONFLICT : status;
+    return status == NEAR_MISS ? NEAR_ERR_UNAVAILABLE : status; /* made and lost, three times over */
 }
 
 near_status

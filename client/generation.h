@@ -15,7 +15,7 @@ void near__generation_init(struct near__generation *generation);
 void near__generation_fini(struct near__generation *generation);
 
 /* True: *value may be relied on now.  False: it has to be read; *epoch is what near__generation_learn() wants afterwards and
- * *value the last known one, 0 if none. */
+ * *value what was read within the last l1.max_ttl, 0 if nothing was. */
 bool near__generation_known(near_cache *cache, int64_t now, uint64_t *value, uint64_t *epoch);
 /* What was read, unless a doubt came after `epoch`. */
 void near__generation_learn(near_cache *cache, uint64_t value, uint64_t epoch);

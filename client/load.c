@@ -28,8 +28,9 @@ struct batch {
     struct near__load_terms terms;
     int64_t                 started;
     size_t                  n;
-    struct near__ask      **asks;     /* room for one finishing round of the leader */
-    near_load             **pointers; /* what the loader sees */
+    struct near__ask      **asks;      /* room for one finishing round of the leader */
+    near_load             **finishing; /* room for the same, as loads */
+    near_load             **pointers;  /* what the loader sees; it may keep reading them after it returned */
     near_load               loads[];
 };
 
@@ -60,20 +61,21 @@ batch_new(near_cache *cache, const struct near__load_order *orders, size_t n,
           const struct near__load_terms *terms)
 {
     size_t size =
-        sizeof(struct batch) + n * (sizeof(near_load) + sizeof(near_load *) + sizeof(struct near__ask *));
+        sizeof(struct batch) + n * (sizeof(near_load) + 2 * sizeof(near_load *) + sizeof(struct near__ask *));
     struct batch *batch = calloc(1, size);
 
     if (batch == NULL)
         return NULL;
     near__lock_init(&batch->lock, NEAR__RANK_LOAD);
     near__cond_init(&batch->answered);
-    batch->refs     = (unsigned)n + 1;
-    batch->leader   = true;
-    batch->cache    = cache;
-    batch->terms    = *terms;
-    batch->n        = n;
-    batch->pointers = (near_load **)&batch->loads[n];
-    batch->asks     = (struct near__ask **)&batch->pointers[n];
+    batch->refs      = (unsigned)n + 1;
+    batch->leader    = true;
+    batch->cache     = cache;
+    batch->terms     = *terms;
+    batch->n         = n;
+    batch->pointers  = (near_load **)&batch->loads[n];
+    batch->finishing = &batch->pointers[n];
+    batch->asks      = (struct near__ask **)&batch->finishing[n];
     atomic_fetch_add_explicit(&cache->refs, 1, memory_order_relaxed);
     for (size_t i = 0; i < n; i++) {
         near_load *load    = &batch->loads[i];
@@ -109,32 +111,32 @@ batch_release(struct batch *batch, unsigned n)
 /* ---- finishing: fills and landings, for answered loads that are the caller's alone by now */
 
 static void
-prepare_entry(const struct batch *batch, near_load *load, int64_t now)
+prepare_entry(const struct batch *batch, near_load *load)
 {
     const struct near__settings *settings = &batch->cache->settings;
     struct near__entry          *entry    = load->ask.entry;
 
     load->ask.ttl = near__duration(load->ttl_ms, entry->negative ? settings->negative_ttl : batch->terms.ttl);
     entry->generation = batch->terms.generation;
-    entry->born       = now;
-    entry->expires    = near__expiry(batch->cache, now, load->ask.ttl);
+    /* from the start of the load: what it read may be that old, whenever it came back (race 4) */
+    entry->born    = batch->started;
+    entry->expires = near__expiry(batch->cache, batch->started, load->ask.ttl);
 }
 
-/* negative_ttl = 0 is "do not remember", not "for ever". */
+/* negative_ttl = 0 is "do not remember", not "for ever", which only the loader may say. */
 static bool
 is_kept(const near_load *load)
 {
-    return load->ask.entry != NULL && !(load->ask.entry->negative && load->ask.ttl == 0);
+    return load->ask.entry != NULL && !(load->ask.entry->negative && load->ask.ttl == 0 && load->ttl_ms < 0);
 }
 
 /* Tell other instances, who may be waiting for our lease, what was stored.  Moves no fence anywhere; a loss costs nobody more than
  * the wait.  Not before the landing: nobody here waits for it. */
 static void
-announce_filled(near_cache *cache, struct near__ask **asks, size_t n)
+announce_filled(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline)
 {
-    near_client *client   = cache->client;
-    near_bytes   name     = near_key(cache->name);
-    int64_t      deadline = near__time_after(near__client_now(client), client->settings.l2_timeout);
+    near_client *client = cache->client;
+    near_bytes   name   = near_key(cache->name);
     near_bytes  *keys;
 
     if (client->coherence == NULL || !client->traits.shared)
@@ -159,12 +161,10 @@ announce_filled(near_cache *cache, struct near__ask **asks, size_t n)
 
 /* Whether anything was stored. */
 static bool
-fill_l2(struct batch *batch, struct near__ask **asks, size_t keep, size_t drop, size_t n)
+fill_l2(struct batch *batch, struct near__ask **asks, size_t keep, size_t drop, size_t n, int64_t deadline)
 {
-    near_cache *cache = batch->cache;
-    int64_t deadline  = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
-
-    size_t stored = 0;
+    near_cache *cache  = batch->cache;
+    size_t      stored = 0;
 
     if (atomic_load_explicit(&cache->client->closed, memory_order_relaxed))
         return false;
@@ -179,8 +179,9 @@ fill_l2(struct batch *batch, struct near__ask **asks, size_t keep, size_t drop, 
 static void
 finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks)
 {
-    near_cache *cache = batch->cache;
-    int64_t     now   = near__client_now(cache->client);
+    near_cache *cache    = batch->cache;
+    int64_t     now      = near__client_now(cache->client);
+    int64_t     deadline = near__time_after(now, cache->client->settings.l2_timeout);
     size_t      keep = 0, drop = 0;
     bool        stored = false;
 
@@ -188,7 +189,7 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
         near_load *load = loads[i];
 
         if (load->ask.entry != NULL)
-            prepare_entry(batch, load, now);
+            prepare_entry(batch, load);
         if (load->ask.lease == 0)
             continue;
         if (is_kept(load) && batch->terms.generation != 0)
@@ -198,7 +199,7 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
     }
     /* L2 before the landing: until it has landed, callers in this process join instead of loading again */
     if (keep + drop > 0)
-        stored = fill_l2(batch, asks, keep, drop, n);
+        stored = fill_l2(batch, asks, keep, drop, n, deadline);
     for (size_t i = 0; i < n; i++) {
         near_load *load = loads[i];
 
@@ -208,14 +209,14 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
         near__entry_release(&load->ask.entry);
     }
     if (stored)
-        announce_filled(cache, asks, keep);
+        announce_filled(cache, asks, keep, deadline);
     for (size_t i = 0; i < n; i++)
         near__flight_release(cache, &loads[i]->flight); /* and with it the key */
 }
 
 /* ---- the leader */
 
-/* Collect what is answered into pointers[0..]; they become FINISHED, ours. */
+/* Collect what is answered into finishing[0..]; they become FINISHED, ours. */
 static size_t
 take_answered_locked(struct batch *batch)
 {
@@ -223,10 +224,20 @@ take_answered_locked(struct batch *batch)
 
     for (size_t i = 0; i < batch->n; i++)
         if (batch->loads[i].state == ANSWERED) {
-            batch->loads[i].state    = FINISHED;
-            batch->pointers[taken++] = &batch->loads[i];
+            batch->loads[i].state     = FINISHED;
+            batch->finishing[taken++] = &batch->loads[i];
         }
     return taken;
+}
+
+/* The leader's thread goes its way, and may come back for these keys like anybody else. */
+static void
+leave_locked(struct batch *batch)
+{
+    batch->leader = false;
+    for (size_t i = 0; i < batch->n; i++)
+        if (batch->loads[i].state == PENDING)
+            near__flight_leave(batch->cache, batch->loads[i].flight);
 }
 
 static void
@@ -243,30 +254,14 @@ lead(struct batch *batch)
         while ((taken = take_answered_locked(batch)) == 0 && more)
             more = near__cond_wait(&batch->answered, &batch->lock, batch->terms.deadline);
         if (taken == 0)
-            batch->leader = false; /* from here on, who answers finishes */
+            leave_locked(batch); /* from here on, who answers finishes */
         near__unlock(&batch->lock);
-        finish(batch, batch->pointers, taken, batch->asks);
+        finish(batch, batch->finishing, taken, batch->asks);
         loads_closed(cache, taken);
         open -= taken;
         if (taken > 0)
             more = true;
         batch_release(batch, (unsigned)taken); /* the leader's own reference keeps it alive */
-    }
-    if (open == 0)
-        return;
-    for (size_t i = 0; i < batch->n; i++) {
-        struct near__flight *flight = NULL;
-
-        near__lock(&batch->lock);
-        if (batch->loads[i].state == PENDING)
-            flight = batch->loads[i].flight;
-        if (flight != NULL)
-            near__flight_ref(cache, flight);
-        near__unlock(&batch->lock);
-        if (flight != NULL) {
-            near__flight_leave(cache, flight);
-            near__flight_release(cache, &flight);
-        }
     }
 }
 
@@ -283,7 +278,7 @@ near__load_run(near_cache *cache, const struct near__load_order *orders, size_t 
 {
     struct batch *batch = batch_new(cache, orders, n, terms);
 
-    if (batch == NULL) {
+    if (batch == NULL) { /* the leases taken end by their own TTL */
         land_unloaded(cache, orders, n, NEAR_ERR_NOMEM);
         return;
     }
@@ -327,6 +322,10 @@ answer(near_load *load, near_status status, struct near__entry *entry)
     struct near__ask *ask   = &load->ask;
     bool              mine;
 
+    if (*batch->cache->client->alive == 0) { /* in a child: the load is the parent's to answer */
+        near__entry_release(&entry);
+        return;
+    }
     if (status < 0)
         near__count(batch->cache, NEAR__load_failures, 1);
     if (entry != NULL)

@@ -17,7 +17,7 @@
  *  - Values are immutable and shared.  What near_value_bytes() shows may be read by other threads at the same
  *    moment: never write to it.  Every value handed out is given back once with near_value_release().
  *  - fork(): a client does not survive into a child.  There every call answers NEAR_ERR_FORKED, and
- *    near_client_close() frees memory and descriptors without a byte on the parent's connections.
+ *near_client_close() closes the descriptors without a byte on the parent's connections.
  *  - How stale may a hit be?  With a Redis L2: an L1 hit is never older than `coherence.serve_window` (500 ms
  *    by default) against acknowledged writes, typically one message's delivery.  With memcached and no bus:
  *    never older than `l1.max_ttl` (1 s there).  doc/guarantees.md states every promise, G0 to G8.
@@ -166,7 +166,8 @@ NEAR_API near_status near_client_open(const near_config *config, near_client **c
  * their near_load stays valid until answered.
  * @return NEAR_OK; NEAR_ERR_BUSY when loads were still unanswered (`error` says how many; the client is closed all
  *         the same); NEAR_ERR_INVALID for NULL.
- * Threads: one.   Blocks: up to close.timeout.   In a forked child: frees, sends nothing.
+ *Threads: one.   Blocks: up to close.timeout.   In a forked child: closes the descriptors, sends nothing, and leaves the
+ * memory to the process's end (a thread of the parent's may have held any lock at the fork).
  */
 NEAR_API near_status near_client_close(near_client *client, near_error *error);
 
@@ -280,7 +281,8 @@ NEAR_API near_status near_get_copy(near_cache *cache, near_bytes key, void *buff
 
 /**
  * Look many keys up: one pass over L1, then one exchange with each L2 server for all that was missing.
- * @param values, statuses  arrays of `n`, written for every key: statuses[i] is what near_get() would return.
+ * @param values    array of `n`, written for every key.
+ * @param statuses  array of `n`, written for every key: statuses[i] is what near_get() would return.
  *                          A key may occur more than once.
  * @return NEAR_OK when every status is an answer (>= 0); else the first error among them.
  * Threads: any.   Blocks: up to l2.timeout.
@@ -294,7 +296,9 @@ NEAR_API near_status near_get_many(near_cache *cache, const near_bytes *keys, si
  * The application's way to a value: a batch of keys to be answered, each exactly once, by near_load_set(),
  * near_load_adopt(), near_load_not_found() or near_load_fail(); inside the call or later, from any thread.  A load that
  * has been answered must not be touched again.  Runs on the thread of the caller of near_fetch(), with no lock held; it
- * may call the library, also near_fetch() for other keys (for a key that it is itself loading: NEAR_ERR_BUSY).
+ * may call the library, also near_fetch() for other keys (for a key that it is itself loading: NEAR_ERR_BUSY, noticed
+ * on the calling thread only).  Loaders that fetch keys whose loaders fetch keys can wait for each other in a circle, as
+ * with any locks: such a fetch should have a timeout_ms.  `loads` may be read until the last of them is answered.
  */
 typedef void (*near_load_fn)(near_load *loads[], size_t n, void *ctx);
 
@@ -340,10 +344,11 @@ typedef struct near_fetch_options {
  * write or invalidation of the key while it loads starts a new one for those who come after it.
  * @param value  on NEAR_OK a held value; otherwise NULL.
  * @return NEAR_OK; NEAR_NOT_FOUND; NEAR_ERR_LOADER or the loader's own status; NEAR_ERR_TIMEOUT (the load goes on and is
- *         cached); NEAR_ERR_BUSY for a loader asking for the key it is loading; NEAR_ERR_INVALID, also when the cache has
+ *         cached); NEAR_ERR_UNAVAILABLE (only by coherence.on_disconnect=fail); NEAR_ERR_BUSY for a loader asking for the key it is loading; NEAR_ERR_INVALID, also when the cache has
  *         no loader; NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.  A failing L2 is never a reason to fail here.
  * Upholds G1, G2 and, in this process, G8 (one load per key).
- * Threads: any.   Blocks: never on an L1 hit; else for L2 and the loader.
+ * Threads: any.   Blocks: never on an L1 hit; else for L2, for the loader (on this thread, whatever timeout_ms says) and, up
+ * to l2.timeout, for storing what was loaded.
  */
 NEAR_API near_status near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options,
                                 near_value **value);
@@ -376,7 +381,8 @@ typedef struct near_put_options {
  * @param value  copied; at most l2.max_value bytes, else NEAR_ERR_TOO_LARGE and nothing is changed anywhere.
  * @return NEAR_OK; NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
  *         NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
- * Threads: any.   Blocks: up to l2.timeout.
+ * Threads: any.   Blocks: up to l2.timeout, and once more when the outcome is unknown or refused: then the key is removed
+ * and the others are told, as far as the server can be reached.
  */
 NEAR_API near_status near_put(near_cache *cache, near_bytes key, near_bytes value,
                               const near_put_options *options);
@@ -470,11 +476,11 @@ typedef struct near_stats {
 /* clang-format on */
 
 /* Fill `stats` (initialised with NEAR_STATS_INIT) with the client's counters, summed over its caches.  Each counter is
- * exact when nothing is running; together they are not one instant's picture.  NEAR_OK, NEAR_ERR_INVALID.
+ * exact when nothing is running; together they are not one instant's picture.  NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_FORKED.
  * Threads: any.  Blocks: never for long. */
 NEAR_API near_status near_stats_get(near_client *client, near_stats *stats);
 
-/* The same as one JSON object, freed with near_free().  NULL: out of memory.  Threads: any. */
+/* The same as one JSON object, freed with near_free().  NULL: out of memory, a NULL client, or a forked child.  Threads: any. */
 NEAR_API char *near_stats_json(near_client *client);
 
 #ifdef __cplusplus

@@ -62,6 +62,8 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
         return false;
     }
     entry = near__l1_find(cache->l1, hash, key, view->now);
+    if (entry != NULL && entry->negative && view->gate == NEAR__GATE_STALE)
+        near__entry_release(&entry); /* an absence carries no flag that says how old it is */
     if (entry == NULL)
         return false;
     near__count(cache, entry->negative ? NEAR__negative_hits : NEAR__hits_l1, 1);
@@ -71,6 +73,14 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
         *value = near__value_of(near__value_entry(*value), NEAR_FROM_L1, true);
     }
     return true;
+}
+
+near_status
+near__refuse_all(near_status *statuses, size_t n, near_status status)
+{
+    for (size_t i = 0; i < n; i++)
+        statuses[i] = status;
+    return status;
 }
 
 near_status
@@ -89,11 +99,13 @@ near__batch_check(const near_cache *cache, const near_bytes *keys, size_t n, nea
     near_status status = near__cache_check(cache);
 
     if (n > 0 && (keys == NULL || statuses == NULL))
-        return NEAR_ERR_INVALID;
+        status = NEAR_ERR_INVALID;
     for (size_t i = 0; i < n; i++) {
-        statuses[i] = status != NEAR_OK ? status : near__key_check(keys[i]);
         if (values != NULL)
             values[i] = NULL;
+        if (statuses == NULL)
+            continue;
+        statuses[i] = status != NEAR_OK ? status : near__key_check(keys[i]);
         if (statuses[i] == NEAR_OK)
             statuses[i] = NEAR_MISS;
     }
@@ -186,9 +198,11 @@ near_get_copy(near_cache *cache, near_bytes key, void *buffer, size_t capacity, 
     near_bytes  bytes;
     near_status status;
 
-    if (size == NULL || (buffer == NULL && capacity != 0))
+    if (size == NULL)
         return NEAR_ERR_INVALID;
-    *size  = 0;
+    *size = 0;
+    if (buffer == NULL && capacity != 0)
+        return NEAR_ERR_INVALID;
     status = near_get(cache, key, &value);
     if (status != NEAR_OK)
         return status;
@@ -247,10 +261,10 @@ near_get_many(near_cache *cache, const near_bytes *keys, size_t n, near_value **
     struct near__view view;
     near_status       status = near__batch_check(cache, keys, n, values, statuses);
 
+    if (status == NEAR_OK && n > 0 && values == NULL)
+        status = near__refuse_all(statuses, n, NEAR_ERR_INVALID);
     if (status != NEAR_OK || n == 0)
         return status;
-    if (values == NULL)
-        return NEAR_ERR_INVALID;
     view = near__view_of(cache, 0);
     near__count(cache, NEAR__requests, n);
     for (size_t i = 0; i < n; i++) {

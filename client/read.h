@@ -19,6 +19,9 @@ bool near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t
 /* Turn an entry into an answer: takes the reference over. */
 near_status near__hand_out(struct near__entry *entry, near_source source, near_value **value);
 
+/* The same answer to every key; returns it. */
+near_status near__refuse_all(near_status *statuses, size_t n, near_status status);
+
 /* The first error among statuses, else NEAR_OK. */
 near_status near__first_error(const near_status *statuses, size_t n);
 

@@ -156,9 +156,9 @@ set_expiry(const struct reading *reading, struct near__entry *entry, int64_t har
     int64_t left = 0;
 
     if (hard_expiry_ms != 0) {
-        left = hard_expiry_ms - reading->wall_ms;
-        if (left <= 0)
+        if (hard_expiry_ms <= reading->wall_ms)
             return false;
+        left = hard_expiry_ms - reading->wall_ms;
         left = left > NEAR_NEVER / NEAR_MS ? 0 : left * NEAR_MS;
     }
     entry->born    = reading->now;
@@ -288,6 +288,7 @@ static void
 check_generation(near_cache *cache, struct near__ask **asks, size_t n, uint64_t generation,
                  near_status unknown)
 {
+    bool foreign = false;
     for (size_t i = 0; i < n; i++) {
         struct near__ask *ask = asks[i];
 
@@ -299,8 +300,11 @@ check_generation(near_cache *cache, struct near__ask **asks, size_t n, uint64_t 
             continue;
         }
         ask->found = NEAR__OUTDATED;
+        foreign    = true;
         near__count(cache, NEAR__l2_old_generation, 1);
     }
+    if (foreign) /* theirs may be the newer one: look again next time */
+        near__generation_doubt(cache, false);
 }
 
 void
@@ -325,10 +329,11 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t de
         near__generation_learn(cache, *generation, epoch);
     } else if (!known && (item.answer == NEAR_L2_ABSENT || item.answer == NEAR_L2_DONE)) {
         *generation = 0; /* none, or damaged: whatever is there belongs to no generation */
+        near__generation_doubt(cache, true); /* nor may the last known one be written with any more */
     } else if (!known && *generation == 0) {
         unknown = item.status != NEAR_OK ? item.status
-                                         : NEAR_ERR_UNAVAILABLE; /* never known: nothing can be judged */
-    } /* else: cannot be read just now; the last known one goes on (a ring with one dead server) */
+                                         : NEAR_ERR_UNAVAILABLE; /* not known: nothing can be judged */
+    } /* else: cannot be read just now; one read within l1.max_ttl goes on (a ring with one dead server) */
     check_generation(cache, asks, n, *generation, unknown);
 }
 

@@ -77,7 +77,7 @@ near__expiry(const near_cache *cache, int64_t now, int64_t ttl)
 static inline int64_t
 near__ttl_ms(int64_t ttl)
 {
-    return (ttl + NEAR_MS - 1) / NEAR_MS;
+    return ttl / NEAR_MS + (ttl % NEAR_MS != 0);
 }
 
 #endif

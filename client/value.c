@@ -5,12 +5,6 @@
 #include "base/clock.h"
 #include "l1/entry.h"
 
-near_bytes
-near_key(const char *text)
-{
-    return (near_bytes){ text, text != NULL ? strlen(text) : 0 };
-}
-
 void
 near_free(void *memory)
 {

@@ -84,22 +84,16 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
 static void
 free_values(struct near__wire *wire)
 {
-    for (size_t i = 0; i < wire->n; i++)
-        free((void *)(uintptr_t)wire->items[i].value.data);
-}
-
-static void
-reset_answers(struct near__wire *wire)
-{
     for (size_t i = 0; i < wire->n; i++) {
-        wire->items[i].answer = NEAR_L2_NOT_TRIED;
-        wire->items[i].status = NEAR_OK;
+        free((void *)(uintptr_t)wire->items[i].value.data);
+        wire->items[i].value = (near_bytes){ NULL, 0 };
     }
 }
 
 /* L2 first, then the message; in one step where the backend can.  NEAR_OK: what was written is announced. */
 static near_status
-exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *message, size_t size)
+exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *message, size_t size,
+         int64_t deadline)
 {
     near_client             *client   = writing->cache->client;
     struct near_l2_announce  announce = announcement(client, message, size);
@@ -107,16 +101,15 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *me
 
     near__count(writing->cache, NEAR__l2_requests, client->ops != NULL);
     if (client->ops == NULL)
-        near__l2_answer_all(wire->items, wire->n, NEAR_L2_DONE,
-                            NEAR_OK); /* no shared tier: only the others' L1 to tell */
+        near__l2_answer_all(wire->items, wire->n, NEAR_L2_DONE, NEAR_OK); /* only the others' L1 to tell */
     else if (put)
-        client->ops->set_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, writing->deadline);
+        client->ops->set_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
     else
-        client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, writing->deadline);
+        client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
     if (message == NULL)
         return NEAR_OK;
     if (with == NULL)
-        return near__coherence_publish(client->coherence, message, size, writing->deadline, NULL);
+        return near__coherence_publish(client->coherence, message, size, deadline, NULL);
     for (size_t i = 0; i < wire->n; i++)
         if (wire->items[i].answer == NEAR_L2_UNKNOWN) {
             near__coherence_doubt(client->coherence,
@@ -136,13 +129,31 @@ item_status(const struct near_l2_item *item)
     return item->status != NEAR_OK ? item->status : NEAR_ERR_TIMEOUT;
 }
 
+/* Leave only those items whose keys must be removed: not written for certain, or written and not announced.  False: none.  The
+ * message still names all keys: hearing of too many costs the others a miss. */
 static bool
-all_done(const struct near__wire *wire)
+keep_doubtful(struct near__wire *wire, near_status status)
 {
-    for (size_t i = 0; i < wire->n; i++)
-        if (wire->items[i].answer != NEAR_L2_DONE)
-            return false;
-    return true;
+    size_t kept = 0;
+
+    for (size_t i = 0; i < wire->n; i++) {
+        if (status == NEAR_OK && wire->items[i].answer == NEAR_L2_DONE)
+            continue;
+        wire->items[kept]        = (struct near_l2_item){ .key = wire->items[i].key };
+        wire->items[kept].answer = NEAR_L2_NOT_TRIED;
+        kept++;
+    }
+    wire->n = kept;
+    return kept > 0;
+}
+
+/* An unknown outcome mostly means that the call's deadline has passed: the attempt to repair it has one of its own. */
+static int64_t
+repair_deadline(const struct writing *writing)
+{
+    const near_client *client = writing->cache->client;
+
+    return near__time_after(near__client_now(client), client->settings.l2_timeout);
 }
 
 /* Write L2 for writes[at .. at + n), which are at most one batch and one message. */
@@ -165,14 +176,12 @@ write_part(struct writing *writing, size_t at, size_t n, const near_bytes *keys,
     if (status == NEAR_OK && put && cache->client->ops != NULL && !encode_values(writing, &wire, at))
         status = NEAR_ERR_NOMEM;
     if (status == NEAR_OK)
-        status = exchange(writing, &wire, put, message, size);
+        status = exchange(writing, &wire, put, message, size, writing->deadline);
     for (size_t i = 0; i < n; i++)
         writing->writes[at + i].status = status != NEAR_OK ? status : item_status(&wire.items[i]);
-    if (wire.n == n && (status != NEAR_OK || !all_done(&wire)) && status != NEAR_ERR_NOMEM) {
-        reset_answers(&wire);
-        exchange(writing, &wire, false, message, size); /* remove and publish, as far as there is time */
-    }
     free_values(&wire);
+    if (wire.n == n && keep_doubtful(&wire, status))
+        exchange(writing, &wire, false, message, size, repair_deadline(writing));
     near__wire_close(&wire);
     free(message);
 }
@@ -182,7 +191,7 @@ write_l2(struct writing *writing, bool put)
 {
     near_cache *cache = writing->cache;
     near_bytes *keys;
-    near_status status = NEAR_OK;
+    near_status status = NEAR_OK, refused = NEAR_OK;
 
     if ((cache->client->ops == NULL && cache->client->coherence == NULL) || writing->n == 0)
         return;
@@ -190,7 +199,12 @@ write_l2(struct writing *writing, bool put)
     if (keys == NULL)
         status = NEAR_ERR_NOMEM;
     else if (put && cache->client->ops != NULL)
-        status = near__generation_for_write(cache, writing->deadline, &writing->generation);
+        refused = near__generation_for_write(cache, writing->deadline, &writing->generation);
+    /* nothing can be stored, so the old values must go: removals need no generation */
+    if (refused != NEAR_OK) {
+        put               = false;
+        writing->deadline = repair_deadline(writing);
+    }
     for (size_t i = 0; i < writing->n; i++) {
         writing->writes[i].status = status;
         if (keys != NULL)
@@ -203,6 +217,8 @@ write_l2(struct writing *writing, bool put)
         write_part(writing, at, part, keys + at, put);
         at += part;
     }
+    for (size_t i = 0; refused != NEAR_OK && i < writing->n; i++)
+        writing->writes[i].status = refused;
     free(keys);
 }
 
@@ -296,6 +312,9 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
         else
             add_remove(&writing, i, keys[i]);
     }
+    for (size_t i = 0; i < n; i++)
+        if (statuses[i] == NEAR_ERR_NOMEM) /* not bracketed below: our copy must go all the same */
+            near__l1_invalidate(cache->l1, near__hash_keyed(&cache->client->secret, keys[i]), keys[i]);
     near__count(cache, values != NULL ? NEAR__puts : NEAR__removes, n);
     begin(&writing);
     write_l2(&writing, values != NULL);
@@ -309,7 +328,7 @@ near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *value
               const near_put_options *options, near_status *statuses)
 {
     if (n > 0 && values == NULL)
-        return NEAR_ERR_INVALID;
+        return statuses != NULL ? near__refuse_all(statuses, n, NEAR_ERR_INVALID) : NEAR_ERR_INVALID;
     return write_many(cache, keys, values, n, options, statuses);
 }
 
@@ -361,8 +380,15 @@ clear_others(near_cache *cache, uint64_t fresh, int64_t deadline)
         near__count(cache, NEAR__bus_sent, 1);
     else if (message != NULL && client->bus_on_l2 && announce.stream != 0)
         near__coherence_doubt(client->coherence, announce.stream);
-    else if (message != NULL && status == NEAR_OK)
-        status = near__coherence_publish(client->coherence, message, size, deadline, NULL);
+    else if (message != NULL && !client->bus_on_l2) {
+        /* whatever became of the write: if its outcome is unknown, the others must look */
+        near_status told;
+
+        if (status != NEAR_OK)
+            deadline = near__time_after(near__client_now(client), client->settings.l2_timeout);
+        told   = near__coherence_publish(client->coherence, message, size, deadline, NULL);
+        status = status != NEAR_OK ? status : told;
+    }
     free(message);
     return status;
 }

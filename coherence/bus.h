@@ -22,7 +22,7 @@ struct near__bus_listener {
     void (*message)(void *ctx, near_bytes message);
     /* Everything published before `since` (CLOCK_BOOTTIME ns) has been delivered: a PING sent at `since` was answered. */
     void (*heard)(void *ctx, int64_t since);
-    /* The subscription is gone; subscribed() will come again. */
+    /* The subscription is gone, or an attempt at one has failed (the first one, too); subscribed() will come again. */
     void (*lost)(void *ctx, const char *why);
 };
 
@@ -42,7 +42,8 @@ struct near__bus_ops {
     unsigned    version;
     const char *scheme;
 
-    /* Starts; does not wait for a server.  env is copied, what it points to outlives self. */
+    /* Starts; does not wait for a server.  env is copied, what it points to outlives self.  The listener may be called before this
+     * returns. */
     near_status (*open)(void **self, const struct near__bus_env *env, near_error *error);
     /* Stamp stream and sequence at message + stamp_at and publish.  *stream as in near_l2_announce: 0 when certainly not sent.
      * NEAR_OK: the bus's server has it.  Any thread; no lock held; blocks up to `deadline`. */

@@ -77,7 +77,7 @@ struct near__coherence_stats {
     uint64_t sent, send_failures, received, keys_received, filled_received, echoes, bad_messages, gaps,
         flushes, connects;
     uint64_t late; /* duplicates and messages out of order: applied like any other */
-    bool connected;
+    bool     connected;
 };
 void near__coherence_stats(struct near__coherence *coherence, struct near__coherence_stats *stats);
 

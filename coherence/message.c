@@ -15,16 +15,16 @@
 static const uint8_t magic[4] = { 'N', 'r', 'M', 1 };
 
 enum {
-    AT_VERSION  = 4,
-    AT_KIND     = 5,
-    AT_CACHE    = 6,
-    AT_SENDER   = 8,
-    AT_STREAM   = NEAR__MESSAGE_STAMP_AT,
-    AT_SEQUENCE = NEAR__MESSAGE_STAMP_AT + 8,
-    AT_COUNT    = 32,
-    AT_SIZE     = 36,
-    VERSION     = 1,
-    KEY_HEADER  = 4
+    AT_VERSION      = 4,
+    AT_KIND         = 5,
+    AT_CACHE        = 6,
+    AT_SENDER       = 8,
+    AT_STREAM       = NEAR__MESSAGE_STAMP_AT,
+    AT_SEQUENCE     = NEAR__MESSAGE_STAMP_AT + 8,
+    AT_COUNT        = 32,
+    AT_SIZE         = 36,
+    MESSAGE_VERSION = 1,
+    KEY_HEADER      = 4
 };
 
 /* Bytes of the encoded message, or 0 when it would be too large for any receiver. */
@@ -68,7 +68,7 @@ near__message_encode(enum near__message_kind kind, uint64_t sender, near_bytes c
     if (message == NULL)
         return NEAR_ERR_NOMEM;
     memcpy(message, magic, sizeof(magic));
-    message[AT_VERSION] = VERSION;
+    message[AT_VERSION] = MESSAGE_VERSION;
     message[AT_KIND]    = (uint8_t)kind;
     near__le16_put(message + AT_CACHE, (uint16_t)cache.size);
     near__le64_put(message + AT_SENDER, sender);
@@ -139,7 +139,7 @@ near__message_decode(struct near__message *message, near_bytes bytes)
 
     if (bytes.size < NEAR__MESSAGE_HEADER || bytes.size > NEAR__MESSAGE_MAX)
         return false;
-    if (memcmp(at, magic, sizeof(magic)) != 0 || at[AT_VERSION] != VERSION)
+    if (memcmp(at, magic, sizeof(magic)) != 0 || at[AT_VERSION] != MESSAGE_VERSION)
         return false;
     if (at[AT_KIND] < NEAR__MESSAGE_INVALIDATE || at[AT_KIND] > NEAR__MESSAGE_CLEAR)
         return false;

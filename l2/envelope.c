@@ -1,8 +1,9 @@
 /*
- * Writing and reading the entry format of envelope.h.  Pure functions over the caller's bytes: no state, no allocation.
+ * Writing and reading the entry format of envelope.h.  Pure functions over the caller's bytes: no state, no
+ * allocation.
  *
- * What is read comes from a server that others write to, so no field is used before it was checked, and lengths are added in 64
- * bits, where two 32-bit sizes and the header cannot overflow.
+ * What is read comes from a server that others write to, so no field is used before it was checked, and
+ * lengths are added in 64 bits, where two 32-bit sizes and the header cannot overflow.
  */
 #include "l2/envelope.h"
 

@@ -1,22 +1,25 @@
 /*
  * The memcached: backend.
  *
- *     call -> router: which server has the key -> that server's pool -> one connection (memcached_conn.c) -> its server
+ *     call -> router: which server has the key -> that server's pool -> one connection (memcached_conn.c)
  *
- * The router is a memcached_st that holds the list of servers and is never connected; it is not changed after open, so any thread
- * may ask it.  Every server has a pool of its own and every connection knows one server only: libmemcached with several servers in
- * one object reports a dead one's keys as missing (rule L6).  There is no ejection and no failover (rule L10): a key's server is
- * the same whatever happens, else a server that comes back would bring old values back.
+ * The router holds the list of servers and is never connected; it is not changed after open, so any thread
+ * may ask it.  Every server has a pool of its own and every connection knows one server only: libmemcached
+ * with several servers in one object reports a dead one's keys as missing (rule L6).  There is no ejection
+ * and no failover (rule L10): a key's server is the same whatever happens, else a server that comes back
+ * would bring old values back.
  *
- * A call over several servers serves them one after the other, those that failed lately last, and each gets an equal part of the
- * time that is left, so that one that is silent does not take the time of those that would answer.
+ * A call over several servers serves them one after the other, those that failed lately last, and each gets
+ * an equal part of the time that is left, so that one that is silent does not take the time of those that
+ * would answer.
  *
- * memcached can do nothing atomically with a message, so nothing is announced.  Conditional writes compare the stamp here, between
- * `gets` and `cas` on one connection: the unique number of `gets` must not outlive the connection, servers count anew after a
- * restart (rule L15).
+ * memcached can do nothing atomically with a message, so nothing is announced.  Conditional writes compare
+ * the stamp here, between `gets` and `cas` on one connection: the unique number of `gets` must not outlive
+ * the connection, servers count anew after a restart (rule L15).
  *
- * A value over the server's item_size_max is refused before it is sent, and nothing changes.  Where the server itself refuses it (the
- * limit is a little below the setting) it has removed what was there before: the old value is gone, which we make sure of (rule M2).
+ * A value over the server's item_size_max is refused before it is sent, and nothing changes.  Where the
+ * server itself refuses it (the limit is a little below the setting) it has removed what was there before:
+ * the old value is gone, which we make sure of (rule M2).
  */
 #include "base/le.h"
 #include "base/lock.h"
@@ -24,15 +27,14 @@
 #include "l2/memcached_conn.h"
 #include "l2/pool.h"
 
-#include <libmemcached/memcached.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define MAX_KEY 250
-#define MIN_LEASE_MS                                                                                         \
-    3000 /* a clock of whole seconds, ours and the server's out of step: below it a lease may be a moment */
-#define TRIES 2 /* rule L11 */
+/* A clock of whole seconds, the server's and ours out of step: a shorter lease may last a moment only. */
+#define MIN_LEASE_MS 3000
+#define TRIES        2 /* rule L11 */
 
 struct server {
     struct near__memcached_server shared;
@@ -41,10 +43,10 @@ struct server {
 };
 
 struct backend {
-    const struct near_l2_env     *env;
-    memcached_st                 *router; /* NULL with one server */
-    struct near__memcached_guard *guard;
-    bool                          forked;
+    const struct near_l2_env      *env;
+    struct near__memcached_router *router;
+    struct near__memcached_guard  *guard;
+    bool                           forked;
 
     struct near__lock lock; /* covers the next two */
     pthread_cond_t    idle;
@@ -85,7 +87,7 @@ part_fails(struct part *part, near_status status)
     }
 }
 
-/* -------------------------------------------------------------------------------------------- connections */
+/* ------------------------------------------------------------------------------------------- connections */
 
 static near_status
 pool_dial(void *ctx, void **conn, int64_t deadline, near_error *error)
@@ -146,12 +148,6 @@ give(struct part *part, struct near__memcached_conn *conn)
 
 /* --------------------------------------------------------------------------------------------- placement */
 
-static size_t
-server_of(const struct backend *b, near_bytes key)
-{
-    return b->router == NULL ? 0 : memcached_generate_hash(b->router, key.data, key.size);
-}
-
 typedef void (*serve_fn)(struct part *part);
 
 struct work {
@@ -194,7 +190,8 @@ suspects(const struct backend *b)
     return set;
 }
 
-/* Divide the items among their servers.  A key that no memcached can take is refused here (rule L4), whoever asked. */
+/* Divide the items among their servers.  A key that no memcached can take is refused here (rule L4), whoever
+ * asked. */
 static void
 serve_all(struct part *part, struct near_l2_item *items, size_t n, int64_t deadline, serve_fn serve)
 {
@@ -208,14 +205,14 @@ serve_all(struct part *part, struct near_l2_item *items, size_t n, int64_t deadl
             answer(&items[i], NEAR_L2_ERROR, NEAR_ERR_INVALID);
             continue;
         }
-        work.homes[i] = (uint8_t)server_of(part->backend, items[i].key);
+        work.homes[i] = (uint8_t)near__memcached_route(part->backend->router, items[i].key);
         todo |= UINT64_C(1) << work.homes[i];
     }
     serve_these(part, &work, todo & ~last);
     serve_these(part, &work, todo & last);
 }
 
-/* ------------------------------------------------------------------------------------------- life of calls */
+/* ----------------------------------------------------------------------------------------- life of calls */
 
 static bool
 call_begin(struct backend *b, struct near_l2_item *items, size_t n)
@@ -242,8 +239,8 @@ call_end(struct backend *b)
 
 /* ----------------------------------------------------------------------------------------------- reading */
 
-/* What one `gets` asked for.  Servers answer in the order asked, so looking on from the last one found is enough; a proxy that
- * answers in another order costs a walk around. */
+/* What one `gets` asked for.  Servers answer in the order asked, so looking on from the last one found is
+ * enough; a proxy that answers in another order costs a walk around. */
 struct asked {
     struct part         *part;
     struct near_l2_item *items[NEAR__MEMCACHED_KEYS];
@@ -482,7 +479,8 @@ answer_write(struct near_l2_item *item, const struct near__memcached_conn *conn,
     }
 }
 
-/* Whether a write whose connection was lost may be done once more: when nothing of it was sent, or when twice is as good as once. */
+/* Whether a write whose connection was lost may be done once more: when nothing of it was sent, or when twice
+ * is as good as once. */
 static bool
 may_repeat(const struct part *part, bool sent)
 {
@@ -567,7 +565,7 @@ memcached_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *i
     write_many(self, mode, items, n, announce, deadline, serve_remove);
 }
 
-/* ------------------------------------------------------------------------------------------------- seeing */
+/* ------------------------------------------------------------------------------------------------ seeing */
 
 static bool
 found_anything(void *ctx, near_bytes key, near_bytes value, uint64_t unique)
@@ -627,7 +625,7 @@ memcached_stats(void *self, struct near_l2_stats *stats)
     }
 }
 
-/* -------------------------------------------------------------------------------------------- life and end */
+/* ------------------------------------------------------------------------------------------ life and end */
 
 static void
 memcached_close(void *self)
@@ -667,7 +665,7 @@ memcached_fini(void *self)
     for (size_t s = 0; s < b->server_count; s++)
         near__pool_free(&b->servers[s].pool);
     near__memcached_guard_free(&b->guard);
-    memcached_free(b->router); /* never connected: says nothing to anybody */
+    near__memcached_router_free(&b->router);
     if (!b->forked) {
         pthread_cond_destroy(&b->idle);
         near__lock_fini(&b->lock);
@@ -687,26 +685,6 @@ memcached_forked(void *self)
     near__memcached_guard_forked(b->guard);
     for (size_t s = 0; s < b->server_count; s++)
         near__pool_forked(b->servers[s].pool);
-}
-
-/* Weighted ketama, MD5: where libketama and most other clients would look for the key (rule L17). */
-static near_status
-make_router(struct backend *b)
-{
-    const struct near__uri *uri = b->env->uri;
-
-    if (uri->address_count < 2)
-        return NEAR_OK;
-    b->router = memcached_create(NULL);
-    if (b->router == NULL)
-        return NEAR_ERR_NOMEM;
-    memcached_behavior_set(b->router, MEMCACHED_BEHAVIOR_KETAMA_WEIGHTED, 1);
-    for (size_t s = 0; s < uri->address_count; s++) {
-        const struct near__address *a = &uri->addresses[s];
-        if (memcached_server_add_with_weight(b->router, a->host, a->port, a->weight) != MEMCACHED_SUCCESS)
-            return NEAR_ERR_NOMEM;
-    }
-    return NEAR_OK;
 }
 
 static near_status
@@ -740,7 +718,7 @@ memcached_open(void **self, const struct near_l2_env *env, struct near_l2_traits
     near__cond_init(&b->idle);
     st = near__memcached_guard_new(&b->guard, env->clock);
     if (st == NEAR_OK)
-        st = make_router(b);
+        st = near__memcached_router_new(&b->router, env->uri);
     for (; st == NEAR_OK && b->server_count < n; b->server_count += st == NEAR_OK)
         st = make_server(b, b->server_count);
     if (st != NEAR_OK) {

@@ -1,15 +1,18 @@
 /*
- * The descriptor.  libmemcached keeps its socket to itself, but much depends on it: checking an idle connection without a round
- * trip (P5), leaving without `quit` when bytes are in doubt, ending an operation that is over its time, and fork (P3).  So after
- * connecting we look for it: the one number near the start of the server's record that was -1 before, and now is a socket
- * connected to that very server.  Nothing is assumed about the record's layout, and where the search finds nothing the connection
- * works without these graces.  What we keep is a duplicate: it is ours to shut or close, whatever libmemcached does with its own.
+ * The descriptor.  libmemcached keeps its socket to itself, but much depends on it: checking an idle
+ * connection without a round trip (P5), leaving without `quit` when bytes are in doubt, ending an operation
+ * that is over its time, and fork (P3).  So after connecting we look for it: the one number near the start of
+ * the server's record that was -1 before, and now is a socket connected to that very server.  Nothing is
+ * assumed about the record's layout, and where the search finds nothing the connection works without these
+ * graces.  What we keep is a duplicate: it is ours to shut or close, whatever libmemcached does with its own.
  *
- * Positive absence.  memcached_fetch_result() turns any failure into NOTFOUND as long as it has seen no result.  Its count of
- * results is therefore set to 1 beforehand: then it ends with END after the server's END, and with the true reason otherwise.
+ * Positive absence.  memcached_fetch_result() turns any failure into NOTFOUND as long as it has seen no
+ * result.  Its count of results is therefore set to 1 beforehand: then it ends with END after the server's
+ * END, and with the true reason otherwise.
  *
- * Locks: the guard's lock covers the list of connections with their deadlines, and what the guard's thread reads.  shutdown(2) is
- * called under it: it does not block, and so no descriptor can be closed between choosing and shutting it.
+ * Locks: the guard's lock covers the list of connections with their deadlines, and what the guard's thread
+ * reads.  shutdown(2) is called under it: it does not block, and so no descriptor can be closed between
+ * choosing and shutting it.
  */
 #include "l2/memcached_conn.h"
 
@@ -32,7 +35,7 @@
 #error "libmemcached before 1.1.4 can return another key's value after a timeout (rule L1)"
 #endif
 
-#define GRACE              (3 * NEAR_MS) /* libmemcached's own timeout comes first: it leaves the better reason */
+#define GRACE              (3 * NEAR_MS) /* libmemcached's own timeout may come first: it knows more */
 #define RECORD_INTS        32            /* how far into the server's record we look */
 #define RELATIVE_MAX       2592000       /* seconds; beyond them the server reads a Unix time (rule M1) */
 #define MAX_KEY            250
@@ -220,6 +223,57 @@ disarm(struct near__memcached_conn *conn)
     return cut;
 }
 
+/* ------------------------------------------------------------------------------------------------ router */
+
+struct near__memcached_router {
+    memcached_st *memc;
+    size_t        count;
+};
+
+near_status
+near__memcached_router_new(struct near__memcached_router **router, const struct near__uri *uri)
+{
+    struct near__memcached_router *r  = calloc(1, sizeof(*r));
+    memcached_return_t             rc = MEMCACHED_SUCCESS;
+
+    *router = NULL;
+    if (r == NULL)
+        return NEAR_ERR_NOMEM;
+    r->memc  = memcached_create(NULL);
+    r->count = uri->address_count;
+    if (r->memc == NULL) {
+        free(r);
+        return NEAR_ERR_NOMEM;
+    }
+    memcached_behavior_set(r->memc, MEMCACHED_BEHAVIOR_KETAMA_WEIGHTED, 1);
+    for (size_t s = 0; rc == MEMCACHED_SUCCESS && s < r->count && r->count > 1; s++) {
+        const struct near__address *a = &uri->addresses[s];
+        rc = memcached_server_add_with_weight(r->memc, a->host, a->port, a->weight);
+    }
+    *router = r;
+    if (rc != MEMCACHED_SUCCESS)
+        near__memcached_router_free(router);
+    return rc == MEMCACHED_SUCCESS ? NEAR_OK : NEAR_ERR_NOMEM;
+}
+
+size_t
+near__memcached_route(const struct near__memcached_router *router, near_bytes key)
+{
+    return router->count < 2 ? 0 : memcached_generate_hash(router->memc, key.data, key.size);
+}
+
+void
+near__memcached_router_free(struct near__memcached_router **router)
+{
+    struct near__memcached_router *r = *router;
+
+    *router = NULL;
+    if (r == NULL)
+        return;
+    memcached_free(r->memc); /* never connected: says nothing to anybody */
+    free(r);
+}
+
 /* ----------------------------------------------------------------------------------------------- reasons */
 
 static near_status
@@ -284,10 +338,10 @@ break_with(struct near__memcached_conn *conn, const char *operation, memcached_r
                   operation, reason_text(conn, conn->status, rc, reason, sizeof(reason)));
 }
 
-/* ------------------------------------------------------------------------------------------- an operation */
+/* ------------------------------------------------------------------------------------------ an operation */
 
-/* The time of one operation begins: libmemcached's polls get what is left, in whole milliseconds upwards, and the guard is armed.
- * False: not to be sent, for the reason in conn->status. */
+/* The time of one operation begins: libmemcached's polls get what is left, in whole milliseconds upwards, and
+ * the guard is armed.  False: not to be sent, for the reason in conn->status. */
 static bool
 operation_begin(struct near__memcached_conn *conn, int64_t deadline)
 {
@@ -300,7 +354,8 @@ operation_begin(struct near__memcached_conn *conn, int64_t deadline)
         conn->status = NEAR_ERR_TIMEOUT;
         return false;
     }
-    /* these two are the only behaviours that may be set on a live object: all others may quit its connection (rule L8) */
+    /* these two are the only behaviours that may be set on a live object: all others may quit its connection
+     * (rule L8) */
     memcached_behavior_set(conn->memc, MEMCACHED_BEHAVIOR_POLL_TIMEOUT, (uint64_t)timeout);
     memcached_behavior_set(conn->memc, MEMCACHED_BEHAVIOR_CONNECT_TIMEOUT, (uint64_t)timeout);
     if (arm(conn, deadline - now))
@@ -392,8 +447,8 @@ still_open(const struct near__memcached_conn *conn)
            fstat(conn->own_fd, &ours) == 0 && theirs.st_ino == ours.st_ino && theirs.st_dev == ours.st_dev;
 }
 
-/* Put a socket that leads nowhere under libmemcached's number: what it says on leaving goes nowhere, and the process we were forked
- * from keeps its connection. */
+/* Put a socket that leads nowhere under libmemcached's number: what it says on leaving goes nowhere, and the
+ * process we were forked from keeps its connection. */
 static void
 replace_descriptor(struct near__memcached_conn *conn)
 {
@@ -411,10 +466,10 @@ replace_descriptor(struct near__memcached_conn *conn)
     close(fd);
 }
 
-/* ------------------------------------------------------------------------------------------ life and death */
+/* ---------------------------------------------------------------------------------------- life and death */
 
-/* Every behaviour before the first operation (rule L8).  Not set, on purpose: NO_BLOCK, BUFFER_REQUESTS, NOREPLY, replicas,
- * AUTO_EJECT_HOSTS (rules L10, L13). */
+/* Every behaviour before the first operation (rule L8).  Not set, on purpose: NO_BLOCK, BUFFER_REQUESTS,
+ * NOREPLY, replicas, AUTO_EJECT_HOSTS (rules L10, L13). */
 static bool
 configure(struct near__memcached_conn *conn)
 {
@@ -468,8 +523,8 @@ note_setting(const memcached_instance_st *instance, const char *key, size_t key_
     return MEMCACHED_SUCCESS;
 }
 
-/* Learn the server's limit, so that larger values are refused before they do harm (rule M2).  A server or proxy that does not tell
- * is not asked again. */
+/* Learn the server's limit, so that larger values are refused before they do harm (rule M2).  A server or
+ * proxy that does not tell is not asked again. */
 static void
 ask_settings(struct near__memcached_conn *conn, int64_t deadline)
 {
@@ -487,7 +542,8 @@ ask_settings(struct near__memcached_conn *conn, int64_t deadline)
         atomic_store_explicit(&conn->server->no_stats, true, memory_order_relaxed);
 }
 
-/* Connect, find the descriptor, and hear the server out: a listening socket is not yet a server that answers. */
+/* Connect, find the descriptor, and hear the server out: a listening socket is not yet a server that
+ * answers. */
 static near_status
 connect_and_greet(struct near__memcached_conn *conn, int64_t deadline, near_error *error)
 {
@@ -558,7 +614,7 @@ near__memcached_drop(struct near__memcached_conn *conn, bool goodbye)
     if (!child)
         guard_leave(conn->server->guard, conn);
     if (child && conn->fd_at == NULL)
-        return; /* memcached_free() would say `quit` on the parent's connection: rather leave it open and unfreed */
+        return; /* memcached_free() would say `quit` for the parent: rather leave it open and unfreed */
     if (child)
         replace_descriptor(conn);
     else if (!goodbye && conn->own_fd >= 0)
@@ -582,7 +638,8 @@ near__memcached_abandon(struct near__memcached_conn *conn)
 
 /* -------------------------------------------------------------------------------------------- operations */
 
-/* Read what was asked for, to the end, whatever it is (rule L16).  The server's END, or the reason why there was none. */
+/* Read what was asked for, to the end, whatever it is (rule L16).  The server's END, or the reason why there
+ * was none. */
 static memcached_return_t
 fetch_all(struct near__memcached_conn *conn, near__memcached_found_fn found, void *ctx)
 {

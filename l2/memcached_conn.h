@@ -1,11 +1,13 @@
 /*
  * One connection to one memcached: libmemcached by the L-rules, so that no caller has to know them.
  *
- * A connection is one memcached_st with one server in it and belongs to one thread at a time.  Whatever the server or libmemcached
- * answers that is not on the list of harmless answers (rule L2) breaks the connection: it says so from then on, and must be dropped.
+ * A connection is one memcached_st with one server in it and belongs to one thread at a time.  Whatever the
+ * server or libmemcached answers that is not on the list of harmless answers (rule L2) breaks the connection:
+ * it says so from then on, and must be dropped.
  *
- * libmemcached's timeouts bound one poll, and one operation can poll many times (rule L9).  A guard, one thread per client, makes
- * the deadline hard: it shuts the socket of a connection whose time is over, which ends whatever poll is under way.
+ * libmemcached's timeouts bound one poll, and one operation can poll many times (rule L9).  A guard, one
+ * thread per client, makes the deadline hard: it shuts the socket of a connection whose time is over, which
+ * ends whatever poll is under way.
  */
 #ifndef NEAR_L2_MEMCACHED_CONN_H
 #define NEAR_L2_MEMCACHED_CONN_H
@@ -26,6 +28,14 @@ void near__memcached_guard_free(struct near__memcached_guard **guard);
 /* In a child, where the guard's thread does not exist. */
 void near__memcached_guard_forked(struct near__memcached_guard *guard);
 
+/* Which server has a key: weighted ketama with MD5, where libketama and most other clients would look for it
+ * (rule L17).  A memcached_st that is never connected (rule L6); never changed once it is made, so any thread
+ * may ask it. */
+struct near__memcached_router;
+near_status near__memcached_router_new(struct near__memcached_router **router, const struct near__uri *uri);
+size_t      near__memcached_route(const struct near__memcached_router *router, near_bytes key);
+void        near__memcached_router_free(struct near__memcached_router **router);
+
 /* What all connections to one server share. */
 struct near__memcached_server {
     const struct near__address   *address;
@@ -42,21 +52,23 @@ near_status near__memcached_dial(struct near__memcached_conn **conn, struct near
                                  int64_t deadline, near_error *error);
 /* Idle and sound: nothing to read, not closed by the peer (rule P5). */
 bool near__memcached_usable(struct near__memcached_conn *conn);
-/* Close and free.  Without `goodbye` not a byte goes out, and in a child the parent's connection is not disturbed (rule P3). */
+/* Close and free.  Without `goodbye` not a byte goes out, and in a child the parent's connection is not
+ * disturbed (rule P3). */
 void near__memcached_drop(struct near__memcached_conn *conn, bool goodbye);
 /* In a child, a connection in use when the process forked: close the descriptors, touch nothing else. */
 void near__memcached_abandon(struct near__memcached_conn *conn);
 
 enum near__memcached_word {
     NEAR__MEMCACHED_DONE,
-    NEAR__MEMCACHED_NO, /* the server's positive word that the condition did not hold or the key was not there */
+    NEAR__MEMCACHED_NO,        /* the server's word: the condition did not hold, or no such key */
     NEAR__MEMCACHED_TOO_LARGE, /* refused; `set` has removed what was there before */
     NEAR__MEMCACHED_REFUSED,   /* for certain not done; the connection is broken */
     NEAR__MEMCACHED_NOT_SENT,  /* the deadline had passed */
     NEAR__MEMCACHED_BROKEN     /* no word: perhaps done; the connection is broken */
 };
 
-/* Called for each key found; `value` is borrowed.  False: that key was not asked for, which breaks the connection. */
+/* Called for each key found; `value` is borrowed.  False: that key was not asked for, which breaks the
+ * connection. */
 typedef bool (*near__memcached_found_fn)(void *ctx, near_bytes key, near_bytes value, uint64_t unique);
 
 /* One `gets`.  DONE: the server has named everything it has of `keys`; what was not named is not there. */
@@ -78,13 +90,15 @@ enum near__memcached_word near__memcached_delete(struct near__memcached_conn *co
 /* Why the last word was REFUSED or BROKEN. */
 near_status near__memcached_status(const struct near__memcached_conn *conn);
 bool        near__memcached_broken(const struct near__memcached_conn *conn);
-/* Broken because the peer had closed it, not by silence or nonsense: worth one more try on another connection (rule L11). */
+/* Broken because the peer had closed it, not by silence or nonsense: worth one more try on another connection
+ * (rule L11). */
 bool near__memcached_lost(const struct near__memcached_conn *conn);
 /* "1.6.18" */
 void near__memcached_version(const struct near__memcached_conn *conn, char *out, size_t size);
 
-/* A TTL as the protocol wants it (rule M1): 0 for ever; up to 30 days relative, beyond that absolute; rounded up, and one second
- * more, because the server's clock ticks in whole seconds and an item of one second may live for a moment only. */
+/* A TTL as the protocol wants it (rule M1): 0 for ever; up to 30 days relative, beyond that absolute; rounded
+ * up, and one second more, because the server's clock ticks in whole seconds and an item of one second may
+ * live for a moment only. */
 int64_t near__memcached_exptime(int64_t ttl_ms, int64_t wall_ms);
 /* An absolute time long gone: what is stored with it is not there. */
 #define NEAR__MEMCACHED_EXPIRED 2592001

@@ -1,17 +1,20 @@
 /*
- * The memory: backend: a shared tier without a server, for trying nearcache out, for tests and for several clients of one process.
+ * The memory: backend: a shared tier without a server, for trying nearcache out, for tests and for several
+ * clients of one process.
  *
  *     handle (one per client) -> store -> table of entries -> blob (the stored bytes)
  *
- * `memory:` has a store of its own.  `memory:NAME` shares the store of that name with every other client of the process; the
- * registry lists the named ones and counts their handles, and the last handle to leave frees the store.
+ * `memory:` has a store of its own.  `memory:NAME` shares the store of that name with every other client of
+ * the process; the registry lists the named ones and counts their handles, and the last handle to leave frees
+ * the store.
  *
- * A blob never changes after birth and is counted: one reference is the entry's, one is each reader's while it delivers.  So the
- * store's lock is held for a look-up only, never while calling out.  The lock covers everything in the store but the blobs' bytes.
- * Eviction is exact LRU over what the entries really take.
+ * A blob never changes after birth and is counted: one reference is the entry's, one is each reader's while
+ * it delivers.  So the store's lock is held for a look-up only, never while calling out.  The lock covers
+ * everything in the store but the blobs' bytes. Eviction is exact LRU over what the entries really take.
  *
- * fork(): a lock may be held, and a table half changed, by a thread that does not exist in the child.  A registry therefore belongs
- * to one process, a child makes its own on first use, and inherited stores are neither locked nor read again.
+ * fork(): a lock may be held, and a table half changed, by a thread that does not exist in the child.  A
+ * registry therefore belongs to one process, a child makes its own on first use, and inherited stores are
+ * neither locked nor read again.
  */
 #include "base/hash.h"
 #include "base/le.h"
@@ -24,8 +27,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Four times the default L1: room enough that a program tried without a server sees a useful second tier, and little enough that
- * nobody's laptop or test machine is eaten by it. */
+/* Four times the default L1: room enough that a program tried without a server sees a useful second tier, and
+ * little enough that nobody's laptop or test machine is eaten by it. */
 #define STORE_BYTES ((size_t)256 << 20)
 #define STORE_SLOTS 1024 /* at first; doubled whenever there are as many entries */
 /* What malloc adds to the two pieces of an entry, and its slot in the table. */
@@ -338,8 +341,8 @@ registry_leave(struct registry *r, struct store *s)
     return s;
 }
 
-/* An inherited store may be half changed and locked for ever: it is kept in reach and as it is.  A named one is in its registry's
- * list already. */
+/* An inherited store may be half changed and locked for ever: it is kept in reach and as it is.  A named one
+ * is in its registry's list already. */
 static void
 left_behind(struct store *s)
 {

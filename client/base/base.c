@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 near_status
 near__fail(near_error *error, near_status code, const char *format, ...)
@@ -35,4 +36,23 @@ const char *
 near_version(void)
 {
     return PACKAGE_VERSION; /* from configure.ac */
+}
+
+const char *
+near_status_text(near_status status)
+{
+    switch (status) {
+#define STATUS_TEXT(name, number, text)                                                                      \
+    case name:                                                                                               \
+        return text;
+        NEAR_STATUS_TABLE(STATUS_TEXT)
+#undef STATUS_TEXT
+    }
+    return "unknown status";
+}
+
+near_bytes
+near_key(const char *text)
+{
+    return (near_bytes){ text, text != NULL ? strlen(text) : 0 };
 }

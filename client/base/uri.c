@@ -1,8 +1,8 @@
 /*
- * URIs are configuration that people type, so every refusal says which option, which part and what would do.  And they hold
- * passwords, so nothing that could be one is ever quoted: what stands before the last '@' is skipped unseen, a text with an '@'
- * in the wrong place is not quoted at all, and neither is a Redis port that is no number (redis://user:password, the host
- * forgotten, would look like that).
+ * URIs are configuration that people type, so every refusal says which option, which part and what would
+ * do.  And they hold passwords, so nothing that could be one is ever quoted: what stands before the last '@'
+ * is skipped unseen, a text with an '@' in the wrong place is not quoted at all, and neither is a Redis port
+ * that is no number (redis://user:password, the host forgotten, would look like that).
  *
  * Parsing works on spans of the text, allocates nothing and leaves an all-zero result behind every refusal.
  */
@@ -113,7 +113,8 @@ copy(char *out, struct span s)
     out[s.size] = '\0';
 }
 
-/* What stands before the first `c`, or everything; `rest` is what stands after it, {NULL, 0} when there is none. */
+/* What stands before the first `c`, or everything; `rest` is what stands after it, {NULL, 0} when there is
+ * none. */
 static struct span
 cut(struct span s, char c, struct span *rest)
 {
@@ -296,7 +297,8 @@ span_from(struct span s, const char *at)
     return (struct span){ at, s.size - (size_t)(at - s.at) };
 }
 
-/* [user:pass@]host[:port][/db].  The last '@' divides, so that a password with a raw '@' or '/' is still no host. */
+/* [user:pass@]host[:port][/db].  The last '@' divides, so that a password with a raw '@' or '/' is still no
+ * host. */
 static near_status
 parse_redis(struct parse *p, struct span s)
 {

@@ -5,8 +5,8 @@
  *   redis://[user:pass@]host[:port][/db]   redis+unix://[user:pass@]/path[?db=n]
  *   memcached://h1[:port[:weight]],h2...   memcached+unix:///path
  *
- * IPv6 addresses stand in brackets.  User and password may hold %XX.  The text of a URI may hold a password: messages show
- * near__uri_display(), never the text.
+ * IPv6 addresses stand in brackets.  User and password may hold %XX.  The text of a URI may hold a password:
+ * messages show near__uri_display(), never the text.
  */
 #ifndef NEAR_BASE_URI_H
 #define NEAR_BASE_URI_H
@@ -39,15 +39,16 @@ struct near__uri {
     struct near__address addresses[NEAR__URI_ADDRESSES];
 };
 
-/* NEAR_OK, or NEAR_ERR_INVALID / NEAR_ERR_UNSUPPORTED with a message that names `option`, the offending part and what is
- * accepted, and never shows a password. */
+/* NEAR_OK, or NEAR_ERR_INVALID / NEAR_ERR_UNSUPPORTED with a message that names `option`, the offending part
+ * and what is accepted, and never shows a password. */
 near_status near__uri_parse(struct near__uri *uri, const char *option, const char *text, near_error *error);
 
 /* "redis 10.0.0.7:6379", "memory NAME": for logs and errors.  Writes at most `size` bytes, NUL included. */
 void near__uri_display(const struct near__uri *uri, char *out, size_t size);
 /* "10.0.0.7:6379", "[::1]:6379" or "/path". */
 void near__address_display(const struct near__address *address, char *out, size_t size);
-/* Whether both name the same server and database with the same credentials.  A private `memory:` is nobody else's: false. */
+/* Whether both name the same server and database with the same credentials.  A private `memory:` is nobody
+ * else's: false. */
 bool near__uri_same_server(const struct near__uri *a, const struct near__uri *b);
 
 #endif

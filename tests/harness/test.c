@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define WALL_AT_ZERO INT64_C(1700000000000)
 
@@ -36,6 +37,26 @@ test_finish(int failures)
     if (failures == 0 && teardown_pending)
         print_error("[  FAILED  ] 1 test(s), listed below:\n[  FAILED  ] the group's tear-down\n");
     return failures != 0 || teardown_pending ? 1 : 0;
+}
+
+/* Before main: the options of a service of the developer's would override what the tests set. */
+__attribute__((constructor)) static void
+forget_options(void)
+{
+    static const char prefix[] = "NEARCACHE_";
+
+    for (char **at = environ; *at != NULL;) {
+        char   name[128];
+        size_t size = strcspn(*at, "=");
+
+        if (strncmp(*at, prefix, sizeof(prefix) - 1) != 0 || size >= sizeof(name)) {
+            at++;
+            continue;
+        }
+        memcpy(name, *at, size);
+        name[size] = '\0';
+        unsetenv(name); /* the entries behind it move down to its place */
+    }
 }
 
 static unsigned long

@@ -771,6 +771,31 @@ a_user_without_the_channel_is_told_so(void **state)
     assert_int_equal(peers[0].log_lines, 2); /* lost, and back */
 }
 
+/* A number that was stamped on a message the server then refused must not look like a gap to the others. */
+static void
+a_refused_publish_leaves_no_gap(void **state)
+{
+    (void)state;
+    command(8, (const char *[]){ "ACL", "SETUSER", "shy", "on", ">pw", "~*", "+@all", "&near:*" });
+    peer_up(&peers[1], server->uri);
+    set_uri(&peers[0], server->uri);
+    strcpy(peers[0].uri.user, "shy");
+    strcpy(peers[0].uri.password, "pw");
+    peer_open(&peers[0]);
+    wait_open(&peers[0]);
+    for (uint64_t i = 1; i <= 5; i++) {
+        assert_int_equal(publish_soon(&peers[0], 2 * i), NEAR_OK);
+        command(4, (const char *[]){ "ACL", "SETUSER", "shy", "-publish" });
+        assert_int_equal(publish_soon(&peers[0], 2 * i + 1), NEAR_ERR_DENIED);
+        command(4, (const char *[]){ "ACL", "SETUSER", "shy", "+publish" });
+    }
+    assert_int_equal(publish_soon(&peers[0], 100), NEAR_OK);
+    assert_int_equal(fence(&peers[1], SOON * MS, NULL), NEAR_OK);
+    assert_int_equal(peers[1].invalidated, 6);
+    assert_int_equal(peers[1].last, 100);
+    assert_int_equal(stats(&peers[1]).gaps + stats(&peers[1]).late, 0);
+}
+
 static void
 rubbish_on_the_channel_flushes_and_the_bus_goes_on(void **state)
 {
@@ -926,6 +951,7 @@ main(void)
         WITH_SERVER(a_publish_to_a_dead_server_fails_and_says_why),
         WITH_SERVER(a_wrong_password_is_said_once_and_keeps_nobody_waiting),
         WITH_SERVER(a_user_without_the_channel_is_told_so),
+        WITH_SERVER(a_refused_publish_leaves_no_gap),
         WITH_SERVER(rubbish_on_the_channel_flushes_and_the_bus_goes_on),
         WITH_SERVER(await_waits_for_the_first_answer),
         WITH_SERVER(stop_is_quick_whatever_the_network_does),

@@ -12,6 +12,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -851,9 +852,13 @@ P3_a_forked_child_leaves_the_parents_connections_alone(void **state)
 static void
 H9_every_address_of_a_name_is_tried(void **state)
 {
-    char uri[64];
+    struct addrinfo *known;
+    char             uri[64];
 
     (void)state;
+    if (getaddrinfo("localhost", NULL, NULL, &known) != 0)
+        skip(); /* a machine without a hosts file */
+    freeaddrinfo(known);
     test_need_server(server); /* it listens on 127.0.0.1 only; localhost is ::1 as well on most machines */
     snprintf(uri, sizeof(uri), "redis://localhost:%d", server->port);
     open_tier(uri);

@@ -483,11 +483,5 @@ main(void)
         TEST(test_doctor_never_shows_a_password),
     };
 
-    for (size_t i = 0; i < NEAR__OPTION_COUNT; i++) { /* what the developer has set must not decide */
-        char variable[64];
-
-        near__option_variable(&near__options[i], variable, sizeof(variable));
-        unsetenv(variable);
-    }
     return TEST_MAIN(tests, NULL, NULL);
 }

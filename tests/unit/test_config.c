@@ -120,6 +120,9 @@ a_password_is_in_no_message(void **state)
         assert_true(near_config_set(config, "l2.uri", bad[i], &error) < 0);
         assert_null(strstr(error.text, "hunter2"));
     }
+    /* a line of a file whose '=' was forgotten is no option's name, and may be anything */
+    assert_int_equal(near_config_set(config, "l2.uri redis://:hunter2", "", &error), NEAR_ERR_INVALID);
+    assert_null(strstr(error.text, "hunter2"));
     near_config_free(config);
 }
 

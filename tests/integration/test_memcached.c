@@ -1,0 +1,907 @@
+/*
+ * What memcached and libmemcached do that others do not: the rules marked (T) of the L and M lists, each by
+ * its name.
+ *
+ * Against real servers where they can be brought to it, else against a server of our own (`fake`), which
+ * answers as it is told.
+ */
+#include "harness/test.h"
+
+#include "base/le.h"
+#include "harness/proxy.h"
+#include "harness/server.h"
+#include "l2/backend.h"
+#include "l2/memcached_conn.h"
+
+#include <dirent.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LIMIT_MS (3000 * (int64_t)test_slack())
+#define SLACK_MS (400 * (int64_t)test_slack())
+#define SERVERS  3
+
+/* ------------------------------------------------------------------------------ a server that misbehaves */
+
+enum mood {
+    MOOD_EMPTY,        /* has nothing, stores nothing, says so politely */
+    MOOD_CLIENT_ERROR, /* answers writes so, and one line too many */
+    MOOD_NO_MEMORY,    /* SERVER_ERROR out of memory storing object */
+    MOOD_WRONG_KEY,    /* gives another key's value */
+    MOOD_NO_END,       /* gives no value, and ends with ERROR instead of END */
+    MOOD_HALF,         /* announces a value, gives half of it and closes */
+    MOOD_CAS_ZERO,     /* gives the value asked for with unique 0 */
+    MOOD_HANG_UP       /* closes instead of answering a write */
+};
+
+struct fake {
+    char        path[108];
+    char        directory[64];
+    int         listener;
+    pthread_t   thread;
+    _Atomic int mood;
+    atomic_bool no_stats;
+    atomic_int  connections, writes, cas, stats;
+};
+
+struct fake_connection {
+    struct fake *fake;
+    int          fd;
+};
+
+static void
+fake_says(int fd, const char *words)
+{
+    (void)!send(fd, words, strlen(words), MSG_NOSIGNAL);
+}
+
+static void
+fake_gets(struct fake *f, int fd, const char *line)
+{
+    char key[256] = "", words[600];
+
+    sscanf(line, "gets %255s", key);
+    switch (atomic_load(&f->mood)) {
+    case MOOD_WRONG_KEY:
+        fake_says(fd, "VALUE another 0 32 7\r\n0123456789abcdef0123456789abcdef\r\nEND\r\n");
+        break;
+    case MOOD_NO_END:
+        fake_says(fd, "ERROR\r\n");
+        break;
+    case MOOD_HALF:
+        snprintf(words, sizeof(words), "VALUE %s 0 32 7\r\n0123456789abcdef", key);
+        fake_says(fd, words);
+        shutdown(fd, SHUT_RDWR);
+        break;
+    case MOOD_CAS_ZERO: /* the stamp is 1 */
+        snprintf(words, sizeof(words), "VALUE %s 0 16 0\r\n01234567", key);
+        fake_says(fd, words);
+        (void)!send(fd, "\x01\0\0\0\0\0\0\0\r\nEND\r\n", 15, MSG_NOSIGNAL);
+        break;
+    default:
+        fake_says(fd, "END\r\n");
+    }
+}
+
+static void
+fake_write(struct fake *f, int fd, FILE *in, const char *line)
+{
+    size_t size = 0;
+
+    sscanf(line, "%*s %*s %*s %*s %zu", &size);
+    for (size += 2; size > 0; size--)
+        getc(in);
+    atomic_fetch_add(&f->writes, 1);
+    atomic_fetch_add(&f->cas, strncmp(line, "cas ", 4) == 0);
+    switch (atomic_load(&f->mood)) {
+    case MOOD_CLIENT_ERROR:
+        fake_says(fd, "CLIENT_ERROR bad data chunk\r\nERROR\r\n");
+        break;
+    case MOOD_NO_MEMORY:
+        fake_says(fd, "SERVER_ERROR out of memory storing object\r\n");
+        break;
+    case MOOD_HANG_UP:
+        shutdown(fd, SHUT_RDWR);
+        break;
+    default:
+        fake_says(fd, "NOT_STORED\r\n");
+    }
+}
+
+static void *
+fake_serve(void *ctx)
+{
+    struct fake_connection *c  = ctx;
+    FILE                   *in = fdopen(c->fd, "r");
+    char                    line[2048];
+
+    while (in != NULL && fgets(line, sizeof(line), in) != NULL) {
+        if (strncmp(line, "version", 7) == 0) {
+            fake_says(c->fd, "VERSION 1.6.18\r\n");
+        } else if (strncmp(line, "stats", 5) == 0) {
+            atomic_fetch_add(&c->fake->stats, 1);
+            fake_says(c->fd, c->fake->no_stats ? "ERROR\r\n" : "STAT item_size_max 1048576\r\nEND\r\n");
+        } else if (strncmp(line, "gets ", 5) == 0) {
+            fake_gets(c->fake, c->fd, line);
+        } else if (strncmp(line, "quit", 4) == 0) {
+            break;
+        } else if (strncmp(line, "delete ", 7) == 0) {
+            fake_says(c->fd, "NOT_FOUND\r\n");
+        } else {
+            fake_write(c->fake, c->fd, in, line);
+        }
+    }
+    if (in != NULL)
+        fclose(in);
+    free(c);
+    return NULL;
+}
+
+static void *
+fake_accept(void *ctx)
+{
+    struct fake *f = ctx;
+    pthread_t    threads[64];
+    size_t       n = 0;
+    int          fd;
+
+    while (n < NEAR_COUNT_OF(threads) && (fd = accept(f->listener, NULL, NULL)) >= 0) {
+        struct fake_connection *c = malloc(sizeof(*c));
+        atomic_fetch_add(&f->connections, 1);
+        *c = (struct fake_connection){ f, fd };
+        if (pthread_create(&threads[n], NULL, fake_serve, c) == 0)
+            n++;
+    }
+    while (n > 0)
+        pthread_join(threads[--n], NULL); /* their clients have gone by then */
+    return NULL;
+}
+
+static bool
+fake_start(struct fake *f, enum mood mood)
+{
+    struct sockaddr_un at = { .sun_family = AF_UNIX };
+
+    memset(f, 0, sizeof(*f));
+    f->mood = (int)mood;
+    snprintf(f->directory, sizeof(f->directory), "/tmp/near-fake-XXXXXX");
+    if (mkdtemp(f->directory) == NULL)
+        return false;
+    snprintf(f->path, sizeof(f->path), "%s/s", f->directory);
+    snprintf(at.sun_path, sizeof(at.sun_path), "%s", f->path);
+    f->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    return f->listener >= 0 && bind(f->listener, (struct sockaddr *)&at, sizeof(at)) == 0 &&
+           listen(f->listener, 16) == 0 && pthread_create(&f->thread, NULL, fake_accept, f) == 0;
+}
+
+static void
+fake_stop(struct fake *f)
+{
+    if (f->directory[0] == '\0')
+        return;
+    shutdown(f->listener, SHUT_RDWR);
+    pthread_join(f->thread, NULL);
+    close(f->listener);
+    unlink(f->path);
+    rmdir(f->directory);
+    f->directory[0] = '\0';
+}
+
+/* ------------------------------------------------------------------------------------------------- world */
+
+struct world {
+    const struct near_l2_ops *ops;
+    void                     *self;
+    struct near__uri          uri;
+    struct near_l2_env        env;
+    struct near_l2_traits     traits;
+    struct near__log          log;
+    char                      logged[512]; /* the last line */
+    struct test_server       *server[SERVERS];
+    struct test_proxy        *proxy;
+    struct fake               fake;
+};
+
+static void
+note_log(void *ctx, near_log_level level, const char *message)
+{
+    struct world *w = ctx;
+
+    (void)level;
+    snprintf(w->logged, sizeof(w->logged), "%s", message);
+}
+
+static int
+world_setup(void **state)
+{
+    *state = calloc(1, sizeof(struct world));
+    return *state == NULL;
+}
+
+static void
+world_close(struct world *w)
+{
+    if (w->self != NULL)
+        w->ops->fini(w->self);
+    w->self = NULL;
+}
+
+static int
+world_teardown(void **state)
+{
+    struct world *w = *state;
+
+    for (size_t i = 0; i < SERVERS; i++) {
+        if (w->server[i] != NULL)
+            test_server_resume(w->server[i]);
+    }
+    world_close(w);
+    fake_stop(&w->fake);
+    test_proxy_stop(&w->proxy);
+    for (size_t i = 0; i < SERVERS; i++)
+        test_server_stop(&w->server[i]);
+    free(w);
+    return 0;
+}
+
+static void
+world_open(struct world *w, const char *uri)
+{
+    near_error error = { 0 };
+
+    assert_int_equal(near__uri_parse(&w->uri, "l2.uri", uri, &error), NEAR_OK);
+    w->log = (struct near__log){ note_log, w };
+    w->env = (struct near_l2_env){
+        .uri             = &w->uri,
+        .clock           = &near__clock_system,
+        .log             = &w->log,
+        .connect_timeout = 1000 * NEAR_MS,
+        .pool_size       = 2,
+        .max_stored      = (size_t)8 << 20,
+        .client_name     = "test",
+    };
+    w->ops = near__l2_backend_named(w->uri.scheme);
+    assert_int_equal(w->ops->open(&w->self, &w->env, &w->traits, &error), NEAR_OK);
+}
+
+static void
+with_server(struct world *w, unsigned flags, const char *const *extra)
+{
+    w->server[0] = test_memcached_start(flags, extra);
+    test_need_server(w->server[0]);
+    world_open(w, w->server[0]->uri);
+}
+
+static void
+with_ring(struct world *w)
+{
+    char uri[1024] = "memcached://";
+
+    for (size_t i = 0; i < SERVERS; i++) {
+        w->server[i] = test_memcached_start(TEST_SERVER_TCP, NULL);
+        test_need_server(w->server[i]);
+        snprintf(uri + strlen(uri), sizeof(uri) - strlen(uri), "%s127.0.0.1:%d", i > 0 ? "," : "",
+                 w->server[i]->port);
+    }
+    world_open(w, uri);
+}
+
+static void
+with_fake(struct world *w, enum mood mood)
+{
+    char uri[160];
+
+    assert_true(fake_start(&w->fake, mood));
+    snprintf(uri, sizeof(uri), "memcached+unix://%s", w->fake.path);
+    world_open(w, uri);
+}
+
+static int64_t
+after_ms(int64_t ms)
+{
+    return near__now(&near__clock_system) + ms * NEAR_MS;
+}
+
+struct got {
+    unsigned times;
+    size_t   size;
+    char     data[64];
+};
+
+static void
+note(void *ctx, struct near_l2_item *item, near_bytes stored)
+{
+    struct got *got = ctx;
+
+    (void)item;
+    got->times++;
+    got->size = stored.size;
+    memcpy(got->data, stored.data, stored.size < sizeof(got->data) ? stored.size : sizeof(got->data));
+}
+
+static enum near_l2_answer
+get_status(struct world *w, const char *key, struct got *got, near_status *status, int64_t ms)
+{
+    struct near_l2_item item = { .key = { key, strlen(key) } };
+
+    memset(got, 0, sizeof(*got));
+    w->ops->get_many(w->self, &item, 1, note, got, after_ms(ms));
+    *status = item.status;
+    return item.answer;
+}
+
+static enum near_l2_answer
+get(struct world *w, const char *key)
+{
+    struct got  got;
+    near_status status;
+
+    return get_status(w, key, &got, &status, LIMIT_MS);
+}
+
+static enum near_l2_answer
+put(struct world *w, enum near_l2_mode mode, const char *key, near_bytes value, uint64_t expected,
+    near_status *status)
+{
+    struct near_l2_item item = { .key = { key, strlen(key) }, .value = value, .expected = expected };
+
+    w->ops->set_many(w->self, mode, &item, 1, NULL, after_ms(LIMIT_MS));
+    *status = item.status;
+    return item.answer;
+}
+
+static const near_bytes sample = { "01234567\x01\0\0\0\0\0\0\0sample", 22 };
+
+static enum near_l2_answer
+set(struct world *w, const char *key)
+{
+    near_status status;
+
+    return put(w, NEAR_L2_ALWAYS, key, sample, 0, &status);
+}
+
+static uint64_t
+connects(struct world *w)
+{
+    struct near_l2_stats stats;
+
+    w->ops->stats(w->self, &stats);
+    return stats.connects;
+}
+
+static long
+server_stat(struct test_server *server, const char *name)
+{
+    char text[16384], line[64], *at;
+
+    if (!test_memcached_command(server, text, sizeof(text), "stats"))
+        return -1;
+    snprintf(line, sizeof(line), "STAT %s ", name);
+    at = strstr(text, line);
+    return at == NULL ? -1 : strtol(at + strlen(line), NULL, 10);
+}
+
+/* ----------------------------------------------------------------------------------------------- L rules */
+
+/* After an answer that is not on the list the connection is one line behind: it must not be used again. */
+static void
+test_L2_connection_is_dropped_after_a_client_error(void **state)
+{
+    struct world *w = *state;
+    near_status   status;
+
+    with_fake(w, MOOD_CLIENT_ERROR);
+    assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
+    assert_int_equal(status, NEAR_ERR_PROTOCOL);
+    assert_int_equal(w->fake.connections, 1);
+    assert_non_null(strstr(w->logged, w->fake.path)); /* names the server, the operation and what follows */
+    assert_non_null(strstr(w->logged, ": set: "));
+    assert_non_null(strstr(w->logged, "connection dropped"));
+    w->fake.mood = MOOD_EMPTY;
+    assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.connections, 2);
+    assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.connections, 2);
+}
+
+static void
+test_L2_server_out_of_memory_is_a_refusal(void **state)
+{
+    struct world *w = *state;
+    near_status   status;
+
+    with_fake(w, MOOD_NO_MEMORY);
+    assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", sample, 0, &status), NEAR_L2_ERROR);
+    assert_int_equal(status, NEAR_ERR_DENIED);
+    w->fake.mood = MOOD_EMPTY;
+    assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.connections, 2);
+}
+
+/* G0: what comes back under another name is nobody's value. */
+static void
+test_L3_G0_another_keys_value_is_refused(void **state)
+{
+    struct world *w = *state;
+    struct got    got;
+    near_status   status;
+
+    with_fake(w, MOOD_WRONG_KEY);
+    assert_int_equal(get_status(w, "k", &got, &status, LIMIT_MS), NEAR_L2_ERROR);
+    assert_int_equal(status, NEAR_ERR_PROTOCOL);
+    assert_int_equal(got.times, 0);
+    w->fake.mood = MOOD_EMPTY;
+    assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.connections, 2);
+}
+
+static void
+test_L4_keys_are_checked_by_ourselves(void **state)
+{
+    char key[251];
+
+    (void)state;
+    memset(key, 'k', sizeof(key));
+    assert_false(near__memcached_key_is_fit((near_bytes){ key, 0 }));
+    assert_false(near__memcached_key_is_fit((near_bytes){ NULL, 0 }));
+    assert_true(near__memcached_key_is_fit((near_bytes){ key, 1 }));
+    assert_true(near__memcached_key_is_fit((near_bytes){ key, 250 }));
+    assert_false(near__memcached_key_is_fit((near_bytes){ key, 251 }));
+    for (unsigned byte = 0; byte < 256; byte++) {
+        for (size_t at = 0; at < 3; at++) {
+            key[at] = (char)byte;
+            assert_int_equal(near__memcached_key_is_fit((near_bytes){ key, 3 }), byte > 0x20 && byte < 0x7F);
+            key[at] = 'k';
+        }
+    }
+}
+
+static unsigned
+route(const struct near__uri *uri, const char *key)
+{
+    struct near__memcached_router *router;
+    unsigned                       home;
+
+    assert_int_equal(near__memcached_router_new(&router, uri), NEAR_OK);
+    home = (unsigned)near__memcached_route(router, (near_bytes){ key, strlen(key) });
+    near__memcached_router_free(&router);
+    return home;
+}
+
+/* Items of a dead or silent server are errors, those of the others are answered. */
+static void
+check_ring(struct world *w, unsigned down, int64_t ms)
+{
+    struct near_l2_item items[60];
+    char                names[60][16];
+    struct got          got   = { 0 };
+    int64_t             began = test_now_ms();
+
+    memset(items, 0, sizeof(items));
+    for (unsigned i = 0; i < 60; i++) {
+        snprintf(names[i], sizeof(names[i]), "ring:%u", i);
+        items[i].key = (near_bytes){ names[i], strlen(names[i]) };
+    }
+    w->ops->get_many(w->self, items, 60, note, &got, after_ms(ms));
+    assert_true(test_now_ms() - began < ms + SLACK_MS);
+    for (unsigned i = 0; i < 60; i++) {
+        if (route(&w->uri, names[i]) != down)
+            assert_int_equal(items[i].answer, i % 2 == 0 ? NEAR_L2_DONE : NEAR_L2_ABSENT);
+        else
+            assert_true(items[i].answer == NEAR_L2_ERROR || items[i].answer == NEAR_L2_NOT_TRIED);
+    }
+}
+
+static void
+test_L6_a_dead_server_of_a_ring_is_not_absence(void **state)
+{
+    struct world *w = *state;
+    char          name[16];
+
+    with_ring(w);
+    for (unsigned i = 0; i < 60; i += 2) {
+        snprintf(name, sizeof(name), "ring:%u", i);
+        assert_int_equal(set(w, name), NEAR_L2_DONE);
+    }
+    check_ring(w, SERVERS, LIMIT_MS);
+    test_server_pause(w->server[1]);
+    for (int round = 0; round < 3; round++)
+        check_ring(w, 1, 300 * test_slack());
+    test_server_resume(w->server[1]);
+    test_server_kill(w->server[2]);
+    for (int round = 0; round < 3; round++) {
+        struct timespec pause = { 0,
+                                  600 * NEAR_MS }; /* server 1 may be held back for half a second at most */
+        if (round == 0)
+            nanosleep(&pause, NULL);
+        check_ring(w, 2, 300 * test_slack());
+    }
+}
+
+static void
+test_L6_failures_do_not_look_like_the_end(void **state)
+{
+    static const enum mood moods[] = { MOOD_NO_END, MOOD_HALF };
+    struct world          *w       = *state;
+
+    with_fake(w, MOOD_EMPTY);
+    for (size_t i = 0; i < NEAR_COUNT_OF(moods); i++) {
+        struct got  got;
+        near_status status;
+        w->fake.mood = (int)moods[i];
+        assert_int_equal(get_status(w, "k", &got, &status, LIMIT_MS), NEAR_L2_ERROR);
+        assert_int_not_equal(status, NEAR_OK);
+        assert_int_equal(got.times, 0);
+        w->fake.mood = MOOD_EMPTY;
+        assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
+    }
+}
+
+/* libmemcached's timeout begins anew with every poll: a server that sends a byte now and then would hold a
+ * caller for ever. */
+static void
+test_L9_deadline_holds_when_bytes_drip(void **state)
+{
+    struct world *w = *state;
+    static char   value[4000];
+    struct got    got;
+    near_status   status;
+    int64_t       began;
+
+    w->server[0] = test_memcached_start(0, NULL);
+    test_need_server(w->server[0]);
+    w->proxy = test_proxy_start(w->server[0]);
+    assert_non_null(w->proxy);
+    world_open(w, test_proxy_unix_uri(w->proxy));
+    assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", (near_bytes){ value, sizeof(value) }, 0, &status),
+                     NEAR_L2_DONE);
+    test_proxy_fault(w->proxy, (struct test_fault){ TEST_FAULT_DRIP, TEST_DOWN, .ms = 20, .bytes = 1 });
+    began = test_now_ms();
+    assert_int_equal(get_status(w, "k", &got, &status, 200), NEAR_L2_ERROR);
+    assert_true(test_now_ms() - began < 200 + SLACK_MS);
+    assert_int_equal(status, NEAR_ERR_TIMEOUT);
+    assert_int_equal(got.times, 0);
+}
+
+static void
+test_L9_changing_timeouts_keep_the_connection(void **state)
+{
+    struct world *w = *state;
+    struct got    got;
+    near_status   status;
+
+    with_server(w, 0, NULL);
+    for (int i = 0; i < 100; i++)
+        assert_int_equal(get_status(w, "k", &got, &status, LIMIT_MS + 10 * i), NEAR_L2_ABSENT);
+    assert_int_equal(connects(w), 1);
+}
+
+static int
+has_kicked(void *ctx)
+{
+    return server_stat(ctx, "idle_kicks") > 0;
+}
+
+/* The server closes a connection that idles; the first call afterwards succeeds all the same. */
+static void
+test_L11_idle_connection_closed_by_the_server(void **state)
+{
+    struct world *w = *state;
+    near_status   status;
+
+    with_server(w, TEST_SERVER_TCP,
+                (const char *[]){ "-o", "idle_timeout=1", NULL }); /* it spares unix sockets */
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    assert_true(test_wait_for(has_kicked, w->server[0], 15000));
+    assert_int_equal(put(w, NEAR_L2_IF_ABSENT, "new", sample, 0, &status), NEAR_L2_DONE);
+    assert_int_equal(get(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(connects(w), 2);
+}
+
+/* A write that may be done twice is tried once more, one that may not is not; neither is said to be
+ * undone. */
+static void
+test_L11_a_lost_write_is_repeated_only_where_it_may_be(void **state)
+{
+    struct world *w = *state;
+    near_status   status;
+
+    with_fake(w, MOOD_HANG_UP);
+    assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
+    assert_int_equal(status, NEAR_ERR_UNAVAILABLE);
+    assert_int_equal(w->fake.writes, 2);
+    assert_int_equal(put(w, NEAR_L2_IF_ABSENT, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
+    assert_int_equal(w->fake.writes, 3);
+}
+
+/* `cas` with 0 is an error in one protocol and an unconditional write in the other. */
+static void
+test_L15_cas_zero_is_never_sent(void **state)
+{
+    struct world       *w    = *state;
+    struct near_l2_item item = { .key = { "k", 1 }, .expected = 1 };
+    near_status         status;
+
+    with_fake(w, MOOD_CAS_ZERO);
+    assert_int_equal(put(w, NEAR_L2_IF_STAMP, "k", sample, 1, &status), NEAR_L2_ERROR);
+    assert_int_equal(status, NEAR_ERR_PROTOCOL);
+    w->ops->remove_many(w->self, NEAR_L2_IF_STAMP, &item, 1, NULL, after_ms(LIMIT_MS));
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_int_equal(w->fake.writes, 0);
+    assert_int_equal(w->fake.cas, 0);
+}
+
+/* The unique numbers of a server begin anew when it restarts: one from before must not meet one from
+ * after. */
+static void
+test_L15_restart_between_writes_is_no_match(void **state)
+{
+    struct world *w = *state;
+    near_status   status;
+
+    with_server(w, 0, NULL);
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    test_server_kill(w->server[0]);
+    assert_true(test_server_restart(w->server[0]));
+    assert_int_equal(put(w, NEAR_L2_IF_STAMP, "k", sample, 1, &status), NEAR_L2_ABSENT);
+}
+
+/* The expected servers were computed with an independent implementation of libketama's algorithm: 40 MD5
+ * digests "label-i" for a server of average weight, four little-endian points each; a key belongs to the
+ * first point at or after the first four bytes of its MD5.  libmemcached leaves the default port out of the
+ * label. */
+static void
+test_L17_placement_is_ketamas(void **state)
+{
+    static const struct {
+        const char *uri, *homes; /* of key:0, key:1, ... */
+    } vectors[] = {
+        { "memcached://10.0.1.1:11212,10.0.1.2:11212,10.0.1.3:11212",
+          "0012000001212001012120211100122210012001212110212002211011111022" },
+        { "memcached://10.0.1.1:11212:1,10.0.1.2:11212:2,10.0.1.3:11212:5",
+          "1212000202222221222120222210222212012221222102222012211112122022" },
+        { "memcached://cache-a,cache-b:11211,cache-c:11212",
+          "1120102020101100000210101120022022000222002201200002101210210010" },
+    };
+
+    (void)state;
+    for (size_t v = 0; v < NEAR_COUNT_OF(vectors); v++) {
+        struct near__uri uri;
+        assert_int_equal(near__uri_parse(&uri, "l2.uri", vectors[v].uri, NULL), NEAR_OK);
+        for (unsigned i = 0; i < strlen(vectors[v].homes); i++) {
+            char key[16];
+            snprintf(key, sizeof(key), "key:%u", i);
+            assert_int_equal(route(&uri, key), vectors[v].homes[i] - '0');
+        }
+    }
+}
+
+/* And what the router says is where the value lies. */
+static void
+test_L17_values_lie_where_the_router_says(void **state)
+{
+    struct world *w = *state;
+
+    with_ring(w);
+    for (unsigned i = 0; i < 30; i++) {
+        char     key[16], command[32], reply[256];
+        unsigned home;
+
+        snprintf(key, sizeof(key), "key:%u", i);
+        snprintf(command, sizeof(command), "get %s", key);
+        home = route(&w->uri, key);
+        assert_int_equal(set(w, key), NEAR_L2_DONE);
+        for (unsigned s = 0; s < SERVERS; s++) {
+            assert_true(test_memcached_command(w->server[s], reply, sizeof(reply), command));
+            assert_int_equal(strncmp(reply, "VALUE ", 6) == 0, s == home);
+        }
+    }
+}
+
+/* A silent server costs what it may cost, each time. */
+static void
+test_L20_a_silent_server_never_costs_more_than_the_deadline(void **state)
+{
+    struct world *w = *state;
+
+    with_server(w, 0, NULL);
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    test_server_pause(w->server[0]);
+    for (int i = 0; i < 10; i++) {
+        struct got  got;
+        near_status status;
+        int64_t     began = test_now_ms();
+        assert_int_equal(get_status(w, "k", &got, &status, 60), NEAR_L2_ERROR);
+        assert_true(status == NEAR_ERR_TIMEOUT || status == NEAR_ERR_UNAVAILABLE);
+        assert_true(test_now_ms() - began < 60 + SLACK_MS);
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------- M rules */
+
+static void
+test_M1_ttl_to_exptime(void **state)
+{
+    const int64_t day = INT64_C(86400) * 1000, wall = INT64_C(1700000000) * 1000;
+
+    (void)state;
+    assert_int_equal(near__memcached_exptime(0, wall), 0);
+    assert_int_equal(near__memcached_exptime(1, wall),
+                     2); /* rounded up, and the tick that may be about to come */
+    assert_int_equal(near__memcached_exptime(999, wall), 2);
+    assert_int_equal(near__memcached_exptime(1000, wall), 2);
+    assert_int_equal(near__memcached_exptime(1001, wall), 3);
+    assert_int_equal(near__memcached_exptime(30 * day - 1000, wall), 2592000);
+    assert_int_equal(near__memcached_exptime(30 * day, wall),
+                     1700000000 + 2592001); /* absolute from here on */
+    assert_int_equal(near__memcached_exptime(31 * day, wall), 1700000000 + 31 * 86400 + 1);
+    assert_int_equal(near__memcached_exptime(INT64_MAX, wall),
+                     INT32_MAX); /* as late as the protocol can say */
+}
+
+static void
+test_M2_over_the_setting_is_refused_before_harm(void **state)
+{
+    struct world *w     = *state;
+    char         *large = calloc(1, (size_t)2 << 20);
+    near_status   status;
+
+    assert_non_null(large);
+    with_server(w, 0, NULL); /* item_size_max 1 MiB */
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", (near_bytes){ large, (size_t)2 << 20 }, 0, &status),
+                     NEAR_L2_ERROR);
+    assert_int_equal(status, NEAR_ERR_TOO_LARGE);
+    assert_int_equal(get(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(connects(w), 1);
+    free(large);
+}
+
+/* The server's true limit is a little lower.  It refuses and has removed the old value; so have we. */
+static void
+test_M2_refused_by_the_server_leaves_no_old_value(void **state)
+{
+    struct world *w     = *state;
+    size_t        size  = ((size_t)1 << 20) - 10;
+    char         *large = calloc(1, size);
+    near_status   status;
+
+    assert_non_null(large);
+    with_server(w, 0, NULL);
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", (near_bytes){ large, size }, 0, &status), NEAR_L2_ERROR);
+    assert_int_equal(status, NEAR_ERR_TOO_LARGE);
+    assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
+    /* a condition that fails for its size changes nothing */
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(put(w, NEAR_L2_IF_STAMP, "k", (near_bytes){ large, size }, 1, &status), NEAR_L2_ERROR);
+    assert_int_equal(status, NEAR_ERR_TOO_LARGE);
+    assert_int_equal(put(w, NEAR_L2_IF_ABSENT, "new", (near_bytes){ large, size }, 0, &status),
+                     NEAR_L2_ERROR);
+    assert_int_equal(get(w, "new"), NEAR_L2_ABSENT);
+    assert_int_equal(get(w, "k"), NEAR_L2_DONE);
+    free(large);
+}
+
+static void
+test_M2_server_that_tells_no_settings_is_asked_once(void **state)
+{
+    struct world *w = *state;
+
+    with_fake(w, MOOD_EMPTY);
+    w->fake.no_stats = true;
+    for (int i = 0; i < 20 && get(w, "k") != NEAR_L2_ABSENT;
+         i++) /* the first dial is lost by it, and backed off for 10 ms */
+        nanosleep(&(struct timespec){ 0, 20 * NEAR_MS }, NULL);
+    assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.stats, 1);
+}
+
+/* -------------------------------------------------------------------------------------------------- fork */
+
+struct reader {
+    struct world *world;
+    int64_t       ms;
+    pthread_t     thread;
+};
+
+static void *
+read_blocked(void *ctx)
+{
+    struct reader *r = ctx;
+    struct got     got;
+    near_status    status;
+
+    get_status(r->world, "k", &got, &status, r->ms);
+    return NULL;
+}
+
+/* How many unix sockets to `path` are open here. */
+static int
+sockets_to(const char *path)
+{
+    int n = 0;
+
+    for (int fd = 0; fd < 256; fd++) {
+        struct sockaddr_un peer = { 0 };
+        socklen_t          size = sizeof(peer);
+        n += getpeername(fd, (struct sockaddr *)&peer, &size) == 0 && peer.sun_family == AF_UNIX &&
+             strcmp(peer.sun_path, path) == 0;
+    }
+    return n;
+}
+
+/* One connection idle and one in use: the child closes both, says nothing on either, and both serve the
+ * parent on. */
+static void
+test_P3_child_closes_descriptors_and_says_nothing(void **state)
+{
+    struct world *w      = *state;
+    struct reader reader = { .world = w, .ms = 1500 };
+    int           status = -1;
+    long          quits;
+    pid_t         child;
+
+    with_server(w, 0, NULL);
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    assert_true(sockets_to(w->server[0]->socket) > 0);
+    quits = server_stat(w->server[0], "curr_connections");
+    test_server_pause(w->server[0]);
+    assert_int_equal(pthread_create(&reader.thread, NULL, read_blocked, &reader), 0);
+    nanosleep(&(struct timespec){ 0, 100 * NEAR_MS }, NULL); /* until it has sent */
+    child = fork();
+    if (child == 0) {
+        int left;
+        w->ops->forked(w->self);
+        left = sockets_to(w->server[0]->socket);
+        w->ops->fini(w->self);
+        _exit(left);
+    }
+    assert_true(child > 0);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    test_server_resume(w->server[0]);
+    pthread_join(reader.thread, NULL);
+    assert_int_equal(status, 0);
+    assert_int_equal(get(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(connects(w), 1);
+    assert_int_equal(server_stat(w->server[0], "curr_connections"), quits);
+}
+
+int
+main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_L2_connection_is_dropped_after_a_client_error),
+        TEST(test_L2_server_out_of_memory_is_a_refusal),
+        TEST(test_L3_G0_another_keys_value_is_refused),
+        TEST(test_L4_keys_are_checked_by_ourselves),
+        TEST(test_L6_a_dead_server_of_a_ring_is_not_absence),
+        TEST(test_L6_failures_do_not_look_like_the_end),
+        TEST(test_L9_deadline_holds_when_bytes_drip),
+        TEST(test_L9_changing_timeouts_keep_the_connection),
+        TEST(test_L11_idle_connection_closed_by_the_server),
+        TEST(test_L11_a_lost_write_is_repeated_only_where_it_may_be),
+        TEST(test_L15_cas_zero_is_never_sent),
+        TEST(test_L15_restart_between_writes_is_no_match),
+        TEST(test_L17_placement_is_ketamas),
+        TEST(test_L17_values_lie_where_the_router_says),
+        TEST(test_L20_a_silent_server_never_costs_more_than_the_deadline),
+        TEST(test_M1_ttl_to_exptime),
+        TEST(test_M2_over_the_setting_is_refused_before_harm),
+        TEST(test_M2_refused_by_the_server_leaves_no_old_value),
+        TEST(test_M2_server_that_tells_no_settings_is_asked_once),
+        TEST(test_P3_child_closes_descriptors_and_says_nothing),
+    };
+
+    return TEST_MAIN(tests, NULL, NULL);
+}
