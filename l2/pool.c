@@ -1,16 +1,20 @@
 /*
  * The pool of connections to one server.
  *
- *     conns:  [ idle, most recently used last | lent ]     0 <= idle_count <= count, count + dialling <= capacity
+ *     conns:  [ idle, most recently used last | lent ]
+ *     0 <= idle_count <= count,  count + dialling <= capacity
  *
- * A connection is in `conns` from the moment its dial succeeded until it has been dropped, so that a forked child can close every
- * descriptor, and so that the capacity counts what is really open.  Idle ones belong to the pool, lent ones to one caller each.
+ * A connection is in `conns` from the moment its dial succeeded until it has been dropped, so that a
+ * forked child can close every descriptor, and so that the capacity counts what is really open.  Idle ones
+ * belong to the pool, lent ones to one caller each.
  *
- * `lock` covers everything below it in the struct.  It is never held while dialling, checking or dropping: those may block or
- * take time.  A slot is given up only after its connection was dropped, hence stop() returning means that no drop is running.
+ * `lock` covers everything below it in the struct.  It is never held while dialling, checking or dropping:
+ * those may block or take time.  A slot is given up only after its connection was dropped, hence stop()
+ * returning means that no drop is running.
  *
- * What can never happen: more than `capacity` connections; a connection lent twice; a waiter that sleeps on while a slot or a
- * connection is free (whoever frees one signals one waiter, and a waiter whose time is over looks once more before it leaves).
+ * What can never happen: more than `capacity` connections; a connection lent twice; a waiter that sleeps
+ * on while a slot or a connection is free (whoever frees one signals one waiter, and a waiter whose time
+ * is over looks once more before it leaves).
  */
 #include "l2/pool.h"
 
@@ -20,11 +24,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* After the first failed dial the server is left alone for about the first, then twice as long each time up to the second.  The
- * ceiling is half of what a fleet may take to notice that a server is back (one second). */
+/* After the first failed dial the server is left alone for about the first, then twice as long each time
+ * up to the second.  The ceiling is half of what a fleet may take to notice that a server is back (one
+ * second). */
 #define BACKOFF_FIRST (10 * NEAR_MS)
 #define BACKOFF_MOST  (500 * NEAR_MS)
-/* A dial that was given less time than this and ran out of it says nothing about the server: nobody else is held back for it. */
+/* A dial that was given less time than this and ran out of it says nothing about the server: nobody else
+ * is held back for it. */
 #define DIAL_PROVES (10 * NEAR_MS)
 
 struct near__pool {
@@ -112,7 +118,8 @@ drop_lent(struct near__pool *pool, void *conn, bool goodbye, bool counts)
 
 /* ---------------------------------------------------------------------------------------------- dialling */
 
-/* Half of the delay is fixed, half is random: clients that lost the server together do not come back together. */
+/* Half of the delay is fixed, half is random: clients that lost the server together do not come back
+ * together. */
 static int64_t
 backoff(unsigned failures)
 {
@@ -195,9 +202,10 @@ dial_unlock(struct near__pool *pool, void **conn, int64_t now, int64_t deadline,
     return near__fail(error, NEAR_ERR_CLOSED, "closed");
 }
 
-/* --------------------------------------------------------------------------------------- taking and giving */
+/* -------------------------------------------------------------------------------------- taking and giving */
 
-/* Lend an idle connection that is still sound.  Returns without the lock when it lent one, with it otherwise. */
+/* Lend an idle connection that is still sound.  Returns without the lock when it lent one, with it
+ * otherwise. */
 static bool
 take_idle_unlock(struct near__pool *pool, void **conn)
 {
@@ -334,8 +342,8 @@ near__pool_free(struct near__pool **pool)
     free(p);
 }
 
-/* The lock may have been held by a thread that does not exist here, so it is made anew, not taken.  Lent connections may have
- * been in mid-change: only their descriptors are closed, their memory is left alone. */
+/* The lock may have been held by a thread that does not exist here, so it is made anew, not taken.  Lent
+ * connections may have been in mid-change: only their descriptors are closed, their memory is left alone. */
 void
 near__pool_forked(struct near__pool *pool)
 {

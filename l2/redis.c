@@ -2,14 +2,18 @@
  * The Redis backend: one server, a pool of connections, one connection per call.
  *
  *     get      GET, or MGETs of at most `mget` keys so that no reply is unbounded
- *     set      pipelined SET [NX] [PX]; under a stamp a constant script by EVALSHA; with an announcement MULTI ... PUBLISH EXEC
- *     remove   one UNLINK of all keys; under a stamp a script; with an announcement inside MULTI
+ *     set      pipelined SET [NX] [PX]; under a stamp a constant script by EVALSHA; with an announcement
+ *              MULTI ... PUBLISH EXEC
+ *     remove   one UNLINK of all keys; under a stamp a script; with an announcement inside MULTI,
+ *              or in a script where the server is out of memory
  *
- * Everything about one call is in its `struct batch`, on the caller's stack; `struct redis` never changes after open but for the
- * count of calls in flight, which its lock covers: stop() waits until it is 0.  A connection belongs to one call.
+ * Everything about one call is in its `struct batch`, on the caller's stack; `struct redis` never changes
+ * after open but for the count of calls in flight, which its lock covers: stop() waits until it is 0.  A
+ * connection belongs to one call.
  *
- * What can never happen: "absent" without the server's word for it; ERROR for a write that may have been executed (an item is
- * refused, or its command did not leave in full, or it is UNKNOWN); a connection in use again after a doubt (rule H6).
+ * What can never happen: "absent" without the server's word for it; ERROR for a write that may have been
+ * executed (an item is refused, or its command did not leave in full, or it is UNKNOWN); a connection in
+ * use again after a doubt (rule H6).
  */
 #include "base/le.h"
 #include "base/lock.h"
@@ -81,8 +85,8 @@ struct batch {
     bool   published;
 };
 
-/* Compare the stamp (8 bytes at 8, so an entry of fewer than 16 bytes never matches), then act.  Constant texts: the server keeps
- * them by their SHA-1.  ARGV: stamp, and for set: value, ttl in ms or 0. */
+/* Compare the stamp (8 bytes at 8, so an entry of fewer than 16 bytes never matches), then act.  Constant
+ * texts: the server keeps them by their SHA-1.  ARGV: stamp, and for set: value, ttl in ms or 0. */
 static const struct script {
     const char *sha, *text;
 } set_script    = { "199fba27b7dde6a4643bc2471aab5ed7358b22b0",
@@ -158,7 +162,7 @@ sift(struct batch *b)
     }
 }
 
-/* ---------------------------------------------------------------------------------- one call, one connection */
+/* ------------------------------------------------------------------------------- one call, one connection */
 
 typedef near_status (*work_fn)(struct batch *b, struct near__redis_conn *conn, int64_t deadline,
                                near_error *error);
@@ -180,8 +184,8 @@ report(const struct batch *b, near_status status, const near_error *error)
         near__log(b->r->env->log, NEAR_LOG_WARN, "l2 %s: %s refused: %s", b->r->name, verb_name(b), b->word);
 }
 
-/* Take a connection, work, give it back.  An idle connection may turn out to be dead only when it is used: then once more, on
- * another, if certainly nothing was executed. */
+/* Take a connection, work, give it back.  An idle connection may turn out to be dead only when it is used:
+ * then once more, on another, if certainly nothing was executed. */
 static near_status
 attempt(struct batch *b, work_fn work, int64_t deadline, bool *again)
 {
@@ -329,7 +333,7 @@ redis_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_deliver
     converse(&b, get_work, deadline);
 }
 
-/* ------------------------------------------------------------------------------ writes, one command per item */
+/* --------------------------------------------------------------------------- writes, one command per item */
 
 /* A command's arguments and the numbers in them. */
 struct args {
@@ -428,7 +432,8 @@ write_reply(void *ctx, size_t index, redisReply *reply)
         answer_nonsense(b, item);
 }
 
-/* Send the window and read its replies.  Of those without one, the commands that left in full may have been executed. */
+/* Send the window and read its replies.  Of those without one, the commands that left in full may have
+ * been executed. */
 static near_status
 flush_window(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
 {
@@ -484,7 +489,7 @@ write_work(struct batch *b, struct near__redis_conn *conn, int64_t deadline, nea
     return write_pass(b, conn, deadline, error);
 }
 
-/* --------------------------------------------------------------------------------------- one UNLINK for all */
+/* ------------------------------------------------------------------------------------- one UNLINK for all */
 
 static near_status
 queue_unlink(const struct batch *b, struct near__redis_conn *conn)
@@ -538,12 +543,13 @@ unlink_work(struct batch *b, struct near__redis_conn *conn, int64_t deadline, ne
     return status;
 }
 
-/* ------------------------------------------------------------------------- write and announce: all or nothing
+/* ------------------------------------------------------------------------ write and announce: all or nothing
  *
  *     MULTI   SET ... SET | UNLINK   PUBLISH   EXEC
  *
- * Nothing is executed before EXEC, so whatever goes wrong before EXEC has left in full is a certain "not done", and the
- * message's number is given back when the server has refused the transaction: receivers see no gap for it. */
+ * Nothing is executed before EXEC, so whatever goes wrong before EXEC has left in full is a certain "not
+ * done", and the message's number is given back when the server has refused the transaction: receivers see
+ * no gap for it. */
 
 /* The outcomes in EXEC's reply: one per write, then PUBLISH's. */
 static void
@@ -626,7 +632,8 @@ queue_announcement(const struct near_l2_announce *announce, struct near__redis_c
     return status != NEAR_OK ? status : near__redis_append(conn, 1, &exec);
 }
 
-/* Something may have been executed, or may be yet: EXEC left without an answer, or MULTI was not (or not known to be) accepted. */
+/* Something may have been executed, or may be yet: EXEC left without an answer, or MULTI was not (or not
+ * known to be) accepted. */
 static bool
 in_doubt(const struct batch *b, const struct near__redis_conn *conn, near_status status, bool exec_left)
 {
@@ -690,8 +697,8 @@ queue_remove_script(const struct batch *b, struct near__redis_conn *conn)
     return near__redis_append(conn, argc, argv);
 }
 
-/* At its memory's limit Redis 7.0 refuses every command inside MULTI, removals and messages as well, but not in a script.  And a
- * removal must be possible then: it is what a failed write is turned into. */
+/* At its memory's limit Redis 7.0 refuses every command inside MULTI, removals and messages as well, but
+ * not in a script.  And a removal must be possible then: it is what a failed write is turned into. */
 static near_status
 remove_by_script(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
 {

@@ -3,13 +3,14 @@
  *
  *     append -> commands[ ] -> sendmsg    recv -> in -> reader -> reply callback
  *
- * A connection belongs to one thread at a time and has no lock.  Queued commands are the formatted bytes as hiredis made them, each
- * in its own allocation: they leave through one sendmsg() per IOV_PIECES of them, never copied together, and are freed when the
- * exchange ends.
+ * A connection belongs to one thread at a time and has no lock.  Queued commands are the formatted bytes
+ * as hiredis made them, each in its own allocation: they leave through one sendmsg() per IOV_PIECES of
+ * them, never copied together, and are freed when the exchange ends.
  *
- * What can never happen: a connection that works again after a fault (`broken` is set once and every call looks at it first); a
- * reply given to a command that was not waiting for it (a reply too many is a fault, found before the last reply is handed out); a
- * sleep past the deadline; an error text with an argument of ours in it (error replies may quote them: near__redis_error_word()).
+ * What can never happen: a connection that works again after a fault (`broken` is set once and every call
+ * looks at it first); a reply given to a command that was not waiting for it (a reply too many is a fault,
+ * found before the last reply is handed out); a sleep past the deadline; an error text with an argument of
+ * ours in it (error replies may quote them: near__redis_error_word()).
  */
 #include "l2/redis_conn.h"
 
@@ -27,8 +28,9 @@
 #define IOV_PIECES 64                  /* commands per sendmsg() */
 #define MAX_FORMAT (512 * 1024 * 1024) /* rule H4: hiredis 0.14 adds sizes in an int, then asserts */
 #define ARGS_HERE  16                  /* arguments formatted without an allocation */
-/* The most elements an array may announce: hiredis allocates them all before it has seen one.  Our largest replies are an EXEC and
- * an MGET of NEAR_L2_BATCH items; invalidations from a server carry a few thousand keys. */
+/* The most elements an array may announce: hiredis allocates them all before it has seen one.  Our largest
+ * replies are an EXEC and an MGET of NEAR_L2_BATCH items; invalidations from a server carry a few thousand
+ * keys. */
 #define MAX_ELEMENTS (64 * 1024)
 #define MAX_DEPTH    6 /* arrays in arrays: 0.14's own limit */
 
@@ -221,8 +223,8 @@ typedef size_t element_count;
 typedef int element_count;
 #endif
 
-/* A peer may announce arrays of any length, for all of which hiredis would allocate, and from 1.0 on of any depth, which it frees by
- * recursion (rule H14).  NULL ends the reader. */
+/* A peer may announce arrays of any length, for all of which hiredis would allocate, and from 1.0 on of
+ * any depth, which it frees by recursion (rule H14).  NULL ends the reader. */
 static void *
 bounded_array(const redisReadTask *task, element_count elements)
 {
@@ -367,7 +369,8 @@ handshake_reply(void *ctx, size_t index, redisReply *reply)
     if (reply->type == REDIS_REPLY_ERROR) {
         near__redis_error_word(reply, word, sizeof(word));
         status = near__redis_error_class(reply);
-        /* the name is a courtesy: a user without the right to set it is still welcome, and so is a server without names */
+        /* the name is a courtesy: a user without the right to set it is still welcome, and so is a server
+         * without names */
         if (strcmp(hand->steps[index], "CLIENT SETNAME") == 0 &&
             (strcmp(word, "NOPERM") == 0 || strcmp(word, "ERR") == 0))
             return;

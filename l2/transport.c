@@ -1,7 +1,8 @@
 /*
- * The transport is one descriptor; whoever holds the struct owns it.  No lock, no state but the descriptor: what can never happen
- * is that a call here sleeps past its deadline (poll is the only sleep, and it is told the time that is left), that a signal is
- * raised (MSG_NOSIGNAL), or that a child process inherits the descriptor through exec (SOCK_CLOEXEC).
+ * The transport is one descriptor; whoever holds the struct owns it.  No lock, no state but the
+ * descriptor: what can never happen is that a call here sleeps past its deadline (poll is the only sleep,
+ * and it is told the time that is left), that a signal is raised (MSG_NOSIGNAL), or that a child process
+ * inherits the descriptor through exec (SOCK_CLOEXEC).
  */
 #include "l2/transport.h"
 
@@ -16,7 +17,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* A unix socket whose backlog is full says EAGAIN and gives nothing to poll for: look again after this time. */
+/* A unix socket whose backlog is full says EAGAIN and gives nothing to poll for: look again after this
+ * time. */
 #define BACKLOG_PAUSE NEAR_MS
 
 _Static_assert(NEAR__UNIX_PATH == sizeof(((struct sockaddr_un *)0)->sun_path) - 1, "rule H10");

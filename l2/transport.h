@@ -1,9 +1,10 @@
 /*
- * A byte stream to one server: our own socket, so that deadlines are absolute and nothing of the process is changed (rules H6,
- * H8 - H12).  tcp and unix sockets; TLS will be one more member here and a branch in send, receive and wait.
+ * A byte stream to one server: our own socket, so that deadlines are absolute and nothing of the process
+ * is changed (rules H6, H8 - H12).  tcp and unix sockets; TLS will be one more member here and a branch in
+ * send, receive and wait.
  *
- * The descriptor never blocks: send and receive do what can be done now, wait() sleeps until more can be done.  Descriptors are
- * close-on-exec from birth; no SIGPIPE is ever raised.  One thread at a time.
+ * The descriptor never blocks: send and receive do what can be done now, wait() sleeps until more can be
+ * done.  Descriptors are close-on-exec from birth; no SIGPIPE is ever raised.  One thread at a time.
  */
 #ifndef NEAR_L2_TRANSPORT_H
 #define NEAR_L2_TRANSPORT_H
@@ -23,20 +24,23 @@ struct near__transport {
 /* The longest path of a unix socket, without its NUL (rule H10). */
 #define NEAR__UNIX_PATH 107
 
-/* Connect by `deadline`.  A name's addresses are tried one after the other, each with an equal share of the time that is left.  A
- * numeric address never asks a resolver; the resolver itself cannot be bounded, only what follows it.
- * NEAR_ERR_UNAVAILABLE, NEAR_ERR_TIMEOUT, NEAR_ERR_INVALID (path too long), NEAR_ERR_CLOSED (cancelled); `error` has only the
- * reason, the caller knows the server's name.  On failure fd is -1. */
+/* Connect by `deadline`.  A name's addresses are tried one after the other, each with an equal share of
+ * the time that is left.  A numeric address never asks a resolver; the resolver itself cannot be bounded,
+ * only what follows it.  NEAR_ERR_UNAVAILABLE, NEAR_ERR_TIMEOUT, NEAR_ERR_INVALID (path too long),
+ * NEAR_ERR_CLOSED (cancelled); `error` has only the reason, the caller knows the server's name.  On
+ * failure fd is -1. */
 near_status near__transport_open(struct near__transport *transport, const struct near__address *address,
                                  int64_t deadline, near_error *error);
 void        near__transport_close(struct near__transport *transport);
 
-/* Bytes sent or received; 0: nothing can be done now, wait; -1: broken, errno says why (ECONNRESET for the peer's close, too). */
+/* Bytes sent or received; 0: nothing can be done now, wait; -1: broken, errno says why (ECONNRESET for the
+ * peer's close, too). */
 ssize_t near__transport_send(struct near__transport *transport, const struct iovec *pieces, size_t n);
 ssize_t near__transport_receive(struct near__transport *transport, void *buffer, size_t size);
 
-/* Sleep until there is something to receive or, if `sending`, room to send.  NEAR_OK, NEAR_ERR_TIMEOUT, NEAR_ERR_CLOSED
- * (cancelled), NEAR_ERR_BUSY (`wake_fd`, -1 for none, is readable; said only when the server has nothing for us). */
+/* Sleep until there is something to receive or, if `sending`, room to send.  NEAR_OK, NEAR_ERR_TIMEOUT,
+ * NEAR_ERR_CLOSED (cancelled), NEAR_ERR_BUSY (`wake_fd`, -1 for none, is readable; said only when the
+ * server has nothing for us). */
 near_status near__transport_wait(struct near__transport *transport, bool sending, int wake_fd,
                                  int64_t deadline);
 

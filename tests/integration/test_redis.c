@@ -1,6 +1,6 @@
 /*
- * The Redis backend and its connections against real servers, through the fault proxy, and against a fake server that answers what
- * no Redis would.  Test names begin with the rule, race or promise they uphold.
+ * The Redis backend and its connections against real servers, through the fault proxy, and against a fake
+ * server that answers what no Redis would.  Test names begin with the rule, race or promise they uphold.
  */
 #include "harness/proxy.h"
 #include "harness/server.h"
@@ -29,7 +29,7 @@
 #define KiB 1024
 #define MiB (1024 * 1024)
 
-/* ------------------------------------------------------------------------------------------ the things used */
+/* ---------------------------------------------------------------------------------------- the things used */
 
 static struct test_server *server;  /* one for all tests, with a port besides */
 static struct test_proxy  *proxy;   /* to `server` */
@@ -188,7 +188,8 @@ stats(void)
     return s;
 }
 
-/* Ask a server behind the library's back; the words of one command, the last argument NULL.  Its answer, valid until the next. */
+/* Ask a server behind the library's back; the words of one command, the last argument NULL.  Its answer,
+ * valid until the next. */
 static const char *
 ask(struct test_server *whom, ...)
 {
@@ -208,9 +209,9 @@ ask(struct test_server *whom, ...)
 
 /* --------------------------------------------------------------------------------------- the fake server
  *
- * Accepts connections one after the other; at the first bytes of each it sends `reply` and then waits until the client closes.
- * With `always` it replies to everything that comes in; with `echo` it sends everything back, and reads no more before that is out;
- * with `slam` it closes at once instead. */
+ * Accepts connections one after the other; at the first bytes of each it sends `reply` and then waits
+ * until the client closes.  With `always` it replies to everything that comes in; with `echo` it sends
+ * everything back, and reads no more before that is out; with `slam` it closes at once instead. */
 static struct {
     int         listener, stop[2];
     pthread_t   thread;
@@ -748,7 +749,7 @@ close_wakes_a_call_that_waits_for_the_server(void **state)
     assert_true(test_now_ms() - before < 30000);
 }
 
-/* ------------------------------------------------------------------------------------ sockets and processes */
+/* ---------------------------------------------------------------------------------- sockets and processes */
 
 static void
 H10_a_socket_path_that_is_too_long_is_refused(void **state)
@@ -865,7 +866,7 @@ H9_every_address_of_a_name_is_tried(void **state)
     assert_int_equal(set("k", "v"), NEAR_L2_DONE);
 }
 
-/* ------------------------------------------------------------------------------------------- hostile peers */
+/* ------------------------------------------------------------------------------------------ hostile peers */
 
 /* Whatever the fake server said: an error in time, no value, and the connection closed. */
 static void
@@ -973,8 +974,9 @@ echo_reply(void *ctx, size_t index, redisReply *reply)
                    memcmp(reply->str, echo->value, echo->size) != 0;
 }
 
-/* 32 MiB each way in one exchange, far more than the buffers between us, with a peer that does not read while it writes: who only
- * writes at first would never end.  The peer echoes, and a command is an array like any reply. */
+/* 32 MiB each way in one exchange, far more than the buffers between us, with a peer that does not read
+ * while it writes: who only writes at first would never end.  The peer echoes, and a command is an array
+ * like any reply. */
 static void
 H18_a_large_pipeline_is_read_while_it_is_written(void **state)
 {
@@ -1174,7 +1176,7 @@ R4_the_database_is_selected(void **state)
     assert_non_null(strstr(error.text, "SELECT refused: ERR DB index is out of range"));
 }
 
-/* -------------------------------------------------------------------------------------------- under a stamp */
+/* ------------------------------------------------------------------------------------------ under a stamp */
 
 static near_bytes
 stamped(uint8_t *entry, size_t size, uint64_t stamp)
@@ -1275,7 +1277,7 @@ R5_scripts_survive_a_flush_of_the_servers_memory(void **state)
     assert_int_equal(stats().connects, 1);
 }
 
-/* ---------------------------------------------------------------------------------------- connections that die */
+/* ----------------------------------------------------------------------------------- connections that die */
 
 static void
 P5_killed_idle_connections_are_no_errors(void **state)
@@ -1318,7 +1320,8 @@ an_absent_server_is_unreachable_and_comes_back(void **state)
     assert_int_equal(get("k", ""), NEAR_L2_ABSENT);
 }
 
-/* A reply cut after each of its bytes, on the first connection only: the second try answers.  On all of them: an error. */
+/* A reply cut after each of its bytes, on the first connection only: the second try answers.  On all of
+ * them: an error. */
 static void
 a_reply_cut_at_any_byte_is_never_an_answer(void **state)
 {
@@ -1351,7 +1354,8 @@ a_reply_cut_at_any_byte_is_never_an_answer(void **state)
     }
 }
 
-/* Writes cut at each byte of the request or of the reply: what is said not done must not be there, now or later. */
+/* Writes cut at each byte of the request or of the reply: what is said not done must not be there, now or
+ * later. */
 static void
 race_9_writes_that_were_cut_are_answered_truthfully(void **state)
 {
@@ -1402,7 +1406,7 @@ race_9_writes_that_were_cut_are_answered_truthfully(void **state)
     assert_true(counts[NEAR_L2_DONE] > 0 && counts[NEAR_L2_UNKNOWN] > 0);
 }
 
-/* ------------------------------------------------------------------------------------------- announcements */
+/* ------------------------------------------------------------------------------------------ announcements */
 
 #define AT 4 /* the stamp's place in our messages */
 
@@ -1420,8 +1424,8 @@ subscribe(const char *channel)
     return fd;
 }
 
-/* The messages that came: their stream and number.  All that was published before the call has been sent to us when a message of
- * our own arrives: "end". */
+/* The messages that came: their stream and number.  All that was published before the call has been sent
+ * to us when a message of our own arrives: "end". */
 static size_t
 heard(int fd, uint64_t (*stamps)[2], size_t most)
 {
@@ -1504,7 +1508,8 @@ one_message_per_announced_call_numbered_without_gaps(void **state)
     close(fd);
 }
 
-/* At the memory's limit the transaction is refused: no item, no message, and the next message's number is the next. */
+/* At the memory's limit the transaction is refused: no item, no message, and the next message's number is
+ * the next. */
 static void
 a_refused_write_is_not_announced_and_leaves_no_gap(void **state)
 {
@@ -1674,7 +1679,8 @@ R13_the_rights_that_are_enough(void **state)
     assert_string_equal(logged[0] == '\0' ? "" : strstr(logged, "NOPERM") == NULL ? "" : logged, "");
 }
 
-/* Rights that are missing: for the channel, then everything is refused; for MULTI, then what was done is not denied. */
+/* Rights that are missing: for the channel, then everything is refused; for MULTI, then what was done is
+ * not denied. */
 static void
 R13_missing_rights_are_answered_truthfully(void **state)
 {

@@ -1,4 +1,5 @@
-/* The connection pool with connections that are only counters: what is lent, dropped, refused and woken, and when. */
+/* The connection pool with connections that are only counters: what is lent, dropped, refused and woken,
+ * and when. */
 #include "harness/test.h"
 
 #include "l2/pool.h"
