@@ -541,7 +541,7 @@ test_race4_a_load_is_as_old_as_its_start(void **state)
     NEEDS(w);
     open_with(w, &a, short_lived);
     near_cache_set_loader(a.cache, load_from_store, &store);
-    patient.timeout_ms = 200; /* longer than l1.max_ttl */
+    patient.timeout_ms = 200 * (int64_t)test_slack(); /* longer than l1.max_ttl */
     assert_int_equal(near_fetch(a.cache, near_key("k"), &patient, &value), NEAR_ERR_TIMEOUT);
     answer_version(store.held[0], 1);
     l1_only.flags = NEAR_ONLY_L1;
@@ -567,7 +567,7 @@ test_race1_a_slow_load_is_refused_by_lease_and_fence(void **state)
     open_instance(w, &a);
     open_instance(w, &b);
     near_cache_set_loader(a.cache, load_from_store, &store);
-    quick.timeout_ms = 100; /* enough for L2, not for a loader that holds */
+    quick.timeout_ms = 100 * (int64_t)test_slack(); /* enough for L2, not for a loader that holds */
     assert_int_equal(near_fetch(a.cache, near_key("k"), &quick, &value), NEAR_ERR_TIMEOUT);
     assert_int_equal(store.n_held, 1);
     /* the write, by the other instance where it can be heard, else by the same */
@@ -598,7 +598,7 @@ test_race27_a_removal_voids_the_lease(void **state)
     NEEDS(w);
     open_instance(w, &a);
     near_cache_set_loader(a.cache, load_from_store, &store);
-    quick.timeout_ms = 100; /* enough for L2, not for a loader that holds */
+    quick.timeout_ms = 100 * (int64_t)test_slack(); /* enough for L2, not for a loader that holds */
     assert_int_equal(near_fetch(a.cache, near_key("k"), &quick, &value), NEAR_ERR_TIMEOUT);
     assert_int_equal(near_remove(a.cache, near_key("k")), NEAR_OK);
     answer_version(store.held[0], 1);
@@ -623,7 +623,7 @@ test_G1_a_write_detaches_the_flight(void **state)
     NEEDS(w);
     open_instance(w, &a);
     near_cache_set_loader(a.cache, load_from_store, &store);
-    quick.timeout_ms = 100; /* enough for L2, not for a loader that holds */
+    quick.timeout_ms = 100 * (int64_t)test_slack(); /* enough for L2, not for a loader that holds */
     assert_int_equal(near_fetch(a.cache, near_key("k"), &quick, &value), NEAR_ERR_TIMEOUT);
     assert_int_equal(near_fetch(a.cache, near_key("k"), &quick, &value), NEAR_ERR_TIMEOUT); /* joins */
     assert_int_equal(store.calls, 1);
@@ -981,7 +981,7 @@ closing_reports_loads_that_nobody_answered(void **state)
     NEEDS(w);
     open_with(w, &a, no_wait);
     near_cache_set_loader(a.cache, load_from_store, &store);
-    quick.timeout_ms = 100; /* enough for L2, not for a loader that holds */
+    quick.timeout_ms = 100 * (int64_t)test_slack(); /* enough for L2, not for a loader that holds */
     assert_int_equal(near_fetch(a.cache, near_key("k"), &quick, &value), NEAR_ERR_TIMEOUT);
     assert_int_equal(near_client_close(a.client, &error), NEAR_ERR_BUSY);
     assert_non_null(strstr(error.text, "1 loads"));
