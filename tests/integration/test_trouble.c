@@ -554,41 +554,56 @@ hammer(void *ctx)
     return NULL;
 }
 
+/* ThreadSanitizer's runtime may hang in a child that was forked while other threads were inside it: there the child is alone. */
+#ifdef __SANITIZE_THREAD__
+enum { HAMMERS = 0 };
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+enum { HAMMERS = 0 };
+#else
+enum { HAMMERS = 4 };
+#endif
+#else
+enum { HAMMERS = 4 };
+#endif
+
+static int
+close_as_a_child(struct instance *in)
+{
+    near_value *value;
+    int         status;
+    pid_t       child = fork();
+
+    if (child == 0) {
+        alarm(10); /* a hang ends here, and is seen */
+        status = near_get(in->cache, near_key("k1"), &value) == NEAR_ERR_FORKED &&
+                 near_client_close(in->client, NULL) == NEAR_OK;
+        _exit(status ? 0 : 1);
+    }
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
 /* Race 40: at the fork, other threads are in the middle of everything and hold any lock. */
 static void
 test_race40_a_child_of_a_busy_process_can_close(void **state)
 {
-    struct instance in;
-    pthread_t       threads[4];
+    static struct instance in; /* the threads outlive a failed assertion */
+    pthread_t              threads[HAMMERS + 1];
+    size_t                 good = 0, n = test_scale(50);
 
     (void)state;
     if (redis == NULL)
         skip();
     open_with(&in, redis->uri, "auto", NULL);
     hammering = true;
-    for (size_t i = 0; i < NEAR_COUNT_OF(threads); i++)
+    for (int i = 0; i < HAMMERS; i++)
         pthread_create(&threads[i], NULL, hammer, &in);
-    for (size_t i = 0; i < test_scale(50); i++) {
-        pid_t child = fork();
-        int   status;
-
-        if (child == 0) {
-            near_value *value;
-
-            alarm(10); /* a hang ends here, and is seen */
-            _exit(near_get(in.cache, near_key("k1"), &value) == NEAR_ERR_FORKED &&
-                          near_client_close(in.client, NULL) == NEAR_OK
-                      ? 0
-                      : 1);
-        }
-        assert_true(child > 0);
-        assert_int_equal(waitpid(child, &status, 0), child);
-        assert_true(WIFEXITED(status));
-        assert_int_equal(WEXITSTATUS(status), 0);
-    }
+    for (size_t i = 0; i < n; i++)
+        good += (size_t)close_as_a_child(&in);
     hammering = false;
-    for (size_t i = 0; i < NEAR_COUNT_OF(threads); i++)
+    for (int i = 0; i < HAMMERS; i++)
         pthread_join(threads[i], NULL);
+    assert_int_equal(good, n);
     close_instance(&in);
 }
 
