@@ -31,6 +31,18 @@ unsigned test_slack(void);
 int     test_wait_for(int (*done)(void *ctx), void *ctx, int64_t ms);
 int64_t test_now_ms(void);
 
+/* ThreadSanitizer's runtime may hang in a child that was forked while other threads were inside it: such tests fork alone. */
+#ifdef __SANITIZE_THREAD__
+#define TEST_UNDER_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define TEST_UNDER_TSAN 1
+#endif
+#endif
+#ifndef TEST_UNDER_TSAN
+#define TEST_UNDER_TSAN 0
+#endif
+
 /* A clock moved by hand: both scales advance together; the wall clock reads 1 700 000 000 000 ms at now = 0. */
 struct test_clock {
     struct near__clock clock; /* hand out &clock.clock */

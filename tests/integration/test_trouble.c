@@ -554,18 +554,7 @@ hammer(void *ctx)
     return NULL;
 }
 
-/* ThreadSanitizer's runtime may hang in a child that was forked while other threads were inside it: there the child is alone. */
-#ifdef __SANITIZE_THREAD__
-enum { HAMMERS = 0 };
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-enum { HAMMERS = 0 };
-#else
-enum { HAMMERS = 4 };
-#endif
-#else
-enum { HAMMERS = 4 };
-#endif
+enum { HAMMERS = TEST_UNDER_TSAN ? 0 : 4 };
 
 static int
 close_as_a_child(struct instance *in)
