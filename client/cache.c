@@ -78,7 +78,7 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         .max_bytes   = (size_t)settings->l1_max_bytes,
         .max_entries = (size_t)settings->l1_max_entries,
         .shards      = (unsigned)settings->l1_shards,
-        .policy      = "lru",
+        .policy = near__l1_policies[settings->l1_policy]->name, /* the choices are in the table's order */
     };
     status = near__l1_new(&cache->l1, &config);
     if (status != NEAR_OK)

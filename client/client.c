@@ -151,6 +151,16 @@ open_l2(near_client *client, near_error *error)
     return status;
 }
 
+/* A memory: bus ends at the process, and at its name: whoever shares L2 must hear it, or L1 would be trusted for nothing. */
+static bool
+reaches(const struct near__uri *bus, const struct near__uri *l2)
+{
+    if (bus->name[0] == '\0')
+        return false;
+    return l2->kind == NEAR__URI_NONE ||
+           (l2->kind == NEAR__URI_MEMORY && (l2->name[0] == '\0' || strcmp(bus->name, l2->name) == 0));
+}
+
 /* Which bus, if any: client->bus_uri, kind NONE for none. */
 static near_status
 choose_bus(near_client *client, near_error *error)
@@ -169,6 +179,11 @@ choose_bus(near_client *client, near_error *error)
         client->bus_uri = client->l2_uri;
     if (status != NEAR_OK)
         return status;
+    if (client->bus_uri.kind == NEAR__URI_MEMORY && !reaches(&client->bus_uri, &client->l2_uri))
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "coherence.uri: a memory: bus does not reach everybody who shares l2.uri; accepts "
+                          "memory:NAME with the "
+                          "same l2.uri or with none:");
     if (client->bus_uri.kind == NEAR__URI_MEMCACHED)
         return near__fail(error, NEAR_ERR_INVALID, "coherence.uri: memcached carries no messages; accepts %s",
                           near__options[NEAR__OPTION_coherence_uri].accepts);

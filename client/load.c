@@ -15,6 +15,7 @@ struct near_load {
     struct near__flight *flight; /* a reference, until finished */
     struct near__ask     ask;    /* its key lies in the flight */
     int64_t              ttl_ms; /* the loader's word; negative: none */
+    bool                 keep;   /* finishing: there is an entry, and it is worth storing */
     near_status          status; /* answer: NEAR_OK, NEAR_NOT_FOUND or an error */
     enum { PENDING, ANSWERED, FINISHED } state;
 };
@@ -111,23 +112,22 @@ batch_release(struct batch *batch, unsigned n)
 /* ---- finishing: fills and landings, for answered loads that are the caller's alone by now */
 
 static void
-prepare_entry(const struct batch *batch, near_load *load)
+prepare_entry(const struct batch *batch, near_load *load, int64_t now)
 {
     const struct near__settings *settings = &batch->cache->settings;
     struct near__entry          *entry    = load->ask.entry;
 
     load->ask.ttl = near__duration(load->ttl_ms, entry->negative ? settings->negative_ttl : batch->terms.ttl);
+    load->keep =
+        load->ask.ttl != 0 || !entry->negative || load->ttl_ms == 0; /* negative_ttl = 0: do not remember */
     entry->generation = batch->terms.generation;
-    /* from the start of the load: what it read may be that old, whenever it came back (race 4) */
+    /* all from the start of the load: what it read may be that old, whenever it came back (race 4) */
     entry->born    = batch->started;
     entry->expires = near__expiry(batch->cache, batch->started, load->ask.ttl);
-}
-
-/* negative_ttl = 0 is "do not remember", not "for ever", which only the loader may say. */
-static bool
-is_kept(const near_load *load)
-{
-    return load->ask.entry != NULL && !(load->ask.entry->negative && load->ask.ttl == 0 && load->ttl_ms < 0);
+    if (load->ask.ttl == 0)
+        return;
+    load->ask.ttl -= now - batch->started;
+    load->keep = load->keep && load->ask.ttl > 0;
 }
 
 /* Tell other instances, who may be waiting for our lease, what was stored.  Moves no fence anywhere; a loss costs nobody more than
@@ -189,10 +189,10 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
         near_load *load = loads[i];
 
         if (load->ask.entry != NULL)
-            prepare_entry(batch, load);
+            prepare_entry(batch, load, now);
         if (load->ask.lease == 0)
             continue;
-        if (is_kept(load) && batch->terms.generation != 0)
+        if (load->keep && batch->terms.generation != 0)
             asks[keep++] = &load->ask;
         else
             asks[n - ++drop] = &load->ask;
@@ -203,7 +203,7 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
     for (size_t i = 0; i < n; i++) {
         near_load *load = loads[i];
 
-        if (is_kept(load) && batch->terms.fill_l1)
+        if (load->keep && batch->terms.fill_l1)
             near__l1_insert(cache->l1, load->ask.entry, load->ask.fence, now);
         near__flight_land(cache, load->flight, load->status, NEAR_FROM_LOADER, load->ask.entry);
         near__entry_release(&load->ask.entry);

@@ -17,11 +17,13 @@
  *  - Values are immutable and shared.  What near_value_bytes() shows may be read by other threads at the same
  *    moment: never write to it.  Every value handed out is given back once with near_value_release().
  *  - fork(): a client does not survive into a child.  There every call answers NEAR_ERR_FORKED, and
- *near_client_close() closes the descriptors without a byte on the parent's connections.
+ *    near_client_close() closes the descriptors without a byte on the parent's connections.
  *  - How stale may a hit be?  With a Redis L2: an L1 hit is never older than `coherence.serve_window` (500 ms
  *    by default) against acknowledged writes, typically one message's delivery.  With memcached and no bus:
  *    never older than `l1.max_ttl` (1 s there).  doc/guarantees.md states every promise, G0 to G8.
  *  - Writes that bypass nearcache are not seen before the entry's TTL (at most `l1.max_ttl` in L1).
+ *  - Names: a server given by name is resolved by the system's resolver when a connection is made, and no deadline ends
+ *    that.  Where DNS may hang, give addresses.
  *  - Clocks: durations are measured with CLOCK_BOOTTIME.  No promise needs synchronised clocks.
  *
  * Conventions
@@ -166,7 +168,7 @@ NEAR_API near_status near_client_open(const near_config *config, near_client **c
  * their near_load stays valid until answered.
  * @return NEAR_OK; NEAR_ERR_BUSY when loads were still unanswered (`error` says how many; the client is closed all
  *         the same); NEAR_ERR_INVALID for NULL.
- *Threads: one.   Blocks: up to close.timeout.   In a forked child: closes the descriptors, sends nothing, and leaves the
+ * Threads: one.   Blocks: up to close.timeout.   In a forked child: closes the descriptors, sends nothing, and leaves the
  * memory to the process's end (a thread of the parent's may have held any lock at the fork).
  */
 NEAR_API near_status near_client_close(near_client *client, near_error *error);
@@ -244,8 +246,9 @@ NEAR_API void near_value_release(near_value *value);
  * @param key    any bytes, up to 64 KiB; borrowed for the call.
  * @param value  on NEAR_OK a held value, given back with near_value_release(); otherwise set to NULL.
  * @return NEAR_OK; NEAR_MISS, an answer and not an error; NEAR_NOT_FOUND when the store is known not to have it;
- *         NEAR_ERR_TIMEOUT, NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED or NEAR_ERR_PROTOCOL when L1 had nothing and L2 could
- *         not say; NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ *         NEAR_ERR_TIMEOUT, NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED or NEAR_ERR_PROTOCOL when L1 had nothing and L2
+ *         could not say (UNAVAILABLE also by coherence.on_disconnect=fail); NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID,
+ *         NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
  * Upholds G0 (never another key's value) and G1, G2 (freshness).
  * Threads: any.   Blocks: never on an L1 hit, else up to l2.timeout.
  */
@@ -317,7 +320,9 @@ NEAR_API void near_load_ttl(near_load *load, int64_t ttl_ms);
 NEAR_API near_status near_load_set(near_load *load, near_bytes value);
 
 /* Answer with memory that the library takes over, without copying: `release(data)` is called once, from any thread, when
- * the last holder has let go (also when this call fails).  `release` may be NULL.  As near_load_set() otherwise. */
+ * the last holder has let go (also when this call fails).  `release` may be NULL.  As near_load_set() otherwise.
+ * `release` runs wherever the last holder lets go, perhaps on the bus's thread: it must not block and must not close a
+ * client or a cache. */
 NEAR_API near_status near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *data));
 
 /* Answer that the store has no such thing: callers get NEAR_NOT_FOUND, remembered for `negative_ttl`. */
@@ -387,8 +392,8 @@ typedef struct near_put_options {
 NEAR_API near_status near_put(near_cache *cache, near_bytes key, near_bytes value,
                               const near_put_options *options);
 
-/* near_put() for many keys: one exchange with each server, one invalidation message.  statuses[i] as near_put(); it may
- * not be NULL.  Not atomic over keys.  Returns NEAR_OK or the first error. */
+/* near_put() for many keys: one exchange with each server and one invalidation message per 512 keys or 64 KiB of keys.
+ * statuses[i] as near_put(); it may not be NULL.  Not atomic over keys.  Returns NEAR_OK or the first error. */
 NEAR_API near_status near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *values,
                                    size_t n, const near_put_options *options, near_status *statuses);
 
@@ -396,12 +401,13 @@ NEAR_API near_status near_put_many(near_cache *cache, const near_bytes *keys, co
  * A load of the key that is under way will not be cached. */
 NEAR_API near_status near_remove(near_cache *cache, near_bytes key);
 
-/* near_remove() for many keys, one invalidation message.  Returns NEAR_OK or the first error. */
+/* near_remove() for many keys, in parts like near_put_many().  statuses[i] as near_remove(); it may not be NULL.  Returns
+ * NEAR_OK or the first error. */
 NEAR_API near_status near_remove_many(near_cache *cache, const near_bytes *keys, size_t n,
                                       near_status *statuses);
 
 /* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
- * memory in L2 returns by TTL and eviction).  Errors as near_put().  Threads: any.  Blocks: up to l2.timeout. */
+ * memory in L2 returns by TTL and eviction).  Errors as near_put().  Threads: any.  Blocks: as near_put(). */
 NEAR_API near_status near_clear(near_cache *cache);
 
 /**
@@ -452,7 +458,7 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(l2_fills, c, "entries", "entries stored in L2 after a load")                                           \
     X(l2_fills_refused, c, "entries", "L2 fills refused: the lease was voided by a write")                   \
     X(gate_closed_reads, c, "keys", "reads that went past L1 because the serve gate was closed")             \
-    X(bus_sent, c, "messages", "invalidation messages sent")                                                 \
+    X(bus_sent, c, "messages", "messages sent: invalidations, clears, fills")                                \
     X(bus_send_failures, c, "messages", "messages that could not be sent")                                   \
     X(bus_received, c, "messages", "messages of other instances applied")                                    \
     X(bus_keys_received, c, "keys", "keys in them")                                                          \

@@ -31,7 +31,10 @@ struct writing {
     bool          fill_l1;
     int64_t       ttl; /* ns; 0 never expires */
     int64_t       now, deadline;
+    int64_t       repair; /* deadline of all repairs of this call; 0: none was needed yet */
     uint64_t      generation;
+    near_bytes   *keys;    /* of the writes; NULL where nobody has to be told */
+    near_status   refused; /* why nothing of this call can be stored */
 };
 
 /* ---- messages */
@@ -110,7 +113,7 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *me
         return NEAR_OK;
     if (with == NULL)
         return near__coherence_publish(client->coherence, message, size, deadline, NULL);
-    for (size_t i = 0; i < wire->n; i++)
+    for (size_t i = 0; announce.stream != 0 && i < wire->n; i++)
         if (wire->items[i].answer == NEAR_L2_UNKNOWN) {
             near__coherence_doubt(client->coherence,
                                   announce.stream); /* its echo may come late, and must then be heard */
@@ -147,20 +150,24 @@ keep_doubtful(struct near__wire *wire, near_status status)
     return kept > 0;
 }
 
-/* An unknown outcome mostly means that the call's deadline has passed: the attempt to repair it has one of its own. */
+/* An unknown outcome mostly means that the call's deadline has passed: the attempts to repair it have one of their own, all
+ * together. */
 static int64_t
-repair_deadline(const struct writing *writing)
+repair_deadline(struct writing *writing)
 {
     const near_client *client = writing->cache->client;
 
-    return near__time_after(near__client_now(client), client->settings.l2_timeout);
+    if (writing->repair == 0)
+        writing->repair = near__time_after(near__client_now(client), client->settings.l2_timeout);
+    return writing->repair;
 }
 
 /* Write L2 for writes[at .. at + n), which are at most one batch and one message. */
 static void
-write_part(struct writing *writing, size_t at, size_t n, const near_bytes *keys, bool put)
+write_l2(struct writing *writing, size_t at, size_t n, bool put)
 {
     near_cache       *cache   = writing->cache;
+    const near_bytes *keys    = writing->keys + at;
     struct near__wire wire    = { 0 };
     uint8_t          *message = NULL;
     size_t            size = 0, bytes = 0;
@@ -186,57 +193,23 @@ write_part(struct writing *writing, size_t at, size_t n, const near_bytes *keys,
     free(message);
 }
 
-static void
-write_l2(struct writing *writing, bool put)
-{
-    near_cache *cache = writing->cache;
-    near_bytes *keys;
-    near_status status = NEAR_OK, refused = NEAR_OK;
-
-    if ((cache->client->ops == NULL && cache->client->coherence == NULL) || writing->n == 0)
-        return;
-    keys = calloc(writing->n, sizeof(*keys));
-    if (keys == NULL)
-        status = NEAR_ERR_NOMEM;
-    else if (put && cache->client->ops != NULL)
-        refused = near__generation_for_write(cache, writing->deadline, &writing->generation);
-    /* nothing can be stored, so the old values must go: removals need no generation */
-    if (refused != NEAR_OK) {
-        put               = false;
-        writing->deadline = repair_deadline(writing);
-    }
-    for (size_t i = 0; i < writing->n; i++) {
-        writing->writes[i].status = status;
-        if (keys != NULL)
-            keys[i] = writing->writes[i].key;
-    }
-    for (size_t at = 0; status == NEAR_OK && at < writing->n;) {
-        size_t part = near__message_fit(keys + at, writing->n - at);
-        if (part > NEAR_L2_BATCH)
-            part = NEAR_L2_BATCH;
-        write_part(writing, at, part, keys + at, put);
-        at += part;
-    }
-    for (size_t i = 0; refused != NEAR_OK && i < writing->n; i++)
-        writing->writes[i].status = refused;
-    free(keys);
-}
-
-/* ---- the bracket */
+/* ---- the bracket: per part, so that two keys of a large batch that share a stripe seldom void each other */
 
 static void
-begin(struct writing *writing)
+begin(struct writing *writing, size_t at, size_t n)
 {
-    for (size_t i = 0; i < writing->n; i++) {
+    for (size_t i = at; i < at + n; i++) {
         struct write *write = &writing->writes[i];
-        write->token        = near__l1_write_begin(writing->cache->l1, write->hash, write->key);
+
+        write->token  = near__l1_write_begin(writing->cache->l1, write->hash, write->key);
+        write->status = writing->refused;
     }
 }
 
 static void
-end(struct writing *writing, near_status *statuses)
+end(struct writing *writing, size_t at, size_t n, near_status *statuses)
 {
-    for (size_t i = 0; i < writing->n; i++) {
+    for (size_t i = at; i < at + n; i++) {
         struct write       *write = &writing->writes[i];
         struct near__entry *admit = write->status == NEAR_OK && writing->fill_l1 ? write->entry : NULL;
 
@@ -246,6 +219,58 @@ end(struct writing *writing, near_status *statuses)
         if (write->status != NEAR_OK)
             near__count(writing->cache, NEAR__write_failures, 1);
     }
+}
+
+/* How many from `at` on go together. */
+static size_t
+part_of(const struct writing *writing, size_t at)
+{
+    size_t fit = writing->keys != NULL ? near__message_fit(writing->keys + at, writing->n - at) : 1;
+
+    return fit < NEAR_L2_BATCH ? fit : NEAR_L2_BATCH;
+}
+
+/* The keys as an array, and a generation to write with.  What cannot be stored for want of one is removed: the old value must not
+ * stay, and a removal needs none. */
+static void
+prepare(struct writing *writing, bool *put)
+{
+    near_cache *cache = writing->cache;
+
+    writing->keys = calloc(writing->n, sizeof(*writing->keys));
+    if (writing->keys == NULL) {
+        writing->refused = NEAR_ERR_NOMEM;
+        return;
+    }
+    for (size_t i = 0; i < writing->n; i++)
+        writing->keys[i] = writing->writes[i].key;
+    if (!*put || cache->client->ops == NULL)
+        return;
+    writing->refused = near__generation_for_write(cache, writing->deadline, &writing->generation);
+    if (writing->refused == NEAR_OK)
+        return;
+    *put              = false;
+    writing->deadline = repair_deadline(writing);
+}
+
+static void
+write_parts(struct writing *writing, bool put, near_status *statuses)
+{
+    const near_client *client = writing->cache->client;
+    bool               shared = client->ops != NULL || client->coherence != NULL;
+
+    if (shared && writing->n > 0)
+        prepare(writing, &put);
+    for (size_t at = 0, n; at < writing->n; at += n) {
+        n = part_of(writing, at);
+        begin(writing, at, n);
+        if (shared && writing->keys != NULL)
+            write_l2(writing, at, n, put);
+        for (size_t i = at; writing->refused != NEAR_OK && i < at + n; i++)
+            writing->writes[i].status = writing->refused;
+        end(writing, at, n, statuses);
+    }
+    free(writing->keys);
 }
 
 static near_status
@@ -316,9 +341,7 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
         if (statuses[i] == NEAR_ERR_NOMEM) /* not bracketed below: our copy must go all the same */
             near__l1_invalidate(cache->l1, near__hash_keyed(&cache->client->secret, keys[i]), keys[i]);
     near__count(cache, values != NULL ? NEAR__puts : NEAR__removes, n);
-    begin(&writing);
-    write_l2(&writing, values != NULL);
-    end(&writing, statuses);
+    write_parts(&writing, values != NULL, statuses);
     free(writing.writes);
     return near__first_error(statuses, n);
 }

@@ -299,7 +299,8 @@ near__coherence_publish(struct near__coherence *c, uint8_t *message, size_t size
     uint64_t    stream = 0;
     near_status st = c->ops->publish(c->bus, message, size, NEAR__MESSAGE_STAMP_AT, &stream, deadline, error);
 
-    if (st != NEAR_OK && stream != 0)
+    /* "filled" makes nobody's copy stale, so its echo is never needed: the few places are for those that do */
+    if (st != NEAR_OK && stream != 0 && message[NEAR__MESSAGE_KIND_AT] != NEAR__MESSAGE_FILLED)
         near__coherence_doubt(c, stream);
     count(st == NEAR_OK ? &c->counters.sent : &c->counters.send_failures, 1);
     return st;

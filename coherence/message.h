@@ -15,6 +15,7 @@
 #include "base/base.h"
 
 #define NEAR__MESSAGE_HEADER   40
+#define NEAR__MESSAGE_KIND_AT  5
 #define NEAR__MESSAGE_STAMP_AT 16
 #define NEAR__MESSAGE_MAX      (256u << 10) /* a receiver refuses more */
 #define NEAR__MESSAGE_KEYS     (64u << 10)  /* a sender starts a new message beyond this many bytes of keys */

@@ -39,6 +39,7 @@
 #define SEND_TIME    (50 * NEAR_MS) /* a PING is 14 bytes: a socket that cannot take it in this time is dead */
 #define BACK_OFF_MIN (10 * NEAR_MS)
 #define BACK_OFF_MAX (1000 * NEAR_MS)
+#define GLANCE       (5 * NEAR_MS) /* the shortest wait for a reply that is overdue */
 #define BEHIND       4 /* times `silence`: a backlog older than this is given up, though bytes keep coming */
 #define REPLY_MAX                                                                                            \
     ((size_t)1 << 20) /* the largest message and its frame; beyond it somebody publishes rubbish */
@@ -220,11 +221,13 @@ pings_full(const struct redis_bus *b)
 static int64_t
 patience(const struct redis_bus *b, int64_t next_ping)
 {
-    int64_t limit;
+    int64_t limit, glance = near__time_after(near__now(b->env.clock), GLANCE);
 
     if (!pings_outstanding(b))
         return next_ping;
     limit = near__time_after(oldest_ping(b), b->env.silence);
+    limit = limit > glance ? limit
+                           : glance; /* a moment in the past would not even look whether bytes are there */
     return limit < next_ping || pings_full(b) ? limit : next_ping;
 }
 
@@ -601,6 +604,11 @@ redis_forked(void *self)
     near__pool_forked(b->publishers);
     if (b->conn != NULL)
         near__redis_conn_abandon(b->conn);
+    if (b->wake >= 0)
+        close(b->wake);
+    if (b->cancel >= 0)
+        close(b->cancel);
+    b->wake = b->cancel = -1;
 }
 
 static near_status

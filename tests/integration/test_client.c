@@ -499,6 +499,32 @@ put_many_and_remove_many_cost_one_message(void **state)
     close_instance(&b);
 }
 
+/* A large batch does not void its own L1 fills, but for the few keys that share a stripe within a part. */
+static void
+a_large_batch_is_kept_in_L1(void **state)
+{
+    struct world   *w = *state;
+    struct instance a;
+    enum { N = 5000 };
+    static near_bytes  keys[N];
+    static char        text[N][16];
+    static near_status statuses[N];
+    near_stats         stats;
+
+    NEEDS(w);
+    open_instance(w, &a);
+    for (size_t i = 0; i < N; i++) {
+        snprintf(text[i], sizeof(text[i]), "key%zu", i);
+        keys[i] = near_key(text[i]);
+    }
+    assert_int_equal(near_put_many(a.cache, keys, keys, N, NULL, statuses), NEAR_OK);
+    stats = stats_of(&a);
+    assert_true(stats.l1_entries > N * 95 / 100);
+    if (w->tier != TIER_MEMCACHED)
+        assert_int_equal(stats.bus_sent, (N + 511) / 512);
+    close_instance(&a);
+}
+
 /* What one value of a batch suffers, the others do not. */
 static void
 a_refused_value_harms_no_other_of_its_batch(void **state)
@@ -1032,6 +1058,7 @@ main(void)
         OVER_ALL(not_found_is_remembered_and_failures_are_not),
         OVER_ALL(a_batch_is_one_pass_and_one_loader_call),
         OVER_ALL(put_many_and_remove_many_cost_one_message),
+        OVER_ALL(a_large_batch_is_kept_in_L1),
         OVER_ALL(a_refused_value_harms_no_other_of_its_batch),
         OVER_ALL(test_race4_a_load_is_as_old_as_its_start),
         OVER_ALL(test_race1_a_slow_load_is_refused_by_lease_and_fence),

@@ -329,6 +329,37 @@ deadlines_hold_while_the_server_is_stopped(void **state)
     }
 }
 
+/* Nor does a batch of many parts wait once more for each of them. */
+static void
+a_large_batch_keeps_its_deadline_too(void **state)
+{
+    enum { N = 8000 };
+    static near_bytes  keys[N];
+    static char        text[N][16];
+    static near_status statuses[N];
+    struct instance    in;
+    int64_t            start;
+
+    (void)state;
+    if (redis == NULL)
+        skip();
+    open_with(&in, redis->uri, "auto", quick);
+    for (size_t i = 0; i < N; i++) {
+        snprintf(text[i], sizeof(text[i]), "key%zu", i);
+        keys[i] = near_key(text[i]);
+    }
+    assert_int_equal(near_put_many(in.cache, keys, keys, N, NULL, statuses), NEAR_OK);
+    test_server_pause(redis);
+    start = test_now_ms();
+    assert_true(near_put_many(in.cache, keys, keys, N, NULL, statuses) < 0);
+    assert_true(test_now_ms() - start < 2 * 200 + 400 * test_slack());
+    for (size_t i = 0; i < N; i++)
+        assert_true(statuses[i] < 0);
+    test_server_resume(redis);
+    assert_true(test_wait_for(put_works, &in, 5000));
+    close_instance(&in);
+}
+
 static void
 append_log(near_log_level level, const char *message, void *ctx)
 {
@@ -647,6 +678,7 @@ main(void)
         cmocka_unit_test(test_G5_stale_mode_serves_flagged),
         cmocka_unit_test(test_G5_fail_mode_fails),
         cmocka_unit_test(deadlines_hold_while_the_server_is_stopped),
+        cmocka_unit_test(a_large_batch_keeps_its_deadline_too),
         cmocka_unit_test(a_wrong_password_is_said_without_showing_it),
         cmocka_unit_test(test_G0_spoilt_entries_are_misses),
         cmocka_unit_test(test_G0_another_keys_entry_is_a_miss),

@@ -135,6 +135,12 @@ contradicting_uris_are_refused_at_open(void **state)
         { "memory:", "auto", "pubsub", "coherence.uri" },
         { "memcached://127.0.0.1", "auto", "pubsub", "coherence.uri" },
         { "memory:x", "memcached://127.0.0.1", "auto", "memcached carries no messages" },
+        /* a bus that some who share L2 cannot hear would have L1 trusted for nothing */
+        { "memory:x", "memory:", "auto", "does not reach everybody" },
+        { "memory:x", "memory:y", "auto", "does not reach everybody" },
+        { "redis://127.0.0.1", "memory:x", "auto", "does not reach everybody" },
+        { "memcached://127.0.0.1", "memory:x", "auto", "does not reach everybody" },
+        { "memory:", "memory:", "auto", "does not reach everybody" },
     };
     near_error error;
 
