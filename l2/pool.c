@@ -102,13 +102,17 @@ take_back_locked(struct near__pool *pool, void *conn)
     pool->idle_count++;
 }
 
-/* Drop a lent connection and free its slot, in this order. */
+/* Drop a lent connection, then free its slot: it counts until it is gone.  Meanwhile the slot is NULL, so that a child forked now
+ * finds nothing that is being freed. */
 static void
 drop_lent(struct near__pool *pool, void *conn, bool goodbye, bool counts)
 {
+    near__lock(&pool->lock);
+    pool->conns[find_lent_locked(pool, conn)] = NULL;
+    near__unlock(&pool->lock);
     pool->ops->drop(conn, goodbye);
     near__lock(&pool->lock);
-    pool->conns[find_lent_locked(pool, conn)] = pool->conns[pool->count - 1];
+    pool->conns[find_lent_locked(pool, NULL)] = pool->conns[pool->count - 1];
     pool->count--;
     pool->disconnects += counts;
     pthread_cond_broadcast(
@@ -353,7 +357,7 @@ near__pool_forked(struct near__pool *pool)
     for (unsigned i = 0; i < pool->count; i++) {
         if (i < pool->idle_count)
             pool->ops->drop(pool->conns[i], false);
-        else if (pool->ops->abandon != NULL)
+        else if (pool->ops->abandon != NULL && pool->conns[i] != NULL)
             pool->ops->abandon(pool->conns[i]);
     }
     pool->count = pool->idle_count = pool->dialling = pool->waiting = 0;

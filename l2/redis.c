@@ -579,9 +579,12 @@ transaction_reply(void *ctx, size_t index, redisReply *reply)
     size_t        at     = b->position++;
 
     (void)index;
-    if (reply->type == REDIS_REPLY_ERROR)
+    if (reply->type == REDIS_REPLY_ERROR) {
         note_refusal(b, reply);
-    else if (at == 0)
+        /* EXECABORT ends the transaction; after any other refusal of EXEC the server may be collecting still */
+        if (at == writes + 2 && strncmp(reply->str, "EXECABORT", 9) != 0)
+            b->drop = true;
+    } else if (at == 0)
         b->collecting = is_status(reply, "OK");
     else if (at == writes + 2 && reply->type == REDIS_REPLY_ARRAY && reply->elements == writes + 1)
         take_outcomes(b, reply);
@@ -637,9 +640,11 @@ queue_announcement(const struct near_l2_announce *announce, struct near__redis_c
 static bool
 in_doubt(const struct batch *b, const struct near__redis_conn *conn, near_status status, bool exec_left)
 {
+    size_t harmless = b->position == 0 ? 1 : 0; /* MULTI itself, if this window began with it */
+
     if (b->direct)
         return true;
-    return status != NEAR_OK && (exec_left || (!b->collecting && near__redis_sent(conn) > 1));
+    return status != NEAR_OK && (exec_left || (!b->collecting && near__redis_sent(conn) > harmless));
 }
 
 static void
@@ -1019,6 +1024,7 @@ redis_stop(void *self)
 {
     struct redis *r = self;
 
+    redis_close(self); /* without it calls might keep coming */
     near__lock(&r->lock);
     while (r->calls > 0)
         near__cond_wait(&r->idle, &r->lock, NEAR_NEVER);
