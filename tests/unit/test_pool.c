@@ -10,6 +10,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 struct fake {
     atomic_bool usable;
@@ -22,7 +24,24 @@ static struct {
     atomic_bool         gated; /* dials wait at `gate` */
     sem_t               gate, at_gate;
     atomic_int          dials, open, most_open, dropped, goodbyes, abandoned;
+    bool                forks, child_good; /* a drop forks; its child found nothing that is being freed */
 } server;
+
+static struct near__pool *pool;
+static struct test_clock  hand;
+
+static bool
+live_as_a_child_of_a_drop(void)
+{
+    int   status;
+    pid_t child = fork();
+
+    if (child == 0) {
+        near__pool_forked(pool);
+        _exit(server.abandoned == 0 ? 0 : 1);
+    }
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
 
 static near_status
 fake_dial(void *ctx, void **conn, int64_t deadline, near_error *error)
@@ -62,6 +81,8 @@ fake_drop(void *conn, bool goodbye)
 {
     atomic_fetch_add(&server.dropped, 1);
     atomic_fetch_add(&server.goodbyes, goodbye);
+    if (server.forks)
+        server.child_good = live_as_a_child_of_a_drop();
     free(conn);
     atomic_fetch_sub(&server.open, 1); /* last: the slot must not be free before the connection is gone */
 }
@@ -75,15 +96,13 @@ fake_abandon(void *conn)
 
 static const struct near__pool_ops fake_ops = { fake_dial, fake_usable, fake_drop, fake_abandon };
 
-static struct near__pool *pool;
-static struct test_clock  hand;
-
 static int
 setup(void **state)
 {
     (void)state;
     server.dial_status = NEAR_OK;
     server.gated       = false;
+    server.forks = server.child_good = false;
     server.dials = server.open = server.most_open = server.dropped = server.goodbyes = server.abandoned = 0;
     sem_init(&server.gate, 0, 0);
     sem_init(&server.at_gate, 0, 0);
@@ -461,6 +480,20 @@ stop_waits_for_what_is_lent_and_for_dials(void **state)
     assert_int_equal(server.goodbyes, 2);
 }
 
+/* A fork while another thread is in the middle of dropping: the child must not touch what is being freed. */
+static void
+P3_a_child_forked_during_a_drop_leaves_it_alone(void **state)
+{
+    void *conn;
+
+    (void)state;
+    make(2, &hand.clock);
+    assert_int_equal(near__pool_take(pool, &conn, near__now(&hand.clock) + 1000 * NEAR_MS, NULL), NEAR_OK);
+    server.forks = true;
+    near__pool_give(pool, conn, false);
+    assert_true(server.child_good);
+}
+
 static void
 P3_a_forked_child_closes_everything_and_says_nothing(void **state)
 {
@@ -560,6 +593,7 @@ main(void)
         POOL_TEST(what_says_nothing_about_the_server_holds_nobody_back),
         POOL_TEST(close_wakes_waiters),
         POOL_TEST(stop_waits_for_what_is_lent_and_for_dials),
+        POOL_TEST(P3_a_child_forked_during_a_drop_leaves_it_alone),
         POOL_TEST(P3_a_forked_child_closes_everything_and_says_nothing),
         POOL_TEST(nonsense_sizes_are_refused),
         POOL_TEST(a_crowd_never_shares_a_connection_nor_exceeds_the_capacity),
