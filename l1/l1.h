@@ -7,7 +7,7 @@
  *  - Fences live here, outside the evictable entries: an array of counters that a key's hash selects, plus one for the whole.
  *    Each invalidation moves the fence of its key, whether the key is present or not.  A fill carries the fence it captured
  *    BEFORE it asked anybody slower, and is admitted only if that fence has not moved, checked under the lock that also orders
- *    the invalidation (races 1-5 of the coherence guide).
+ *    the invalidation (races 1-5, doc/rules.md).
  *  - A hit allocates nothing.  An entry is valid as long as somebody holds it.
  *  - Time is a parameter: `now` is near__now() of the caller's clock.
  *

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* ---- races by name (numbers of the coherence guide) */
+/* ---- races by name (numbers of doc/rules.md) */
 
 static const char KEY[] = "key";
 
