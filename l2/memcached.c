@@ -310,7 +310,7 @@ get_through(struct part *part, struct near__memcached_conn *conn)
         if (word == NEAR__MEMCACHED_NOT_SENT && near__memcached_status(conn) == NEAR_ERR_CLOSED)
             part_fails(part, NEAR_ERR_CLOSED);
         if (word == NEAR__MEMCACHED_NOT_SENT)
-            return true;
+            return !near__memcached_broken(conn); /* by the answer before this one */
         if (word != NEAR__MEMCACHED_DONE)
             return false;
         for (size_t i = 0; i < asked.n; i++) {
@@ -470,8 +470,8 @@ answer_write(struct near_l2_item *item, const struct near__memcached_conn *conn,
     case NEAR__MEMCACHED_NOT_SENT:
         if (sent) /* by a try before this one */
             answer(item, NEAR_L2_UNKNOWN, near__memcached_status(conn));
-        else if (near__memcached_status(conn) == NEAR_ERR_CLOSED)
-            answer(item, NEAR_L2_ERROR, NEAR_ERR_CLOSED);
+        else if (near__memcached_broken(conn) || near__memcached_status(conn) == NEAR_ERR_CLOSED)
+            answer(item, NEAR_L2_ERROR, near__memcached_status(conn));
         break; /* else it stays NOT_TRIED: the time was over */
     case NEAR__MEMCACHED_BROKEN:
         answer(item, sent ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR, near__memcached_status(conn));

@@ -365,6 +365,13 @@ operation_begin(struct near__memcached_conn *conn, int64_t deadline)
     return false;
 }
 
+/* libmemcached has closed its socket.  It would connect anew on its own, without the guard knowing. */
+static bool
+hung_up(const struct near__memcached_conn *conn)
+{
+    return conn->fd_at != NULL && *conn->fd_at < 0;
+}
+
 /* The list of harmless answers (rule L2); anything else breaks the connection. */
 static enum near__memcached_word
 operation_end(struct near__memcached_conn *conn, const char *operation, memcached_return_t rc)
@@ -395,6 +402,8 @@ operation_end(struct near__memcached_conn *conn, const char *operation, memcache
     }
     if (cut != NEAR_OK || word == NEAR__MEMCACHED_REFUSED || word == NEAR__MEMCACHED_BROKEN)
         break_with(conn, operation, rc, cut);
+    else if (hung_up(conn)) /* after the answer: this word stands, there will be no other */
+        break_with(conn, operation, MEMCACHED_CONNECTION_FAILURE, cut);
     return word;
 }
 
