@@ -14,6 +14,10 @@
 #include "l2/memcached_conn.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -221,6 +225,69 @@ fake_stop(struct fake *f)
     f->directory[0] = '\0';
 }
 
+/* --------------------------------------------------------------------------- an address that is not there */
+
+/* Nobody accepts and the queue is full: whoever connects hears nothing. */
+struct hole {
+    int fds[8]; /* the listener first */
+};
+
+static void
+hole_close(struct hole *hole)
+{
+    for (size_t i = 0; i < NEAR_COUNT_OF(hole->fds); i++) {
+        if (hole->fds[i] > 0)
+            close(hole->fds[i]);
+        hole->fds[i] = 0;
+    }
+}
+
+static bool
+hole_open(struct hole *hole, uint32_t address, int *port)
+{
+    struct sockaddr_in at   = { .sin_family = AF_INET, .sin_port = htons((uint16_t)*port) };
+    socklen_t          size = sizeof(at);
+
+    at.sin_addr.s_addr = htonl(address);
+    hole->fds[0]       = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (bind(hole->fds[0], (struct sockaddr *)&at, sizeof(at)) != 0 || listen(hole->fds[0], 0) != 0 ||
+        getsockname(hole->fds[0], (struct sockaddr *)&at, &size) != 0)
+        return false;
+    *port              = ntohs(at.sin_port);
+    at.sin_addr.s_addr = htonl(address == INADDR_ANY ? INADDR_LOOPBACK : address);
+    for (size_t i = 1; i < NEAR_COUNT_OF(hole->fds); i++) {
+        hole->fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        connect(hole->fds[i], (struct sockaddr *)&at, size);
+    }
+    return true;
+}
+
+/* In this program, "several.test" is a name with these addresses, for libmemcached as well. */
+static const char *several[8];
+
+int
+getaddrinfo(const char *restrict name, const char *restrict service, const struct addrinfo *restrict hints,
+            struct addrinfo **restrict found)
+{
+    int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+    struct addrinfo **end = found;
+    int               code;
+
+    *(void **)&real = dlsym(RTLD_NEXT, "getaddrinfo");
+    if (name == NULL || strcmp(name, "several.test") != 0)
+        return real(name, service, hints, found);
+    if (hints != NULL && (hints->ai_flags & AI_NUMERICHOST) != 0)
+        return EAI_NONAME;
+    for (size_t i = 0; i < NEAR_COUNT_OF(several) && several[i] != NULL; i++) {
+        code = real(several[i], service, hints, end);
+        if (code != 0)
+            return code;
+        while (*end != NULL)
+            end = &(*end)->ai_next;
+    }
+    return 0;
+}
+
 /* ------------------------------------------------------------------------------------------------- world */
 
 struct world {
@@ -234,6 +301,8 @@ struct world {
     struct test_server       *server[SERVERS];
     struct test_proxy        *proxy;
     struct fake               fake;
+    struct hole               hole;
+    int64_t                   connect_ms; /* 0: a second */
 };
 
 static void
@@ -271,6 +340,7 @@ world_teardown(void **state)
     }
     world_close(w);
     fake_stop(&w->fake);
+    hole_close(&w->hole);
     test_proxy_stop(&w->proxy);
     for (size_t i = 0; i < SERVERS; i++)
         test_server_stop(&w->server[i]);
@@ -289,7 +359,7 @@ world_open(struct world *w, const char *uri)
         .uri             = &w->uri,
         .clock           = &near__clock_system,
         .log             = &w->log,
-        .connect_timeout = 1000 * NEAR_MS,
+        .connect_timeout = (w->connect_ms > 0 ? w->connect_ms : 1000) * NEAR_MS,
         .pool_size       = 2,
         .max_stored      = (size_t)8 << 20,
         .client_name     = "test",
@@ -597,6 +667,46 @@ test_L9_deadline_holds_when_bytes_drip(void **state)
     assert_int_equal(got.times, 0);
 }
 
+/* One time for all addresses of a name, not one for each. */
+static void
+test_L9_a_name_with_several_dead_addresses(void **state)
+{
+    struct world *w = *state;
+    struct got    got;
+    near_status   status;
+    char          uri[64];
+    int64_t       began;
+    int           port = 0;
+
+    assert_true(hole_open(&w->hole, INADDR_ANY, &port));
+    memcpy(several, (const char *[8]){ "127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4" }, sizeof(several));
+    snprintf(uri, sizeof(uri), "memcached://several.test:%d", port);
+    world_open(w, uri);
+    began = test_now_ms();
+    assert_int_equal(get_status(w, "k", &got, &status, LIMIT_MS), NEAR_L2_ERROR);
+    assert_true(test_now_ms() - began < 1000 + SLACK_MS);
+    assert_int_equal(status, NEAR_ERR_TIMEOUT);
+}
+
+/* And a dead address leaves time for the next. */
+static void
+test_L9_a_dead_address_before_a_live_one(void **state)
+{
+    struct world *w = *state;
+    char          uri[64];
+
+    w->connect_ms = LIMIT_MS / 2;
+    w->server[0]  = test_memcached_start(TEST_SERVER_TCP, NULL);
+    test_need_server(w->server[0]);
+    assert_true(hole_open(&w->hole, INADDR_LOOPBACK + 1, &w->server[0]->port));
+    memcpy(several, (const char *[8]){ "127.0.0.2", "127.0.0.1" }, sizeof(several));
+    snprintf(uri, sizeof(uri), "memcached://several.test:%d", w->server[0]->port);
+    world_open(w, uri);
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(get(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(connects(w), 1);
+}
+
 /* The first try may meet the pool's pause after a dial that failed. */
 static enum near_l2_answer
 get_at_last(struct world *w, const char *key)
@@ -869,9 +979,11 @@ test_M2_server_that_tells_no_settings_is_asked_once(void **state)
 /* -------------------------------------------------------------------------------------------------- fork */
 
 struct reader {
-    struct world *world;
-    int64_t       ms;
-    pthread_t     thread;
+    struct world       *world;
+    int64_t             ms;
+    pthread_t           thread;
+    enum near_l2_answer answer;
+    near_status         status;
 };
 
 static void *
@@ -879,9 +991,8 @@ read_blocked(void *ctx)
 {
     struct reader *r = ctx;
     struct got     got;
-    near_status    status;
 
-    get_status(r->world, "k", &got, &status, r->ms);
+    r->answer = get_status(r->world, "k", &got, &r->status, r->ms);
     return NULL;
 }
 
@@ -905,6 +1016,29 @@ start_blocked(struct reader *reader)
 {
     assert_int_equal(pthread_create(&reader->thread, NULL, read_blocked, reader), 0);
     nanosleep(&(struct timespec){ 0, 100 * NEAR_MS }, NULL); /* until it has sent */
+}
+
+/* close() ends a dial that nobody answers, and says so. */
+static void
+test_close_wakes_a_dial(void **state)
+{
+    struct world *w      = *state;
+    struct reader reader = { .world = w, .ms = 20 * LIMIT_MS };
+    char          uri[64];
+    int64_t       began;
+    int           port = 0;
+
+    w->connect_ms = 20 * LIMIT_MS;
+    assert_true(hole_open(&w->hole, INADDR_LOOPBACK, &port));
+    snprintf(uri, sizeof(uri), "memcached://127.0.0.1:%d", port);
+    world_open(w, uri);
+    start_blocked(&reader);
+    began = test_now_ms();
+    w->ops->close(w->self);
+    pthread_join(reader.thread, NULL);
+    assert_true(test_now_ms() - began < LIMIT_MS);
+    assert_int_equal(reader.answer, NEAR_L2_ERROR);
+    assert_int_equal(reader.status, NEAR_ERR_CLOSED);
 }
 
 /* One connection idle and one in use: the child closes both, says nothing on either, and both serve the
@@ -961,6 +1095,8 @@ main(void)
         TEST(test_L6_a_dead_server_of_a_ring_is_not_absence),
         TEST(test_L6_failures_do_not_look_like_the_end),
         TEST(test_L9_deadline_holds_when_bytes_drip),
+        TEST(test_L9_a_name_with_several_dead_addresses),
+        TEST(test_L9_a_dead_address_before_a_live_one),
         TEST(test_L9_deadline_holds_after_a_hang_up_while_dialling),
         TEST(test_L9_changing_timeouts_keep_the_connection),
         TEST(test_L11_idle_connection_closed_by_the_server),
@@ -974,6 +1110,7 @@ main(void)
         TEST(test_M2_over_the_setting_is_refused_before_harm),
         TEST(test_M2_refused_by_the_server_leaves_no_old_value),
         TEST(test_M2_server_that_tells_no_settings_is_asked_once),
+        TEST(test_close_wakes_a_dial),
         TEST(test_P3_child_closes_descriptors_and_says_nothing),
     };
 
