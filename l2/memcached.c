@@ -450,10 +450,13 @@ remove_once(struct part *part, struct near__memcached_conn *conn, struct near_l2
 typedef enum near__memcached_word (*once_fn)(struct part *part, struct near__memcached_conn *conn,
                                              struct near_l2_item *item, bool *sent);
 
+/* `sent`: by this try or the one before, `before`: by the one before.  A refusal speaks for its own try. */
 static void
 answer_write(struct near_l2_item *item, const struct near__memcached_conn *conn,
-             enum near__memcached_word word, bool sent)
+             enum near__memcached_word word, bool sent, bool before)
 {
+    enum near_l2_answer refused = before ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR;
+
     switch (word) {
     case NEAR__MEMCACHED_DONE:
         answer(item, NEAR_L2_DONE, NEAR_OK);
@@ -462,10 +465,10 @@ answer_write(struct near_l2_item *item, const struct near__memcached_conn *conn,
         answer(item, NEAR_L2_ABSENT, NEAR_OK);
         break;
     case NEAR__MEMCACHED_TOO_LARGE:
-        answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
+        answer(item, refused, NEAR_ERR_TOO_LARGE);
         break;
     case NEAR__MEMCACHED_REFUSED:
-        answer(item, NEAR_L2_ERROR, near__memcached_status(conn));
+        answer(item, refused, near__memcached_status(conn));
         break;
     case NEAR__MEMCACHED_NOT_SENT:
         if (sent) /* by a try before this one */
@@ -495,9 +498,10 @@ write_item(struct part *part, struct near__memcached_conn **conn, struct near_l2
     bool again = true;
 
     for (int try = 1; again && *conn != NULL; try++) {
-        enum near__memcached_word word = once(part, *conn, item, &sent);
+        bool                      before = sent;
+        enum near__memcached_word word   = once(part, *conn, item, &sent);
 
-        answer_write(item, *conn, word, sent);
+        answer_write(item, *conn, word, sent, before);
         again = word == NEAR__MEMCACHED_BROKEN && near__memcached_lost(*conn) && try < TRIES &&
                 may_repeat(part, sent);
         if (near__memcached_broken(*conn)) {

@@ -44,6 +44,7 @@
 #define RELATIVE_MAX       2592000       /* seconds; beyond them the server reads a Unix time (rule M1) */
 #define MAX_KEY            250
 #define GOODBYE_TIMEOUT_MS 1
+#define STATS_TRIES        3
 
 struct near__memcached_guard {
     const struct near__clock *clock;
@@ -393,38 +394,62 @@ hung_up(const struct near__memcached_conn *conn)
     return conn->fd_at != NULL && *conn->fd_at < 0;
 }
 
-/* The list of harmless answers (rule L2); anything else breaks the connection. */
+/* The lists of harmless answers (rule L2), one for each operation: what is sound for one shows for another
+ * that the replies have slipped. */
+#define ANSWER(rc) (UINT64_C(1) << (rc))
+
+struct operation {
+    const char *name;
+    uint64_t    done, no, too_large; /* sets of ANSWER() */
+};
+
+static const struct operation op_stats   = { "stats settings",
+                                             ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_END), 0, 0 };
+static const struct operation op_get     = { "get", ANSWER(MEMCACHED_END), 0, 0 };
+static const struct operation op_delete  = { "delete", ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_DELETED),
+                                             ANSWER(MEMCACHED_NOTFOUND), 0 };
+static const struct operation op_store[] = {
+    [NEAR__MEMCACHED_SET] = { "set", ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_STORED), 0,
+                              ANSWER(MEMCACHED_E2BIG) },
+    [NEAR__MEMCACHED_ADD] = { "add", ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_STORED),
+                              ANSWER(MEMCACHED_NOTSTORED), ANSWER(MEMCACHED_E2BIG) },
+    [NEAR__MEMCACHED_CAS] = { "cas", ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_STORED),
+                              ANSWER(MEMCACHED_DATA_EXISTS) | ANSWER(MEMCACHED_NOTFOUND),
+                              ANSWER(MEMCACHED_E2BIG) },
+};
+static const uint64_t op_any = ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_STORED) |
+                               ANSWER(MEMCACHED_DELETED) | ANSWER(MEMCACHED_END) |
+                               ANSWER(MEMCACHED_NOTFOUND) | ANSWER(MEMCACHED_NOTSTORED) |
+                               ANSWER(MEMCACHED_DATA_EXISTS) | ANSWER(MEMCACHED_E2BIG);
+
 static enum near__memcached_word
-operation_end(struct near__memcached_conn *conn, const char *operation, memcached_return_t rc)
+word_of(const struct operation *op, memcached_return_t rc)
 {
-    enum near__memcached_word word = NEAR__MEMCACHED_BROKEN;
+    uint64_t answer = (unsigned)rc < 64 ? ANSWER(rc) : 0;
+
+    if ((answer & op->done) != 0)
+        return NEAR__MEMCACHED_DONE;
+    if ((answer & op->no) != 0)
+        return NEAR__MEMCACHED_NO;
+    if ((answer & op->too_large) != 0)
+        return NEAR__MEMCACHED_TOO_LARGE;
+    return rc == MEMCACHED_SERVER_MEMORY_ALLOCATION_FAILURE ? NEAR__MEMCACHED_REFUSED
+                                                            : NEAR__MEMCACHED_BROKEN;
+}
+
+/* Anything not on the operation's list breaks the connection. */
+static enum near__memcached_word
+operation_end(struct near__memcached_conn *conn, const struct operation *op, memcached_return_t rc)
+{
+    enum near__memcached_word word = word_of(op, rc);
     near_status               cut  = disarm(conn);
 
-    switch (rc) {
-    case MEMCACHED_SUCCESS:
-    case MEMCACHED_STORED:
-    case MEMCACHED_DELETED:
-    case MEMCACHED_END:
-        word = NEAR__MEMCACHED_DONE;
-        break;
-    case MEMCACHED_NOTFOUND:
-    case MEMCACHED_NOTSTORED:
-    case MEMCACHED_DATA_EXISTS:
-        word = NEAR__MEMCACHED_NO;
-        break;
-    case MEMCACHED_E2BIG:
-        word = NEAR__MEMCACHED_TOO_LARGE;
-        break;
-    case MEMCACHED_SERVER_MEMORY_ALLOCATION_FAILURE:
-        word = NEAR__MEMCACHED_REFUSED;
-        break;
-    default:
-        break;
-    }
+    if (word == NEAR__MEMCACHED_BROKEN && (unsigned)rc < 64 && (ANSWER(rc) & op_any) != 0)
+        rc = MEMCACHED_PROTOCOL_ERROR; /* another operation's */
     if (cut != NEAR_OK || word == NEAR__MEMCACHED_REFUSED || word == NEAR__MEMCACHED_BROKEN)
-        break_with(conn, operation, rc, cut);
+        break_with(conn, op->name, rc, cut);
     else if (hung_up(conn)) /* after the answer: this word stands, there will be no other */
-        break_with(conn, operation, MEMCACHED_CONNECTION_FAILURE, cut);
+        break_with(conn, op->name, MEMCACHED_CONNECTION_FAILURE, cut);
     return word;
 }
 
@@ -558,6 +583,18 @@ note_setting(const memcached_instance_st *instance, const char *key, size_t key_
     return MEMCACHED_SUCCESS;
 }
 
+/* Whether the server will not tell: it has answered something else, or hangs up whenever it is asked.  A
+ * silence, or the end of a server in that moment, says nothing. */
+static bool
+will_not_tell(struct near__memcached_conn *conn)
+{
+    if (conn->status == NEAR_ERR_TIMEOUT || conn->status == NEAR_ERR_CLOSED)
+        return false;
+    if (!hung_up(conn))
+        return true;
+    return atomic_fetch_add_explicit(&conn->server->stats_lost, 1, memory_order_relaxed) + 1 >= STATS_TRIES;
+}
+
 /* Learn the server's limit, so that larger values are refused before they do harm (rule M2).  A server or
  * proxy that does not tell is not asked again. */
 static void
@@ -570,10 +607,10 @@ ask_settings(struct near__memcached_conn *conn, int64_t deadline)
         !operation_begin(conn, deadline))
         return;
     rc = memcached_stat_execute(conn->memc, "settings", note_setting, &max);
-    operation_end(conn, "stats settings", rc);
+    operation_end(conn, &op_stats, rc);
     if (max > 0) /* a number of its own: nothing else is read after it, hence relaxed */
         atomic_store_explicit(&conn->server->item_max, max, memory_order_relaxed);
-    else if (conn->status != NEAR_ERR_TIMEOUT)
+    else if (will_not_tell(conn))
         atomic_store_explicit(&conn->server->no_stats, true, memory_order_relaxed);
 }
 
@@ -747,16 +784,15 @@ near__memcached_gets(struct near__memcached_conn *conn, const near_bytes *keys, 
         rc = fetch_all(conn, found, ctx);
     else if (memcached_success(rc))
         rc = MEMCACHED_UNKNOWN_READ_FAILURE;
-    return operation_end(conn, "get", rc);
+    return operation_end(conn, &op_get, rc);
 }
 
 enum near__memcached_word
 near__memcached_store(struct near__memcached_conn *conn, enum near__memcached_verb verb, near_bytes key,
                       near_bytes value, int64_t exptime, uint64_t unique, int64_t deadline)
 {
-    static const char *const operations[] = { "set", "add", "cas" };
-    const char              *bytes        = value.size > 0 ? value.data : "";
-    memcached_return_t       rc           = MEMCACHED_INVALID_ARGUMENTS;
+    const char        *bytes = value.size > 0 ? value.data : "";
+    memcached_return_t rc    = MEMCACHED_INVALID_ARGUMENTS;
 
     if (!operation_begin(conn, deadline))
         return NEAR__MEMCACHED_NOT_SENT;
@@ -766,7 +802,7 @@ near__memcached_store(struct near__memcached_conn *conn, enum near__memcached_ve
         rc = memcached_add(conn->memc, key.data, key.size, bytes, value.size, exptime, 0);
     else if (unique != 0) /* 0 would be an error in text and an unconditional write in binary (rule L15) */
         rc = memcached_cas(conn->memc, key.data, key.size, bytes, value.size, exptime, 0, unique);
-    return operation_end(conn, operations[verb], rc);
+    return operation_end(conn, &op_store[verb], rc);
 }
 
 enum near__memcached_word
@@ -774,7 +810,7 @@ near__memcached_delete(struct near__memcached_conn *conn, near_bytes key, int64_
 {
     if (!operation_begin(conn, deadline))
         return NEAR__MEMCACHED_NOT_SENT;
-    return operation_end(conn, "delete", memcached_delete(conn->memc, key.data, key.size, 0));
+    return operation_end(conn, &op_delete, memcached_delete(conn->memc, key.data, key.size, 0));
 }
 
 /* --------------------------------------------------------------------------------------------- questions */

@@ -47,9 +47,10 @@ struct near__memcached_server {
     const struct near__clock     *clock;
     const struct near__log       *log;
     struct near__memcached_guard *guard;
-    char                          name[300]; /* "memcached 10.0.0.7:11211": begins every message */
-    atomic_size_t                 item_max;  /* the server's item_size_max, 0: not known */
-    atomic_bool                   no_stats;  /* does not answer `stats settings`: not asked again */
+    char                          name[300];  /* "memcached 10.0.0.7:11211": begins every message */
+    atomic_size_t                 item_max;   /* the server's item_size_max, 0: not known */
+    atomic_bool                   no_stats;   /* does not answer `stats settings`: not asked again */
+    atomic_uint                   stats_lost; /* how often it has hung up when asked */
 };
 
 /* NEAR_OK; NEAR_ERR_TIMEOUT, NEAR_ERR_UNAVAILABLE, NEAR_ERR_PROTOCOL, NEAR_ERR_NOMEM, NEAR_ERR_CLOSED. */

@@ -45,18 +45,21 @@ enum mood {
     MOOD_HALF,         /* announces a value, gives half of it and closes */
     MOOD_CAS_ZERO,     /* gives the value asked for with unique 0 */
     MOOD_HANG_UP,      /* closes instead of answering a write */
-    MOOD_DRIP          /* gives a value a byte at a time, 20 ms each */
+    MOOD_HANG_UP_ONCE, /* and is in MOOD_WORD afterwards */
+    MOOD_DRIP,         /* gives a value a byte at a time, 20 ms each */
+    MOOD_WORD          /* answers everything with `word` */
 };
 
 struct fake {
-    char        path[108];
-    char        directory[64];
-    int         listener;
-    pthread_t   thread;
-    _Atomic int mood;
-    atomic_bool no_stats;
-    atomic_int  hang_ups; /* so many times closes instead of answering `stats` */
-    atomic_int  connections, writes, cas, stats;
+    char                path[108];
+    char                directory[64];
+    int                 listener;
+    pthread_t           thread;
+    _Atomic int         mood;
+    atomic_bool         no_stats;
+    atomic_int          hang_ups; /* so many times closes instead of answering `stats` */
+    const char *_Atomic word;
+    atomic_int          connections, writes, cas, stats;
 };
 
 struct fake_connection {
@@ -107,6 +110,9 @@ fake_gets(struct fake *f, int fd, const char *line)
     case MOOD_DRIP:
         fake_drips(fd, key);
         break;
+    case MOOD_WORD:
+        fake_says(fd, f->word);
+        break;
     default:
         fake_says(fd, "END\r\n");
     }
@@ -131,6 +137,13 @@ fake_write(struct fake *f, int fd, FILE *in, const char *line)
         break;
     case MOOD_HANG_UP:
         shutdown(fd, SHUT_RDWR);
+        break;
+    case MOOD_HANG_UP_ONCE:
+        atomic_store(&f->mood, MOOD_WORD);
+        shutdown(fd, SHUT_RDWR);
+        break;
+    case MOOD_WORD:
+        fake_says(fd, f->word);
         break;
     default:
         fake_says(fd, "NOT_STORED\r\n");
@@ -164,7 +177,7 @@ fake_serve(void *ctx)
         } else if (strncmp(line, "quit", 4) == 0) {
             break;
         } else if (strncmp(line, "delete ", 7) == 0) {
-            fake_says(c->fd, "NOT_FOUND\r\n");
+            fake_says(c->fd, c->fake->mood == MOOD_WORD ? c->fake->word : "NOT_FOUND\r\n");
         } else {
             fake_write(c->fake, c->fd, in, line);
         }
@@ -508,6 +521,41 @@ test_L2_connection_is_dropped_after_a_client_error(void **state)
     assert_int_equal(w->fake.connections, 2);
 }
 
+/* What is harmless as one command's answer is nonsense as another's: the replies have slipped. */
+static void
+test_L2_another_commands_answer_is_no_answer(void **state)
+{
+    static const char *const reads[]   = { "STORED\r\n", "DELETED\r\n", "NOT_STORED\r\n", "EXISTS\r\n" };
+    static const char *const writes[]  = { "EXISTS\r\n", "NOT_FOUND\r\n", "NOT_STORED\r\n" };
+    static const char *const deletes[] = { "STORED\r\n", "EXISTS\r\n", "NOT_STORED\r\n" };
+    struct world            *w         = *state;
+    struct near_l2_item      item      = { .key = { "k", 1 } };
+    struct got               got;
+    near_status              status;
+    int                      dials = 0;
+
+    with_fake(w, MOOD_WORD);
+    for (size_t i = 0; i < NEAR_COUNT_OF(reads); i++) {
+        w->fake.word = reads[i];
+        assert_int_equal(get_status(w, "k", &got, &status, LIMIT_MS), NEAR_L2_ERROR);
+        assert_int_equal(status, NEAR_ERR_PROTOCOL);
+        assert_int_equal(w->fake.connections, ++dials);
+    }
+    for (size_t i = 0; i < NEAR_COUNT_OF(writes); i++) {
+        w->fake.word = writes[i];
+        assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
+        assert_int_equal(status, NEAR_ERR_PROTOCOL);
+        assert_int_equal(w->fake.connections, ++dials);
+    }
+    for (size_t i = 0; i < NEAR_COUNT_OF(deletes); i++) {
+        w->fake.word = deletes[i];
+        w->ops->remove_many(w->self, NEAR_L2_ALWAYS, &item, 1, NULL, after_ms(LIMIT_MS));
+        assert_int_equal(item.answer, NEAR_L2_UNKNOWN);
+        assert_int_equal(item.status, NEAR_ERR_PROTOCOL);
+        assert_int_equal(w->fake.connections, ++dials);
+    }
+}
+
 static void
 test_L2_server_out_of_memory_is_a_refusal(void **state)
 {
@@ -793,6 +841,26 @@ test_L11_a_lost_write_is_repeated_only_where_it_may_be(void **state)
     assert_int_equal(w->fake.writes, 3);
 }
 
+/* What the second try is refused, the first may have done. */
+static void
+test_L11_a_refusal_of_the_second_try_is_not_the_firsts(void **state)
+{
+    static const char *const refusals[] = { "SERVER_ERROR out of memory storing object\r\n",
+                                            "SERVER_ERROR object too large for cache\r\n" };
+    struct world            *w          = *state;
+    near_status              status;
+
+    with_fake(w, MOOD_EMPTY);
+    for (size_t i = 0; i < NEAR_COUNT_OF(refusals); i++) {
+        w->fake.writes = 0;
+        w->fake.word   = refusals[i];
+        w->fake.mood   = MOOD_HANG_UP_ONCE;
+        assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
+        assert_int_equal(status, i == 0 ? NEAR_ERR_DENIED : NEAR_ERR_TOO_LARGE);
+        assert_int_equal(w->fake.writes, 2);
+    }
+}
+
 /* `cas` with 0 is an error in one protocol and an unconditional write in the other. */
 static void
 test_L15_cas_zero_is_never_sent(void **state)
@@ -976,6 +1044,38 @@ test_M2_server_that_tells_no_settings_is_asked_once(void **state)
     assert_int_equal(w->fake.stats, 1);
 }
 
+/* A server that went away in the moment it was asked is asked again: its limit is worth knowing. */
+static void
+test_M2_settings_are_asked_for_again_after_a_hang_up(void **state)
+{
+    struct world *w     = *state;
+    char         *large = calloc(1, (size_t)2 << 20);
+    near_status   status;
+
+    assert_non_null(large);
+    with_fake(w, MOOD_EMPTY);
+    w->fake.hang_ups = 1;
+    assert_int_equal(get_at_last(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.stats, 2);
+    assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", (near_bytes){ large, (size_t)2 << 20 }, 0, &status),
+                     NEAR_L2_ERROR);
+    assert_int_equal(status, NEAR_ERR_TOO_LARGE);
+    assert_int_equal(w->fake.writes, 0);
+    free(large);
+}
+
+/* A proxy that hangs up on what it does not know is not asked for ever. */
+static void
+test_M2_proxy_that_hangs_up_when_asked_is_used_all_the_same(void **state)
+{
+    struct world *w = *state;
+
+    with_fake(w, MOOD_EMPTY);
+    w->fake.hang_ups = 1000;
+    assert_int_equal(get_at_last(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.stats, 3);
+}
+
 /* -------------------------------------------------------------------------------------------------- fork */
 
 struct reader {
@@ -1089,6 +1189,7 @@ main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_L2_connection_is_dropped_after_a_client_error),
+        TEST(test_L2_another_commands_answer_is_no_answer),
         TEST(test_L2_server_out_of_memory_is_a_refusal),
         TEST(test_L3_G0_another_keys_value_is_refused),
         TEST(test_L4_keys_are_checked_by_ourselves),
@@ -1101,6 +1202,7 @@ main(void)
         TEST(test_L9_changing_timeouts_keep_the_connection),
         TEST(test_L11_idle_connection_closed_by_the_server),
         TEST(test_L11_a_lost_write_is_repeated_only_where_it_may_be),
+        TEST(test_L11_a_refusal_of_the_second_try_is_not_the_firsts),
         TEST(test_L15_cas_zero_is_never_sent),
         TEST(test_L15_restart_between_writes_is_no_match),
         TEST(test_L17_placement_is_ketamas),
@@ -1110,6 +1212,8 @@ main(void)
         TEST(test_M2_over_the_setting_is_refused_before_harm),
         TEST(test_M2_refused_by_the_server_leaves_no_old_value),
         TEST(test_M2_server_that_tells_no_settings_is_asked_once),
+        TEST(test_M2_settings_are_asked_for_again_after_a_hang_up),
+        TEST(test_M2_proxy_that_hangs_up_when_asked_is_used_all_the_same),
         TEST(test_close_wakes_a_dial),
         TEST(test_P3_child_closes_descriptors_and_says_nothing),
     };
