@@ -352,7 +352,7 @@ memcached_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_del
     struct backend *b = self;
     struct part     part;
 
-    if (!call_begin(b, items, n))
+    if (!near__l2_valid_get(items, n) || !call_begin(b, items, n))
         return;
     part.backend = b;
     part.deliver = deliver;
@@ -540,13 +540,11 @@ serve_remove(struct part *part)
 }
 
 static void
-write_many(struct backend *b, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
-           struct near_l2_announce *announce, int64_t deadline, serve_fn serve)
+write_many(struct backend *b, enum near_l2_mode mode, struct near_l2_item *items, size_t n, int64_t deadline,
+           serve_fn serve)
 {
     struct part part;
 
-    if (announce != NULL)
-        announce->stream = 0; /* certainly not sent: the traits say so */
     if (!call_begin(b, items, n))
         return;
     part.backend = b;
@@ -559,14 +557,20 @@ static void
 memcached_set_many(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                    struct near_l2_announce *announce, int64_t deadline)
 {
-    write_many(self, mode, items, n, announce, deadline, serve_set);
+    if (announce != NULL)
+        announce->stream = 0; /* certainly not sent: the traits say so */
+    if (near__l2_valid_set(mode, items, n, announce))
+        write_many(self, mode, items, n, deadline, serve_set);
 }
 
 static void
 memcached_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                       struct near_l2_announce *announce, int64_t deadline)
 {
-    write_many(self, mode, items, n, announce, deadline, serve_remove);
+    if (announce != NULL)
+        announce->stream = 0; /* certainly not sent: the traits say so */
+    if (near__l2_valid_remove(mode, items, n, announce))
+        write_many(self, mode, items, n, deadline, serve_remove);
 }
 
 /* ------------------------------------------------------------------------------------------------ seeing */
@@ -711,10 +715,13 @@ static near_status
 memcached_open(void **self, const struct near_l2_env *env, struct near_l2_traits *traits, near_error *error)
 {
     size_t          n = env->uri->address_count;
-    struct backend *b = calloc(1, sizeof(*b) + n * sizeof(b->servers[0]));
+    struct backend *b;
     near_status     st;
 
     *self = NULL;
+    if (env->max_stored == 0)
+        return near__fail(error, NEAR_ERR_INVALID, "memcached: no room for a value (max_stored is 0)");
+    b = calloc(1, sizeof(*b) + n * sizeof(b->servers[0]));
     if (b == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "memcached: out of memory");
     b->env = env;

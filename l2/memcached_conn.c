@@ -847,7 +847,9 @@ near__memcached_exptime(int64_t ttl_ms, int64_t wall_ms)
 {
     int64_t seconds = ttl_ms / 1000 + (ttl_ms % 1000 != 0) + 1;
 
-    if (ttl_ms <= 0)
+    if (ttl_ms < 0)
+        return NEAR__MEMCACHED_EXPIRED;
+    if (ttl_ms == 0)
         return 0;
     if (seconds > RELATIVE_MAX)
         seconds = near__time_after(wall_ms / 1000, seconds);

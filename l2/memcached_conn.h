@@ -102,7 +102,7 @@ bool near__memcached_lost(const struct near__memcached_conn *conn);
 /* "1.6.18" */
 void near__memcached_version(const struct near__memcached_conn *conn, char *out, size_t size);
 
-/* A TTL as the protocol wants it (rule M1): 0 for ever; up to 30 days relative, beyond that absolute; rounded
+/* A TTL as the protocol wants it (rule M1): 0 for ever; below 0 gone at once; up to 30 days relative, beyond that absolute; rounded
  * up, and one second more, because the server's clock ticks in whole seconds and an item of one second may
  * live for a moment only. */
 int64_t near__memcached_exptime(int64_t ttl_ms, int64_t wall_ms);

@@ -973,6 +973,8 @@ test_M1_ttl_to_exptime(void **state)
 
     (void)state;
     assert_int_equal(near__memcached_exptime(0, wall), 0);
+    assert_int_equal(near__memcached_exptime(-1, wall), NEAR__MEMCACHED_EXPIRED);
+    assert_int_equal(near__memcached_exptime(INT64_MIN, wall), NEAR__MEMCACHED_EXPIRED);
     assert_int_equal(near__memcached_exptime(1, wall),
                      2); /* rounded up, and the tick that may be about to come */
     assert_int_equal(near__memcached_exptime(999, wall), 2);
@@ -984,6 +986,49 @@ test_M1_ttl_to_exptime(void **state)
     assert_int_equal(near__memcached_exptime(31 * day, wall), 1700000000 + 31 * 86400 + 1);
     assert_int_equal(near__memcached_exptime(INT64_MAX, wall),
                      INT32_MAX); /* as late as the protocol can say */
+}
+
+/* Gone at once, and the old value with it. */
+static void
+test_M1_below_0_is_gone_at_once(void **state)
+{
+    struct world       *w    = *state;
+    struct near_l2_item item = { .key = { "k", 1 }, .value = sample, .ttl_ms = -1 };
+
+    with_server(w, 0, NULL);
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    w->ops->set_many(w->self, NEAR_L2_ALWAYS, &item, 1, NULL, after_ms(LIMIT_MS));
+    assert_int_equal(item.answer, NEAR_L2_DONE);
+    assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
+}
+
+/* Not a byte is sent for a call that cannot be: too many items, none, or a removal of what is absent. */
+static void
+test_impossible_calls_are_refused(void **state)
+{
+    struct world       *w = *state;
+    struct near_l2_item items[NEAR_L2_BATCH + 1];
+    struct got          got = { 0 };
+    void               *none;
+    near_error          error = { 0 };
+
+    with_fake(w, MOOD_EMPTY);
+    memset(items, 0, sizeof(items));
+    for (size_t i = 0; i < NEAR_COUNT_OF(items); i++)
+        items[i].key = (near_bytes){ "k", 1 };
+    w->ops->get_many(w->self, items, NEAR_L2_BATCH + 1, note, &got, after_ms(LIMIT_MS));
+    assert_int_equal(items[NEAR_L2_BATCH].status, NEAR_ERR_INVALID);
+    w->ops->get_many(w->self, items, 0, note, &got, after_ms(LIMIT_MS));
+    w->ops->set_many(w->self, NEAR_L2_ALWAYS, items, NEAR_L2_BATCH + 1, NULL, after_ms(LIMIT_MS));
+    assert_int_equal(items[0].answer, NEAR_L2_ERROR);
+    items[0].answer = NEAR_L2_NOT_TRIED;
+    w->ops->remove_many(w->self, NEAR_L2_IF_ABSENT, items, 1, NULL, after_ms(LIMIT_MS));
+    assert_int_equal(items[0].answer, NEAR_L2_ERROR);
+    assert_int_equal(items[0].status, NEAR_ERR_INVALID);
+    assert_int_equal(w->fake.connections, 0);
+    w->env.max_stored = 0;
+    assert_int_equal(w->ops->open(&none, &w->env, &w->traits, &error), NEAR_ERR_INVALID);
+    assert_null(none);
 }
 
 static void
@@ -1209,6 +1254,8 @@ main(void)
         TEST(test_L17_values_lie_where_the_router_says),
         TEST(test_L20_a_silent_server_never_costs_more_than_the_deadline),
         TEST(test_M1_ttl_to_exptime),
+        TEST(test_M1_below_0_is_gone_at_once),
+        TEST(test_impossible_calls_are_refused),
         TEST(test_M2_over_the_setting_is_refused_before_harm),
         TEST(test_M2_refused_by_the_server_leaves_no_old_value),
         TEST(test_M2_server_that_tells_no_settings_is_asked_once),
