@@ -33,8 +33,10 @@ struct near_l2_item {
     near_bytes key;      /* as near_l2_traits allows */
     near_bytes value;    /* set */
     uint64_t   expected; /* IF_STAMP: the stamp that must be there */
-    int64_t ttl_ms; /* set: 0 never expires.  Rounded up to what the server can express, never to "expired" */
-    void   *user;   /* the caller's */
+    /* set: 0 never expires, below 0 it is gone at once (or within a millisecond).  Rounded up to what the server
+     * can express, never to "expired" */
+    int64_t ttl_ms;
+    void   *user; /* the caller's */
     /* answered */
     enum near_l2_answer answer;
     near_status         status; /* ERROR, UNKNOWN: why; else NEAR_OK */
@@ -79,8 +81,8 @@ struct near_l2_env {
     const struct near__log   *log;
     int64_t                   connect_timeout; /* ns: one dial, handshake included */
     unsigned                  pool_size;       /* connections per server */
-    size_t                    max_stored;  /* a stored entry larger than this is refused, sent or received */
-    const char               *client_name; /* for CLIENT SETNAME: no blanks */
+    size_t      max_stored;  /* a stored entry larger than this is refused, sent or received.  Never 0 */
+    const char *client_name; /* for CLIENT SETNAME: no blanks */
 };
 
 struct near_l2_stats {
@@ -130,5 +132,13 @@ void near__l2_answer_all(struct near_l2_item *items, size_t n, enum near_l2_answ
                          near_status status);
 /* Those still NOT_TRIED become ERROR with `status`. */
 void near__l2_answer_rest(struct near_l2_item *items, size_t n, near_status status);
+
+/* What backends have in common that is checked before anything else: the number of items, and a mode that the
+ * call can have.  False: the items are answered NEAR_ERR_INVALID. */
+bool near__l2_valid_get(struct near_l2_item *items, size_t n);
+bool near__l2_valid_set(enum near_l2_mode mode, struct near_l2_item *items, size_t n,
+                        const struct near_l2_announce *announce);
+bool near__l2_valid_remove(enum near_l2_mode mode, struct near_l2_item *items, size_t n,
+                           const struct near_l2_announce *announce);
 
 #endif

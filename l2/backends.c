@@ -36,3 +36,34 @@ near__l2_answer_rest(struct near_l2_item *items, size_t n, near_status status)
         }
     }
 }
+
+static bool
+valid_call(struct near_l2_item *items, size_t n, bool possible)
+{
+    if (n >= 1 && n <= NEAR_L2_BATCH && possible)
+        return true;
+    near__l2_answer_all(items, n, NEAR_L2_ERROR, NEAR_ERR_INVALID);
+    return false;
+}
+
+bool
+near__l2_valid_get(struct near_l2_item *items, size_t n)
+{
+    return valid_call(items, n, true);
+}
+
+bool
+near__l2_valid_set(enum near_l2_mode mode, struct near_l2_item *items, size_t n,
+                   const struct near_l2_announce *announce)
+{
+    return valid_call(items, n,
+                      mode == NEAR_L2_ALWAYS ||
+                          ((mode == NEAR_L2_IF_ABSENT || mode == NEAR_L2_IF_STAMP) && announce == NULL));
+}
+
+bool
+near__l2_valid_remove(enum near_l2_mode mode, struct near_l2_item *items, size_t n,
+                      const struct near_l2_announce *announce)
+{
+    return valid_call(items, n, mode == NEAR_L2_ALWAYS || (mode == NEAR_L2_IF_STAMP && announce == NULL));
+}

@@ -310,7 +310,7 @@ get_through(struct part *part, struct near__memcached_conn *conn)
         if (word == NEAR__MEMCACHED_NOT_SENT && near__memcached_status(conn) == NEAR_ERR_CLOSED)
             part_fails(part, NEAR_ERR_CLOSED);
         if (word == NEAR__MEMCACHED_NOT_SENT)
-            return true;
+            return !near__memcached_broken(conn); /* by the answer before this one */
         if (word != NEAR__MEMCACHED_DONE)
             return false;
         for (size_t i = 0; i < asked.n; i++) {
@@ -352,7 +352,7 @@ memcached_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_del
     struct backend *b = self;
     struct part     part;
 
-    if (!call_begin(b, items, n))
+    if (!near__l2_valid_get(items, n) || !call_begin(b, items, n))
         return;
     part.backend = b;
     part.deliver = deliver;
@@ -450,10 +450,13 @@ remove_once(struct part *part, struct near__memcached_conn *conn, struct near_l2
 typedef enum near__memcached_word (*once_fn)(struct part *part, struct near__memcached_conn *conn,
                                              struct near_l2_item *item, bool *sent);
 
+/* `sent`: by this try or the one before, `before`: by the one before.  A refusal speaks for its own try. */
 static void
 answer_write(struct near_l2_item *item, const struct near__memcached_conn *conn,
-             enum near__memcached_word word, bool sent)
+             enum near__memcached_word word, bool sent, bool before)
 {
+    enum near_l2_answer refused = before ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR;
+
     switch (word) {
     case NEAR__MEMCACHED_DONE:
         answer(item, NEAR_L2_DONE, NEAR_OK);
@@ -462,16 +465,16 @@ answer_write(struct near_l2_item *item, const struct near__memcached_conn *conn,
         answer(item, NEAR_L2_ABSENT, NEAR_OK);
         break;
     case NEAR__MEMCACHED_TOO_LARGE:
-        answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
+        answer(item, refused, NEAR_ERR_TOO_LARGE);
         break;
     case NEAR__MEMCACHED_REFUSED:
-        answer(item, NEAR_L2_ERROR, near__memcached_status(conn));
+        answer(item, refused, near__memcached_status(conn));
         break;
     case NEAR__MEMCACHED_NOT_SENT:
         if (sent) /* by a try before this one */
             answer(item, NEAR_L2_UNKNOWN, near__memcached_status(conn));
-        else if (near__memcached_status(conn) == NEAR_ERR_CLOSED)
-            answer(item, NEAR_L2_ERROR, NEAR_ERR_CLOSED);
+        else if (near__memcached_broken(conn) || near__memcached_status(conn) == NEAR_ERR_CLOSED)
+            answer(item, NEAR_L2_ERROR, near__memcached_status(conn));
         break; /* else it stays NOT_TRIED: the time was over */
     case NEAR__MEMCACHED_BROKEN:
         answer(item, sent ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR, near__memcached_status(conn));
@@ -495,9 +498,10 @@ write_item(struct part *part, struct near__memcached_conn **conn, struct near_l2
     bool again = true;
 
     for (int try = 1; again && *conn != NULL; try++) {
-        enum near__memcached_word word = once(part, *conn, item, &sent);
+        bool                      before = sent;
+        enum near__memcached_word word   = once(part, *conn, item, &sent);
 
-        answer_write(item, *conn, word, sent);
+        answer_write(item, *conn, word, sent, before);
         again = word == NEAR__MEMCACHED_BROKEN && near__memcached_lost(*conn) && try < TRIES &&
                 may_repeat(part, sent);
         if (near__memcached_broken(*conn)) {
@@ -536,13 +540,11 @@ serve_remove(struct part *part)
 }
 
 static void
-write_many(struct backend *b, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
-           struct near_l2_announce *announce, int64_t deadline, serve_fn serve)
+write_many(struct backend *b, enum near_l2_mode mode, struct near_l2_item *items, size_t n, int64_t deadline,
+           serve_fn serve)
 {
     struct part part;
 
-    if (announce != NULL)
-        announce->stream = 0; /* certainly not sent: the traits say so */
     if (!call_begin(b, items, n))
         return;
     part.backend = b;
@@ -555,14 +557,20 @@ static void
 memcached_set_many(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                    struct near_l2_announce *announce, int64_t deadline)
 {
-    write_many(self, mode, items, n, announce, deadline, serve_set);
+    if (announce != NULL)
+        announce->stream = 0; /* certainly not sent: the traits say so */
+    if (near__l2_valid_set(mode, items, n, announce))
+        write_many(self, mode, items, n, deadline, serve_set);
 }
 
 static void
 memcached_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                       struct near_l2_announce *announce, int64_t deadline)
 {
-    write_many(self, mode, items, n, announce, deadline, serve_remove);
+    if (announce != NULL)
+        announce->stream = 0; /* certainly not sent: the traits say so */
+    if (near__l2_valid_remove(mode, items, n, announce))
+        write_many(self, mode, items, n, deadline, serve_remove);
 }
 
 /* ------------------------------------------------------------------------------------------------ seeing */
@@ -707,10 +715,13 @@ static near_status
 memcached_open(void **self, const struct near_l2_env *env, struct near_l2_traits *traits, near_error *error)
 {
     size_t          n = env->uri->address_count;
-    struct backend *b = calloc(1, sizeof(*b) + n * sizeof(b->servers[0]));
+    struct backend *b;
     near_status     st;
 
     *self = NULL;
+    if (env->max_stored == 0)
+        return near__fail(error, NEAR_ERR_INVALID, "memcached: no room for a value (max_stored is 0)");
+    b = calloc(1, sizeof(*b) + n * sizeof(b->servers[0]));
     if (b == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "memcached: out of memory");
     b->env = env;

@@ -18,15 +18,19 @@
 
 #include "base/lock.h"
 #include "base/thread.h"
+#include "l2/transport.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <libmemcached/memcached.h>
 #include <limits.h>
+#include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -40,11 +44,13 @@
 #define RELATIVE_MAX       2592000       /* seconds; beyond them the server reads a Unix time (rule M1) */
 #define MAX_KEY            250
 #define GOODBYE_TIMEOUT_MS 1
+#define STATS_TRIES        3
 
 struct near__memcached_guard {
     const struct near__clock *clock;
     pthread_t                 thread;
-    bool                      forked; /* set in a child only, before anything else runs there */
+    bool                      forked;    /* set in a child only, before anything else runs there */
+    int                       cancel_fd; /* eventfd: readable once closed.  -1 in a forked child */
 
     struct near__lock lock; /* covers all below and every connection's `until`, `cut`, `next`, `prev` */
     pthread_cond_t    changed;
@@ -73,10 +79,11 @@ struct near__memcached_conn {
 static void
 cut_locked(struct near__memcached_conn *conn, near_status why)
 {
-    if (conn->cut != NEAR_OK || conn->own_fd < 0)
+    if (conn->cut != NEAR_OK)
         return;
     conn->cut = why;
-    shutdown(conn->own_fd, SHUT_RDWR);
+    if (conn->own_fd >= 0) /* else it is just connecting: whoever does looks at `cut` next */
+        shutdown(conn->own_fd, SHUT_RDWR);
 }
 
 static int64_t
@@ -116,12 +123,15 @@ near__memcached_guard_new(struct near__memcached_guard **guard, const struct nea
     *guard = NULL;
     if (g == NULL)
         return NEAR_ERR_NOMEM;
-    g->clock = clock;
-    g->wakes = NEAR_NEVER;
+    g->clock     = clock;
+    g->wakes     = NEAR_NEVER;
+    g->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     near__lock_init(&g->lock, NEAR__RANK_LEAF);
     near__cond_init(&g->changed);
-    st = near__thread_start(&g->thread, "near-memcached", guard_run, g);
+    st = g->cancel_fd < 0 ? NEAR_ERR_NOMEM : near__thread_start(&g->thread, "near-memcached", guard_run, g);
     if (st != NEAR_OK) {
+        if (g->cancel_fd >= 0)
+            close(g->cancel_fd);
         pthread_cond_destroy(&g->changed);
         near__lock_fini(&g->lock);
         free(g);
@@ -134,6 +144,10 @@ near__memcached_guard_new(struct near__memcached_guard **guard, const struct nea
 void
 near__memcached_guard_close(struct near__memcached_guard *g)
 {
+    const uint64_t one = 1;
+
+    if (g->cancel_fd >= 0 && write(g->cancel_fd, &one, sizeof(one)) < 0)
+        (void)0; /* it is readable all the same */
     near__lock(&g->lock);
     g->closed = true;
     for (struct near__memcached_conn *c = g->conns; c != NULL; c = c->next) {
@@ -160,13 +174,19 @@ near__memcached_guard_free(struct near__memcached_guard **guard)
         pthread_cond_destroy(&g->changed);
         near__lock_fini(&g->lock);
     }
+    if (g->cancel_fd >= 0)
+        close(g->cancel_fd);
     free(g);
 }
 
+/* The eventfd is shared with the parent: writing to it here would cancel the parent's dials. */
 void
 near__memcached_guard_forked(struct near__memcached_guard *g)
 {
     g->forked = true;
+    if (g->cancel_fd >= 0)
+        close(g->cancel_fd);
+    g->cancel_fd = -1;
     near__lock_init(&g->lock, NEAR__RANK_LEAF); /* the old one may be held by a thread that is not here */
     g->conns = NULL;
 }
@@ -192,7 +212,8 @@ guard_leave(struct near__memcached_guard *g, struct near__memcached_conn *conn)
     near__unlock(&g->lock);
 }
 
-/* From here on the connection is cut when `left` ns have passed.  False: the client is closed. */
+/* From here on the connection is cut when `left` ns have passed.  False: it is already, or the client is
+ * closed. */
 static bool
 arm(struct near__memcached_conn *conn, int64_t left)
 {
@@ -201,7 +222,7 @@ arm(struct near__memcached_conn *conn, int64_t left)
     bool                          open;
 
     near__lock(&g->lock);
-    open        = !g->closed;
+    open        = !g->closed && conn->cut == NEAR_OK;
     conn->until = near__time_after(until, GRACE);
     if (conn->until < g->wakes)
         pthread_cond_signal(&g->changed);
@@ -345,8 +366,9 @@ break_with(struct near__memcached_conn *conn, const char *operation, memcached_r
 static bool
 operation_begin(struct near__memcached_conn *conn, int64_t deadline)
 {
-    int64_t now     = near__now(conn->server->clock);
-    int     timeout = near__poll_timeout(now, deadline);
+    int64_t     now     = near__now(conn->server->clock);
+    int         timeout = near__poll_timeout(now, deadline);
+    near_status cut;
 
     if (conn->broken)
         return false;
@@ -360,41 +382,74 @@ operation_begin(struct near__memcached_conn *conn, int64_t deadline)
     memcached_behavior_set(conn->memc, MEMCACHED_BEHAVIOR_CONNECT_TIMEOUT, (uint64_t)timeout);
     if (arm(conn, deadline - now))
         return true;
-    disarm(conn);
-    conn->status = NEAR_ERR_CLOSED;
+    cut          = disarm(conn);
+    conn->status = cut != NEAR_OK ? cut : NEAR_ERR_CLOSED;
     return false;
 }
 
-/* The list of harmless answers (rule L2); anything else breaks the connection. */
-static enum near__memcached_word
-operation_end(struct near__memcached_conn *conn, const char *operation, memcached_return_t rc)
+/* libmemcached has closed its socket.  It would connect anew on its own, without the guard knowing. */
+static bool
+hung_up(const struct near__memcached_conn *conn)
 {
-    enum near__memcached_word word = NEAR__MEMCACHED_BROKEN;
+    return conn->fd_at != NULL && *conn->fd_at < 0;
+}
+
+/* The lists of harmless answers (rule L2), one for each operation: what is sound for one shows for another
+ * that the replies have slipped. */
+#define ANSWER(rc) (UINT64_C(1) << (rc))
+
+struct operation {
+    const char *name;
+    uint64_t    done, no, too_large; /* sets of ANSWER() */
+};
+
+static const struct operation op_stats   = { "stats settings",
+                                             ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_END), 0, 0 };
+static const struct operation op_get     = { "get", ANSWER(MEMCACHED_END), 0, 0 };
+static const struct operation op_delete  = { "delete", ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_DELETED),
+                                             ANSWER(MEMCACHED_NOTFOUND), 0 };
+static const struct operation op_store[] = {
+    [NEAR__MEMCACHED_SET] = { "set", ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_STORED), 0,
+                              ANSWER(MEMCACHED_E2BIG) },
+    [NEAR__MEMCACHED_ADD] = { "add", ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_STORED),
+                              ANSWER(MEMCACHED_NOTSTORED), ANSWER(MEMCACHED_E2BIG) },
+    [NEAR__MEMCACHED_CAS] = { "cas", ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_STORED),
+                              ANSWER(MEMCACHED_DATA_EXISTS) | ANSWER(MEMCACHED_NOTFOUND),
+                              ANSWER(MEMCACHED_E2BIG) },
+};
+static const uint64_t op_any = ANSWER(MEMCACHED_SUCCESS) | ANSWER(MEMCACHED_STORED) |
+                               ANSWER(MEMCACHED_DELETED) | ANSWER(MEMCACHED_END) |
+                               ANSWER(MEMCACHED_NOTFOUND) | ANSWER(MEMCACHED_NOTSTORED) |
+                               ANSWER(MEMCACHED_DATA_EXISTS) | ANSWER(MEMCACHED_E2BIG);
+
+static enum near__memcached_word
+word_of(const struct operation *op, memcached_return_t rc)
+{
+    uint64_t answer = (unsigned)rc < 64 ? ANSWER(rc) : 0;
+
+    if ((answer & op->done) != 0)
+        return NEAR__MEMCACHED_DONE;
+    if ((answer & op->no) != 0)
+        return NEAR__MEMCACHED_NO;
+    if ((answer & op->too_large) != 0)
+        return NEAR__MEMCACHED_TOO_LARGE;
+    return rc == MEMCACHED_SERVER_MEMORY_ALLOCATION_FAILURE ? NEAR__MEMCACHED_REFUSED
+                                                            : NEAR__MEMCACHED_BROKEN;
+}
+
+/* Anything not on the operation's list breaks the connection. */
+static enum near__memcached_word
+operation_end(struct near__memcached_conn *conn, const struct operation *op, memcached_return_t rc)
+{
+    enum near__memcached_word word = word_of(op, rc);
     near_status               cut  = disarm(conn);
 
-    switch (rc) {
-    case MEMCACHED_SUCCESS:
-    case MEMCACHED_STORED:
-    case MEMCACHED_DELETED:
-    case MEMCACHED_END:
-        word = NEAR__MEMCACHED_DONE;
-        break;
-    case MEMCACHED_NOTFOUND:
-    case MEMCACHED_NOTSTORED:
-    case MEMCACHED_DATA_EXISTS:
-        word = NEAR__MEMCACHED_NO;
-        break;
-    case MEMCACHED_E2BIG:
-        word = NEAR__MEMCACHED_TOO_LARGE;
-        break;
-    case MEMCACHED_SERVER_MEMORY_ALLOCATION_FAILURE:
-        word = NEAR__MEMCACHED_REFUSED;
-        break;
-    default:
-        break;
-    }
+    if (word == NEAR__MEMCACHED_BROKEN && (unsigned)rc < 64 && (ANSWER(rc) & op_any) != 0)
+        rc = MEMCACHED_PROTOCOL_ERROR; /* another operation's */
     if (cut != NEAR_OK || word == NEAR__MEMCACHED_REFUSED || word == NEAR__MEMCACHED_BROKEN)
-        break_with(conn, operation, rc, cut);
+        break_with(conn, op->name, rc, cut);
+    else if (hung_up(conn)) /* after the answer: this word stands, there will be no other */
+        break_with(conn, op->name, MEMCACHED_CONNECTION_FAILURE, cut);
     return word;
 }
 
@@ -425,14 +480,19 @@ record(const struct near__memcached_conn *conn)
 static void
 find_descriptor(struct near__memcached_conn *conn, const int *before)
 {
-    const int *at = record(conn);
+    struct near__memcached_guard *g  = conn->server->guard;
+    const int                    *at = record(conn);
+    int                           fd;
 
     for (size_t i = 0; i < RECORD_INTS; i++) {
         if (before[i] != -1 || at[i] < 0 || !leads_to(at[i], conn->server->address))
             continue;
-        conn->own_fd = fcntl(at[i], F_DUPFD_CLOEXEC, 0);
-        if (conn->own_fd >= 0)
+        fd = fcntl(at[i], F_DUPFD_CLOEXEC, 0);
+        if (fd >= 0)
             conn->fd_at = &at[i];
+        near__lock(&g->lock); /* the connection is armed: the guard may be looking */
+        conn->own_fd = fd;
+        near__unlock(&g->lock);
         return;
     }
 }
@@ -471,7 +531,7 @@ replace_descriptor(struct near__memcached_conn *conn)
 /* Every behaviour before the first operation (rule L8).  Not set, on purpose: NO_BLOCK, BUFFER_REQUESTS,
  * NOREPLY, replicas, AUTO_EJECT_HOSTS (rules L10, L13). */
 static bool
-configure(struct near__memcached_conn *conn)
+configure(struct near__memcached_conn *conn, const char *host)
 {
     const struct near__address *address = conn->server->address;
     memcached_return_t          rc;
@@ -482,14 +542,14 @@ configure(struct near__memcached_conn *conn)
     memcached_behavior_set(conn->memc, MEMCACHED_BEHAVIOR_VERIFY_KEY,
                            1); /* a second look: ours is the rule (L4) */
     if (address->port == 0)
-        rc = memcached_server_add_unix_socket(conn->memc, address->host);
+        rc = memcached_server_add_unix_socket(conn->memc, host);
     else
-        rc = memcached_server_add(conn->memc, address->host, address->port);
+        rc = memcached_server_add(conn->memc, host, address->port);
     return rc == MEMCACHED_SUCCESS;
 }
 
 static struct near__memcached_conn *
-conn_new(struct near__memcached_server *server)
+conn_new(struct near__memcached_server *server, const char *host)
 {
     struct near__memcached_conn *conn = calloc(1, sizeof(*conn));
 
@@ -501,7 +561,7 @@ conn_new(struct near__memcached_server *server)
     conn->pid    = getpid();
     conn->memc   = memcached_create(NULL);
     if (conn->memc == NULL || memcached_result_create(conn->memc, &conn->result) == NULL ||
-        !configure(conn)) {
+        !configure(conn, host)) {
         memcached_free(conn->memc);
         free(conn);
         return NULL;
@@ -523,6 +583,18 @@ note_setting(const memcached_instance_st *instance, const char *key, size_t key_
     return MEMCACHED_SUCCESS;
 }
 
+/* Whether the server will not tell: it has answered something else, or hangs up whenever it is asked.  A
+ * silence, or the end of a server in that moment, says nothing. */
+static bool
+will_not_tell(struct near__memcached_conn *conn)
+{
+    if (conn->status == NEAR_ERR_TIMEOUT || conn->status == NEAR_ERR_CLOSED)
+        return false;
+    if (!hung_up(conn))
+        return true;
+    return atomic_fetch_add_explicit(&conn->server->stats_lost, 1, memory_order_relaxed) + 1 >= STATS_TRIES;
+}
+
 /* Learn the server's limit, so that larger values are refused before they do harm (rule M2).  A server or
  * proxy that does not tell is not asked again. */
 static void
@@ -535,10 +607,10 @@ ask_settings(struct near__memcached_conn *conn, int64_t deadline)
         !operation_begin(conn, deadline))
         return;
     rc = memcached_stat_execute(conn->memc, "settings", note_setting, &max);
-    operation_end(conn, "stats settings", rc);
+    operation_end(conn, &op_stats, rc);
     if (max > 0) /* a number of its own: nothing else is read after it, hence relaxed */
         atomic_store_explicit(&conn->server->item_max, max, memory_order_relaxed);
-    else if (conn->status != NEAR_ERR_TIMEOUT)
+    else if (will_not_tell(conn))
         atomic_store_explicit(&conn->server->no_stats, true, memory_order_relaxed);
 }
 
@@ -549,34 +621,67 @@ connect_and_greet(struct near__memcached_conn *conn, int64_t deadline, near_erro
 {
     int                before[RECORD_INTS];
     char               reason[128];
-    memcached_return_t rc  = MEMCACHED_FAILURE;
-    near_status        cut = NEAR_OK;
+    memcached_return_t rc    = MEMCACHED_FAILURE;
+    bool               begun = operation_begin(conn, deadline);
+    near_status        cut;
 
     memcpy(before, record(conn), sizeof(before));
-    if (!operation_begin(conn, deadline))
-        return near__fail(error, conn->status, "%s: connect: no time left", conn->server->name);
     /* asking for the socket's buffer size is libmemcached's way to connect and do nothing else */
-    if (memcached_behavior_get(conn->memc, MEMCACHED_BEHAVIOR_SOCKET_SEND_SIZE) != 0) {
+    if (begun && memcached_behavior_get(conn->memc, MEMCACHED_BEHAVIOR_SOCKET_SEND_SIZE) != 0) {
         find_descriptor(conn, before);
-        rc = operation_begin(conn, deadline) ? memcached_version(conn->memc) : MEMCACHED_TIMEOUT;
+        begun = operation_begin(conn, deadline);
+        if (begun)
+            rc = memcached_version(conn->memc);
     }
     cut = disarm(conn);
-    if (cut == NEAR_OK && rc == MEMCACHED_SUCCESS)
+    if (begun && cut == NEAR_OK && rc == MEMCACHED_SUCCESS && !hung_up(conn))
         return NEAR_OK;
-    rc           = true_reason(conn, rc);
-    conn->status = cut != NEAR_OK ? cut : status_of(rc);
+    rc = rc == MEMCACHED_SUCCESS ? MEMCACHED_CONNECTION_FAILURE : true_reason(conn, rc);
+    if (begun || cut != NEAR_OK)
+        conn->status = cut != NEAR_OK ? cut : status_of(rc);
     return near__fail(error, conn->status, "%s: connect: %s", conn->server->name,
                       reason_text(conn, conn->status, rc, reason, sizeof(reason)));
+}
+
+/* Which address of the server to connect to, as a number.  libmemcached would give each address of a name
+ * the whole time, and nothing could wake it.  So we look for one that answers, within the deadline and ended
+ * by close(), and that is the only one it learns of; the connection made here is not used otherwise. */
+static near_status
+choose_address(const struct near__memcached_server *server, char *host, size_t size, int64_t deadline,
+               near_error *error)
+{
+    struct near__transport  probe = { -1, server->guard->cancel_fd, server->clock };
+    struct sockaddr_storage peer  = { 0 };
+    socklen_t               n     = sizeof(peer);
+    near_error              why   = { 0 };
+    near_status             st;
+
+    if (server->address->port == 0) {
+        snprintf(host, size, "%s", server->address->host); /* a path */
+        return NEAR_OK;
+    }
+    st = near__transport_open(&probe, server->address, deadline, &why);
+    if (st != NEAR_OK)
+        return near__fail(error, st, "%s: connect: %s", server->name, why.text);
+    if (getpeername(probe.fd, (struct sockaddr *)&peer, &n) != 0 ||
+        getnameinfo((struct sockaddr *)&peer, n, host, (socklen_t)size, NULL, 0, NI_NUMERICHOST) != 0)
+        st = near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: connect: closed at once", server->name);
+    near__transport_close(&probe);
+    return st;
 }
 
 near_status
 near__memcached_dial(struct near__memcached_conn **out, struct near__memcached_server *server,
                      int64_t deadline, near_error *error)
 {
-    struct near__memcached_conn *conn = conn_new(server);
-    near_status                  st;
+    char                         host[sizeof(server->address->host) + IF_NAMESIZE];
+    struct near__memcached_conn *conn;
+    near_status                  st = choose_address(server, host, sizeof(host), deadline, error);
 
     *out = NULL;
+    if (st != NEAR_OK)
+        return st;
+    conn = conn_new(server, host);
     if (conn == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "%s: connect: out of memory", server->name);
     st = connect_and_greet(conn, deadline, error);
@@ -679,16 +784,15 @@ near__memcached_gets(struct near__memcached_conn *conn, const near_bytes *keys, 
         rc = fetch_all(conn, found, ctx);
     else if (memcached_success(rc))
         rc = MEMCACHED_UNKNOWN_READ_FAILURE;
-    return operation_end(conn, "get", rc);
+    return operation_end(conn, &op_get, rc);
 }
 
 enum near__memcached_word
 near__memcached_store(struct near__memcached_conn *conn, enum near__memcached_verb verb, near_bytes key,
                       near_bytes value, int64_t exptime, uint64_t unique, int64_t deadline)
 {
-    static const char *const operations[] = { "set", "add", "cas" };
-    const char              *bytes        = value.size > 0 ? value.data : "";
-    memcached_return_t       rc           = MEMCACHED_INVALID_ARGUMENTS;
+    const char        *bytes = value.size > 0 ? value.data : "";
+    memcached_return_t rc    = MEMCACHED_INVALID_ARGUMENTS;
 
     if (!operation_begin(conn, deadline))
         return NEAR__MEMCACHED_NOT_SENT;
@@ -698,7 +802,7 @@ near__memcached_store(struct near__memcached_conn *conn, enum near__memcached_ve
         rc = memcached_add(conn->memc, key.data, key.size, bytes, value.size, exptime, 0);
     else if (unique != 0) /* 0 would be an error in text and an unconditional write in binary (rule L15) */
         rc = memcached_cas(conn->memc, key.data, key.size, bytes, value.size, exptime, 0, unique);
-    return operation_end(conn, operations[verb], rc);
+    return operation_end(conn, &op_store[verb], rc);
 }
 
 enum near__memcached_word
@@ -706,7 +810,7 @@ near__memcached_delete(struct near__memcached_conn *conn, near_bytes key, int64_
 {
     if (!operation_begin(conn, deadline))
         return NEAR__MEMCACHED_NOT_SENT;
-    return operation_end(conn, "delete", memcached_delete(conn->memc, key.data, key.size, 0));
+    return operation_end(conn, &op_delete, memcached_delete(conn->memc, key.data, key.size, 0));
 }
 
 /* --------------------------------------------------------------------------------------------- questions */
@@ -743,7 +847,9 @@ near__memcached_exptime(int64_t ttl_ms, int64_t wall_ms)
 {
     int64_t seconds = ttl_ms / 1000 + (ttl_ms % 1000 != 0) + 1;
 
-    if (ttl_ms <= 0)
+    if (ttl_ms < 0)
+        return NEAR__MEMCACHED_EXPIRED;
+    if (ttl_ms == 0)
         return 0;
     if (seconds > RELATIVE_MAX)
         seconds = near__time_after(wall_ms / 1000, seconds);

@@ -47,9 +47,10 @@ struct near__memcached_server {
     const struct near__clock     *clock;
     const struct near__log       *log;
     struct near__memcached_guard *guard;
-    char                          name[300]; /* "memcached 10.0.0.7:11211": begins every message */
-    atomic_size_t                 item_max;  /* the server's item_size_max, 0: not known */
-    atomic_bool                   no_stats;  /* does not answer `stats settings`: not asked again */
+    char                          name[300];  /* "memcached 10.0.0.7:11211": begins every message */
+    atomic_size_t                 item_max;   /* the server's item_size_max, 0: not known */
+    atomic_bool                   no_stats;   /* does not answer `stats settings`: not asked again */
+    atomic_uint                   stats_lost; /* how often it has hung up when asked */
 };
 
 /* NEAR_OK; NEAR_ERR_TIMEOUT, NEAR_ERR_UNAVAILABLE, NEAR_ERR_PROTOCOL, NEAR_ERR_NOMEM, NEAR_ERR_CLOSED. */
@@ -101,7 +102,7 @@ bool near__memcached_lost(const struct near__memcached_conn *conn);
 /* "1.6.18" */
 void near__memcached_version(const struct near__memcached_conn *conn, char *out, size_t size);
 
-/* A TTL as the protocol wants it (rule M1): 0 for ever; up to 30 days relative, beyond that absolute; rounded
+/* A TTL as the protocol wants it (rule M1): 0 for ever; below 0 gone at once; up to 30 days relative, beyond that absolute; rounded
  * up, and one second more, because the server's clock ticks in whole seconds and an item of one second may
  * live for a moment only. */
 int64_t near__memcached_exptime(int64_t ttl_ms, int64_t wall_ms);

@@ -30,7 +30,8 @@
 /* Four times the default L1: room enough that a program tried without a server sees a useful second tier, and
  * little enough that nobody's laptop or test machine is eaten by it. */
 #define STORE_BYTES ((size_t)256 << 20)
-#define STORE_SLOTS 1024 /* at first; doubled whenever there are as many entries */
+#define VALUE_MAX   (STORE_BYTES / 2) /* one entry never drives out all others */
+#define STORE_SLOTS 1024              /* at first; doubled whenever there are as many entries */
 /* What malloc adds to the two pieces of an entry, and its slot in the table. */
 #define ENTRY_OVERHEAD (2 * 16 + sizeof(void *))
 #define MAX_KEY        ((size_t)64 << 10) /* no backend needs more: the public limit for keys, prefix aside */
@@ -369,6 +370,10 @@ memory_open(void **self, const struct near_l2_env *env, struct near_l2_traits *t
     *self = NULL;
     if (h == NULL)
         return near__fail(error, st, "memory: out of memory");
+    if (env->max_stored == 0) {
+        free(h);
+        return near__fail(error, NEAR_ERR_INVALID, "memory: no room for a value (max_stored is 0)");
+    }
     h->env      = env;
     h->registry = registry_here();
     if (h->registry != NULL)
@@ -387,7 +392,7 @@ memory_open(void **self, const struct near_l2_env *env, struct near_l2_traits *t
         .shared       = name[0] != '\0',
         .binary_keys  = true,
         .max_key      = MAX_KEY + KEY_PREFIX,
-        .max_value    = env->max_stored,
+        .max_value    = env->max_stored < VALUE_MAX ? env->max_stored : VALUE_MAX,
         .min_lease_ms = 1,
     };
     *self = h;
@@ -472,7 +477,7 @@ memory_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_delive
     struct handle *h = self;
 
     (void)deadline; /* nothing here waits */
-    if (!call_begin(h, items, n))
+    if (!near__l2_valid_get(items, n) || !call_begin(h, items, n))
         return;
     for (size_t i = 0; i < n; i++) {
         if (key_is_fit(&items[i]))
@@ -513,7 +518,9 @@ condition_holds(enum near_l2_mode mode, const struct entry *e, uint64_t expected
 static int64_t
 expiry(int64_t now, int64_t ttl_ms)
 {
-    if (ttl_ms <= 0 || ttl_ms > INT64_MAX / NEAR_MS)
+    if (ttl_ms < 0)
+        return now; /* gone at once */
+    if (ttl_ms == 0 || ttl_ms > INT64_MAX / NEAR_MS)
         return NEAR_NEVER;
     return near__time_after(now, ttl_ms * NEAR_MS);
 }
@@ -559,12 +566,12 @@ memory_set_many(void *self, enum near_l2_mode mode, struct near_l2_item *items, 
     (void)deadline;
     if (announce != NULL)
         announce->stream = 0; /* we do not announce: the traits say so */
-    if (!call_begin(h, items, n))
+    if (!near__l2_valid_set(mode, items, n, announce) || !call_begin(h, items, n))
         return;
     for (size_t i = 0; i < n; i++) {
         if (!key_is_fit(&items[i]))
             continue;
-        if (items[i].value.size > h->env->max_stored || items[i].value.size > STORE_BYTES / 2)
+        if (items[i].value.size > h->env->max_stored || items[i].value.size > VALUE_MAX)
             answer(&items[i], NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
         else
             write_one(h, mode, &items[i]);
@@ -600,7 +607,7 @@ memory_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *item
     (void)deadline;
     if (announce != NULL)
         announce->stream = 0;
-    if (!call_begin(h, items, n))
+    if (!near__l2_valid_remove(mode, items, n, announce) || !call_begin(h, items, n))
         return;
     for (size_t i = 0; i < n; i++) {
         if (key_is_fit(&items[i]))
@@ -616,7 +623,7 @@ memory_health(void *self, char *text, size_t size, int64_t deadline, near_error 
     size_t         count, bytes;
 
     (void)deadline;
-    if (atomic_load(&h->closed))
+    if (!call_begin(h, NULL, 0))
         return near__fail(error, NEAR_ERR_CLOSED, "memory: closed");
     near__lock(&h->store->lock);
     count = h->store->count;
@@ -624,6 +631,7 @@ memory_health(void *self, char *text, size_t size, int64_t deadline, near_error 
     near__unlock(&h->store->lock);
     snprintf(text, size, "memory%s%s, %zu entries, %zu of %zu bytes", h->store->name[0] != '\0' ? " " : "",
              h->store->name, count, bytes, STORE_BYTES);
+    call_end(h);
     return NEAR_OK;
 }
 

@@ -1,8 +1,8 @@
 /*
  * URIs are configuration that people type, so every refusal says which option, which part and what would
  * do.  And they hold passwords, so nothing that could be one is ever quoted: what stands before the last '@'
- * is skipped unseen, a text with an '@' in the wrong place is not quoted at all, and neither is a Redis port
- * that is no number (redis://user:password, the host forgotten, would look like that).
+ * is skipped unseen, a text with an '@' in the wrong place is not quoted at all, and of a Redis URI no part
+ * is: redis://password or redis://user:password, the host forgotten, or ?password=... would be.
  *
  * Parsing works on spans of the text, allocates nothing and leaves an all-zero result behind every refusal.
  */
@@ -64,6 +64,13 @@ quote(struct span s)
         q.text[n] = s.at[n] >= 0x20 && s.at[n] < 0x7f ? s.at[n] : '?';
     memcpy(q.text + n, n < s.size ? "..." : "", n < s.size ? 4 : 1);
     return q;
+}
+
+/* The same, or an ellipsis where the part may be a password that got into the wrong place. */
+static struct quoted
+quote_open(const struct parse *p, struct span s)
+{
+    return p->uri->kind == NEAR__URI_REDIS ? (struct quoted){ "..." } : quote(s);
 }
 
 static bool
@@ -195,7 +202,8 @@ parse_ipv6(struct parse *p, struct span host, struct near__address *address)
         sound = inet_pton(AF_INET6, text, &parsed) == 1;
     }
     if (!sound)
-        return refuse(p, NEAR_ERR_INVALID, "\"[%s]\" is no IPv6 address; accepts [::1]", quote(host).text);
+        return refuse(p, NEAR_ERR_INVALID, "\"[%s]\" is no IPv6 address; accepts [::1]",
+                      quote_open(p, host).text);
     copy(address->host, host);
     return NEAR_OK;
 }
@@ -206,13 +214,13 @@ parse_host(struct parse *p, struct span host, struct near__address *address)
     if (host.size == 0)
         return refuse(p, NEAR_ERR_INVALID, "a host is missing; accepts %s", ACCEPTED);
     if (host.size >= sizeof(address->host))
-        return refuse(p, NEAR_ERR_INVALID, "the host \"%s\" is over %zu bytes", quote(host).text,
+        return refuse(p, NEAR_ERR_INVALID, "the host \"%s\" is over %zu bytes", quote_open(p, host).text,
                       sizeof(address->host) - 1);
     if (!all_words(host))
         return refuse(
             p, NEAR_ERR_INVALID,
             "the host \"%s\" holds something else than A-Z a-z 0-9 . _ - (IPv6 stands in brackets: [::1])",
-            quote(host).text);
+            quote_open(p, host).text);
     copy(address->host, host);
     return NEAR_OK;
 }
@@ -240,11 +248,9 @@ static near_status
 bad_port(struct parse *p, const struct near__address *address, struct span port)
 {
     struct quoted host = quote((struct span){ address->host, strlen(address->host) });
-    unsigned      value;
 
-    /* redis://user:password with the host forgotten: only what is a number is shown */
-    if (p->uri->kind == NEAR__URI_REDIS && !number(port, 0, 99999, &value))
-        return refuse(p, NEAR_ERR_INVALID, "what follows \"%s\" is no port; accepts 1 .. 65535", host.text);
+    if (p->uri->kind == NEAR__URI_REDIS)
+        return refuse(p, NEAR_ERR_INVALID, "what follows the host is no port; accepts 1 .. 65535");
     return refuse(p, NEAR_ERR_INVALID, "\"%s\" after \"%s\" is no port; accepts 1 .. 65535", quote(port).text,
                   host.text);
 }
@@ -280,8 +286,7 @@ static near_status
 parse_database(struct parse *p, struct span s)
 {
     if (s.size > 0 && !number(s, 0, DATABASE_MAX, &p->uri->database))
-        return refuse(p, NEAR_ERR_INVALID, "the database \"%s\" is no number in 0 .. %d", quote(s).text,
-                      DATABASE_MAX);
+        return refuse(p, NEAR_ERR_INVALID, "the database is no number in 0 .. %d", DATABASE_MAX);
     return NEAR_OK;
 }
 
@@ -329,8 +334,8 @@ parse_path(struct parse *p, struct span path)
                       p->uri->scheme);
     if (path.size > SOCKET_PATH_MAX)
         return refuse(p, NEAR_ERR_INVALID,
-                      "the path \"%s\" is over %zu bytes, the most a unix socket may have", quote(path).text,
-                      SOCKET_PATH_MAX);
+                      "the path \"%s\" is over %zu bytes, the most a unix socket may have",
+                      quote_open(p, path).text, SOCKET_PATH_MAX);
     copy(address->host, path);
     address->weight       = 1;
     p->uri->address_count = 1;
@@ -367,8 +372,7 @@ parse_redis_unix(struct parse *p, struct span s)
     if (st != NEAR_OK || query.at == NULL)
         return st;
     if (query.size <= 3 || memcmp(query.at, "db=", 3) != 0)
-        return refuse(p, NEAR_ERR_INVALID, "\"?%s\" after the path is unknown; accepts ?db=n",
-                      quote(query).text);
+        return refuse(p, NEAR_ERR_INVALID, "what follows '?' after the path is unknown; accepts ?db=n");
     return parse_database(p, span_from(query, query.at + 3));
 }
 

@@ -14,6 +14,10 @@
 #include "l2/memcached_conn.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -40,17 +44,22 @@ enum mood {
     MOOD_NO_END,       /* gives no value, and ends with ERROR instead of END */
     MOOD_HALF,         /* announces a value, gives half of it and closes */
     MOOD_CAS_ZERO,     /* gives the value asked for with unique 0 */
-    MOOD_HANG_UP       /* closes instead of answering a write */
+    MOOD_HANG_UP,      /* closes instead of answering a write */
+    MOOD_HANG_UP_ONCE, /* and is in MOOD_WORD afterwards */
+    MOOD_DRIP,         /* gives a value a byte at a time, 20 ms each */
+    MOOD_WORD          /* answers everything with `word` */
 };
 
 struct fake {
-    char        path[108];
-    char        directory[64];
-    int         listener;
-    pthread_t   thread;
-    _Atomic int mood;
-    atomic_bool no_stats;
-    atomic_int  connections, writes, cas, stats;
+    char                path[108];
+    char                directory[64];
+    int                 listener;
+    pthread_t           thread;
+    _Atomic int         mood;
+    atomic_bool         no_stats;
+    atomic_int          hang_ups; /* so many times closes instead of answering `stats` */
+    const char *_Atomic word;
+    atomic_int          connections, writes, cas, stats;
 };
 
 struct fake_connection {
@@ -62,6 +71,17 @@ static void
 fake_says(int fd, const char *words)
 {
     (void)!send(fd, words, strlen(words), MSG_NOSIGNAL);
+}
+
+static void
+fake_drips(int fd, const char *key)
+{
+    fake_says(fd, "VALUE ");
+    fake_says(fd, key);
+    fake_says(fd, " 0 150 7\r\n");
+    for (int i = 0; i < 150 && send(fd, "v", 1, MSG_NOSIGNAL) == 1; i++)
+        nanosleep(&(struct timespec){ 0, 20 * NEAR_MS }, NULL);
+    fake_says(fd, "\r\nEND\r\n");
 }
 
 static void
@@ -86,6 +106,12 @@ fake_gets(struct fake *f, int fd, const char *line)
         snprintf(words, sizeof(words), "VALUE %s 0 16 0\r\n01234567", key);
         fake_says(fd, words);
         (void)!send(fd, "\x01\0\0\0\0\0\0\0\r\nEND\r\n", 15, MSG_NOSIGNAL);
+        break;
+    case MOOD_DRIP:
+        fake_drips(fd, key);
+        break;
+    case MOOD_WORD:
+        fake_says(fd, f->word);
         break;
     default:
         fake_says(fd, "END\r\n");
@@ -112,9 +138,26 @@ fake_write(struct fake *f, int fd, FILE *in, const char *line)
     case MOOD_HANG_UP:
         shutdown(fd, SHUT_RDWR);
         break;
+    case MOOD_HANG_UP_ONCE:
+        atomic_store(&f->mood, MOOD_WORD);
+        shutdown(fd, SHUT_RDWR);
+        break;
+    case MOOD_WORD:
+        fake_says(fd, f->word);
+        break;
     default:
         fake_says(fd, "NOT_STORED\r\n");
     }
+}
+
+static void
+fake_stats(struct fake *f, int fd)
+{
+    atomic_fetch_add(&f->stats, 1);
+    if (atomic_fetch_sub(&f->hang_ups, 1) > 0)
+        shutdown(fd, SHUT_RDWR);
+    else
+        fake_says(fd, f->no_stats ? "ERROR\r\n" : "STAT item_size_max 1048576\r\nEND\r\n");
 }
 
 static void *
@@ -128,14 +171,13 @@ fake_serve(void *ctx)
         if (strncmp(line, "version", 7) == 0) {
             fake_says(c->fd, "VERSION 1.6.18\r\n");
         } else if (strncmp(line, "stats", 5) == 0) {
-            atomic_fetch_add(&c->fake->stats, 1);
-            fake_says(c->fd, c->fake->no_stats ? "ERROR\r\n" : "STAT item_size_max 1048576\r\nEND\r\n");
+            fake_stats(c->fake, c->fd);
         } else if (strncmp(line, "gets ", 5) == 0) {
             fake_gets(c->fake, c->fd, line);
         } else if (strncmp(line, "quit", 4) == 0) {
             break;
         } else if (strncmp(line, "delete ", 7) == 0) {
-            fake_says(c->fd, "NOT_FOUND\r\n");
+            fake_says(c->fd, c->fake->mood == MOOD_WORD ? c->fake->word : "NOT_FOUND\r\n");
         } else {
             fake_write(c->fake, c->fd, in, line);
         }
@@ -196,6 +238,69 @@ fake_stop(struct fake *f)
     f->directory[0] = '\0';
 }
 
+/* --------------------------------------------------------------------------- an address that is not there */
+
+/* Nobody accepts and the queue is full: whoever connects hears nothing. */
+struct hole {
+    int fds[8]; /* the listener first */
+};
+
+static void
+hole_close(struct hole *hole)
+{
+    for (size_t i = 0; i < NEAR_COUNT_OF(hole->fds); i++) {
+        if (hole->fds[i] > 0)
+            close(hole->fds[i]);
+        hole->fds[i] = 0;
+    }
+}
+
+static bool
+hole_open(struct hole *hole, uint32_t address, int *port)
+{
+    struct sockaddr_in at   = { .sin_family = AF_INET, .sin_port = htons((uint16_t)*port) };
+    socklen_t          size = sizeof(at);
+
+    at.sin_addr.s_addr = htonl(address);
+    hole->fds[0]       = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (bind(hole->fds[0], (struct sockaddr *)&at, sizeof(at)) != 0 || listen(hole->fds[0], 0) != 0 ||
+        getsockname(hole->fds[0], (struct sockaddr *)&at, &size) != 0)
+        return false;
+    *port              = ntohs(at.sin_port);
+    at.sin_addr.s_addr = htonl(address == INADDR_ANY ? INADDR_LOOPBACK : address);
+    for (size_t i = 1; i < NEAR_COUNT_OF(hole->fds); i++) {
+        hole->fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        connect(hole->fds[i], (struct sockaddr *)&at, size);
+    }
+    return true;
+}
+
+/* In this program, "several.test" is a name with these addresses, for libmemcached as well. */
+static const char *several[8];
+
+int
+getaddrinfo(const char *restrict name, const char *restrict service, const struct addrinfo *restrict hints,
+            struct addrinfo **restrict found)
+{
+    int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+    struct addrinfo **end = found;
+    int               code;
+
+    *(void **)&real = dlsym(RTLD_NEXT, "getaddrinfo");
+    if (name == NULL || strcmp(name, "several.test") != 0)
+        return real(name, service, hints, found);
+    if (hints != NULL && (hints->ai_flags & AI_NUMERICHOST) != 0)
+        return EAI_NONAME;
+    for (size_t i = 0; i < NEAR_COUNT_OF(several) && several[i] != NULL; i++) {
+        code = real(several[i], service, hints, end);
+        if (code != 0)
+            return code;
+        while (*end != NULL)
+            end = &(*end)->ai_next;
+    }
+    return 0;
+}
+
 /* ------------------------------------------------------------------------------------------------- world */
 
 struct world {
@@ -209,6 +314,8 @@ struct world {
     struct test_server       *server[SERVERS];
     struct test_proxy        *proxy;
     struct fake               fake;
+    struct hole               hole;
+    int64_t                   connect_ms; /* 0: a second */
 };
 
 static void
@@ -246,6 +353,7 @@ world_teardown(void **state)
     }
     world_close(w);
     fake_stop(&w->fake);
+    hole_close(&w->hole);
     test_proxy_stop(&w->proxy);
     for (size_t i = 0; i < SERVERS; i++)
         test_server_stop(&w->server[i]);
@@ -264,7 +372,7 @@ world_open(struct world *w, const char *uri)
         .uri             = &w->uri,
         .clock           = &near__clock_system,
         .log             = &w->log,
-        .connect_timeout = 1000 * NEAR_MS,
+        .connect_timeout = (w->connect_ms > 0 ? w->connect_ms : 1000) * NEAR_MS,
         .pool_size       = 2,
         .max_stored      = (size_t)8 << 20,
         .client_name     = "test",
@@ -411,6 +519,41 @@ test_L2_connection_is_dropped_after_a_client_error(void **state)
     assert_int_equal(w->fake.connections, 2);
     assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
     assert_int_equal(w->fake.connections, 2);
+}
+
+/* What is harmless as one command's answer is nonsense as another's: the replies have slipped. */
+static void
+test_L2_another_commands_answer_is_no_answer(void **state)
+{
+    static const char *const reads[]   = { "STORED\r\n", "DELETED\r\n", "NOT_STORED\r\n", "EXISTS\r\n" };
+    static const char *const writes[]  = { "EXISTS\r\n", "NOT_FOUND\r\n", "NOT_STORED\r\n" };
+    static const char *const deletes[] = { "STORED\r\n", "EXISTS\r\n", "NOT_STORED\r\n" };
+    struct world            *w         = *state;
+    struct near_l2_item      item      = { .key = { "k", 1 } };
+    struct got               got;
+    near_status              status;
+    int                      dials = 0;
+
+    with_fake(w, MOOD_WORD);
+    for (size_t i = 0; i < NEAR_COUNT_OF(reads); i++) {
+        w->fake.word = reads[i];
+        assert_int_equal(get_status(w, "k", &got, &status, LIMIT_MS), NEAR_L2_ERROR);
+        assert_int_equal(status, NEAR_ERR_PROTOCOL);
+        assert_int_equal(w->fake.connections, ++dials);
+    }
+    for (size_t i = 0; i < NEAR_COUNT_OF(writes); i++) {
+        w->fake.word = writes[i];
+        assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
+        assert_int_equal(status, NEAR_ERR_PROTOCOL);
+        assert_int_equal(w->fake.connections, ++dials);
+    }
+    for (size_t i = 0; i < NEAR_COUNT_OF(deletes); i++) {
+        w->fake.word = deletes[i];
+        w->ops->remove_many(w->self, NEAR_L2_ALWAYS, &item, 1, NULL, after_ms(LIMIT_MS));
+        assert_int_equal(item.answer, NEAR_L2_UNKNOWN);
+        assert_int_equal(item.status, NEAR_ERR_PROTOCOL);
+        assert_int_equal(w->fake.connections, ++dials);
+    }
 }
 
 static void
@@ -572,6 +715,81 @@ test_L9_deadline_holds_when_bytes_drip(void **state)
     assert_int_equal(got.times, 0);
 }
 
+/* One time for all addresses of a name, not one for each. */
+static void
+test_L9_a_name_with_several_dead_addresses(void **state)
+{
+    struct world *w = *state;
+    struct got    got;
+    near_status   status;
+    char          uri[64];
+    int64_t       began;
+    int           port = 0;
+
+    assert_true(hole_open(&w->hole, INADDR_ANY, &port));
+    memcpy(several, (const char *[8]){ "127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4" }, sizeof(several));
+    snprintf(uri, sizeof(uri), "memcached://several.test:%d", port);
+    world_open(w, uri);
+    began = test_now_ms();
+    assert_int_equal(get_status(w, "k", &got, &status, LIMIT_MS), NEAR_L2_ERROR);
+    assert_true(test_now_ms() - began < 1000 + SLACK_MS);
+    assert_int_equal(status, NEAR_ERR_TIMEOUT);
+}
+
+/* And a dead address leaves time for the next. */
+static void
+test_L9_a_dead_address_before_a_live_one(void **state)
+{
+    struct world *w = *state;
+    char          uri[64];
+
+    w->connect_ms = LIMIT_MS / 2;
+    w->server[0]  = test_memcached_start(TEST_SERVER_TCP, NULL);
+    test_need_server(w->server[0]);
+    assert_true(hole_open(&w->hole, INADDR_LOOPBACK + 1, &w->server[0]->port));
+    memcpy(several, (const char *[8]){ "127.0.0.2", "127.0.0.1" }, sizeof(several));
+    snprintf(uri, sizeof(uri), "memcached://several.test:%d", w->server[0]->port);
+    world_open(w, uri);
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(get(w, "k"), NEAR_L2_DONE);
+    assert_int_equal(connects(w), 1);
+}
+
+/* The first try may meet the pool's pause after a dial that failed. */
+static enum near_l2_answer
+get_at_last(struct world *w, const char *key)
+{
+    enum near_l2_answer answer = get(w, key);
+
+    for (int i = 0; i < 50 && answer == NEAR_L2_ERROR; i++) {
+        nanosleep(&(struct timespec){ 0, 20 * NEAR_MS }, NULL);
+        answer = get(w, key);
+    }
+    return answer;
+}
+
+/* libmemcached connects anew where it finds its socket closed, and the guard would shut the old one: such a
+ * connection is never used. */
+static void
+test_L9_deadline_holds_after_a_hang_up_while_dialling(void **state)
+{
+    struct world *w = *state;
+    struct got    got;
+    near_status   status;
+    int64_t       began;
+
+    with_fake(w, MOOD_DRIP);
+    w->fake.hang_ups = 1;
+    began            = test_now_ms();
+    assert_int_equal(get_status(w, "k", &got, &status, 300), NEAR_L2_ERROR);
+    assert_true(test_now_ms() - began < 300 + SLACK_MS);
+    assert_int_equal(got.times, 0);
+    assert_int_equal(w->fake.connections, 1);
+    w->fake.mood = MOOD_EMPTY;
+    assert_int_equal(get_at_last(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.connections, 2);
+}
+
 static void
 test_L9_changing_timeouts_keep_the_connection(void **state)
 {
@@ -621,6 +839,26 @@ test_L11_a_lost_write_is_repeated_only_where_it_may_be(void **state)
     assert_int_equal(w->fake.writes, 2);
     assert_int_equal(put(w, NEAR_L2_IF_ABSENT, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
     assert_int_equal(w->fake.writes, 3);
+}
+
+/* What the second try is refused, the first may have done. */
+static void
+test_L11_a_refusal_of_the_second_try_is_not_the_firsts(void **state)
+{
+    static const char *const refusals[] = { "SERVER_ERROR out of memory storing object\r\n",
+                                            "SERVER_ERROR object too large for cache\r\n" };
+    struct world            *w          = *state;
+    near_status              status;
+
+    with_fake(w, MOOD_EMPTY);
+    for (size_t i = 0; i < NEAR_COUNT_OF(refusals); i++) {
+        w->fake.writes = 0;
+        w->fake.word   = refusals[i];
+        w->fake.mood   = MOOD_HANG_UP_ONCE;
+        assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
+        assert_int_equal(status, i == 0 ? NEAR_ERR_DENIED : NEAR_ERR_TOO_LARGE);
+        assert_int_equal(w->fake.writes, 2);
+    }
 }
 
 /* `cas` with 0 is an error in one protocol and an unconditional write in the other. */
@@ -735,6 +973,8 @@ test_M1_ttl_to_exptime(void **state)
 
     (void)state;
     assert_int_equal(near__memcached_exptime(0, wall), 0);
+    assert_int_equal(near__memcached_exptime(-1, wall), NEAR__MEMCACHED_EXPIRED);
+    assert_int_equal(near__memcached_exptime(INT64_MIN, wall), NEAR__MEMCACHED_EXPIRED);
     assert_int_equal(near__memcached_exptime(1, wall),
                      2); /* rounded up, and the tick that may be about to come */
     assert_int_equal(near__memcached_exptime(999, wall), 2);
@@ -746,6 +986,49 @@ test_M1_ttl_to_exptime(void **state)
     assert_int_equal(near__memcached_exptime(31 * day, wall), 1700000000 + 31 * 86400 + 1);
     assert_int_equal(near__memcached_exptime(INT64_MAX, wall),
                      INT32_MAX); /* as late as the protocol can say */
+}
+
+/* Gone at once, and the old value with it. */
+static void
+test_M1_below_0_is_gone_at_once(void **state)
+{
+    struct world       *w    = *state;
+    struct near_l2_item item = { .key = { "k", 1 }, .value = sample, .ttl_ms = -1 };
+
+    with_server(w, 0, NULL);
+    assert_int_equal(set(w, "k"), NEAR_L2_DONE);
+    w->ops->set_many(w->self, NEAR_L2_ALWAYS, &item, 1, NULL, after_ms(LIMIT_MS));
+    assert_int_equal(item.answer, NEAR_L2_DONE);
+    assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
+}
+
+/* Not a byte is sent for a call that cannot be: too many items, none, or a removal of what is absent. */
+static void
+test_impossible_calls_are_refused(void **state)
+{
+    struct world       *w = *state;
+    struct near_l2_item items[NEAR_L2_BATCH + 1];
+    struct got          got = { 0 };
+    void               *none;
+    near_error          error = { 0 };
+
+    with_fake(w, MOOD_EMPTY);
+    memset(items, 0, sizeof(items));
+    for (size_t i = 0; i < NEAR_COUNT_OF(items); i++)
+        items[i].key = (near_bytes){ "k", 1 };
+    w->ops->get_many(w->self, items, NEAR_L2_BATCH + 1, note, &got, after_ms(LIMIT_MS));
+    assert_int_equal(items[NEAR_L2_BATCH].status, NEAR_ERR_INVALID);
+    w->ops->get_many(w->self, items, 0, note, &got, after_ms(LIMIT_MS));
+    w->ops->set_many(w->self, NEAR_L2_ALWAYS, items, NEAR_L2_BATCH + 1, NULL, after_ms(LIMIT_MS));
+    assert_int_equal(items[0].answer, NEAR_L2_ERROR);
+    items[0].answer = NEAR_L2_NOT_TRIED;
+    w->ops->remove_many(w->self, NEAR_L2_IF_ABSENT, items, 1, NULL, after_ms(LIMIT_MS));
+    assert_int_equal(items[0].answer, NEAR_L2_ERROR);
+    assert_int_equal(items[0].status, NEAR_ERR_INVALID);
+    assert_int_equal(w->fake.connections, 0);
+    w->env.max_stored = 0;
+    assert_int_equal(w->ops->open(&none, &w->env, &w->traits, &error), NEAR_ERR_INVALID);
+    assert_null(none);
 }
 
 static void
@@ -806,12 +1089,46 @@ test_M2_server_that_tells_no_settings_is_asked_once(void **state)
     assert_int_equal(w->fake.stats, 1);
 }
 
+/* A server that went away in the moment it was asked is asked again: its limit is worth knowing. */
+static void
+test_M2_settings_are_asked_for_again_after_a_hang_up(void **state)
+{
+    struct world *w     = *state;
+    char         *large = calloc(1, (size_t)2 << 20);
+    near_status   status;
+
+    assert_non_null(large);
+    with_fake(w, MOOD_EMPTY);
+    w->fake.hang_ups = 1;
+    assert_int_equal(get_at_last(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.stats, 2);
+    assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", (near_bytes){ large, (size_t)2 << 20 }, 0, &status),
+                     NEAR_L2_ERROR);
+    assert_int_equal(status, NEAR_ERR_TOO_LARGE);
+    assert_int_equal(w->fake.writes, 0);
+    free(large);
+}
+
+/* A proxy that hangs up on what it does not know is not asked for ever. */
+static void
+test_M2_proxy_that_hangs_up_when_asked_is_used_all_the_same(void **state)
+{
+    struct world *w = *state;
+
+    with_fake(w, MOOD_EMPTY);
+    w->fake.hang_ups = 1000;
+    assert_int_equal(get_at_last(w, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(w->fake.stats, 3);
+}
+
 /* -------------------------------------------------------------------------------------------------- fork */
 
 struct reader {
-    struct world *world;
-    int64_t       ms;
-    pthread_t     thread;
+    struct world       *world;
+    int64_t             ms;
+    pthread_t           thread;
+    enum near_l2_answer answer;
+    near_status         status;
 };
 
 static void *
@@ -819,9 +1136,8 @@ read_blocked(void *ctx)
 {
     struct reader *r = ctx;
     struct got     got;
-    near_status    status;
 
-    get_status(r->world, "k", &got, &status, r->ms);
+    r->answer = get_status(r->world, "k", &got, &r->status, r->ms);
     return NULL;
 }
 
@@ -845,6 +1161,29 @@ start_blocked(struct reader *reader)
 {
     assert_int_equal(pthread_create(&reader->thread, NULL, read_blocked, reader), 0);
     nanosleep(&(struct timespec){ 0, 100 * NEAR_MS }, NULL); /* until it has sent */
+}
+
+/* close() ends a dial that nobody answers, and says so. */
+static void
+test_close_wakes_a_dial(void **state)
+{
+    struct world *w      = *state;
+    struct reader reader = { .world = w, .ms = 20 * LIMIT_MS };
+    char          uri[64];
+    int64_t       began;
+    int           port = 0;
+
+    w->connect_ms = 20 * LIMIT_MS;
+    assert_true(hole_open(&w->hole, INADDR_LOOPBACK, &port));
+    snprintf(uri, sizeof(uri), "memcached://127.0.0.1:%d", port);
+    world_open(w, uri);
+    start_blocked(&reader);
+    began = test_now_ms();
+    w->ops->close(w->self);
+    pthread_join(reader.thread, NULL);
+    assert_true(test_now_ms() - began < LIMIT_MS);
+    assert_int_equal(reader.answer, NEAR_L2_ERROR);
+    assert_int_equal(reader.status, NEAR_ERR_CLOSED);
 }
 
 /* One connection idle and one in use: the child closes both, says nothing on either, and both serve the
@@ -895,24 +1234,34 @@ main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_L2_connection_is_dropped_after_a_client_error),
+        TEST(test_L2_another_commands_answer_is_no_answer),
         TEST(test_L2_server_out_of_memory_is_a_refusal),
         TEST(test_L3_G0_another_keys_value_is_refused),
         TEST(test_L4_keys_are_checked_by_ourselves),
         TEST(test_L6_a_dead_server_of_a_ring_is_not_absence),
         TEST(test_L6_failures_do_not_look_like_the_end),
         TEST(test_L9_deadline_holds_when_bytes_drip),
+        TEST(test_L9_a_name_with_several_dead_addresses),
+        TEST(test_L9_a_dead_address_before_a_live_one),
+        TEST(test_L9_deadline_holds_after_a_hang_up_while_dialling),
         TEST(test_L9_changing_timeouts_keep_the_connection),
         TEST(test_L11_idle_connection_closed_by_the_server),
         TEST(test_L11_a_lost_write_is_repeated_only_where_it_may_be),
+        TEST(test_L11_a_refusal_of_the_second_try_is_not_the_firsts),
         TEST(test_L15_cas_zero_is_never_sent),
         TEST(test_L15_restart_between_writes_is_no_match),
         TEST(test_L17_placement_is_ketamas),
         TEST(test_L17_values_lie_where_the_router_says),
         TEST(test_L20_a_silent_server_never_costs_more_than_the_deadline),
         TEST(test_M1_ttl_to_exptime),
+        TEST(test_M1_below_0_is_gone_at_once),
+        TEST(test_impossible_calls_are_refused),
         TEST(test_M2_over_the_setting_is_refused_before_harm),
         TEST(test_M2_refused_by_the_server_leaves_no_old_value),
         TEST(test_M2_server_that_tells_no_settings_is_asked_once),
+        TEST(test_M2_settings_are_asked_for_again_after_a_hang_up),
+        TEST(test_M2_proxy_that_hangs_up_when_asked_is_used_all_the_same),
+        TEST(test_close_wakes_a_dial),
         TEST(test_P3_child_closes_descriptors_and_says_nothing),
     };
 

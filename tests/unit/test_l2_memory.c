@@ -192,9 +192,55 @@ test_ttl_ends_on_its_nanosecond(void **state)
     assert_int_equal(get(&c, "k"), NEAR_L2_DONE);
     test_clock_advance(&clock_, 1);
     assert_int_equal(get(&c, "k"), NEAR_L2_ABSENT);
+    assert_int_equal(set(&c, "k", (near_bytes){ "v", 1 }, 0), NEAR_L2_DONE);
+    assert_int_equal(set(&c, "k", (near_bytes){ "v", 1 }, -1), NEAR_L2_DONE);
+    assert_int_equal(get(&c, "k"), NEAR_L2_ABSENT); /* below 0: gone at once */
     assert_int_equal(set(&c, "k", (near_bytes){ "v", 1 }, INT64_MAX), NEAR_L2_DONE);
     test_clock_advance(&clock_, INT64_C(1) << 40);
     assert_int_equal(get(&c, "k"), NEAR_L2_DONE);
+    close_client(&c);
+}
+
+static void
+test_impossible_calls_are_refused(void **state)
+{
+    struct client       c;
+    struct near_l2_item items[NEAR_L2_BATCH + 1];
+    near_error          error = { 0 };
+    near_bytes          stored;
+    void               *none;
+
+    (void)state;
+    open_client(&c, "memory:");
+    memset(items, 0, sizeof(items));
+    for (size_t i = 0; i < NEAR_COUNT_OF(items); i++)
+        items[i].key = (near_bytes){ "k", 1 };
+    near__l2_memory.set_many(c.self, NEAR_L2_ALWAYS, items, NEAR_L2_BATCH + 1, NULL, NEAR_NEVER);
+    assert_int_equal(items[NEAR_L2_BATCH].status, NEAR_ERR_INVALID);
+    near__l2_memory.get_many(c.self, items, NEAR_L2_BATCH + 1, note, &stored, NEAR_NEVER);
+    assert_int_equal(items[0].status, NEAR_ERR_INVALID);
+    near__l2_memory.remove_many(c.self, NEAR_L2_IF_ABSENT, items, 1, NULL, NEAR_NEVER);
+    assert_int_equal(items[0].status, NEAR_ERR_INVALID);
+    c.env.max_stored = 0;
+    assert_int_equal(near__l2_memory.open(&none, &c.env, &c.traits, &error), NEAR_ERR_INVALID);
+    assert_null(none);
+    close_client(&c);
+}
+
+static void
+test_trait_max_value_is_what_is_taken(void **state)
+{
+    struct client         c;
+    struct near_l2_traits traits;
+    void                 *other;
+
+    (void)state;
+    open_client(&c, "memory:");
+    assert_int_equal(c.traits.max_value, 8 * MIB);
+    c.env.max_stored = BOUND;
+    assert_int_equal(near__l2_memory.open(&other, &c.env, &traits, NULL), NEAR_OK);
+    assert_int_equal(traits.max_value, BOUND / 2);
+    near__l2_memory.fini(other);
     close_client(&c);
 }
 
@@ -353,6 +399,8 @@ main(void)
         cmocka_unit_test_setup(test_bytes_are_bounded_and_the_least_used_go_first, setup),
         cmocka_unit_test_setup(test_bytes_go_back_to_nothing, setup),
         cmocka_unit_test_setup(test_ttl_ends_on_its_nanosecond, setup),
+        cmocka_unit_test_setup(test_impossible_calls_are_refused, setup),
+        cmocka_unit_test_setup(test_trait_max_value_is_what_is_taken, setup),
         cmocka_unit_test_setup(test_no_lock_is_held_while_delivering, setup),
         cmocka_unit_test_setup(test_clients_come_and_go_on_many_threads, setup),
         cmocka_unit_test_setup(test_P3_child_never_waits_for_an_inherited_lock, setup),
