@@ -228,8 +228,7 @@ fetch_init(struct fetch *fetch, near_cache *cache, const near_fetch_options *opt
 {
     near_fetch_options mine = NEAR_FETCH_OPTIONS_INIT;
 
-    if (options != NULL && options->struct_size >= sizeof(size_t))
-        memcpy(&mine, options, options->struct_size < sizeof(mine) ? options->struct_size : sizeof(mine));
+    near__options_take(&mine, sizeof(mine), options);
     *fetch          = (struct fetch){ .cache = cache };
     fetch->view     = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
     fetch->deadline = near__time_after(fetch->view.now, near__duration(mine.timeout_ms, NEAR_NEVER));

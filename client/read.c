@@ -75,6 +75,18 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
     return true;
 }
 
+void
+near__options_take(void *mine, size_t size, const void *options)
+{
+    size_t theirs;
+
+    if (options == NULL)
+        return;
+    memcpy(&theirs, options, sizeof(theirs));
+    if (theirs >= sizeof(theirs))
+        memcpy(mine, options, theirs < size ? theirs : size);
+}
+
 near_status
 near__refuse_all(near_status *statuses, size_t n, near_status status)
 {
@@ -185,8 +197,7 @@ near_get_with(near_cache *cache, near_bytes key, const near_get_options *options
 {
     near_get_options mine = NEAR_GET_OPTIONS_INIT;
 
-    if (options != NULL && options->struct_size >= sizeof(size_t))
-        memcpy(&mine, options, options->struct_size < sizeof(mine) ? options->struct_size : sizeof(mine));
+    near__options_take(&mine, sizeof(mine), options);
     return get_one(cache, key, mine.flags, mine.timeout_ms, value);
 }
 

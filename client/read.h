@@ -22,6 +22,10 @@ near_status near__hand_out(struct near__entry *entry, near_source source, near_v
 /* The same answer to every key; returns it. */
 near_status near__refuse_all(near_status *statuses, size_t n, near_status status);
 
+/* The caller's options over the defaults in `mine`, which has `size` bytes: a caller built against an older header has a shorter
+ * struct, whose size it says first.  NULL: the defaults. */
+void near__options_take(void *mine, size_t size, const void *options);
+
 /* The first error among statuses, else NEAR_OK. */
 near_status near__first_error(const near_status *statuses, size_t n);
 

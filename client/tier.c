@@ -70,6 +70,15 @@ near__wire_close(struct near__wire *wire)
     wire->items = NULL;
 }
 
+void
+near__wire_free_values(struct near__wire *wire)
+{
+    for (size_t i = 0; i < wire->n; i++) {
+        free((void *)(uintptr_t)wire->items[i].value.data);
+        wire->items[i].value = (near_bytes){ NULL, 0 };
+    }
+}
+
 static char *
 put(char *at, const void *data, size_t size)
 {
@@ -361,13 +370,6 @@ encode_marker(near_bytes key, uint64_t lease, size_t *size)
     return bytes;
 }
 
-static void
-free_values(struct near__wire *wire)
-{
-    for (size_t i = 0; i < wire->n; i++)
-        free((void *)(uintptr_t)wire->items[i].value.data);
-}
-
 /* Take leases of one mode: IF_ABSENT where there is nothing, IF_STAMP over what may not be served. */
 static void
 lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum near_l2_mode mode, int64_t deadline)
@@ -408,7 +410,7 @@ lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum near_l2_m
             ask->lease = near__le64_get((const uint8_t *)wire.items[i].value.data + NEAR_L2_STAMP_AT);
         near__count(cache, wire.items[i].answer == NEAR_L2_DONE ? NEAR__leases_won : NEAR__leases_lost, 1);
     }
-    free_values(&wire);
+    near__wire_free_values(&wire);
     near__wire_close(&wire);
 }
 
@@ -496,7 +498,7 @@ fill_batch(near_cache *cache, struct near__ask **asks, size_t n, uint64_t genera
                         wire.items[i].answer == NEAR_L2_ABSENT ? NEAR__l2_fills_refused : NEAR__l2_errors, 1);
     }
     near__count(cache, NEAR__l2_fills, stored);
-    free_values(&wire);
+    near__wire_free_values(&wire);
     near__wire_close(&wire);
     return stored;
 }

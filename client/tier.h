@@ -42,6 +42,8 @@ struct near__wire {
 /* Room for `n` items with keys of `key_bytes` in all (user keys, without prefixes).  NEAR_OK or NEAR_ERR_NOMEM. */
 near_status near__wire_open(struct near__wire *wire, const near_cache *cache, size_t n, size_t key_bytes);
 void        near__wire_close(struct near__wire *wire);
+/* Free the values that the caller had malloc'ed for the items. */
+void                 near__wire_free_values(struct near__wire *wire);
 struct near_l2_item *near__wire_add(struct near__wire *wire, const near_cache *cache, near_bytes key);
 /* The item of the cache's generation. */
 struct near_l2_item *near__wire_add_generation(struct near__wire *wire, const near_cache *cache);

@@ -84,15 +84,6 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
     return true;
 }
 
-static void
-free_values(struct near__wire *wire)
-{
-    for (size_t i = 0; i < wire->n; i++) {
-        free((void *)(uintptr_t)wire->items[i].value.data);
-        wire->items[i].value = (near_bytes){ NULL, 0 };
-    }
-}
-
 /* L2 first, then the message; in one step where the backend can.  NEAR_OK: what was written is announced. */
 static near_status
 exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *message, size_t size,
@@ -186,7 +177,7 @@ write_l2(struct writing *writing, size_t at, size_t n, bool put)
         status = exchange(writing, &wire, put, message, size, writing->deadline);
     for (size_t i = 0; i < n; i++)
         writing->writes[at + i].status = status != NEAR_OK ? status : item_status(&wire.items[i]);
-    free_values(&wire);
+    near__wire_free_values(&wire);
     if (wire.n == n && keep_doubtful(&wire, status))
         exchange(writing, &wire, false, message, size, repair_deadline(writing));
     near__wire_close(&wire);
@@ -318,8 +309,7 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
 
     if (status != NEAR_OK || n == 0)
         return status;
-    if (options != NULL && options->struct_size >= sizeof(size_t))
-        memcpy(&mine, options, options->struct_size < sizeof(mine) ? options->struct_size : sizeof(mine));
+    near__options_take(&mine, sizeof(mine), options);
     writing         = (struct writing){ .cache = cache, .now = near__client_now(cache->client) };
     writing.fill_l1 = !(mine.flags & NEAR_NO_FILL);
     writing.ttl     = near__duration(mine.ttl_ms, cache->settings.ttl);
