@@ -1,9 +1,52 @@
-/* The eviction policies, one file each.  A new one is a file, a line here and a row in policy.c. */
+/*
+ * The eviction policies, one file each behind one vtable.  A new one is a file, a declaration here and a row in policy.c.
+ *
+ * A policy decides which entry of a table leaves.  It sees elements and marks (l1/table.h), never keys, values or time.
+ *
+ * Hits are not reported: the reader itself updates the entry's mark, by near__mark_hit() with the tick and count mask that the
+ * policy has put into the table, and stores it only if it changed.  So a policy reads, when it looks for a victim, how often
+ * (up to the mask) and how recently (to the tick) an entry was used since the policy last wrote its mark.  Only exact tables (the
+ * simulator, one thread) report each hit.
+ *
+ * All functions run under the shard's lock, call nothing outside l1/ and may be slow only in proportion to what they evict.
+ */
 #ifndef NEAR_L1_POLICY_H
 #define NEAR_L1_POLICY_H
 
-#include "l1/l1.h"
+#include "l1/table.h"
 
-extern const struct near__l1_policy near__l1_lru;
+struct near__order; /* one policy at work on one table */
+
+struct near__policy {
+    const char *name;
+    near_status (*open)(struct near__order *order);
+    void (*close)(struct near__order *order);
+    /* A key that was not there is about to be linked: the mark it begins with.  Called once per new key, after any victims were
+     * taken for it.  (An overwritten key keeps its slot's mark: a use.) */
+    uint8_t (*enter)(struct near__order *order, uint32_t element);
+    /* The next entry to leave.  It is still linked: the caller unlinks it.  False: the table is empty. */
+    bool (*victim)(struct near__order *order, struct near__place *place, uint32_t *element);
+    /* Exact tables only: a hit on the entry in this place (its mark was updated already). */
+    void (*hit)(struct near__order *order, uint32_t element, struct near__place place);
+    /* The table was cleared. */
+    void (*reset)(struct near__order *order);
+    /* Bytes of the policy's own state. */
+    size_t (*bytes)(const struct near__order *order);
+    /* Only for policies that watch single uses: a hit that changed its mark, or a miss, of a sampled element.  Called WITHOUT the
+     * shard's lock, from any thread; NULL: never. */
+    void (*watch)(struct near__order *order, uint32_t element, bool hit);
+};
+
+struct near__order {
+    const struct near__policy *policy;
+    struct near__table        *table;
+    void                      *pool;  /* what the shards of one L1 share (adaptive), owned by near__l1; may be NULL */
+    void                      *state; /* the policy's own */
+};
+
+extern const struct near__policy *const near__policies[];                     /* ends with NULL */
+const struct near__policy              *near__policy_named(const char *name); /* NULL: there is none */
+
+extern const struct near__policy near__lru, near__lfu, near__sieve, near__s3fifo, near__tinylfu, near__adaptive;
 
 #endif

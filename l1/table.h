@@ -1,0 +1,174 @@
+/*
+ * The index of one shard: a hash table of 64-byte buckets that readers search without a lock.
+ *
+ * A bucket is one cache line: eight slots of {16-bit tag, 32-bit reference, 8-bit mark}, a version, a generation and a link to an
+ * overflow bucket.  The table grows and shrinks by linear hashing, one bucket at a time (Litwin, "Linear hashing: a new tool for
+ * file and table addressing", VLDB 1980), so that no operation touches more than one chain.  Buckets live in chunks that are never
+ * moved and never returned while the table lives: a late reader may look into any bucket at any time and finds, at worst, nothing.
+ *
+ * Who may do what.  Readers: any thread, no lock, by the inline functions below.  Everything else: the shard's lock.
+ *
+ * The element of a key is the upper half of its keyed hash.  It is all that the table and the policies know of a key: low bits
+ * select the bucket, the upper 16 are the tag.  Two keys may share an element; whoever must not mix them up compares the keys.
+ *
+ * What can never happen: a slot whose reference is published before its tag and mark; a slot that moves while its bucket's version
+ * stands still; a reference that is in no slot of its home chain once the shard's lock was dropped.
+ */
+#ifndef NEAR_L1_TABLE_H
+#define NEAR_L1_TABLE_H
+
+#include "base/base.h"
+
+#include <stdatomic.h>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#define NEAR__LANES 8
+
+struct near__bucket {
+    union {
+        _Atomic uint64_t words[2]; /* as readers take them */
+        _Atomic uint16_t lanes[NEAR__LANES];
+    } tags;
+    _Atomic uint32_t refs[NEAR__LANES]; /* 0: the slot is free */
+    _Atomic uint8_t  marks[NEAR__LANES];
+    _Atomic uint16_t version;    /* moves whenever an entry leaves this bucket for another one: a miss must look again */
+    _Atomic uint16_t generation; /* not the table's: everything in this home bucket's chain is gone */
+    _Atomic uint32_t next;       /* overflow bucket, as its number + 1; 0: none */
+} __attribute__((aligned(64)));
+_Static_assert(sizeof(struct near__bucket) == 64, "a bucket is a cache line");
+
+struct near__table {
+    /* the line that every reader loads */
+    _Atomic uint64_t      size;        /* home buckets, and above them the mask: the next power of two - 1 */
+    struct near__bucket **chunks;      /* directory of home buckets, fixed; entries are published with release */
+    _Atomic uint16_t      generation;  /* moved by a clear; a home bucket of another one counts as empty */
+    _Atomic uint8_t       tick;        /* the time part of a mark, set by the policy (see near__mark_hit) */
+    _Atomic uint8_t       count_mask;  /* the counting part of a mark, low bits: 0, 1, 3, 7 ... */
+    uint8_t               chunk_shift; /* log2 of the buckets in a chunk */
+    bool                  exact;       /* hits are reported to the policy under the lock (the simulator) */
+    /* the rest: shard's lock */
+    size_t                max_chunks;  /* of the directory; homes and overflows share nothing but the source */
+    struct near__bucket **over;        /* directory of overflow buckets, fixed, max_chunks of them */
+    uint32_t              over_chunks, chunks_used;
+    uint32_t              over_free;   /* chain of free overflow buckets through `next`, number + 1 */
+    size_t                entries;     /* slots in use, of the current generation */
+    size_t                capacity;    /* entries the owner will keep at most; 0: bounded by bytes only */
+    /* a chunk of zeroed memory (1 << chunk_shift buckets), or NULL; and its return at the end */
+    void *(*chunk_new)(void *ctx);
+    void (*chunk_free)(void *ctx, void *chunk);
+    void     *chunk_ctx;
+    uint32_t *stamps;                  /* exact only: 32-bit time of each slot's last use, by near__table_stamp() */
+};
+
+/* Where an entry is. */
+struct near__place {
+    struct near__bucket *bucket;
+    unsigned             lane;
+};
+
+static inline uint32_t
+near__element(uint64_t hash)
+{
+    return (uint32_t)(hash >> 32);
+}
+
+static inline uint16_t
+near__tag(uint32_t element)
+{
+    return (uint16_t)(element >> 16);
+}
+
+/* ---- what readers need */
+
+static inline struct near__bucket *
+near__table_bucket(const struct near__table *table, uint32_t number)
+{
+    return table->chunks[number >> table->chunk_shift] + (number & ((1u << table->chunk_shift) - 1));
+}
+
+static inline struct near__bucket *
+near__table_overflow(const struct near__table *table, uint32_t next)
+{
+    return table->over[(next - 1) >> table->chunk_shift] + ((next - 1) & ((1u << table->chunk_shift) - 1));
+}
+
+static inline uint32_t
+near__table_home(uint64_t size, uint32_t element)
+{
+    uint32_t mask   = (uint32_t)(size >> 32);
+    uint32_t number = element & mask;
+
+    return number < (uint32_t)size ? number : number & (mask >> 1);
+}
+
+/* The slots whose tag is `tag`: two bits a slot, see NEAR__LANE. */
+static inline uint32_t
+near__bucket_match(const struct near__bucket *bucket, uint16_t tag)
+{
+    uint64_t low  = atomic_load_explicit(&bucket->tags.words[0], memory_order_relaxed);
+    uint64_t high = atomic_load_explicit(&bucket->tags.words[1], memory_order_relaxed);
+#if defined(__SSE2__)
+    __m128i tags = _mm_set_epi64x((long long)high, (long long)low);
+    return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi16(tags, _mm_set1_epi16((short)tag)));
+#else
+    uint32_t found = 0;
+    for (unsigned lane = 0; lane < NEAR__LANES; lane++)
+        if ((uint16_t)((lane < 4 ? low : high) >> (16 * (lane & 3))) == tag)
+            found |= 3u << (2 * lane);
+    return found;
+#endif
+}
+#define NEAR__LANE(match) ((unsigned)__builtin_ctz(match) >> 1)
+#define NEAR__LANE_NEXT(match) ((match) & ((match)-1) & (((match)-1) << 1 | ((match)-2)))
+
+/*
+ * A mark after one more use: low bits count up to `count_mask`, the others are the tick of the last use.  A policy that knows no
+ * time leaves the tick at 0, one that does not count has the mask 0.
+ */
+static inline uint8_t
+near__mark_hit(uint8_t mark, uint8_t tick, uint8_t count_mask)
+{
+    uint8_t count = mark & count_mask;
+
+    return (uint8_t)(tick | (count + (count < count_mask)));
+}
+
+/* ---- under the lock */
+
+/* `buckets` homes to begin with.  NEAR_ERR_NOMEM. */
+near_status near__table_init(struct near__table *table, uint32_t buckets);
+void        near__table_fini(struct near__table *table);
+
+/* Exact tables have a fixed number of buckets (make them for their capacity) and never grow. */
+
+/* The first entry that this element may stand for.  Home buckets of an old generation count as empty. */
+bool near__table_locate(const struct near__table *table, uint32_t element, struct near__place *place);
+
+/* A free slot in the element's chain, filled: tag and mark first, then the reference with release.  False: no memory for an
+ * overflow bucket.  The home bucket must be of the current generation (the caller has purged it). */
+bool near__table_insert(struct near__table *table, uint32_t element, uint32_t ref, uint8_t mark,
+                        struct near__place *place);
+/* Empties the slot; gives an empty overflow bucket back to the free chain only if it is the last of its chain.  Returns the
+ * reference. */
+uint32_t near__table_erase(struct near__table *table, uint32_t element, struct near__place place);
+
+/* Iterating a home's whole chain: for (b = first; b != NULL; b = near__table_next(table, b)) */
+struct near__bucket *near__table_next(const struct near__table *table, const struct near__bucket *bucket);
+
+/* One bucket more or less.  `element_of(ctx, ref)` gives an entry's element again.  False: nothing was done (no memory, the
+ * directory is full, only one bucket left). */
+bool near__table_split(struct near__table *table, uint32_t (*element_of)(void *ctx, uint32_t ref), void *ctx);
+bool near__table_join(struct near__table *table);
+/* Whether a split or a join is due by the number of entries. */
+int near__table_wants(const struct near__table *table); /* +1 split, -1 join, 0 neither */
+
+/* Exact tables: the time of a slot's last use. */
+uint32_t *near__table_stamp(const struct near__table *table, struct near__place place);
+
+/* Bytes of the chunks and directories. */
+size_t near__table_bytes(const struct near__table *table);
+
+#endif
