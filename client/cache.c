@@ -9,6 +9,7 @@
 
 #include "flight.h"
 #include "generation.h"
+#include "l1/policy.h"
 
 static bool
 is_name(const char *name)
@@ -61,6 +62,12 @@ cache_new(near_client *client, const char *name)
     return cache;
 }
 
+static uint64_t
+hash_key(const void *secret, near_bytes key)
+{
+    return near__hash_keyed(secret, key);
+}
+
 static near_status
 open_cache(near_cache *cache, const near_config *overrides, near_error *error)
 {
@@ -72,13 +79,18 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
     if (status != NEAR_OK)
         return status;
     cache->max_ttl = settings->l1_max_ttl;
+    if (!settings->set[NEAR__OPTION_l1_max_ttl] && client->ops == NULL)
+        cache->max_ttl = NEAR_NEVER; /* there is no other truth to fall behind */
     if (!settings->set[NEAR__OPTION_l1_max_ttl] && client->traits.shared && client->coherence == NULL)
         cache->max_ttl = NEAR__SEC; /* nobody tells us of writes: see the option's help */
     config = (struct near__l1_config){
         .max_bytes   = (size_t)settings->l1_max_bytes,
         .max_entries = (size_t)settings->l1_max_entries,
         .shards      = (unsigned)settings->l1_shards,
-        .policy = near__l1_policies[settings->l1_policy]->name, /* the choices are in the table's order */
+        .policy      = near__policies[settings->l1_policy]->name, /* the choices are in the table's order */
+        .plain       = client->ops == NULL,
+        .hash        = hash_key,
+        .hash_ctx    = &client->secret,
     };
     status = near__l1_new(&cache->l1, &config);
     if (status != NEAR_OK)

@@ -10,10 +10,59 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cache.h"
 #include "generation.h"
+
+/* ---- time */
+
+static int64_t
+clock_read(clockid_t id)
+{
+    struct timespec ts;
+
+    clock_gettime(id, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+static void
+clock_prepare(near_client *client)
+{
+    struct timespec step = { 0, 0 };
+
+    clock_getres(CLOCK_MONOTONIC_COARSE, &step);
+    client->coarse_step = (int64_t)step.tv_sec * 1000000000 + step.tv_nsec;
+    near__client_now_exact(client);
+}
+
+/* How long the machine slept is looked at here, so by every read that goes further than L1 and by the scheduler. */
+int64_t
+near__client_now_exact(near_client *client)
+{
+    int64_t now    = near__client_now(client);
+    int64_t offset = now - clock_read(CLOCK_MONOTONIC);
+
+    /* the two reads are some nanoseconds apart: only a sleep makes a difference */
+    if (offset - atomic_load_explicit(&client->boot_offset, memory_order_relaxed) > NEAR_MS)
+        atomic_store_explicit(&client->boot_offset, offset, memory_order_relaxed);
+    return now;
+}
+
+int64_t
+near__client_now_coarse(const near_client *client)
+{
+    return clock_read(CLOCK_MONOTONIC_COARSE) + atomic_load_explicit(&client->boot_offset, memory_order_relaxed);
+}
+
+int64_t
+near__client_now_unticked(near_client *client)
+{
+    if (!atomic_load_explicit(&client->tick_wanted, memory_order_relaxed))
+        atomic_store_explicit(&client->tick_wanted, true, memory_order_relaxed);
+    return near__client_now(client);
+}
 
 /* ---- sink: what other instances say */
 
@@ -285,6 +334,7 @@ near_client_open(const near_config *config, near_client **pclient, near_error *e
     memset(client, 0, sizeof(*client));
     client->refs  = 1;
     client->clock = near__clock_system;
+    clock_prepare(client);
     near__lock_init(&client->lock, NEAR__RANK_CLIENT);
     status = open_client(client, config, error);
     if (status != NEAR_OK) {

@@ -66,6 +66,11 @@ struct near_client {
     struct near__coherence   *coherence; /* NULL: no bus */
     bool bus_on_l2; /* the bus's server is the L2's, and the backend announces: one atomic step */
 
+    _Atomic int64_t boot_offset; /* what CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC: the machine slept for that long */
+    int64_t         coarse_step; /* resolution of the coarse clock: it may be late by that */
+    _Atomic int64_t tick;        /* the time as the scheduler tells it, to 1 ms; 0: it does not, ask the clock */
+    _Atomic bool    tick_wanted; /* somebody had to ask the clock */
+
     struct near__lock     lock;      /* rank CLIENT */
     near_cache           *caches;    /* list, newest first */
     uint64_t              opened;    /* caches ever: the newest one's id */
@@ -116,6 +121,28 @@ static inline int64_t
 near__client_now(const near_client *client)
 {
     return near__now(&client->clock);
+}
+
+/* The clock, and what readers of L1 derive their cheaper one from. */
+int64_t near__client_now_exact(near_client *client);
+/* For caches with a bus: the coarse clock on near__client_now()'s scale, late by coarse_step at most. */
+int64_t near__client_now_coarse(const near_client *client);
+/* Nobody ticks: the clock, and a word to the scheduler. */
+int64_t near__client_now_unticked(near_client *client);
+
+/* The time an L1 hit is judged by.  Where nothing depends on it none is read. */
+static inline int64_t
+near__client_hit_time(const near_cache *cache)
+{
+    near_client *client = cache->client;
+    int64_t      tick;
+
+    if (client->coherence != NULL)
+        return near__client_now_coarse(client);
+    if (!near__l1_timed(cache->l1))
+        return 0;
+    tick = atomic_load_explicit(&client->tick, memory_order_relaxed);
+    return tick != 0 ? tick : near__client_now_unticked(client);
 }
 
 /* The door of every public call: NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_FORKED, NEAR_ERR_CLOSED. */

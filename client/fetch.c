@@ -58,20 +58,26 @@ land(struct fetch *fetch, struct slot *slot, near_status status, near_source sou
 static bool
 landed_meanwhile(struct fetch *fetch, struct slot *slot)
 {
-    near_value         *value = NULL;
-    near_status         status;
-    struct near__entry *entry;
+    near_value         *hit;
+    near_status         status = NEAR_NOT_FOUND;
+    struct near__entry *entry  = NULL;
 
     if ((fetch->view.flags & NEAR_SKIP_L1) || fetch->view.gate != NEAR__GATE_OPEN)
         return false;
-    entry = near__l1_find(fetch->cache->l1, slot->ask.hash, slot->ask.key, fetch->view.now);
-    if (entry == NULL)
+    hit = near__l1_find(fetch->cache->l1, slot->ask.hash, slot->ask.key, fetch->view.now);
+    if (hit == NULL)
         return false;
-    near__entry_ref(entry); /* one to hand out for its status, one to land */
-    status = near__hand_out(entry, NEAR_FROM_L1, &value);
-    near__count(fetch->cache, status == NEAR_OK ? NEAR__hits_l1 : NEAR__negative_hits, 1);
+    if (hit == NEAR__L1_NEGATIVE) {
+        near__count(fetch->cache, NEAR__negative_hits, 1);
+    } else {
+        near__count(fetch->cache, NEAR__requests, (uint64_t)-1); /* L1 has counted one more */
+        status = NEAR_OK;
+        entry  = near__value_counted(hit, slot->ask.key, slot->ask.hash, fetch->view.now);
+        near_value_release(hit);
+        if (entry == NULL)
+            return false;
+    }
     land(fetch, slot, status, NEAR_FROM_L1, entry);
-    near_value_release(value);
     near__entry_release(&entry);
     return true;
 }
@@ -231,6 +237,7 @@ fetch_init(struct fetch *fetch, near_cache *cache, const near_fetch_options *opt
     near__options_take(&mine, sizeof(mine), options);
     *fetch          = (struct fetch){ .cache = cache };
     fetch->view     = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
+    near__view_exact(cache, &fetch->view);
     fetch->deadline = near__time_after(fetch->view.now, near__duration(mine.timeout_ms, NEAR_NEVER));
     fetch->l2_deadline =
         earlier(fetch->deadline, near__time_after(fetch->view.now, cache->client->settings.l2_timeout));

@@ -13,7 +13,8 @@ near__cache_gate(const near_cache *cache, int64_t now)
 {
     const near_client *client = cache->client;
 
-    if (client->coherence == NULL || now < near__coherence_gate(client->coherence))
+    /* the coarse time may be late by a step */
+    if (client->coherence == NULL || now + client->coarse_step < near__coherence_gate(client->coherence))
         return NEAR__GATE_OPEN;
     switch (client->settings.coherence_on_disconnect) {
     case NEAR__DISCONNECT_STALE:
@@ -28,9 +29,15 @@ near__cache_gate(const near_cache *cache, int64_t now)
 struct near__view
 near__view_of(const near_cache *cache, unsigned flags)
 {
-    int64_t now = near__client_now(cache->client);
+    int64_t now = near__client_hit_time(cache);
 
     return (struct near__view){ now, near__cache_gate(cache, now), flags };
+}
+
+void
+near__view_exact(const near_cache *cache, struct near__view *view)
+{
+    view->now = near__client_now_exact(cache->client);
 }
 
 near_status
@@ -44,34 +51,66 @@ near__hand_out(struct near__entry *entry, near_source source, near_value **value
     return NEAR_OK;
 }
 
-bool
-near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
-                 near_value **value, near_status *status)
+/* What L1 had is an answer of this kind. */
+static near_status
+take_hit(near_cache *cache, const struct near__view *view, near_value *hit, near_value **value)
 {
-    struct near__entry *entry;
+    if (__builtin_expect(hit == NEAR__L1_NEGATIVE, 0)) {
+        near__count(cache, NEAR__requests, 1);
+        near__count(cache, NEAR__negative_hits, 1);
+        return NEAR_NOT_FOUND;
+    }
+    if (__builtin_expect(view->gate == NEAR__GATE_STALE, 0)) {
+        near__count(cache, NEAR__stale_served, 1);
+        hit = (near_value *)((uintptr_t)hit | NEAR__VALUE_STALE);
+    }
+    *value = hit;
+    return NEAR_OK;
+}
 
+/* Hits are counted by L1; everything else that was asked, here. */
+static bool
+not_asked(near_cache *cache, const struct near__view *view, near_status *status)
+{
     if (view->gate == NEAR__GATE_FAIL) {
+        near__count(cache, NEAR__requests, 1);
         near__count(cache, NEAR__gate_closed_reads, 1);
         *status = NEAR_ERR_UNAVAILABLE;
         return true;
     }
-    if (view->flags & NEAR_SKIP_L1)
-        return false;
-    if (view->gate == NEAR__GATE_CLOSED) {
+    if (!(view->flags & NEAR_SKIP_L1))
         near__count(cache, NEAR__gate_closed_reads, 1);
+    near__count(cache, NEAR__requests, 1);
+    return false;
+}
+
+static inline bool
+asks_l1(const struct near__view *view)
+{
+    return !(view->flags & NEAR_SKIP_L1) && (view->gate == NEAR__GATE_OPEN || view->gate == NEAR__GATE_STALE);
+}
+
+/* An absence carries no flag that says how old it is. */
+static inline bool
+usable(const struct near__view *view, const near_value *hit)
+{
+    return hit != NULL && (hit != NEAR__L1_NEGATIVE || view->gate == NEAR__GATE_OPEN);
+}
+
+bool
+near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
+                 near_value **value, near_status *status)
+{
+    near_value *hit;
+
+    if (__builtin_expect(!asks_l1(view), 0))
+        return not_asked(cache, view, status);
+    hit = near__l1_find(cache->l1, hash, key, view->now);
+    if (!usable(view, hit)) {
+        near__count(cache, NEAR__requests, 1);
         return false;
     }
-    entry = near__l1_find(cache->l1, hash, key, view->now);
-    if (entry != NULL && entry->negative && view->gate == NEAR__GATE_STALE)
-        near__entry_release(&entry); /* an absence carries no flag that says how old it is */
-    if (entry == NULL)
-        return false;
-    near__count(cache, entry->negative ? NEAR__negative_hits : NEAR__hits_l1, 1);
-    *status = near__hand_out(entry, NEAR_FROM_L1, value);
-    if (view->gate == NEAR__GATE_STALE && *status == NEAR_OK) {
-        near__count(cache, NEAR__stale_served, 1);
-        *value = near__value_of(near__value_entry(*value), NEAR_FROM_L1, true);
-    }
+    *status = take_hit(cache, view, hit, value);
     return true;
 }
 
@@ -180,9 +219,9 @@ get_one(near_cache *cache, near_bytes key, unsigned flags, int64_t timeout_ms, n
         return status;
     view = near__view_of(cache, flags);
     hash = near__hash_keyed(&cache->client->secret, key);
-    near__count(cache, NEAR__requests, 1);
     if (near__l1_answers(cache, &view, hash, key, value, &status))
         return status;
+    near__view_exact(cache, &view);
     return get_below(cache, &view, hash, key, timeout_ms, value);
 }
 
@@ -265,11 +304,57 @@ get_missing(near_cache *cache, const struct near__view *view, struct missing *mi
     }
 }
 
+/* One key of the batch that L1 lacks: to be asked of L2, if there is one. */
+static near_status
+add_missing(near_cache *cache, struct missing *missing, size_t index, size_t left, near_bytes key, uint64_t hash)
+{
+    if (cache->client->ops == NULL) {
+        near__count(cache, NEAR__misses, 1);
+        return NEAR_MISS;
+    }
+    if (missing->asks == NULL && !missing_open(missing, left))
+        return NEAR_ERR_NOMEM;
+    missing->asks[missing->n] =
+        (struct near__ask){ .key = key, .hash = hash, .fence = near__l1_fence(cache->l1, hash) };
+    missing->pointers[missing->n] = &missing->asks[missing->n];
+    missing->index[missing->n++]  = index;
+    return NEAR_MISS;
+}
+
+void
+near__l1_answer_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
+                      uint64_t *hashes, near_value **values, near_status *statuses)
+{
+    size_t other = 0;
+
+    for (size_t i = 0; i < n; i++)
+        hashes[i] = near__hash_keyed(&cache->client->secret, statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i]);
+    if (__builtin_expect(!asks_l1(view), 0)) {
+        for (size_t i = 0; i < n; i++)
+            if (statuses[i] >= 0)
+                not_asked(cache, view, &statuses[i]);
+        return;
+    }
+    near__l1_find_many(cache->l1, hashes, keys, n, view->now, values);
+    for (size_t i = 0; i < n; i++) {
+        near_value *hit = values[i];
+
+        values[i] = NULL;
+        if (__builtin_expect(statuses[i] >= 0 && usable(view, hit), 1))
+            statuses[i] = take_hit(cache, view, hit, &values[i]);
+        else
+            other++;
+    }
+    if (other > 0)
+        near__count(cache, NEAR__requests, other);
+}
+
 near_status
 near_get_many(near_cache *cache, const near_bytes *keys, size_t n, near_value **values, near_status *statuses)
 {
     struct missing    missing = { 0 };
     struct near__view view;
+    uint64_t          hashes[NEAR__GROUP];
     near_status       status = near__batch_check(cache, keys, n, values, statuses);
 
     if (status == NEAR_OK && n > 0 && values == NULL)
@@ -277,30 +362,18 @@ near_get_many(near_cache *cache, const near_bytes *keys, size_t n, near_value **
     if (status != NEAR_OK || n == 0)
         return status;
     view = near__view_of(cache, 0);
-    near__count(cache, NEAR__requests, n);
-    for (size_t i = 0; i < n; i++) {
-        uint64_t hash;
+    for (size_t at = 0; at < n; at += NEAR__GROUP) {
+        size_t group = n - at < NEAR__GROUP ? n - at : NEAR__GROUP;
 
-        if (statuses[i] < 0)
-            continue;
-        hash = near__hash_keyed(&cache->client->secret, keys[i]);
-        if (near__l1_answers(cache, &view, hash, keys[i], &values[i], &statuses[i]))
-            continue;
-        if (cache->client->ops == NULL) {
-            near__count(cache, NEAR__misses, 1);
-            continue;
-        }
-        if (missing.asks == NULL && !missing_open(&missing, n - i)) {
-            statuses[i] = NEAR_ERR_NOMEM;
-            continue;
-        }
-        missing.asks[missing.n] =
-            (struct near__ask){ .key = keys[i], .hash = hash, .fence = near__l1_fence(cache->l1, hash) };
-        missing.pointers[missing.n] = &missing.asks[missing.n];
-        missing.index[missing.n++]  = i;
+        near__l1_answer_group(cache, &view, keys + at, group, hashes, values + at, statuses + at);
+        for (size_t i = at; i < at + group; i++)
+            if (__builtin_expect(statuses[i] == NEAR_MISS, 0))
+                statuses[i] = add_missing(cache, &missing, i, n - i, keys[i], hashes[i - at]);
     }
-    if (missing.n > 0)
+    if (missing.n > 0) {
+        near__view_exact(cache, &view);
         get_missing(cache, &view, &missing, values, statuses);
+    }
     free(missing.asks);
     return near__first_error(statuses, n);
 }

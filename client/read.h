@@ -4,17 +4,24 @@
 
 #include "tier.h"
 
-/* One moment's view of a cache, for a whole batch: one clock read, one look at the gate. */
+/* One moment's view of a cache, for a whole batch: one look at the gate. */
 struct near__view {
-    int64_t         now;
+    int64_t         now; /* good enough for L1; what goes further takes near__view_exact() first */
     enum near__gate gate;
     unsigned        flags; /* NEAR_SKIP_L1 ... */
 };
 struct near__view near__view_of(const near_cache *cache, unsigned flags);
+void              near__view_exact(const near_cache *cache, struct near__view *view);
 
 /* Ask L1, if the gate and the flags let it answer.  True: *status and *value (NULL for NEAR_NOT_FOUND) are the answer. */
 bool near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
                       near_value **value, near_status *status);
+
+/* The same for a group of keys whose statuses are prepared (an error stays, NEAR_MISS is what L1 could not answer); gives their
+ * hashes. */
+#define NEAR__GROUP 32
+void near__l1_answer_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
+                           uint64_t *hashes, near_value **values, near_status *statuses);
 
 /* Turn an entry into an answer: takes the reference over. */
 near_status near__hand_out(struct near__entry *entry, near_source source, near_value **value);

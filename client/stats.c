@@ -21,6 +21,7 @@ near__counters_sum(const struct near__counters *counters, enum near__counter cou
 static void
 add_l1(struct near__l1_stats *sum, const struct near__l1_stats *one)
 {
+    sum->hits += one->hits;
     sum->fills += one->fills;
     sum->fills_refused += one->fills_refused;
     sum->evictions += one->evictions;
@@ -53,6 +54,8 @@ collect_l1(near_client *client, near_stats *stats)
         add_l1(&sum, &one);
     }
     near__unlock(&client->lock);
+    stats->requests += sum.hits;
+    stats->hits_l1 += sum.hits;
     stats->l1_fills         = sum.fills;
     stats->l1_fills_refused = sum.fills_refused;
     stats->l1_evictions     = sum.evictions;

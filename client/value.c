@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "l1/entry.h"
+#include "l1/l1.h"
 
 void
 near_free(void *memory)
@@ -14,21 +14,22 @@ near_free(void *memory)
 near_bytes
 near_value_bytes(const near_value *value)
 {
-    const struct near__entry *entry;
+    return value == NULL ? (near_bytes){ NULL, 0 } : near__value_data(value);
+}
 
-    if (value == NULL)
-        return (near_bytes){ NULL, 0 };
-    entry = near__value_entry(value);
-    return (near_bytes){ entry->value, entry->value_size };
+static int64_t
+left_ms(int64_t until, int64_t now)
+{
+    return until == NEAR_NEVER ? -1 : until <= now ? 0 : (until - now) / NEAR_MS;
 }
 
 void
 near_value_get_info(const near_value *value, near_value_info *info)
 {
-    const struct near__entry *entry;
-    near_value_info           full = NEAR_VALUE_INFO_INIT;
-    int64_t                   now;
-    size_t                    size;
+    near_value_info   full = NEAR_VALUE_INFO_INIT;
+    struct near__meta meta;
+    int64_t           now;
+    size_t            size;
 
     if (info == NULL)
         return;
@@ -36,15 +37,13 @@ near_value_get_info(const near_value *value, near_value_info *info)
     if (size < sizeof(size) || size > sizeof(full))
         size = sizeof(full);
     if (value != NULL) {
-        entry       = near__value_entry(value);
-        now         = near__now(&near__clock_system);
-        full.size   = entry->value_size;
+        now = near__now(&near__clock_system);
+        near__value_meta(value, now, &meta);
+        full.size   = near__value_data(value).size;
         full.source = (near_source)((uintptr_t)value & NEAR__VALUE_SOURCE);
         full.stale  = ((uintptr_t)value & NEAR__VALUE_STALE) != 0;
-        full.age_ms = (now - entry->born) / NEAR_MS;
-        full.ttl_ms = entry->expires == NEAR_NEVER ? -1
-                      : entry->expires <= now      ? 0
-                                                   : (entry->expires - now) / NEAR_MS;
+        full.age_ms = meta.born < 0 ? -1 : (now - meta.born) / NEAR_MS;
+        full.ttl_ms = left_ms(meta.expires, now);
     }
     full.struct_size = size;
     memcpy(info, &full, size);
@@ -54,17 +53,13 @@ near_value *
 near_value_ref(near_value *value)
 {
     if (value != NULL)
-        near__entry_ref(near__value_entry(value));
+        near__value_ref(value);
     return value;
 }
 
 void
 near_value_release(near_value *value)
 {
-    struct near__entry *entry;
-
-    if (value == NULL)
-        return;
-    entry = near__value_entry(value);
-    near__entry_release(&entry);
+    if (value != NULL)
+        near__value_release(value);
 }

@@ -31,6 +31,8 @@ near_status near__arena_open(struct near__arena **arena, size_t max_bytes, size_
 /* Unmaps everything. */
 void                    near__arena_close(struct near__arena **arena);
 struct near__arena_view near__arena_view(const struct near__arena *arena);
+/* Bytes of addresses reserved, from the view's base on. */
+size_t                  near__arena_range(const struct near__arena *arena);
 size_t                  near__arena_slab_bytes(const struct near__arena *arena);
 /* Pages really committed (touched and not given back), for tests against RSS. */
 size_t near__arena_committed(const struct near__arena *arena);

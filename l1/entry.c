@@ -7,7 +7,7 @@
  * value, memory that nobody counts.
  *
  * The reference count is the only field that changes while an entry is shared.  Taking one more is relaxed,
- * because who takes it already holds one (or the shard's lock, under which the L1's own cannot go).  Letting
+ * because who takes it already holds one (or has announced the block that keeps the L1's).  Letting
  * go is a release, so that everything a holder read from the value comes before the end; the last one's
  * acquire fence pairs with all of them.
  */
@@ -48,7 +48,7 @@ block_new(near_bytes key, uint64_t hash, size_t room)
     atomic_init(&entry->refs, 1);
     entry->key_size = (uint32_t)key.size;
     entry->hash     = hash;
-    entry->expires  = NEAR_NEVER;
+    entry->expires  = entry->fresh_until = NEAR_NEVER;
     if (key.size > 0)
         memcpy(entry->key, key.data, key.size);
     return entry;

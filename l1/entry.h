@@ -1,13 +1,13 @@
 /*
- * An entry: one key with its immutable value, in one block of memory.
+ * An entry: one key with its immutable value, counted, in a block of the heap.
  *
- * Born referenced by its creator; linked into at most one L1, at most once; once unlinked it is never linked again.  Key,
- * value and the fields of the first group never change after near__l1_insert() or the first hand-out, so they are read without
- * a lock for as long as somebody holds a reference.  The fields of the last group belong to l1/ and are covered by the shard's
- * lock.  An entry knows neither its L1 nor its client: it outlives both while it is held.
+ * What L2, a loader or a writer brings is an entry; its creator references it.  L1 copies it into its arena (l1/block.h), or, if
+ * it is too large for that or its bytes were adopted, keeps one more reference.  Nothing of an entry but the count changes after
+ * its creator gave it to anybody, so it is read without a lock for as long as somebody holds it.  An entry knows neither its L1
+ * nor its client: it outlives both while it is held.
  *
- * The application's near_value is the entry's address with a few low bits saying how this caller came by it (source, stale):
- * entries are aligned to 16, so a hit tells its origin without allocating.
+ * The application's near_value is an address with a few low bits that say how this holder came by it: either a counted entry's, or
+ * that of the hazard slot (l1/hazard.h) that keeps an arena's block in place.
  */
 #ifndef NEAR_L1_ENTRY_H
 #define NEAR_L1_ENTRY_H
@@ -25,15 +25,12 @@ struct near__entry {
     void (*release)(void *data); /* adopted values: called once when the last holder has gone; else NULL */
     int64_t  born;               /* when this process got it */
     int64_t  expires;            /* not served from then on; NEAR_NEVER */
+    int64_t  fresh_until;        /* stale from then on; NEAR_NEVER: as long as it lives */
     uint64_t stamp;              /* version of the L2 entry, 0: none */
     uint64_t generation;         /* of its cache, when it was read or loaded */
     uint32_t cost_us;            /* of the load that made it */
     bool     negative;           /* "the store has no such thing": no value */
     bool     adopted;            /* value lies in memory that was taken over */
-
-    bool                linked;        /* it was once, and perhaps still is; shard's lock, like all below */
-    struct near__entry *chain;         /* next in the bucket */
-    struct near__entry *newer, *older; /* the policy's queue */
 
     unsigned char key[];
 };
@@ -48,8 +45,7 @@ struct near__entry *near__entry_adopt(near_bytes key, uint64_t hash, void *data,
                                       void (*release)(void *));
 
 void near__entry_ref(struct near__entry *entry);
-/* Lets go and leaves NULL behind; NULL inside is fine.  Must be called without a shard's lock when the entry may be adopted:
- * the last one calls `release`. */
+/* Lets go and leaves NULL behind; NULL inside is fine.  No lock may be held: the last one calls `release`. */
 void near__entry_release(struct near__entry **entry);
 
 /* Memory this entry costs: what the allocator gave (its header counted), adopted bytes included. */
@@ -61,10 +57,11 @@ near__entry_key(const struct near__entry *entry)
     return (near_bytes){ entry->key, entry->key_size };
 }
 
-/* ---- the application's handle: the address and, in its low bits, how this holder came by it */
+/* ---- the application's handle */
 
 #define NEAR__VALUE_SOURCE ((uintptr_t)3)
 #define NEAR__VALUE_STALE  ((uintptr_t)4)
+#define NEAR__VALUE_SLOT   ((uintptr_t)8) /* the address is a hazard slot's */
 #define NEAR__VALUE_BITS   ((uintptr_t)15)
 
 static inline near_value *
@@ -73,10 +70,10 @@ near__value_of(struct near__entry *entry, near_source source, bool stale)
     return (near_value *)((uintptr_t)entry | (uintptr_t)source | (stale ? NEAR__VALUE_STALE : 0));
 }
 
-static inline struct near__entry *
-near__value_entry(const near_value *value)
+static inline void *
+near__value_address(const near_value *value)
 {
-    return (struct near__entry *)((uintptr_t)value & ~NEAR__VALUE_BITS);
+    return (void *)((uintptr_t)value & ~NEAR__VALUE_BITS);
 }
 
 #endif

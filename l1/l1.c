@@ -1,23 +1,25 @@
 /*
- * The index, the bounds and the fences.
+ * The shards, the bounds and the fences.
  *
- *   l1 ── shards[]   64-byte aligned; each has a lock, a chained hash table, the policy's queue, its share of
- *     │              the bounds
+ *   l1 ── arena      one range of memory for everything that is cached, its index and its queues (l1/arena.h)
+ *     ├── shards[]   64-byte aligned; each has a lock, a table (l1/table.h), a policy's order (l1/policy.h), a heap in the arena
+ *     │              and a limbo of blocks that are unlinked but perhaps still read
  *     └── stripes[]  fence and count of local writes under way, for all keys whose hash selects the stripe
  *
- * The low bits of the hash select the stripe, fewer of them the shard, so one stripe lies in one shard and that
- * shard's lock covers it; bits from 32 on select the bucket.  Fences are written under the shard's lock and read
- * without (near__l1_fence).
+ * The low bits of the hash select the stripe, fewer of them the shard, so one stripe lies in one shard and that shard's lock
+ * covers it; the upper half is the table's element.  Fences are written under the shard's lock and read without (near__l1_fence).
  *
- * An L1 holds one reference to each linked entry.  What leaves is unlinked under the lock into a chain of the
- * caller's (the `chain` field, free from then on), and let go after the lock was dropped: an adopted value's
- * release function is the application's, and it may come straight back.  That chain is no longer than the shard
- * was, and needs no memory.
+ * Reading takes no lock: find the slot, announce the block (l1/hazard.h), see that the slot still names it.  Everything else is done
+ * under the shard's lock.  A block leaves in three steps: its slot is emptied, it waits in limbo for a barrier, and then its memory
+ * is free, unless the barrier found it held: then it waits with the held ones for a later barrier.  Large and adopted values are
+ * counted entries on the heap; their block is a pointer, and the L1's reference goes with the block.  Letting the last reference go
+ * may call the application (an adopted value's release function), so those are collected and let go after the lock was dropped.
  *
  * The fence of a key is the sum of its stripe's counter and the whole cache's epoch.  Both only grow, so an equal
  * sum means that neither has moved, although the two are not read at one moment.  Flush moves the epoch first and
  * then clears shard by shard: an insert that ran in a shard before the clearing is cleared, one that runs after it
- * sees the new epoch (the lock orders them) and is refused.
+ * sees the new epoch (the lock orders them) and is refused.  Clearing a shard is one step, whatever it holds: the table's
+ * generation moves, and buckets of an older one count as empty until somebody gets round to emptying them.
  *
  * Why nothing older than an acknowledged write can remain
  *
@@ -54,14 +56,18 @@
  * near__coherence_doubt().  And between a foreign write and its invalidation two fills can bring different values
  * and arrive in the wrong order: that lasts as long as the delivery (G2), and single-flight keeps it rare.
  *
- * Locks: the shard's, rank NEAR__RANK_SHARD, never two at once.  Under it memory is allocated only when a table
- * grows.
+ * What can never happen: a block is reused while a hazard slot names it that named it before it was unlinked; a reference is in two
+ * slots; a slot names a block that is not of its shard's heap; the application is called with a lock held.
+ *
+ * Locks: the shard's, rank NEAR__RANK_SHARD, never two at once; under it the arena's and the hazard list's leaves.
  */
 #include "l1/l1.h"
 
 #include "base/lock.h"
+#include "l1/arena.h"
+#include "l1/hazard.h"
+#include "l1/policy.h"
 
-#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,9 +79,19 @@ enum {
     ENTRY_BYTES   = 256,             /* expected, where only bytes are known */
     STRIPES_MIN   = 1024,            /* a batch of writes must not meet itself at every key */
     STRIPES_MAX   = 65536,
-    BUCKETS_FIRST = 16, /* size of the first real table */
-    BUCKET_SHIFT  = 32,
-    MALLOC_HEADER = 8
+    SLAB_PARTS    = 256,             /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
+    SLAB_MIN      = 512,
+    SLAB_MAX      = 65536,
+    GROWTH        = 16,  /* how far an L1 may be resized */
+    LIMBO         = 128, /* blocks of a shard that may wait for a barrier; a power of two */
+    DEAD          = 32,  /* counted entries let go after one hold of the lock */
+    AHEAD_PART    = 64,  /* victims taken ahead of need: so that one barrier serves that part of a shard's entries ... */
+    AHEAD_MAX     = 32,  /* ... or so many */
+    TRIES         = 4096, /* rounds of eviction for one block before it is given up */
+    GROUP         = 32,  /* keys whose memory accesses overlap */
+    RETRIES       = 8,   /* looks again when a bucket changed during a miss; then it is one */
+    CLEAR_NOW     = 64,  /* buckets that a clear empties itself */
+    SWEEP_LAPS    = 40   /* calls of upkeep for one lap of looking for expired entries: 4 s at ten a second */
 };
 
 struct stripe {
@@ -83,29 +99,59 @@ struct stripe {
     uint32_t         writers; /* local writes between begin and end; shard's lock */
 };
 
+/* Counted entries to be let go once the lock was dropped. */
+struct dead {
+    struct near__entry *entries[DEAD];
+    unsigned            n;
+};
+
+struct waiting {
+    uint64_t epoch;
+    uint32_t ref;
+};
+
 struct shard {
-    struct near__lock     lock; /* covers everything below but the two bounds */
-    size_t                mask; /* buckets - 1 */
-    struct near__entry  **buckets;
-    struct near__entry   *only; /* the table of an empty shard: one bucket that costs nothing */
-    struct near__l1_queue queue;
-    size_t                hand; /* where the sweep for expired entries goes on */
+    struct near__table    table; /* first: its first line is all that readers load */
+    struct near__lock     lock;  /* covers everything below and the table but what readers load */
+    struct near__order    order;
+    struct near__heap     heap;
     struct near__l1_stats stats;
-    size_t                max_bytes, max_entries; /* fixed at birth */
+    size_t                max_entries, policy_bytes;
+    size_t                timed;      /* linked blocks that expire */
+    uint32_t              stale_left; /* home buckets that may be of an older generation ... */
+    uint32_t              stale_hand; /* ... and where to go on emptying them */
+    uint32_t              sweep_hand; /* where to go on looking for expired entries */
+    bool                  pressed;    /* memory was refused for want of budget: evict ahead of need */
+    bool                  prompt;     /* a counted entry is in limbo: do not wait for others */
+    size_t                externals;
+    struct waiting        limbo[LIMBO];
+    uint32_t              limbo_from, limbo_n;
+    uint32_t             *held; /* blocks that a barrier found held */
+    size_t                held_n, held_room;
 } __attribute__((aligned(CACHE_LINE)));
 
 struct near__l1 {
-    const struct near__l1_policy *policy;
-    size_t                        shard_mask, stripe_mask;
-    struct stripe                *stripes;
-    _Atomic uint64_t              epoch; /* moved by flush: the fence of everything */
-    struct shard                  shards[];
+    /* what readers load */
+    struct near__arena_view view;
+    size_t                  shard_mask, stripe_mask;
+    struct shard           *shards;
+    void (*watch)(struct near__order *order, uint32_t element, bool hit);
+    size_t        number; /* of its count of hits */
+    _Atomic bool  timed;  /* sticky: an entry that may expire was admitted */
+    bool          plain, off;
+    /* the rest */
+    struct near__arena *arena;
+    struct stripe      *stripes;
+    uint64_t (*hash)(const void *ctx, near_bytes key);
+    const void *hash_ctx;
+    size_t      grow_bytes;
+    _Atomic uint64_t epoch __attribute__((aligned(CACHE_LINE))); /* moved by flush: the fence of everything */
 };
 
 /* ---- places */
 
 static struct shard *
-shard_of(struct near__l1 *l1, uint64_t hash)
+shard_of(const struct near__l1 *l1, uint64_t hash)
 {
     return &l1->shards[hash & l1->shard_mask];
 }
@@ -116,160 +162,431 @@ stripe_of(const struct near__l1 *l1, uint64_t hash)
     return &l1->stripes[hash & l1->stripe_mask];
 }
 
-static struct near__entry **
-bucket_of(struct shard *sh, uint64_t hash)
+static struct near__block *
+block_at(const struct near__l1 *l1, uint32_t ref)
 {
-    return &sh->buckets[(hash >> BUCKET_SHIFT) & sh->mask];
+    return near__arena_at(&l1->view, ref);
 }
 
-/* The link that points to the key's entry, or the one that ends its chain.  Equal hashes do not make equal keys
- * (G0). */
-static struct near__entry **
-lookup_locked(struct shard *sh, uint64_t hash, near_bytes key)
+static near_bytes
+block_key(const struct near__block *block)
 {
-    struct near__entry **link = bucket_of(sh, hash);
-
-    while (*link != NULL && ((*link)->hash != hash || !near__bytes_equal(near__entry_key(*link), key)))
-        link = &(*link)->chain;
-    return link;
+    if (block->flags & NEAR__BLOCK_EXTERNAL)
+        return near__entry_key(near__block_external(block));
+    return (near_bytes){ near__block_key(block), block->key_size };
 }
 
-static struct near__entry **
-link_to_locked(struct shard *sh, const struct near__entry *entry)
+/* The table asks for an entry's element when it splits a bucket. */
+static uint32_t
+element_of(void *ctx, uint32_t ref)
 {
-    struct near__entry **link = bucket_of(sh, entry->hash);
+    const struct near__l1    *l1    = ctx;
+    const struct near__block *block = block_at(l1, ref);
 
-    while (*link != entry)
-        link = &(*link)->chain;
-    return link;
+    if (block->flags & NEAR__BLOCK_EXTERNAL)
+        return near__element(near__block_external(block)->hash);
+    return near__element(l1->hash(l1->hash_ctx, block_key(block)));
 }
 
-/* ---- coming and going */
+static uint32_t
+homes(const struct shard *sh)
+{
+    return (uint32_t)atomic_load_explicit(&sh->table.size, memory_order_relaxed);
+}
+
+static struct near__bucket *
+home_of(const struct shard *sh, uint32_t element)
+{
+    return near__table_bucket(&sh->table,
+                              near__table_home(atomic_load_explicit(&sh->table.size, memory_order_relaxed), element));
+}
+
+static bool
+home_current(const struct shard *sh, const struct near__bucket *home)
+{
+    return atomic_load_explicit(&home->generation, memory_order_relaxed) ==
+           atomic_load_explicit(&sh->table.generation, memory_order_relaxed);
+}
+
+/* The key's slot.  Equal elements do not make equal keys (G0). */
+static bool
+lookup_locked(const struct near__l1 *l1, const struct shard *sh, uint64_t hash, near_bytes key, struct near__place *place)
+{
+    uint32_t             element = near__element(hash);
+    struct near__bucket *bucket  = home_of(sh, element);
+
+    if (!home_current(sh, bucket))
+        return false;
+    for (; bucket != NULL; bucket = near__table_next(&sh->table, bucket))
+        for (uint32_t match = near__bucket_match(bucket, near__tag(element)); match != 0; match = NEAR__LANE_NEXT(match)) {
+            unsigned lane = NEAR__LANE(match);
+            uint32_t ref  = atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed);
+
+            if (ref != 0 && near__block_is(block_at(l1, ref), key)) {
+                *place = (struct near__place){ bucket, lane };
+                return true;
+            }
+        }
+    return false;
+}
+
+/* ---- leaving: limbo, barrier, free */
+
+static void
+block_free_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct dead *dead)
+{
+    struct near__block *block = block_at(l1, ref);
+
+    if (block->flags & NEAR__BLOCK_EXTERNAL) {
+        struct near__entry *entry = near__block_external(block);
+
+        near__heap_discharge(&sh->heap, near__entry_cost(entry));
+        sh->externals--;
+        dead->entries[dead->n++] = entry;
+    }
+    near__heap_free(&sh->heap, ref);
+}
+
+static bool
+held_add_locked(struct shard *sh, uint32_t ref)
+{
+    size_t    room = sh->held_room == 0 ? 16 : 2 * sh->held_room;
+    uint32_t *held;
+
+    if (sh->held_n == sh->held_room) {
+        held = realloc(sh->held, room * sizeof(*held));
+        if (held == NULL)
+            return false;
+        sh->held      = held;
+        sh->held_room = room;
+    }
+    sh->held[sh->held_n++] = ref;
+    return true;
+}
+
+/* Free what a completed barrier has shown to be unread.  How many blocks it freed. */
+static size_t
+harvest_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    size_t freed = 0;
+
+    while (sh->limbo_n > 0 && dead->n < DEAD) {
+        struct waiting *first = &sh->limbo[sh->limbo_from % LIMBO];
+
+        if (!near__hazard_passed(first->epoch))
+            break;
+        if (near__hazard_held(block_at(l1, first->ref))) {
+            if (!held_add_locked(sh, first->ref))
+                break; /* no memory to remember it elsewhere: it stays */
+        } else {
+            block_free_locked(l1, sh, first->ref, dead);
+            freed++;
+        }
+        sh->limbo_from++;
+        sh->limbo_n--;
+    }
+    if (sh->limbo_n == 0)
+        sh->prompt = false;
+    return freed;
+}
+
+/* Look again at the blocks that were held. */
+static size_t
+harvest_held_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    size_t kept = 0, freed = 0;
+
+    for (size_t i = 0; i < sh->held_n; i++) {
+        if (dead->n == DEAD || near__hazard_held(block_at(l1, sh->held[i]))) {
+            sh->held[kept++] = sh->held[i];
+            continue;
+        }
+        block_free_locked(l1, sh, sh->held[i], dead);
+        freed++;
+    }
+    sh->held_n = kept;
+    return freed;
+}
+
+/* Complete a barrier for everything in limbo, then free. */
+static size_t
+barrier_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    size_t freed = 0;
+
+    if (sh->limbo_n > 0) {
+        near__hazard_barrier(sh->limbo[(sh->limbo_from + sh->limbo_n - 1) % LIMBO].epoch);
+        freed = harvest_locked(l1, sh, dead);
+    }
+    return freed + (sh->held_n > 0 ? harvest_held_locked(l1, sh, dead) : 0);
+}
 
 static size_t
-table_cost(const struct shard *sh)
+ahead(const struct shard *sh)
 {
-    return sh->buckets == &sh->only ? 0 : malloc_usable_size(sh->buckets) + MALLOC_HEADER;
+    size_t part = sh->table.entries / AHEAD_PART;
+
+    return part < 1 ? 1 : part > AHEAD_MAX ? AHEAD_MAX : part;
 }
 
-/* Room for one more, so that chains stay about one entry long.  Without memory for a bigger table they get longer,
- * and the next insert tries again. */
+/* The block's slot was emptied.  Without room in limbo, and all that waits there held, and no memory to hold it elsewhere, its
+ * memory is not used again before the L1 ends. */
 static void
-grow_locked(struct shard *sh)
+retire_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct dead *dead)
 {
-    size_t               count = sh->mask == 0 ? BUCKETS_FIRST : 2 * (sh->mask + 1);
-    struct near__entry **buckets, *entry, *next, **to;
-
-    if (sh->stats.entries <= sh->mask)
+    if (sh->limbo_n == LIMBO && harvest_locked(l1, sh, dead) == 0)
+        barrier_locked(l1, sh, dead);
+    if (sh->limbo_n == LIMBO)
         return;
-    buckets = calloc(count, sizeof(*buckets));
-    if (buckets == NULL)
-        return;
-    for (size_t i = 0; i <= sh->mask; i++) {
-        for (entry = sh->buckets[i]; entry != NULL; entry = next) {
-            next         = entry->chain;
-            to           = &buckets[(entry->hash >> BUCKET_SHIFT) & (count - 1)];
-            entry->chain = *to;
-            *to          = entry;
-        }
-    }
-    sh->stats.bytes -= table_cost(sh);
-    if (sh->buckets != &sh->only)
-        free(sh->buckets);
-    sh->only    = NULL;
-    sh->buckets = buckets;
-    sh->mask    = count - 1;
-    sh->stats.bytes += table_cost(sh);
+    if (block_at(l1, ref)->flags & NEAR__BLOCK_EXTERNAL)
+        sh->prompt = true;
+    sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] = (struct waiting){ near__hazard_epoch(), ref };
 }
 
-/* Takes over the caller's reference. */
+/* A linked block is about to leave its slot for good. */
 static void
-link_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry)
+forget_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref)
 {
-    struct near__entry **bucket = bucket_of(sh, entry->hash);
+    const struct near__block *block = block_at(l1, ref);
+    bool                      timed = block->flags & NEAR__BLOCK_EXTERNAL
+                                          ? near__block_external(block)->expires != NEAR_NEVER
+                                          : (block->flags & NEAR__BLOCK_EXPIRES) != 0;
 
-    entry->chain  = *bucket;
-    *bucket       = entry;
-    entry->linked = true; /* for good */
-    sh->stats.entries++;
-    sh->stats.bytes += near__entry_cost(entry);
-    l1->policy->link(&sh->queue, entry);
-}
-
-/* The entry and the L1's reference to it go to `dead`. */
-static void
-unlink_locked(struct near__l1 *l1, struct shard *sh, struct near__entry **link, struct near__entry **dead)
-{
-    struct near__entry *entry = *link;
-
-    l1->policy->unlink(&sh->queue, entry);
-    *link = entry->chain;
-    sh->stats.entries--;
-    sh->stats.bytes -= near__entry_cost(entry);
-    entry->chain = *dead;
-    *dead        = entry;
+    sh->timed -= timed;
 }
 
 static void
-drop_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key, struct near__entry **dead)
+unlink_locked(struct near__l1 *l1, struct shard *sh, uint32_t element, struct near__place place, struct dead *dead)
 {
-    struct near__entry **link = lookup_locked(sh, hash, key);
+    uint32_t ref = near__table_erase(&sh->table, element, place);
 
-    if (*link != NULL)
-        unlink_locked(l1, sh, link, dead);
+    forget_locked(l1, sh, ref);
+    retire_locked(l1, sh, ref, dead);
 }
 
 static void
-evict_locked(struct near__l1 *l1, struct shard *sh, size_t cost, struct near__entry **dead)
+drop_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key, struct dead *dead)
 {
-    struct near__entry *victim;
+    struct near__place place;
 
-    while (sh->stats.entries >= sh->max_entries || sh->stats.bytes + cost > sh->max_bytes) {
-        victim = l1->policy->victim(&sh->queue);
-        if (victim == NULL)
-            return;
-        unlink_locked(l1, sh, link_to_locked(sh, victim), dead);
-        sh->stats.evictions++;
-    }
+    if (lookup_locked(l1, sh, hash, key, &place))
+        unlink_locked(l1, sh, near__element(hash), place, dead);
+}
+
+/* Before the lock is dropped: what was adopted should not wait for the next barrier. */
+static void
+settle_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    if (sh->prompt && dead->n < DEAD)
+        barrier_locked(l1, sh, dead);
 }
 
 /* No lock may be held: the last holder of an adopted value calls the application. */
 static void
-let_go(struct near__entry *dead)
+let_go(struct dead *dead)
 {
-    struct near__entry *next;
+    for (unsigned i = 0; i < dead->n; i++)
+        near__entry_release(&dead->entries[i]);
+    dead->n = 0;
+}
 
-    for (; dead != NULL; dead = next) {
-        next = dead->chain;
-        near__entry_release(&dead);
+/* ---- clears */
+
+/* Empty a home bucket that a clear has left behind. */
+static void
+purge_locked(struct near__l1 *l1, struct shard *sh, struct near__bucket *home, struct dead *dead)
+{
+    if (home_current(sh, home))
+        return;
+    for (struct near__bucket *bucket = home; bucket != NULL; bucket = near__table_next(&sh->table, bucket))
+        for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
+            uint32_t ref = atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed);
+
+            if (ref == 0)
+                continue;
+            atomic_store_explicit(&bucket->refs[lane], 0, memory_order_release); /* pairs with the reader's second look */
+            atomic_store_explicit(&bucket->tags.lanes[lane], 0, memory_order_relaxed);
+            retire_locked(l1, sh, ref, dead);
+        }
+    atomic_fetch_add_explicit(&home->version, 1, memory_order_release);
+    atomic_store_explicit(&home->generation, atomic_load_explicit(&sh->table.generation, memory_order_relaxed),
+                          memory_order_release);
+}
+
+/* Go on emptying; at most `buckets` of them. */
+static void
+purge_some_locked(struct near__l1 *l1, struct shard *sh, size_t buckets, struct dead *dead)
+{
+    for (; buckets > 0 && sh->stale_left > 0 && dead->n < DEAD / 2; buckets--) {
+        if (sh->stale_hand >= homes(sh))
+            sh->stale_hand = 0;
+        purge_locked(l1, sh, near__table_bucket(&sh->table, sh->stale_hand++), dead);
+        sh->stale_left--;
     }
 }
 
-/* The lock is held for a few instructions only, however much there is to let go. */
 static void
-clear(struct shard *sh)
+clear(struct near__l1 *l1, struct shard *sh)
 {
-    struct near__entry **buckets, *only;
-    size_t               mask;
+    struct dead dead = { .n = 0 };
+    bool        more;
 
     near__lock(&sh->lock);
-    buckets           = sh->buckets;
-    only              = sh->only;
-    mask              = sh->mask;
-    sh->buckets       = &sh->only;
-    sh->only          = NULL;
-    sh->mask          = 0;
-    sh->queue         = (struct near__l1_queue){ NULL, NULL };
-    sh->stats.entries = sh->stats.bytes = 0;
-    near__unlock(&sh->lock);
+    /* release: pairs with a reader's acquire of the bucket; who sees the new one finds every older bucket empty */
+    atomic_fetch_add_explicit(&sh->table.generation, 1, memory_order_release);
+    sh->table.entries = 0;
+    sh->timed         = 0;
+    sh->stale_left    = homes(sh);
+    sh->order.policy->reset(&sh->order);
+    do {
+        purge_some_locked(l1, sh, CLEAR_NOW, &dead);
+        settle_locked(l1, sh, &dead);
+        more = sh->externals > sh->held_n && sh->stale_left > 0; /* adopted values are let go at once */
+        near__unlock(&sh->lock);
+        let_go(&dead);
+        if (more)
+            near__lock(&sh->lock);
+    } while (more);
+}
 
-    if (buckets == &sh->only) {
-        let_go(only);
-        return;
+/* ---- room */
+
+static bool
+evict_one_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    struct near__place place;
+    uint32_t           element;
+
+    if (!sh->order.policy->victim(&sh->order, &place, &element))
+        return false;
+    unlink_locked(l1, sh, element, place, dead);
+    sh->stats.evictions++;
+    return true;
+}
+
+/* What a clear has left goes first. */
+static bool
+evict_locked(struct near__l1 *l1, struct shard *sh, size_t n, struct dead *dead)
+{
+    bool any = false;
+
+    if (sh->stale_left > 0) {
+        purge_some_locked(l1, sh, n, dead);
+        return true;
     }
-    for (size_t i = 0; i <= mask; i++)
-        let_go(buckets[i]);
-    free(buckets);
+    while (n-- > 0 && dead->n < DEAD / 2 && evict_one_locked(l1, sh, dead))
+        any = true;
+    return any;
+}
+
+struct moving {
+    struct near__l1 *l1;
+    struct shard    *shard;
+    struct dead     *dead;
+};
+
+/* Compaction asks for a block to be moved: possible while it is linked. */
+static bool
+move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
+{
+    struct moving      *moving = ctx;
+    struct shard       *sh     = moving->shard;
+    struct near__block *block  = block_at(moving->l1, from);
+    struct near__bucket *bucket;
+
+    if (sh->limbo_n == LIMBO)
+        return false;
+    bucket = home_of(sh, element_of(moving->l1, from));
+    for (; bucket != NULL; bucket = near__table_next(&sh->table, bucket))
+        for (unsigned lane = 0; lane < NEAR__LANES; lane++)
+            if (atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed) == from) {
+                memcpy(block_at(moving->l1, to), block, bytes);
+                /* release: pairs with the reader's acquire, the copy is complete */
+                atomic_store_explicit(&bucket->refs[lane], to, memory_order_release);
+                sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] = (struct waiting){ near__hazard_epoch(), from };
+                return true;
+            }
+    return false;
+}
+
+static bool
+compact_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    struct moving moving = { l1, sh, dead };
+    bool          moved;
+
+    if (dead->n > DEAD / 2)
+        return false;
+    barrier_locked(l1, sh, dead); /* what is in limbo cannot be moved */
+    moved = near__heap_compact(&sh->heap, move_locked, &moving);
+    return barrier_locked(l1, sh, dead) > 0 && moved;
+}
+
+/* One more step towards room.  False: there is nothing left to give. */
+static bool
+make_room_locked(struct near__l1 *l1, struct shard *sh, size_t tries, struct dead *dead)
+{
+    sh->pressed = true;
+    if (harvest_locked(l1, sh, dead) > 0)
+        return true;
+    if (sh->limbo_n >= ahead(sh) && barrier_locked(l1, sh, dead) > 0)
+        return true;
+    if (tries % 8 == 7 && compact_locked(l1, sh, dead))
+        return true;
+    if (evict_locked(l1, sh, ahead(sh), dead))
+        return true;
+    return barrier_locked(l1, sh, dead) > 0 || compact_locked(l1, sh, dead);
+}
+
+static uint32_t
+obtain_locked(struct near__l1 *l1, struct shard *sh, size_t size, struct dead *dead)
+{
+    uint32_t ref = near__heap_alloc(&sh->heap, size);
+
+    for (size_t tries = 0; ref == 0 && tries < TRIES && dead->n < DEAD / 2; tries++) {
+        if (!make_room_locked(l1, sh, tries, dead))
+            return 0;
+        ref = near__heap_alloc(&sh->heap, size);
+    }
+    return ref;
+}
+
+static bool
+charge_locked(struct near__l1 *l1, struct shard *sh, size_t bytes, struct dead *dead)
+{
+    for (size_t tries = 0; tries < TRIES && dead->n < DEAD / 2; tries++) {
+        if (near__heap_charge(&sh->heap, bytes))
+            return true;
+        if (!make_room_locked(l1, sh, tries, dead))
+            return false;
+    }
+    return false;
+}
+
+/* The index grows by a bucket or two with each new entry that needs it, and pays for it. */
+static void
+grow_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    for (int i = 0; i < 2 && near__table_wants(&sh->table) > 0; i++) {
+        uint32_t size = homes(sh), mask = (uint32_t)(atomic_load_explicit(&sh->table.size, memory_order_relaxed) >> 32);
+        uint32_t from = size == mask + 1 ? 0 : size - (mask + 1) / 2;
+
+        purge_locked(l1, sh, near__table_bucket(&sh->table, from), dead);
+        if (!near__table_split(&sh->table, element_of, l1))
+            return;
+        if (sh->stale_left > 0)
+            sh->stale_left++; /* it may lie before the hand */
+    }
+}
+
+/* The policy's own memory is paid for, too. */
+static void
+pay_policy_locked(struct shard *sh)
+{
+    size_t bytes = sh->order.policy->bytes(&sh->order);
+
+    near__heap_discharge(&sh->heap, sh->policy_bytes);
+    sh->policy_bytes = near__heap_charge(&sh->heap, bytes) ? bytes : 0;
 }
 
 /* ---- birth and end */
@@ -294,8 +611,7 @@ choose_shards(const struct near__l1_config *config)
 
     if (config->shards != 0)
         return smaller(config->shards, power_below(entries)); /* each must be allowed one entry */
-    return smaller(power_below(smaller(entries / SHARD_ENTRIES, config->max_bytes / SHARD_BYTES)),
-                   SHARDS_MAX);
+    return smaller(power_below(smaller(entries / SHARD_ENTRIES, config->max_bytes / SHARD_BYTES)), SHARDS_MAX);
 }
 
 static size_t
@@ -312,93 +628,389 @@ choose_stripes(const struct near__l1_config *config, size_t shards)
     return stripes < shards ? shards : stripes;
 }
 
-static void
-shard_init(struct shard *sh, const struct near__l1_config *config, size_t index, size_t shards)
+static size_t
+choose_slab(const struct near__l1_config *config, size_t shards)
 {
+    size_t part = power_below(config->max_bytes / shards / SLAB_PARTS);
+
+    return part < SLAB_MIN ? SLAB_MIN : part > SLAB_MAX ? SLAB_MAX : part;
+}
+
+static size_t
+entries_of_shard(size_t max_entries, size_t index, size_t shards)
+{
+    return max_entries == 0 ? SIZE_MAX : max_entries / shards + (index < max_entries % shards);
+}
+
+static void *
+chunk_new(void *ctx)
+{
+    return near__heap_slab(ctx);
+}
+
+static void
+chunk_free(void *ctx, void *chunk)
+{
+    near__heap_slab_free(ctx, chunk);
+}
+
+static near_status
+shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *config, size_t index, size_t shards)
+{
+    size_t      slab = near__arena_slab_bytes(l1->arena);
+    near_status status;
+
     near__lock_init(&sh->lock, NEAR__RANK_SHARD);
-    sh->buckets     = &sh->only;
-    sh->max_bytes   = config->max_bytes / shards;
-    sh->max_entries = SIZE_MAX;
-    if (config->max_entries != 0)
-        sh->max_entries = config->max_entries / shards + (index < config->max_entries % shards);
+    sh->max_entries = entries_of_shard(config->max_entries, index, shards);
+    near__heap_init(&sh->heap, l1->arena, (uint32_t)index, config->max_bytes / shards);
+    sh->table.chunk_shift = (uint8_t)__builtin_ctzll(slab / sizeof(struct near__bucket));
+    sh->table.chunk_new   = chunk_new;
+    sh->table.chunk_free  = chunk_free;
+    sh->table.chunk_ctx   = &sh->heap;
+    sh->table.max_chunks  = l1->grow_bytes / shards / slab + 2;
+    sh->table.capacity    = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
+    status                = near__table_init(&sh->table, 1u << sh->table.chunk_shift);
+    if (status != NEAR_OK)
+        return status;
+    sh->order.policy = near__policy_named(config->policy);
+    sh->order.table  = &sh->table;
+    status           = sh->order.policy->open(&sh->order);
+    if (status != NEAR_OK)
+        near__table_fini(&sh->table);
+    return status;
+}
+
+static void
+shard_fini(struct shard *sh)
+{
+    sh->order.policy->close(&sh->order);
+    near__table_fini(&sh->table);
+    near__heap_fini(&sh->heap);
+    near__lock_fini(&sh->lock);
+    free(sh->held);
 }
 
 static bool
 config_valid(const struct near__l1_config *config)
 {
-    return near__l1_policy_named(config->policy) != NULL && config->shards <= STRIPES_MAX &&
+    return near__policy_named(config->policy) != NULL && config->shards <= STRIPES_MAX &&
            (config->shards & (config->shards - 1)) == 0;
+}
+
+static near_status
+shards_init(struct near__l1 *l1, const struct near__l1_config *config, size_t shards)
+{
+    near_status status = NEAR_OK;
+    size_t      done   = 0;
+
+    while (done < shards && status == NEAR_OK) {
+        status = shard_init(l1, &l1->shards[done], config, done, shards);
+        done += status == NEAR_OK;
+    }
+    if (status == NEAR_OK)
+        return status;
+    near__lock_fini(&l1->shards[done].lock);
+    while (done-- > 0)
+        shard_fini(&l1->shards[done]);
+    return status;
+}
+
+static void *
+lines_new(size_t size)
+{
+    void *memory = aligned_alloc(CACHE_LINE, (size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
+
+    if (memory != NULL)
+        memset(memory, 0, size);
+    return memory;
+}
+
+static void
+l1_delete(struct near__l1 *l1)
+{
+    near__hits_close(l1->number);
+    near__arena_close(&l1->arena);
+    free(l1->shards);
+    free(l1->stripes);
+    free(l1);
 }
 
 near_status
 near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
 {
-    size_t           shards, stripes, size;
+    size_t           shards, stripes;
     struct near__l1 *l1;
+    near_status      status;
 
     *out = NULL;
     if (!config_valid(config))
         return NEAR_ERR_INVALID;
     shards  = choose_shards(config);
     stripes = choose_stripes(config, shards);
-    size    = sizeof(*l1) + shards * sizeof(struct shard);
-    l1      = aligned_alloc(CACHE_LINE, size);
+    l1      = lines_new(sizeof(*l1));
     if (l1 == NULL)
         return NEAR_ERR_NOMEM;
-    memset(l1, 0, size);
-    l1->stripes = calloc(stripes, sizeof(*l1->stripes));
-    if (l1->stripes == NULL) {
-        free(l1);
-        return NEAR_ERR_NOMEM;
-    }
-    l1->policy      = near__l1_policy_named(config->policy);
+    l1->number      = near__hits_open();
+    l1->shards      = lines_new(shards * sizeof(struct shard));
+    l1->stripes     = calloc(stripes, sizeof(*l1->stripes));
     l1->shard_mask  = shards - 1;
     l1->stripe_mask = stripes - 1;
-    for (size_t i = 0; i < shards; i++)
-        shard_init(&l1->shards[i], config, i, shards);
+    l1->plain       = config->plain;
+    l1->off         = config->max_bytes == 0;
+    l1->hash        = config->hash;
+    l1->hash_ctx    = config->hash_ctx;
+    l1->watch       = near__policy_named(config->policy)->watch;
+    l1->grow_bytes  = config->max_bytes > SIZE_MAX / 2 / GROWTH ? config->max_bytes : GROWTH * config->max_bytes;
+    status          = l1->shards == NULL || l1->stripes == NULL ? NEAR_ERR_NOMEM : NEAR_OK;
+    if (status == NEAR_OK && !l1->off)
+        status = near__arena_open(&l1->arena, config->max_bytes, l1->grow_bytes, choose_slab(config, shards));
+    if (status == NEAR_OK && !l1->off) {
+        l1->view = near__arena_view(l1->arena);
+        status   = shards_init(l1, config, shards);
+    }
+    if (status != NEAR_OK) {
+        l1_delete(l1);
+        return status;
+    }
     *out = l1;
     return NEAR_OK;
+}
+
+static void
+bury(void *ctx)
+{
+    struct near__arena *arena = ctx;
+
+    near__arena_close(&arena);
+}
+
+/* Everything leaves; false: something is held. */
+static bool
+shard_drain(struct near__l1 *l1, struct shard *sh)
+{
+    struct dead dead = { .n = 0 };
+    size_t      before;
+
+    clear(l1, sh);
+    do {
+        near__lock(&sh->lock);
+        before = sh->stale_left + sh->limbo_n + sh->held_n;
+        purge_some_locked(l1, sh, SIZE_MAX, &dead);
+        barrier_locked(l1, sh, &dead);
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    } while (sh->stale_left + sh->limbo_n + sh->held_n < before);
+    return sh->limbo_n + sh->held_n == 0;
 }
 
 void
 near__l1_free(struct near__l1 **out)
 {
-    struct near__l1 *l1 = *out;
+    struct near__l1        *l1   = *out;
+    bool                    idle = true;
+    struct near__arena_view view;
+    size_t                  range;
 
     *out = NULL;
     if (l1 == NULL)
         return;
-    for (size_t i = 0; i <= l1->shard_mask; i++) {
-        clear(&l1->shards[i]);
-        near__lock_fini(&l1->shards[i].lock);
+    if (l1->off) {
+        l1_delete(l1);
+        return;
     }
-    free(l1->stripes);
-    free(l1);
+    for (size_t i = 0; i <= l1->shard_mask; i++)
+        idle &= shard_drain(l1, &l1->shards[i]);
+    view  = l1->view;
+    range = near__arena_range(l1->arena);
+    if (!idle)
+        near__arena_trim(l1->arena, SIZE_MAX);
+    for (size_t i = 0; i <= l1->shard_mask; i++)
+        shard_fini(&l1->shards[i]);
+    if (!idle) {
+        /* without memory to remember it the range stays mapped */
+        near__hazard_bury(view.base, view.base + range, bury, l1->arena);
+        l1->arena = NULL;
+    }
+    l1_delete(l1);
 }
 
 /* ---- reading */
 
-struct near__entry *
+/* The block in a slot, announced; NULL: the slot has changed hands meanwhile and is empty now. */
+static inline const struct near__block *
+announce(const struct near__l1 *l1, struct near__hazard *slot, const _Atomic uint32_t *from)
+{
+    /* acquire: pairs with the release of whoever published the reference, the block is complete */
+    uint32_t ref = atomic_load_explicit(from, memory_order_acquire);
+
+    while (ref != 0) {
+        const struct near__block *block = block_at(l1, ref);
+        uint32_t                  again;
+
+        near__hazard_set(slot, block);
+        again = atomic_load_explicit(from, memory_order_acquire);
+        if (__builtin_expect(again == ref, 1))
+            return block;
+        ref = again;
+    }
+    return NULL;
+}
+
+/* A counted entry found through its block: the reference is taken while the block is announced. */
+static near_value *
+hand_out_external(struct near__reader *reader, struct near__hazard *slot, size_t number, const struct near__block *block,
+                  int64_t now)
+{
+    struct near__entry *entry = near__block_external(block);
+    near_value         *value = NULL;
+
+    if (entry->expires > now && !entry->negative) {
+        near__entry_ref(entry);
+        value = near__value_of(entry, NEAR_FROM_L1, entry->fresh_until <= now);
+        near__hits_add(reader, number, 1);
+    } else if (entry->expires > now) {
+        value = NEAR__L1_NEGATIVE;
+    }
+    near__hazard_clear(slot);
+    return value;
+}
+
+/* The entry was found and its block is announced: what the caller gets. */
+static inline near_value *
+hand_out(struct near__reader *reader, struct near__hazard *slot, size_t number, const struct near__block *block, int64_t now)
+{
+    unsigned  flags = block->flags;
+    uintptr_t value = (uintptr_t)slot | NEAR__VALUE_SLOT | NEAR_FROM_L1;
+
+    if (__builtin_expect(flags & (NEAR__BLOCK_EXTERNAL | NEAR__BLOCK_NEGATIVE | NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH), 0)) {
+        if (flags & NEAR__BLOCK_EXTERNAL)
+            return hand_out_external(reader, slot, number, block, now);
+        if ((flags & NEAR__BLOCK_EXPIRES) && near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now)) {
+            near__hazard_clear(slot);
+            return NULL;
+        }
+        if (flags & NEAR__BLOCK_NEGATIVE) {
+            near__hazard_clear(slot);
+            return NEAR__L1_NEGATIVE;
+        }
+        if ((flags & NEAR__BLOCK_FRESH) && near__block_past(near__block_u32(block, NEAR__BLOCK_FRESH), now))
+            value |= NEAR__VALUE_STALE;
+    }
+    reader->next = slot + 1;
+    near__hits_add(reader, number, 1);
+    return (near_value *)value;
+}
+
+/* Whether the mark changed. */
+static inline bool
+use(const struct shard *sh, struct near__bucket *bucket, unsigned lane)
+{
+    uint8_t old = atomic_load_explicit(&bucket->marks[lane], memory_order_relaxed);
+    uint8_t mark =
+        near__mark_hit(old, atomic_load_explicit(&sh->table.tick, memory_order_relaxed),
+                       atomic_load_explicit(&sh->table.count_mask, memory_order_relaxed));
+
+    if (mark == old)
+        return false;
+    /* relaxed, and perhaps lost when two write at once: a mark is a hint */
+    atomic_store_explicit(&bucket->marks[lane], mark, memory_order_relaxed);
+    return true;
+}
+
+near_value *
 near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
 {
-    struct shard       *sh   = shard_of(l1, hash);
-    struct near__entry *dead = NULL, *entry, **link;
+    struct near__reader *reader  = near__reader();
+    struct shard        *sh      = shard_of(l1, hash);
+    uint32_t             element = near__element(hash);
+    struct near__hazard *slot;
 
-    near__lock(&sh->lock);
-    link  = lookup_locked(sh, hash, key);
-    entry = *link;
-    if (entry != NULL && entry->expires <= now) {
-        unlink_locked(l1, sh, link, &dead);
-        sh->stats.expired++;
-        entry = NULL;
+    if (__builtin_expect(reader == NULL || l1->off, 0))
+        return NULL;
+    slot = near__hazard_slot(reader);
+    if (__builtin_expect(slot == NULL, 0))
+        return NULL;
+    for (int tries = 0; tries < RETRIES; tries++) {
+        /* acquire, all of them: pair with the releases in table.c, what comes after is not read before */
+        uint64_t             size    = atomic_load_explicit(&sh->table.size, memory_order_acquire);
+        struct near__bucket *home    = near__table_bucket(&sh->table, near__table_home(size, element)), *bucket = home;
+        uint16_t             version = atomic_load_explicit(&home->version, memory_order_acquire);
+        uint32_t             next;
+
+        if (atomic_load_explicit(&home->generation, memory_order_acquire) !=
+            atomic_load_explicit(&sh->table.generation, memory_order_acquire))
+            return NULL;
+        for (;;) {
+            for (uint32_t match = near__bucket_match(bucket, near__tag(element)); match != 0;
+                 match          = NEAR__LANE_NEXT(match)) {
+                unsigned                  lane  = NEAR__LANE(match);
+                const struct near__block *block = announce(l1, slot, &bucket->refs[lane]);
+
+                if (block == NULL || !near__block_is(block, key))
+                    continue;
+                if (use(sh, bucket, lane) && l1->watch != NULL)
+                    l1->watch(&sh->order, element, true);
+                return hand_out(reader, slot, l1->number, block, now);
+            }
+            next = atomic_load_explicit(&bucket->next, memory_order_acquire);
+            if (__builtin_expect(next == 0, 1))
+                break;
+            bucket = near__table_overflow(&sh->table, next);
+        }
+        near__hazard_clear(slot);
+        /* an entry that moved while we looked was perhaps missed */
+        if (atomic_load_explicit(&home->version, memory_order_acquire) == version &&
+            atomic_load_explicit(&sh->table.size, memory_order_relaxed) == size)
+            return NULL;
     }
-    if (entry != NULL) {
-        l1->policy->hit(&sh->queue, entry);
-        near__entry_ref(entry);
+    return NULL;
+}
+
+/* Bring the lines that the finds are going to need. */
+static void
+prefetch(const struct near__l1 *l1, const uint64_t *hashes, size_t n)
+{
+    const struct near__bucket *homes_of[GROUP];
+
+    for (size_t i = 0; i < n; i++) {
+        const struct shard *sh   = shard_of(l1, hashes[i]);
+        uint64_t            size = atomic_load_explicit(&sh->table.size, memory_order_acquire);
+
+        homes_of[i] = near__table_bucket(&sh->table, near__table_home(size, near__element(hashes[i])));
+        __builtin_prefetch(homes_of[i]);
     }
-    near__unlock(&sh->lock);
-    let_go(dead);
-    return entry;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t match = near__bucket_match(homes_of[i], near__tag(near__element(hashes[i])));
+
+        if (match != 0) {
+            uint32_t    ref   = atomic_load_explicit(&homes_of[i]->refs[NEAR__LANE(match)], memory_order_relaxed);
+            const char *block = (const char *)block_at(l1, ref);
+
+            __builtin_prefetch(block);
+            __builtin_prefetch(block + CACHE_LINE);
+        }
+    }
+}
+
+void
+near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now,
+                   near_value **values)
+{
+    for (size_t at = 0; at < n; at += GROUP) {
+        size_t group = smaller(n - at, GROUP);
+
+        if (!l1->off)
+            prefetch(l1, hashes + at, group);
+        for (size_t i = at; i < at + group; i++)
+            values[i] = near__l1_find(l1, hashes[i], keys[i], now);
+    }
+}
+
+bool
+near__l1_timed(const struct near__l1 *l1)
+{
+    /* relaxed: who did not see it set does not know of that entry either */
+    return atomic_load_explicit(&l1->timed, memory_order_relaxed);
 }
 
 uint64_t
@@ -418,48 +1030,131 @@ fence_move_locked(struct near__l1 *l1, uint64_t hash)
     atomic_fetch_add_explicit(&stripe_of(l1, hash)->fence, 1, memory_order_release);
 }
 
+/* A block with the entry in it, not linked yet; 0: there is no room. */
+static uint32_t
+block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, struct dead *dead)
+{
+    unsigned flags = near__block_flags(entry, l1->plain);
+    size_t   size  = near__block_size(entry, flags);
+    uint32_t ref;
+
+    if (!near__block_wide(entry) && size <= near__heap_largest(&sh->heap)) {
+        ref = obtain_locked(l1, sh, size, dead);
+        if (ref != 0)
+            near__block_write(block_at(l1, ref), entry, flags);
+        return ref;
+    }
+    ref = obtain_locked(l1, sh, NEAR__BLOCK_EXTERNAL_SIZE, dead);
+    if (ref == 0)
+        return 0;
+    if (!charge_locked(l1, sh, near__entry_cost(entry), dead)) {
+        near__heap_free(&sh->heap, ref);
+        return 0;
+    }
+    near__entry_ref(entry);
+    sh->externals++;
+    near__block_write_external(block_at(l1, ref), entry);
+    return ref;
+}
+
+static size_t
+entry_cost(const struct near__l1 *l1, const struct shard *sh, const struct near__entry *entry)
+{
+    size_t size = near__block_size(entry, near__block_flags(entry, l1->plain));
+
+    if (near__block_wide(entry) || size > near__heap_largest(&sh->heap))
+        return near__entry_cost(entry) + NEAR__BLOCK_EXTERNAL_SIZE;
+    return near__heap_class_bytes(&sh->heap, size);
+}
+
+/* Put the block where the key's older one is, or into a slot of its own. */
+static bool
+link_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, uint32_t ref, struct dead *dead)
+{
+    uint32_t           element = near__element(entry->hash), old;
+    struct near__place place;
+
+    purge_locked(l1, sh, home_of(sh, element), dead);
+    if (lookup_locked(l1, sh, entry->hash, near__entry_key(entry), &place)) {
+        old = atomic_load_explicit(&place.bucket->refs[place.lane], memory_order_relaxed);
+        /* release: pairs with announce() */
+        atomic_store_explicit(&place.bucket->refs[place.lane], ref, memory_order_release);
+        forget_locked(l1, sh, old);
+        retire_locked(l1, sh, old, dead);
+        use(sh, place.bucket, place.lane);
+        return true;
+    }
+    while (sh->table.entries >= sh->max_entries && dead->n < DEAD / 2)
+        if (!evict_one_locked(l1, sh, dead))
+            break;
+    if (!near__table_insert(&sh->table, element, ref, sh->order.policy->enter(&sh->order, element), &place))
+        return false;
+    grow_locked(l1, sh, dead);
+    return true;
+}
+
 /* The fence has been found unmoved.  Whatever the answer, an older value of the key is gone afterwards. */
 static enum near__l1_admission
-admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, int64_t now,
-             struct near__entry **dead)
+admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, int64_t now, struct dead *dead)
 {
-    size_t cost = near__entry_cost(entry);
+    uint32_t ref = 0;
 
-    if (entry->linked) /* here already, or gone since and never to come back */
-        return *lookup_locked(sh, entry->hash, near__entry_key(entry)) == entry ? NEAR__L1_ADMITTED
-                                                                                : NEAR__L1_FENCED;
-    drop_locked(l1, sh, entry->hash, near__entry_key(entry), dead);
-    if (entry->expires <= now)
+    if (entry->expires <= now) {
+        drop_locked(l1, sh, entry->hash, near__entry_key(entry), dead);
         return NEAR__L1_EXPIRED;
-    if (cost > sh->max_bytes / 2) {
+    }
+    if (entry_cost(l1, sh, entry) <= sh->heap.max_bytes / 2)
+        ref = block_new_locked(l1, sh, entry, dead);
+    if (ref == 0) {
+        drop_locked(l1, sh, entry->hash, near__entry_key(entry), dead);
         sh->stats.too_large++;
         return NEAR__L1_TOO_LARGE;
     }
-    evict_locked(l1, sh, cost, dead);
-    grow_locked(sh);
-    evict_locked(l1, sh, cost, dead); /* the bigger table is paid for, too */
-    near__entry_ref(entry);
-    link_locked(l1, sh, entry);
+    if (entry->expires != NEAR_NEVER) {
+        sh->timed++;
+        atomic_store_explicit(&l1->timed, true, memory_order_relaxed);
+    }
+    if (!link_locked(l1, sh, entry, ref, dead)) {
+        forget_locked(l1, sh, ref);
+        block_free_locked(l1, sh, ref, dead); /* nobody has seen it */
+        return NEAR__L1_TOO_LARGE;
+    }
     sh->stats.fills++;
     return NEAR__L1_ADMITTED;
+}
+
+/* After an admission, before the lock is dropped: keep a few blocks on their way out, so that one barrier serves many. */
+static void
+ahead_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    if (sh->limbo_n >= LIMBO / 2 && harvest_locked(l1, sh, dead) == 0)
+        barrier_locked(l1, sh, dead);
+    if (sh->pressed && sh->limbo_n < ahead(sh) && sh->heap.bytes + near__arena_slab_bytes(l1->arena) > sh->heap.max_bytes)
+        evict_locked(l1, sh, 1, dead);
+    settle_locked(l1, sh, dead);
 }
 
 enum near__l1_admission
 near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
 {
     struct shard           *sh   = shard_of(l1, entry->hash);
-    struct near__entry     *dead = NULL;
+    struct dead             dead = { .n = 0 };
     enum near__l1_admission verdict;
 
+    if (l1->off)
+        return NEAR__L1_TOO_LARGE;
     near__lock(&sh->lock);
     if (near__l1_fence(l1, entry->hash) != fence || stripe_of(l1, entry->hash)->writers > 0) {
         sh->stats.fills_refused++;
         verdict = NEAR__L1_FENCED;
     } else {
         verdict = admit_locked(l1, sh, entry, now, &dead);
+        ahead_locked(l1, sh, &dead);
     }
     near__unlock(&sh->lock);
-    let_go(dead);
+    let_go(&dead);
+    if (verdict == NEAR__L1_ADMITTED && l1->watch != NULL)
+        l1->watch(&sh->order, near__element(entry->hash), false);
     return verdict;
 }
 
@@ -468,14 +1163,17 @@ near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, 
 void
 near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key)
 {
-    struct shard       *sh   = shard_of(l1, hash);
-    struct near__entry *dead = NULL;
+    struct shard *sh   = shard_of(l1, hash);
+    struct dead   dead = { .n = 0 };
 
+    if (l1->off)
+        return;
     near__lock(&sh->lock);
     fence_move_locked(l1, hash);
     drop_locked(l1, sh, hash, key, &dead);
+    settle_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
-    let_go(dead);
+    let_go(&dead);
 }
 
 void
@@ -483,8 +1181,10 @@ near__l1_flush(struct near__l1 *l1)
 {
     /* first, and release: pairs with near__l1_fence(), as in fence_move_locked() */
     atomic_fetch_add_explicit(&l1->epoch, 1, memory_order_release);
+    if (l1->off)
+        return;
     for (size_t i = 0; i <= l1->shard_mask; i++)
-        clear(&l1->shards[i]);
+        clear(l1, &l1->shards[i]);
 }
 
 /* ---- writing */
@@ -494,17 +1194,20 @@ near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key)
 {
     struct shard         *sh     = shard_of(l1, hash);
     struct stripe        *stripe = stripe_of(l1, hash);
-    struct near__entry   *dead   = NULL;
-    struct near__l1_write write;
+    struct dead           dead   = { .n = 0 };
+    struct near__l1_write write  = { 0, false };
 
+    if (l1->off)
+        return write;
     near__lock(&sh->lock);
     fence_move_locked(l1, hash);
     drop_locked(l1, sh, hash, key, &dead);
     write.fence      = near__l1_fence(l1, hash);
     write.overlapped = stripe->writers > 0;
     stripe->writers++;
+    settle_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
-    let_go(dead);
+    let_go(&dead);
     return write;
 }
 
@@ -512,10 +1215,12 @@ void
 near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t hash, near_bytes key,
                    struct near__entry *entry, int64_t now)
 {
-    struct shard       *sh   = shard_of(l1, hash);
-    struct near__entry *dead = NULL;
-    bool                alone;
+    struct shard *sh   = shard_of(l1, hash);
+    struct dead   dead = { .n = 0 };
+    bool          alone;
 
+    if (l1->off)
+        return;
     near__lock(&sh->lock);
     alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
     stripe_of(l1, hash)->writers--;
@@ -523,56 +1228,138 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
     if (entry != NULL && alone)
         admit_locked(l1, sh, entry, now, &dead);
     else
-        drop_locked(l1, sh, hash, key,
-                    &dead); /* a belt: begin dropped it, and inserts have been refused since */
+        drop_locked(l1, sh, hash, key, &dead); /* a belt: begin dropped it, and inserts have been refused since */
     sh->stats.fills_refused += entry != NULL && !alone;
+    ahead_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
-    let_go(dead);
+    let_go(&dead);
 }
 
 /* ---- upkeep */
 
-static void
-sweep_locked(struct near__l1 *l1, struct shard *sh, int64_t now, size_t budget, struct near__entry **dead)
+static bool
+expired(const struct near__block *block, int64_t now)
 {
-    struct near__entry **link;
-    size_t               looks = 0;
+    if (block->flags & NEAR__BLOCK_EXTERNAL)
+        return near__block_external(block)->expires <= now;
+    return (block->flags & NEAR__BLOCK_EXPIRES) && near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now);
+}
 
-    for (size_t left = sh->mask + 1; left > 0 && looks < budget; left--) {
-        looks++; /* an empty bucket costs a look, too */
-        link = &sh->buckets[sh->hand++ & sh->mask];
-        for (; *link != NULL; looks++) {
-            if ((*link)->expires > now) {
-                link = &(*link)->chain;
+static void
+sweep_bucket_locked(struct near__l1 *l1, struct shard *sh, struct near__bucket *home, int64_t now, struct dead *dead)
+{
+    for (struct near__bucket *bucket = home; bucket != NULL; bucket = near__table_next(&sh->table, bucket)) {
+        for (unsigned lane = 0; lane < NEAR__LANES; lane++)
+            __builtin_prefetch(block_at(l1, atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed)));
+        for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
+            uint32_t ref = atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed);
+
+            if (ref == 0 || !expired(block_at(l1, ref), now))
                 continue;
-            }
-            unlink_locked(l1, sh, link, dead);
+            unlink_locked(l1, sh, element_of(l1, ref), (struct near__place){ bucket, lane }, dead);
             sh->stats.expired++;
         }
     }
 }
 
-void
-near__l1_expire(struct near__l1 *l1, int64_t now, size_t budget)
+/* A few buckets of the lap; false when it does not matter any more. */
+static void
+sweep_locked(struct near__l1 *l1, struct shard *sh, int64_t now, size_t buckets, struct dead *dead)
 {
-    struct near__entry *dead;
+    for (; buckets > 0 && sh->timed > 0 && dead->n < DEAD / 2; buckets--) {
+        struct near__bucket *home;
 
-    for (size_t i = 0; i <= l1->shard_mask; i++) {
+        if (sh->sweep_hand >= homes(sh))
+            sh->sweep_hand = 0;
+        home = near__table_bucket(&sh->table, sh->sweep_hand++);
+        purge_locked(l1, sh, home, dead);
+        sweep_bucket_locked(l1, sh, home, now, dead);
+        if (sh->limbo_n > LIMBO / 2)
+            barrier_locked(l1, sh, dead);
+    }
+}
+
+/* Fewer entries or bytes than there are were allowed. */
+static bool
+shrink_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    bool too_many = sh->table.entries > sh->max_entries, too_much = sh->heap.bytes > sh->heap.max_bytes;
+
+    if (!too_many && !too_much)
+        return false;
+    if (too_much && compact_locked(l1, sh, dead))
+        return true;
+    evict_locked(l1, sh, AHEAD_MAX, dead);
+    return true;
+}
+
+static bool
+upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
+{
+    struct dead dead = { .n = 0 };
+    bool        more = true;
+
+    for (; steps > 0 && more; steps--) {
+        near__lock(&sh->lock);
+        purge_some_locked(l1, sh, CLEAR_NOW, &dead);
+        more = shrink_locked(l1, sh, &dead) || sh->stale_left > 0;
+        if (!more && near__table_wants(&sh->table) < 0)
+            more = near__table_join(&sh->table);
+        barrier_locked(l1, sh, &dead);
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    }
+    for (size_t left = homes(sh) / SWEEP_LAPS + 1; left > 0 && sh->timed > 0; left -= smaller(left, CLEAR_NOW)) {
+        near__lock(&sh->lock);
+        sweep_locked(l1, sh, now, smaller(left, CLEAR_NOW), &dead);
+        barrier_locked(l1, sh, &dead);
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    }
+    near__lock(&sh->lock);
+    pay_policy_locked(sh);
+    near__unlock(&sh->lock);
+    return more;
+}
+
+bool
+near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
+{
+    bool more = false;
+
+    if (l1->off)
+        return false;
+    for (size_t i = 0; i <= l1->shard_mask; i++)
+        more |= upkeep_shard(l1, &l1->shards[i], now, steps);
+    near__arena_trim(l1->arena, steps * near__arena_slab_bytes(l1->arena));
+    return more;
+}
+
+near_status
+near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
+{
+    size_t shards = l1->shard_mask + 1;
+
+    if (l1->off || max_bytes == 0 || max_bytes > l1->grow_bytes || (max_entries != 0 && max_entries < shards))
+        return NEAR_ERR_INVALID;
+    for (size_t i = 0; i < shards; i++) {
         struct shard *sh = &l1->shards[i];
 
-        dead = NULL;
         near__lock(&sh->lock);
-        sweep_locked(l1, sh, now, budget, &dead);
+        near__heap_limit(&sh->heap, max_bytes / shards);
+        sh->max_entries    = entries_of_shard(max_entries, i, shards);
+        sh->table.capacity = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
         near__unlock(&sh->lock);
-        let_go(dead);
     }
+    return NEAR_OK;
 }
 
 void
 near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats)
 {
     memset(stats, 0, sizeof(*stats));
-    for (size_t i = 0; i <= l1->shard_mask; i++) {
+    stats->hits = near__hits_sum(l1->number);
+    for (size_t i = 0; i <= l1->shard_mask && !l1->off; i++) {
         struct shard *sh = &l1->shards[i];
 
         near__lock(&sh->lock);
@@ -581,8 +1368,116 @@ near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats)
         stats->evictions += sh->stats.evictions;
         stats->expired += sh->stats.expired;
         stats->too_large += sh->stats.too_large;
-        stats->entries += sh->stats.entries;
-        stats->bytes += sh->stats.bytes;
+        stats->entries += sh->table.entries;
+        stats->bytes += sh->heap.bytes;
         near__unlock(&sh->lock);
     }
+}
+
+/* ---- what was handed out */
+
+static struct near__hazard *
+slot_of(const near_value *value)
+{
+    return (uintptr_t)value & NEAR__VALUE_SLOT ? near__value_address(value) : NULL;
+}
+
+static const struct near__block *
+block_of(struct near__hazard *slot)
+{
+    /* relaxed: the holder's own slot, or he was given the value by somebody who synchronised with him */
+    return atomic_load_explicit(&slot->block, memory_order_relaxed);
+}
+
+near_bytes
+near__value_data(const near_value *value)
+{
+    struct near__hazard      *slot = slot_of(value);
+    const struct near__entry *entry;
+
+    if (slot != NULL)
+        return near__block_value(block_of(slot));
+    entry = near__value_address(value);
+    return (near_bytes){ entry->value, entry->value_size };
+}
+
+void
+near__value_meta(const near_value *value, int64_t now, struct near__meta *meta)
+{
+    struct near__hazard      *slot = slot_of(value);
+    const struct near__entry *entry;
+
+    if (slot != NULL) {
+        near__block_meta(block_of(slot), now, meta);
+        return;
+    }
+    entry = near__value_address(value);
+    *meta = (struct near__meta){
+        .born        = entry->born,
+        .fresh_until = entry->fresh_until,
+        .expires     = entry->expires,
+        .stamp       = entry->stamp,
+        .generation  = entry->generation,
+        .cost_us     = entry->cost_us,
+    };
+}
+
+void
+near__value_ref(near_value *value)
+{
+    struct near__hazard *slot = slot_of(value);
+
+    if (slot != NULL)
+        atomic_fetch_add_explicit(&slot->more, 1, memory_order_relaxed); /* relaxed: the caller holds the value already */
+    else
+        near__entry_ref(near__value_address(value));
+}
+
+void
+near__value_release(near_value *value)
+{
+    struct near__hazard *slot = slot_of(value);
+    struct near__entry  *entry;
+
+    if (slot == NULL) {
+        entry = near__value_address(value);
+        near__entry_release(&entry);
+        return;
+    }
+    /* Nobody but a holder makes it more, so 0 means that this is the last.  acquire, and acquire and release: pair with those of
+     * the other holders, what they read comes before the block's reuse. */
+    if (atomic_load_explicit(&slot->more, memory_order_acquire) != 0) {
+        if (atomic_fetch_sub_explicit(&slot->more, 1, memory_order_acq_rel) != 0)
+            return;
+        atomic_store_explicit(&slot->more, 0, memory_order_relaxed); /* ordered by the release of the slot */
+    }
+    near__hazard_release(slot);
+}
+
+struct near__entry *
+near__value_counted(const near_value *value, near_bytes key, uint64_t hash, int64_t now)
+{
+    near_bytes          data = near__value_data(value);
+    struct near__entry *entry;
+    struct near__meta   meta;
+    void               *copy;
+
+    if (slot_of(value) == NULL) {
+        entry = near__value_address(value);
+        near__entry_ref(entry);
+        return entry;
+    }
+    entry = near__entry_new(key, hash, data.size, &copy);
+    if (entry == NULL)
+        return NULL;
+    near__value_meta(value, now, &meta);
+    if (data.size > 0)
+        memcpy(copy, data.data, data.size);
+    entry->born        = meta.born;
+    entry->fresh_until = meta.fresh_until;
+    entry->expires     = meta.expires;
+    entry->stamp       = meta.stamp;
+    entry->generation  = meta.generation;
+    entry->cost_us     = meta.cost_us;
+    return entry;
 }

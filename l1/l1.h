@@ -1,14 +1,14 @@
 /*
- * L1: the process-local cache of one near_cache.  Bounded in bytes (overhead included) and in entries, sharded by hash.
- *
- * The meaning of this header is settled; how it is done inside is the room's own business (shards with a lock each today):
+ * L1: the process-local cache of one near_cache.  Bounded in bytes (all overhead included) and in entries, sharded by hash.
  *
  *  - The caller computes the keyed hash once; the same 64 bits pick shard, bucket and fence.
  *  - Fences live here, outside the evictable entries: an array of counters that a key's hash selects, plus one for the whole.
  *    Each invalidation moves the fence of its key, whether the key is present or not.  A fill carries the fence it captured
  *    BEFORE it asked anybody slower, and is admitted only if that fence has not moved, checked under the lock that also orders
  *    the invalidation (races 1-5, doc/rules.md).
- *  - A hit allocates nothing.  An entry is valid as long as somebody holds it.
+ *  - A hit takes no lock, executes no locked instruction or fence, allocates nothing and writes nothing that others write but
+ *    the entry's use mark, and that only when it changes.  A value is valid as long as somebody holds it, and keeps nothing
+ *    alive but its own memory (l1/hazard.h).
  *  - Time is a parameter: `now` is near__now() of the caller's clock.
  *
  * Threads: every function, any.  Nothing here calls the application while a lock is held (an adopted value's release function
@@ -17,6 +17,7 @@
 #ifndef NEAR_L1_L1_H
 #define NEAR_L1_L1_H
 
+#include "l1/block.h"
 #include "l1/entry.h"
 
 struct near__l1;
@@ -24,34 +25,31 @@ struct near__l1;
 struct near__l1_config {
     size_t max_bytes;   /* 0: keeps nothing */
     size_t max_entries; /* 0: no bound but the bytes */
-    unsigned
-        shards; /* power of two, at most 65536; 0: chosen so that a shard holds some thousand entries and no less
-                        than 4 MiB, 64 at most.  Never more shards than max_entries.  1 makes the policy exact. */
-    const char *policy; /* a name from near__l1_policies */
+    unsigned shards;    /* power of two, at most 65536; 0: chosen so that a shard holds some thousand entries and no less than
+                           4 MiB, 64 at most.  Never more shards than max_entries.  1 makes the policy's order one. */
+    const char *policy; /* a name from near__policies */
+    bool        plain;  /* keep no birth times of entries that do not expire: 4 bytes less each */
+    /* The hash that callers pass, computed again: needed when the index grows or shrinks. */
+    uint64_t (*hash)(const void *ctx, near_bytes key);
+    const void *hash_ctx;
 };
-
-/* One row per eviction policy; each is one file.  All members run under the shard's lock and call nothing.  A flush empties a
- * queue by zeroing it. */
-struct near__l1_queue {
-    struct near__entry *newest, *oldest;
-};
-struct near__l1_policy {
-    const char *name;
-    void (*link)(struct near__l1_queue *queue, struct near__entry *entry);
-    void (*hit)(struct near__l1_queue *queue, struct near__entry *entry);
-    void (*unlink)(struct near__l1_queue *queue, struct near__entry *entry);
-    struct near__entry *(*victim)(struct near__l1_queue *queue); /* NULL when empty; stays linked */
-};
-extern const struct near__l1_policy *const near__l1_policies[];                     /* ends with NULL */
-const struct near__l1_policy              *near__l1_policy_named(const char *name); /* NULL: there is none */
 
 /* NEAR_OK, NEAR_ERR_INVALID (unknown policy, shards out of range or not a power of two), NEAR_ERR_NOMEM. */
 near_status near__l1_new(struct near__l1 **l1, const struct near__l1_config *config);
-/* Lets go of every entry.  NULL inside is fine. */
+/* Lets go of every entry; values that are held stay valid until they are released.  NULL inside is fine. */
 void near__l1_free(struct near__l1 **l1);
 
-/* The key's entry with one more reference, or NULL.  An expired one is unlinked and counts as absent. */
-struct near__entry *near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now);
+/* The key's value, held once more, with NEAR_FROM_L1 and whether it is past its fresh_until in its bits; NEAR__L1_NEGATIVE (not
+ * held) when the entry says that there is no such thing; NULL: absent, expired, or no memory for a hazard slot. */
+near_value *near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now);
+#define NEAR__L1_NEGATIVE ((near_value *)(uintptr_t)NEAR__VALUE_BITS)
+
+/* The same for many keys at once, their memory accesses overlapped.  Writes values[i] for each. */
+void near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now,
+                        near_value **values);
+
+/* Whether any entry may expire: while false, `now` makes no difference to a find. */
+bool near__l1_timed(const struct near__l1 *l1);
 
 /* The fence of a key: opaque, compared for equality only.  Capture it before the slower tier is asked.
  * Acquire: pairs with the release of whoever moves it, so what is asked afterwards is at least as new as that invalidation. */
@@ -92,15 +90,34 @@ struct near__l1_write near__l1_write_begin(struct near__l1 *l1, uint64_t hash, n
 void near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t hash, near_bytes key,
                         struct near__entry *entry, int64_t now);
 
-/* Let expired entries go, at most about `budget` of them looked at per shard; for a scheduler. */
-void near__l1_expire(struct near__l1 *l1, int64_t now, size_t budget);
+/*
+ * Upkeep, for a scheduler, every 100 ms or so: lets expired entries go, gives back what clears and invalidations have left, follows
+ * a changed bound.  In bounded steps: `steps` (a few dozen buckets or victims each) per shard, none holds a lock for more than some
+ * microseconds.  True: there was more to do.
+ */
+bool near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps);
+
+/* New bounds, larger or smaller, in force for the next insert; what is too much leaves step by step, by inserts and upkeep.
+ * NEAR_ERR_INVALID: beyond what the addresses reserved at the beginning can hold (16 times the first size). */
+near_status near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries);
 
 struct near__l1_stats {
     uint64_t fills, fills_refused, evictions, expired, too_large; /* counters */
-    uint64_t entries,
-        bytes; /* levels; bytes: entries and tables, not the fences (16 bytes a stripe: one stripe
-                                for 4 entries expected, 1024 to 65536 of them, so 16 KiB to 1 MiB) */
+    uint64_t hits;                                                /* values handed out, negative ones not */
+    uint64_t entries, bytes; /* levels; bytes: the arena's slabs and everything outside it but the fences (16 bytes a stripe: one
+                                stripe for 4 entries expected, 1024 to 65536 of them, so 16 KiB to 1 MiB) */
 };
 void near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats);
+
+/* ---- what is handed out */
+
+near_bytes near__value_data(const near_value *value);
+/* `now` of the same clock as when the entry was made. */
+void near__value_meta(const near_value *value, int64_t now, struct near__meta *meta);
+void near__value_ref(near_value *value);
+void near__value_release(near_value *value);
+/* A counted entry with the value's bytes and numbers: the same one, or a copy of an arena's block, which needs its key and hash.
+ * The caller's reference.  NULL: out of memory. */
+struct near__entry *near__value_counted(const near_value *value, near_bytes key, uint64_t hash, int64_t now);
 
 #endif

@@ -1,0 +1,121 @@
+#include "l1/block.h"
+
+enum { SLOW_SHIFT = 4 }; /* births of what does not expire: units of 16 ms */
+
+unsigned
+near__block_flags(const struct near__entry *entry, bool plain)
+{
+    unsigned flags = 0;
+
+    if (entry->expires != NEAR_NEVER)
+        flags |= NEAR__BLOCK_EXPIRES;
+    if (entry->fresh_until != NEAR_NEVER)
+        flags |= NEAR__BLOCK_FRESH;
+    if (entry->expires != NEAR_NEVER || !plain)
+        flags |= NEAR__BLOCK_BORN;
+    if (entry->cost_us != 0)
+        flags |= NEAR__BLOCK_COST;
+    if (entry->stamp != 0)
+        flags |= NEAR__BLOCK_STAMP;
+    if (entry->negative)
+        flags |= NEAR__BLOCK_NEGATIVE;
+    return flags;
+}
+
+bool
+near__block_wide(const struct near__entry *entry)
+{
+    return entry->adopted || entry->key_size > NEAR__BLOCK_KEY_MAX || entry->value_size > NEAR__BLOCK_VALUE_MAX;
+}
+
+size_t
+near__block_size(const struct near__entry *entry, unsigned flags)
+{
+    return near__block_value_at(flags, entry->key_size, entry->value_size) + entry->value_size;
+}
+
+static unsigned char *
+put_u32(unsigned char *at, uint32_t value)
+{
+    memcpy(at, &value, sizeof(value));
+    return at + sizeof(value);
+}
+
+void
+near__block_write(struct near__block *block, const struct near__entry *entry, unsigned flags)
+{
+    unsigned char *at      = block->rest;
+    int64_t        expires = entry->expires;
+    uint64_t       born_ms = (uint64_t)(entry->born / NEAR_MS);
+
+    if (expires != NEAR_NEVER && expires - entry->born > NEAR__BLOCK_TTL_MAX)
+        expires = entry->born + NEAR__BLOCK_TTL_MAX;
+    block->flags      = (uint8_t)flags;
+    block->key_size   = (uint8_t)entry->key_size;
+    block->value_size = (uint16_t)entry->value_size;
+    if (flags & NEAR__BLOCK_BORN)
+        at = put_u32(at, (uint32_t)(flags & NEAR__BLOCK_EXPIRES ? born_ms : born_ms >> SLOW_SHIFT));
+    if (flags & NEAR__BLOCK_EXPIRES)
+        at = put_u32(at, near__block_time(expires));
+    if (flags & NEAR__BLOCK_FRESH)
+        at = put_u32(at, near__block_time(entry->fresh_until < expires ? entry->fresh_until : expires));
+    if (flags & NEAR__BLOCK_COST)
+        at = put_u32(at, entry->cost_us);
+    if (flags & NEAR__BLOCK_STAMP) {
+        memcpy(at, &entry->stamp, 8);
+        at = put_u32(at + 8, (uint32_t)entry->generation);
+    }
+    if (entry->key_size > 0)
+        memcpy(at, entry->key, entry->key_size);
+    if (entry->value_size > 0)
+        memcpy((char *)block + near__block_value_at(flags, entry->key_size, entry->value_size), entry->value,
+               entry->value_size);
+}
+
+void
+near__block_write_external(struct near__block *block, struct near__entry *entry)
+{
+    memset(block, 0, NEAR__BLOCK_EXTERNAL_SIZE);
+    block->flags = NEAR__BLOCK_EXTERNAL | (entry->negative ? NEAR__BLOCK_NEGATIVE : 0);
+    memcpy(block->rest + 4, &entry, sizeof(entry));
+}
+
+/* A moment near `now` from its low bits. */
+static int64_t
+moment(uint32_t low, int64_t now)
+{
+    return now + (int64_t)(int32_t)(low - near__block_time(now)) * NEAR_MS;
+}
+
+static int64_t
+birth(const struct near__block *block, int64_t now)
+{
+    uint32_t low  = near__block_u32(block, NEAR__BLOCK_BORN);
+    uint32_t here = (uint32_t)((uint64_t)(now / NEAR_MS) >> SLOW_SHIFT);
+
+    if (block->flags & NEAR__BLOCK_EXPIRES)
+        return moment(low, now);
+    return now - (int64_t)(uint32_t)(here - low) * (NEAR_MS << SLOW_SHIFT);
+}
+
+void
+near__block_meta(const struct near__block *block, int64_t now, struct near__meta *meta)
+{
+    *meta = (struct near__meta){ .born = -1, .fresh_until = NEAR_NEVER, .expires = NEAR_NEVER };
+    if (block->flags & NEAR__BLOCK_BORN)
+        meta->born = birth(block, now);
+    if (block->flags & NEAR__BLOCK_EXPIRES)
+        meta->expires = moment(near__block_u32(block, NEAR__BLOCK_EXPIRES), now);
+    if (block->flags & NEAR__BLOCK_FRESH)
+        meta->fresh_until = moment(near__block_u32(block, NEAR__BLOCK_FRESH), now);
+    if (block->flags & NEAR__BLOCK_COST)
+        meta->cost_us = near__block_u32(block, NEAR__BLOCK_COST);
+    if (block->flags & NEAR__BLOCK_STAMP) {
+        const unsigned char *at = block->rest + near__block_numbers(block->flags & 15);
+        uint32_t             generation;
+
+        memcpy(&meta->stamp, at, 8);
+        memcpy(&generation, at + 8, 4);
+        meta->generation = generation;
+    }
+}

@@ -1,0 +1,132 @@
+/*
+ * A block: what L1 keeps of one entry, in one piece of the arena.
+ *
+ *   flags | key size | value size | the numbers that the flags name, 4 or 12 bytes each | key | gap | value
+ *     1        1           2
+ *
+ * An entry that carries nothing pays 4 bytes.  The value begins at a multiple of 4, or of 64 when it has 1 KiB or more (such
+ * blocks lie at a multiple of 64).  Times are milliseconds of the clock's low 32 bits: right for anything that is less than 24
+ * days away, so nothing expires later than that here.  The birth of an entry that does not expire is kept in units of 16 ms (two
+ * years).  What does not fit (long keys, large and adopted values) is EXTERNAL: the block is a pointer to a counted entry.
+ *
+ * Written once before its reference is published, never changed until it was reclaimed: read without a lock by whoever holds it.
+ */
+#ifndef NEAR_L1_BLOCK_H
+#define NEAR_L1_BLOCK_H
+
+#include "l1/entry.h"
+
+#include <string.h>
+
+enum {
+    NEAR__BLOCK_BORN     = 1,  /* u32 */
+    NEAR__BLOCK_EXPIRES  = 2,  /* u32 */
+    NEAR__BLOCK_FRESH    = 4,  /* u32: stale from then on */
+    NEAR__BLOCK_COST     = 8,  /* u32: microseconds of the load */
+    NEAR__BLOCK_STAMP    = 16, /* u64 stamp, u32 low half of the generation */
+    NEAR__BLOCK_NEGATIVE = 32,
+    NEAR__BLOCK_EXTERNAL = 64
+};
+
+#define NEAR__BLOCK_HEAD       4
+#define NEAR__BLOCK_KEY_MAX    255
+#define NEAR__BLOCK_VALUE_MAX  65535
+#define NEAR__BLOCK_ALIGN_FROM 1024 /* values of this size and more lie at a multiple of 64 */
+#define NEAR__BLOCK_TTL_MAX    (INT64_C(24) * 24 * 3600 * 1000 * NEAR_MS)
+
+struct near__block {
+    uint8_t       flags;
+    uint8_t       key_size;
+    uint16_t      value_size;
+    unsigned char rest[];
+};
+
+static inline uint32_t
+near__block_time(int64_t time)
+{
+    return (uint32_t)(uint64_t)(time / NEAR_MS);
+}
+
+/* Bytes of the numbers that these flags name. */
+static inline size_t
+near__block_numbers(unsigned flags)
+{
+    return 4 * (size_t)__builtin_popcount(flags & 15) + (flags & NEAR__BLOCK_STAMP ? 12 : 0);
+}
+
+static inline const unsigned char *
+near__block_key(const struct near__block *block)
+{
+    return block->rest + near__block_numbers(block->flags);
+}
+
+static inline struct near__entry *
+near__block_external(const struct near__block *block)
+{
+    struct near__entry *entry;
+
+    memcpy(&entry, block->rest + 4, sizeof(entry));
+    return entry;
+}
+
+/* Where the value begins, from the block's start. */
+static inline size_t
+near__block_value_at(unsigned flags, size_t key_size, size_t value_size)
+{
+    size_t at    = NEAR__BLOCK_HEAD + near__block_numbers(flags) + key_size;
+    size_t align = value_size >= NEAR__BLOCK_ALIGN_FROM ? 64 : 4;
+
+    return (at + align - 1) & ~(align - 1);
+}
+
+static inline near_bytes
+near__block_value(const struct near__block *block)
+{
+    return (near_bytes){ (const char *)block + near__block_value_at(block->flags, block->key_size, block->value_size),
+                         block->value_size };
+}
+
+static inline bool
+near__block_is(const struct near__block *block, near_bytes key)
+{
+    if (__builtin_expect(block->flags & NEAR__BLOCK_EXTERNAL, 0))
+        return near__bytes_equal(near__entry_key(near__block_external(block)), key);
+    return block->key_size == key.size && memcmp(near__block_key(block), key.data, key.size) == 0;
+}
+
+static inline uint32_t
+near__block_u32(const struct near__block *block, unsigned number)
+{
+    uint32_t value;
+
+    /* the numbers lie in the order of their flags */
+    memcpy(&value, block->rest + near__block_numbers(block->flags & (number - 1)), sizeof(value));
+    return value;
+}
+
+/* Has this moment (a number of the block's) come?  Times are compared around the circle. */
+static inline bool
+near__block_past(uint32_t moment, int64_t now)
+{
+    return (int32_t)(moment - near__block_time(now)) <= 0;
+}
+
+/* The flags of an entry's block.  `plain`: the owner wants no birth times of entries that do not expire. */
+unsigned near__block_flags(const struct near__entry *entry, bool plain);
+/* Whether an entry must be external whatever its size class. */
+bool   near__block_wide(const struct near__entry *entry);
+size_t near__block_size(const struct near__entry *entry, unsigned flags);
+void   near__block_write(struct near__block *block, const struct near__entry *entry, unsigned flags);
+void   near__block_write_external(struct near__block *block, struct near__entry *entry);
+#define NEAR__BLOCK_EXTERNAL_SIZE 16
+
+/* What there is to know of an entry, times on the clock's scale. */
+struct near__meta {
+    int64_t  born; /* -1: not kept */
+    int64_t  fresh_until, expires;
+    uint64_t stamp, generation;
+    uint32_t cost_us;
+};
+void near__block_meta(const struct near__block *block, int64_t now, struct near__meta *meta);
+
+#endif

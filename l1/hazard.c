@@ -1,0 +1,505 @@
+#include "l1/hazard.h"
+
+#include "base/lock.h"
+
+#include <linux/membarrier.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum {
+    CHUNK_ALIGN = 64,
+    HALF        = NEAR__HAZARD_SLOTS / 2, /* a chunk with more slots taken is left alone: a search then costs two looks a slot */
+    HITS_FIRST  = 16,
+    HELD_FIRST  = 64
+};
+
+struct chunk {
+    struct near__hazard slots[NEAR__HAZARD_SLOTS + 1]; /* the last one's block is never NULL */
+    struct chunk       *next;
+};
+
+struct record {
+    struct near__reader reader; /* first: a reader is its record */
+    struct record      *next;   /* registry's lock */
+    struct chunk       *chunks, *current;
+    bool                owned;  /* by a living thread; registry's lock */
+};
+
+struct burial {
+    struct burial *next;
+    const char    *from, *to;
+    void (*end)(void *ctx);
+    void *ctx;
+};
+
+_Thread_local struct near__reader *near__reader_mine __attribute__((tls_model("initial-exec")));
+bool                               near__hazard_fences;
+_Atomic bool                       near__hazard_buried;
+
+/*
+ * The process's own state.  `lock` is a leaf and covers everything but the atomics.
+ */
+static struct {
+    pthread_once_t   once;
+    pthread_key_t    key; /* its destructor gives a thread's record back */
+    bool             key_made;
+    struct near__lock lock;
+    struct record   *records;
+    /* barriers */
+    _Atomic uint64_t begun, complete;
+    _Atomic size_t   held_count;
+    const void     **held; /* open addressing, a power of two; NULL: free */
+    size_t           held_size;
+    bool             held_unknown; /* no memory for the set: everything counts as held */
+    struct burial   *burials;
+    uint8_t         *hits_taken;
+    size_t           hits_size;
+} process = { .once = PTHREAD_ONCE_INIT };
+
+/* ---- birth and end of records */
+
+static void
+thread_ends(void *arg)
+{
+    struct record *record = arg;
+
+    near__lock(&process.lock);
+    record->owned = false;
+    near__unlock(&process.lock);
+}
+
+static void
+process_init(void)
+{
+    near__lock_init(&process.lock, NEAR__RANK_LEAF);
+    process.key_made    = pthread_key_create(&process.key, thread_ends) == 0;
+    near__hazard_fences = syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) != 0;
+}
+
+static struct chunk *
+chunk_new(void)
+{
+    struct chunk *chunk = aligned_alloc(CHUNK_ALIGN, (sizeof(*chunk) + CHUNK_ALIGN - 1) / CHUNK_ALIGN * CHUNK_ALIGN);
+
+    if (chunk == NULL)
+        return NULL;
+    memset(chunk, 0, sizeof(*chunk));
+    atomic_init(&chunk->slots[NEAR__HAZARD_SLOTS].block, chunk); /* the end */
+    return chunk;
+}
+
+static struct record *
+record_new(void)
+{
+    struct record *record = calloc(1, sizeof(*record));
+
+    if (record == NULL)
+        return NULL;
+    record->chunks = record->current = chunk_new();
+    if (record->chunks == NULL) {
+        free(record);
+        return NULL;
+    }
+    record->reader.next = record->chunks->slots;
+    record->owned       = true;
+    return record;
+}
+
+static struct record *
+record_unowned_locked(void)
+{
+    struct record *record = process.records;
+
+    while (record != NULL && record->owned)
+        record = record->next;
+    if (record != NULL)
+        record->owned = true;
+    return record;
+}
+
+struct near__reader *
+near__reader_new(void)
+{
+    struct record *record;
+
+    pthread_once(&process.once, process_init);
+    if (!process.key_made)
+        return NULL; /* nobody would give the record back */
+    near__lock(&process.lock);
+    record = record_unowned_locked();
+    near__unlock(&process.lock);
+    if (record == NULL) {
+        record = record_new();
+        if (record == NULL)
+            return NULL;
+        near__lock(&process.lock);
+        record->next    = process.records;
+        process.records = record;
+        near__unlock(&process.lock);
+    }
+    if (pthread_setspecific(process.key, record) != 0) {
+        thread_ends(record);
+        return NULL;
+    }
+    near__reader_mine = &record->reader;
+    return near__reader_mine;
+}
+
+/* ---- slots */
+
+static struct near__hazard *
+chunk_search(struct chunk *chunk)
+{
+    struct near__hazard *found = NULL;
+    unsigned             taken = 0;
+
+    for (unsigned i = 0; i < NEAR__HAZARD_SLOTS; i++) {
+        /* acquire: as in near__hazard_slot() */
+        if (atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire) != NULL)
+            taken++;
+        else if (found == NULL)
+            found = &chunk->slots[i];
+    }
+    return taken <= HALF ? found : NULL;
+}
+
+struct near__hazard *
+near__hazard_search(struct near__reader *reader)
+{
+    struct record       *record = (struct record *)reader;
+    struct near__hazard *slot   = chunk_search(record->current);
+    struct chunk        *chunk;
+
+    for (chunk = record->chunks; slot == NULL && chunk != NULL; chunk = chunk->next) {
+        slot = chunk_search(chunk);
+        if (slot != NULL)
+            record->current = chunk;
+    }
+    if (slot == NULL) {
+        chunk = chunk_new();
+        if (chunk == NULL)
+            return NULL;
+        near__lock(&process.lock); /* a scan walks the chain */
+        chunk->next    = record->chunks;
+        record->chunks = chunk;
+        near__unlock(&process.lock);
+        record->current = chunk;
+        slot            = chunk->slots;
+    }
+    reader->next = slot;
+    return slot;
+}
+
+/* ---- barriers */
+
+uint64_t
+near__hazard_epoch(void)
+{
+    /* What was unlinked before this number was read must be visible to the barrier that begins after it.  membarrier sees to
+     * that: whoever is between the two when it strikes passes a fence there.  Without it a read-modify-write does. */
+    if (near__hazard_fences)
+        return atomic_fetch_add_explicit(&process.begun, 0, memory_order_seq_cst);
+    atomic_signal_fence(memory_order_seq_cst);
+    return atomic_load_explicit(&process.begun, memory_order_acquire);
+}
+
+bool
+near__hazard_passed(uint64_t epoch)
+{
+    /* acquire: pairs with the release in near__hazard_barrier(), the set of held blocks is that barrier's or a later one's */
+    return atomic_load_explicit(&process.complete, memory_order_acquire) > epoch;
+}
+
+static size_t
+held_place(const void *block)
+{
+    return (size_t)(((uintptr_t)block >> 3) * UINT64_C(0x9E3779B97F4A7C15) >> 20) & (process.held_size - 1);
+}
+
+static void
+held_add_locked(const void *block)
+{
+    size_t at = held_place(block);
+
+    while (process.held[at] != NULL && process.held[at] != block)
+        at = (at + 1) & (process.held_size - 1);
+    process.held[at] = block;
+}
+
+/* Room for `count` blocks at half load; empty. */
+static bool
+held_clear_locked(size_t count)
+{
+    size_t       size = process.held_size == 0 ? HELD_FIRST : process.held_size;
+    const void **held;
+
+    while (size < 2 * count)
+        size *= 2;
+    if (size != process.held_size) {
+        held = realloc(process.held, size * sizeof(const void *));
+        if (held == NULL)
+            return false;
+        process.held      = held;
+        process.held_size = size;
+    }
+    memset(process.held, 0, process.held_size * sizeof(const void *));
+    return true;
+}
+
+static size_t
+slots_count_locked(void)
+{
+    size_t count = 0;
+
+    for (struct record *record = process.records; record != NULL; record = record->next)
+        for (struct chunk *chunk = record->chunks; chunk != NULL; chunk = chunk->next)
+            for (unsigned i = 0; i < NEAR__HAZARD_SLOTS; i++)
+                /* acquire: pairs with near__hazard_clear() and _set(): what the holder read comes before the reuse */
+                count += atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire) != NULL;
+    return count;
+}
+
+/* Slots that fill up between the two visits hold blocks that are still linked: a retired one cannot be announced any more. */
+static void
+held_scan_locked(void)
+{
+    size_t count = slots_count_locked();
+
+    process.held_unknown = !held_clear_locked(2 * count + HELD_FIRST);
+    if (!process.held_unknown && count > 0) {
+        struct record *record;
+        size_t         room = process.held_size / 2, added = 0;
+
+        for (record = process.records; record != NULL; record = record->next)
+            for (struct chunk *chunk = record->chunks; chunk != NULL; chunk = chunk->next)
+                for (unsigned i = 0; i < NEAR__HAZARD_SLOTS && !process.held_unknown; i++) {
+                    const void *block = atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire);
+                    if (block == NULL)
+                        continue;
+                    if (++added > room)
+                        process.held_unknown = true; /* too many came meanwhile: next time */
+                    else
+                        held_add_locked(block);
+                }
+    }
+    if (process.held_unknown)
+        count = SIZE_MAX;
+    atomic_store_explicit(&process.held_count, count, memory_order_relaxed); /* ordered by `complete` */
+}
+
+void
+near__hazard_barrier(uint64_t epoch)
+{
+    uint64_t number;
+
+    pthread_once(&process.once, process_init);
+    near__lock(&process.lock);
+    if (near__hazard_passed(epoch)) { /* another thread's, while this one waited for the lock */
+        near__unlock(&process.lock);
+        return;
+    }
+    number = atomic_fetch_add_explicit(&process.begun, 1, memory_order_seq_cst) + 1;
+    if (!near__hazard_fences)
+        syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+    held_scan_locked();
+    atomic_store_explicit(&process.complete, number, memory_order_release); /* pairs with near__hazard_passed() */
+    near__unlock(&process.lock);
+}
+
+size_t
+near__hazard_count(void)
+{
+    return atomic_load_explicit(&process.held_count, memory_order_relaxed);
+}
+
+bool
+near__hazard_held(const void *block)
+{
+    bool   held = true;
+    size_t at;
+
+    if (near__hazard_count() == 0)
+        return false;
+    near__lock(&process.lock);
+    if (!process.held_unknown && process.held_size > 0) {
+        at = held_place(block);
+        while (process.held[at] != NULL && process.held[at] != block)
+            at = (at + 1) & (process.held_size - 1);
+        held = process.held[at] == block;
+    }
+    near__unlock(&process.lock);
+    return held;
+}
+
+/* ---- burials */
+
+static bool
+range_held_locked(const char *from, const char *to)
+{
+    for (struct record *record = process.records; record != NULL; record = record->next)
+        for (struct chunk *chunk = record->chunks; chunk != NULL; chunk = chunk->next)
+            for (unsigned i = 0; i < NEAR__HAZARD_SLOTS; i++) {
+                const char *block = atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire);
+                if (block != NULL && block >= from && block < to)
+                    return true;
+            }
+    return false;
+}
+
+/* Burials of which nothing is held any more, taken off the list. */
+static struct burial *
+burials_over_locked(void)
+{
+    struct burial *over = NULL, **link = &process.burials, *one;
+
+    while ((one = *link) != NULL) {
+        if (range_held_locked(one->from, one->to)) {
+            link = &one->next;
+            continue;
+        }
+        *link     = one->next;
+        one->next = over;
+        over      = one;
+    }
+    atomic_store_explicit(&near__hazard_buried, process.burials != NULL, memory_order_relaxed);
+    return over;
+}
+
+void
+near__hazard_wake(void)
+{
+    struct burial *over, *next;
+
+    near__lock(&process.lock);
+    over = burials_over_locked();
+    near__unlock(&process.lock);
+    for (; over != NULL; over = next) {
+        next = over->next;
+        over->end(over->ctx);
+        free(over);
+    }
+}
+
+near_status
+near__hazard_bury(const void *from, const void *to, void (*end)(void *ctx), void *ctx)
+{
+    struct burial *burial = malloc(sizeof(*burial));
+
+    if (burial == NULL)
+        return NEAR_ERR_NOMEM;
+    *burial = (struct burial){ NULL, from, to, end, ctx };
+    pthread_once(&process.once, process_init);
+    near__lock(&process.lock);
+    burial->next    = process.burials;
+    process.burials = burial;
+    atomic_store_explicit(&near__hazard_buried, true, memory_order_seq_cst);
+    /* Who empties a slot looks at the flag afterwards.  After this barrier either the slot is seen empty here or the flag there. */
+    if (!near__hazard_fences)
+        syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
+    near__unlock(&process.lock);
+    near__hazard_wake();
+    return NEAR_OK;
+}
+
+/* ---- counts */
+
+bool
+near__reader_hits_grow(struct near__reader *reader, size_t number)
+{
+    size_t            count = reader->hits_count == 0 ? HITS_FIRST : reader->hits_count;
+    _Atomic uint64_t *hits, *old;
+
+    if (number == SIZE_MAX)
+        return false;
+    while (count <= number)
+        count *= 2;
+    hits = calloc(count, sizeof(*hits));
+    if (hits == NULL)
+        return false;
+    for (size_t i = 0; i < reader->hits_count; i++)
+        atomic_init(&hits[i], atomic_load_explicit(&reader->hits[i], memory_order_relaxed));
+    near__lock(&process.lock); /* a sum reads the array */
+    old                = reader->hits;
+    reader->hits       = hits;
+    reader->hits_count = count;
+    near__unlock(&process.lock);
+    free(old);
+    return true;
+}
+
+static size_t
+hits_free_locked(void)
+{
+    size_t   at = 0, size;
+    uint8_t *taken;
+
+    while (at < process.hits_size && process.hits_taken[at])
+        at++;
+    if (at < process.hits_size)
+        return at;
+    size  = process.hits_size == 0 ? HITS_FIRST : 2 * process.hits_size;
+    taken = realloc(process.hits_taken, size);
+    if (taken == NULL)
+        return SIZE_MAX;
+    memset(taken + process.hits_size, 0, size - process.hits_size);
+    process.hits_taken = taken;
+    process.hits_size  = size;
+    return at;
+}
+
+static uint64_t
+hits_sum_locked(size_t number, bool clear)
+{
+    uint64_t sum = 0;
+
+    for (struct record *record = process.records; record != NULL; record = record->next) {
+        if (number >= record->reader.hits_count)
+            continue;
+        sum += atomic_load_explicit(&record->reader.hits[number], memory_order_relaxed);
+        if (clear)
+            atomic_store_explicit(&record->reader.hits[number], 0, memory_order_relaxed);
+    }
+    return sum;
+}
+
+size_t
+near__hits_open(void)
+{
+    size_t number;
+
+    pthread_once(&process.once, process_init);
+    near__lock(&process.lock);
+    number = hits_free_locked();
+    if (number != SIZE_MAX) {
+        process.hits_taken[number] = 1;
+        hits_sum_locked(number, true); /* of whoever had the number before; nobody counts on it now */
+    }
+    near__unlock(&process.lock);
+    return number;
+}
+
+void
+near__hits_close(size_t number)
+{
+    if (number == SIZE_MAX)
+        return;
+    near__lock(&process.lock);
+    process.hits_taken[number] = 0;
+    near__unlock(&process.lock);
+}
+
+uint64_t
+near__hits_sum(size_t number)
+{
+    uint64_t sum = 0;
+
+    if (number == SIZE_MAX)
+        return 0;
+    near__lock(&process.lock);
+    sum = hits_sum_locked(number, false);
+    near__unlock(&process.lock);
+    return sum;
+}
