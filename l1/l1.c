@@ -136,6 +136,8 @@ struct near__l1 {
     size_t                  shard_mask, stripe_mask;
     struct shard           *shards;
     void (*watch)(struct near__order *order, uint32_t element, bool hit);
+    const struct near__policy *policy;
+    void                      *pool; /* what the policy's orders share */
     size_t        number; /* of its count of hits */
     _Atomic bool  timed;  /* sticky: an entry that may expire was admitted */
     bool          plain, off;
@@ -191,21 +193,13 @@ element_of(void *ctx, uint32_t ref)
 static uint32_t
 homes(const struct shard *sh)
 {
-    return (uint32_t)atomic_load_explicit(&sh->table.size, memory_order_relaxed);
+    return near__table_homes(&sh->table);
 }
 
-static struct near__bucket *
+static uint32_t
 home_of(const struct shard *sh, uint32_t element)
 {
-    return near__table_bucket(&sh->table,
-                              near__table_home(atomic_load_explicit(&sh->table.size, memory_order_relaxed), element));
-}
-
-static bool
-home_current(const struct shard *sh, const struct near__bucket *home)
-{
-    return atomic_load_explicit(&home->generation, memory_order_relaxed) ==
-           atomic_load_explicit(&sh->table.generation, memory_order_relaxed);
+    return near__table_home(near__table_size(&sh->table), element);
 }
 
 /* The key's slot.  Equal elements do not make equal keys (G0). */
@@ -213,14 +207,14 @@ static bool
 lookup_locked(const struct near__l1 *l1, const struct shard *sh, uint64_t hash, near_bytes key, struct near__place *place)
 {
     uint32_t             element = near__element(hash);
-    struct near__bucket *bucket  = home_of(sh, element);
+    struct near__bucket *bucket  = near__table_bucket(&sh->table, home_of(sh, element));
 
-    if (!home_current(sh, bucket))
+    if (near__bucket_stale(&sh->table, bucket))
         return false;
-    for (; bucket != NULL; bucket = near__table_next(&sh->table, bucket))
+    for (; bucket != NULL; bucket = near__table_after(&sh->table, bucket))
         for (uint32_t match = near__bucket_match(bucket, near__tag(element)); match != 0; match = NEAR__LANE_NEXT(match)) {
             unsigned lane = NEAR__LANE(match);
-            uint32_t ref  = atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed);
+            uint32_t ref  = near__bucket_ref(bucket, lane);
 
             if (ref != 0 && near__block_is(block_at(l1, ref), key)) {
                 *place = (struct near__place){ bucket, lane };
@@ -392,25 +386,27 @@ let_go(struct dead *dead)
 
 /* ---- clears */
 
+struct moving {
+    struct near__l1 *l1;
+    struct shard    *shard;
+    struct dead     *dead;
+};
+
+static void
+dropped_locked(void *ctx, uint32_t ref)
+{
+    struct moving *moving = ctx;
+
+    retire_locked(moving->l1, moving->shard, ref, moving->dead);
+}
+
 /* Empty a home bucket that a clear has left behind. */
 static void
-purge_locked(struct near__l1 *l1, struct shard *sh, struct near__bucket *home, struct dead *dead)
+purge_locked(struct near__l1 *l1, struct shard *sh, uint32_t home, struct dead *dead)
 {
-    if (home_current(sh, home))
-        return;
-    for (struct near__bucket *bucket = home; bucket != NULL; bucket = near__table_next(&sh->table, bucket))
-        for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
-            uint32_t ref = atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed);
+    struct moving moving = { l1, sh, dead };
 
-            if (ref == 0)
-                continue;
-            atomic_store_explicit(&bucket->refs[lane], 0, memory_order_release); /* pairs with the reader's second look */
-            atomic_store_explicit(&bucket->tags.lanes[lane], 0, memory_order_relaxed);
-            retire_locked(l1, sh, ref, dead);
-        }
-    atomic_fetch_add_explicit(&home->version, 1, memory_order_release);
-    atomic_store_explicit(&home->generation, atomic_load_explicit(&sh->table.generation, memory_order_relaxed),
-                          memory_order_release);
+    near__table_purge(&sh->table, home, dropped_locked, &moving);
 }
 
 /* Go on emptying; at most `buckets` of them. */
@@ -420,7 +416,7 @@ purge_some_locked(struct near__l1 *l1, struct shard *sh, size_t buckets, struct 
     for (; buckets > 0 && sh->stale_left > 0 && dead->n < DEAD / 2; buckets--) {
         if (sh->stale_hand >= homes(sh))
             sh->stale_hand = 0;
-        purge_locked(l1, sh, near__table_bucket(&sh->table, sh->stale_hand++), dead);
+        purge_locked(l1, sh, sh->stale_hand++, dead);
         sh->stale_left--;
     }
 }
@@ -432,11 +428,9 @@ clear(struct near__l1 *l1, struct shard *sh)
     bool        more;
 
     near__lock(&sh->lock);
-    /* release: pairs with a reader's acquire of the bucket; who sees the new one finds every older bucket empty */
-    atomic_fetch_add_explicit(&sh->table.generation, 1, memory_order_release);
-    sh->table.entries = 0;
-    sh->timed         = 0;
-    sh->stale_left    = homes(sh);
+    near__table_clear(&sh->table);
+    sh->timed      = 0;
+    sh->stale_left = homes(sh);
     sh->order.policy->reset(&sh->order);
     do {
         purge_some_locked(l1, sh, CLEAR_NOW, &dead);
@@ -479,12 +473,6 @@ evict_locked(struct near__l1 *l1, struct shard *sh, size_t n, struct dead *dead)
     return any;
 }
 
-struct moving {
-    struct near__l1 *l1;
-    struct shard    *shard;
-    struct dead     *dead;
-};
-
 /* Compaction asks for a block to be moved: possible while it is linked. */
 static bool
 move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
@@ -496,10 +484,10 @@ move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
 
     if (sh->limbo_n == LIMBO)
         return false;
-    bucket = home_of(sh, element_of(moving->l1, from));
-    for (; bucket != NULL; bucket = near__table_next(&sh->table, bucket))
+    bucket = near__table_bucket(&sh->table, home_of(sh, element_of(moving->l1, from)));
+    for (; bucket != NULL; bucket = near__table_after(&sh->table, bucket))
         for (unsigned lane = 0; lane < NEAR__LANES; lane++)
-            if (atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed) == from) {
+            if (near__bucket_ref(bucket, lane) == from) {
                 memcpy(block_at(moving->l1, to), block, bytes);
                 /* release: pairs with the reader's acquire, the copy is complete */
                 atomic_store_explicit(&bucket->refs[lane], to, memory_order_release);
@@ -568,14 +556,12 @@ static void
 grow_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
     for (int i = 0; i < 2 && near__table_wants(&sh->table) > 0; i++) {
-        uint32_t size = homes(sh), mask = (uint32_t)(atomic_load_explicit(&sh->table.size, memory_order_relaxed) >> 32);
-        uint32_t from = size == mask + 1 ? 0 : size - (mask + 1) / 2;
+        uint32_t size = homes(sh), half = (uint32_t)(near__table_size(&sh->table) >> 32) / 2 + 1;
 
-        purge_locked(l1, sh, near__table_bucket(&sh->table, from), dead);
-        if (!near__table_split(&sh->table, element_of, l1))
+        purge_locked(l1, sh, size == 2 * half ? 0 : size - half, dead);
+        if (!near__table_split(&sh->table))
             return;
-        if (sh->stale_left > 0)
-            sh->stale_left++; /* it may lie before the hand */
+        sh->stale_left += sh->stale_left > 0; /* the new one may lie before the hand */
     }
 }
 
@@ -615,14 +601,18 @@ choose_shards(const struct near__l1_config *config)
 }
 
 static size_t
-choose_stripes(const struct near__l1_config *config, size_t shards)
+expected_entries(const struct near__l1_config *config)
 {
     size_t expected = config->max_bytes / ENTRY_BYTES;
-    size_t stripes;
 
-    if (config->max_entries != 0)
-        expected = smaller(expected, config->max_entries);
-    stripes = smaller(power_below(expected / 4), STRIPES_MAX);
+    return config->max_entries != 0 ? smaller(expected, config->max_entries) : expected;
+}
+
+static size_t
+choose_stripes(const struct near__l1_config *config, size_t shards)
+{
+    size_t stripes = smaller(power_below(expected_entries(config) / 4), STRIPES_MAX);
+
     if (stripes < STRIPES_MIN)
         stripes = STRIPES_MIN;
     return stripes < shards ? shards : stripes;
@@ -669,11 +659,14 @@ shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *
     sh->table.chunk_ctx   = &sh->heap;
     sh->table.max_chunks  = l1->grow_bytes / shards / slab + 2;
     sh->table.capacity    = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
+    sh->table.element_of  = element_of;
+    sh->table.element_ctx = l1;
     status                = near__table_init(&sh->table, 1u << sh->table.chunk_shift);
     if (status != NEAR_OK)
         return status;
-    sh->order.policy = near__policy_named(config->policy);
+    sh->order.policy = l1->policy;
     sh->order.table  = &sh->table;
+    sh->order.pool   = l1->pool;
     status           = sh->order.policy->open(&sh->order);
     if (status != NEAR_OK)
         near__table_fini(&sh->table);
@@ -729,6 +722,8 @@ static void
 l1_delete(struct near__l1 *l1)
 {
     near__hits_close(l1->number);
+    if (l1->pool != NULL)
+        l1->policy->pool_close(l1->pool);
     near__arena_close(&l1->arena);
     free(l1->shards);
     free(l1->stripes);
@@ -759,14 +754,18 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1->off         = config->max_bytes == 0;
     l1->hash        = config->hash;
     l1->hash_ctx    = config->hash_ctx;
-    l1->watch       = near__policy_named(config->policy)->watch;
+    l1->policy      = near__policy_named(config->policy);
+    l1->watch       = l1->policy->watch;
     l1->grow_bytes  = config->max_bytes > SIZE_MAX / 2 / GROWTH ? config->max_bytes : GROWTH * config->max_bytes;
     status          = l1->shards == NULL || l1->stripes == NULL ? NEAR_ERR_NOMEM : NEAR_OK;
     if (status == NEAR_OK && !l1->off)
         status = near__arena_open(&l1->arena, config->max_bytes, l1->grow_bytes, choose_slab(config, shards));
     if (status == NEAR_OK && !l1->off) {
         l1->view = near__arena_view(l1->arena);
-        status   = shards_init(l1, config, shards);
+        if (l1->policy->pool_open != NULL)
+            status = l1->policy->pool_open(&l1->pool, expected_entries(config));
+        if (status == NEAR_OK)
+            status = shards_init(l1, config, shards);
     }
     if (status != NEAR_OK) {
         l1_delete(l1);
@@ -838,17 +837,17 @@ near__l1_free(struct near__l1 **out)
 
 /* The block in a slot, announced; NULL: the slot has changed hands meanwhile and is empty now. */
 static inline const struct near__block *
-announce(const struct near__l1 *l1, struct near__hazard *slot, const _Atomic uint32_t *from)
+announce(const struct near__l1 *l1, struct near__hazard *slot, const struct near__bucket *bucket, unsigned lane)
 {
     /* acquire: pairs with the release of whoever published the reference, the block is complete */
-    uint32_t ref = atomic_load_explicit(from, memory_order_acquire);
+    uint32_t ref = near__bucket_ref(bucket, lane);
 
     while (ref != 0) {
         const struct near__block *block = block_at(l1, ref);
         uint32_t                  again;
 
         near__hazard_set(slot, block);
-        again = atomic_load_explicit(from, memory_order_acquire);
+        again = near__bucket_ref(bucket, lane);
         if (__builtin_expect(again == ref, 1))
             return block;
         ref = again;
@@ -931,20 +930,17 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
     if (__builtin_expect(slot == NULL, 0))
         return NULL;
     for (int tries = 0; tries < RETRIES; tries++) {
-        /* acquire, all of them: pair with the releases in table.c, what comes after is not read before */
-        uint64_t             size    = atomic_load_explicit(&sh->table.size, memory_order_acquire);
+        uint64_t             size    = near__table_size(&sh->table);
         struct near__bucket *home    = near__table_bucket(&sh->table, near__table_home(size, element)), *bucket = home;
-        uint16_t             version = atomic_load_explicit(&home->version, memory_order_acquire);
-        uint32_t             next;
+        uint16_t             version = near__bucket_version(home);
 
-        if (atomic_load_explicit(&home->generation, memory_order_acquire) !=
-            atomic_load_explicit(&sh->table.generation, memory_order_acquire))
-            return NULL;
-        for (;;) {
+        if (__builtin_expect(near__bucket_stale(&sh->table, home), 0))
+            break;
+        do {
             for (uint32_t match = near__bucket_match(bucket, near__tag(element)); match != 0;
                  match          = NEAR__LANE_NEXT(match)) {
                 unsigned                  lane  = NEAR__LANE(match);
-                const struct near__block *block = announce(l1, slot, &bucket->refs[lane]);
+                const struct near__block *block = announce(l1, slot, bucket, lane);
 
                 if (block == NULL || !near__block_is(block, key))
                     continue;
@@ -952,17 +948,13 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
                     l1->watch(&sh->order, element, true);
                 return hand_out(reader, slot, l1->number, block, now);
             }
-            next = atomic_load_explicit(&bucket->next, memory_order_acquire);
-            if (__builtin_expect(next == 0, 1))
-                break;
-            bucket = near__table_overflow(&sh->table, next);
-        }
-        near__hazard_clear(slot);
+            bucket = near__table_after(&sh->table, bucket);
+        } while (__builtin_expect(bucket != NULL, 0));
+        if (near__table_settled(&sh->table, size, home, version))
+            break;
         /* an entry that moved while we looked was perhaps missed */
-        if (atomic_load_explicit(&home->version, memory_order_acquire) == version &&
-            atomic_load_explicit(&sh->table.size, memory_order_relaxed) == size)
-            return NULL;
     }
+    near__hazard_clear(slot);
     return NULL;
 }
 
@@ -974,7 +966,7 @@ prefetch(const struct near__l1 *l1, const uint64_t *hashes, size_t n)
 
     for (size_t i = 0; i < n; i++) {
         const struct shard *sh   = shard_of(l1, hashes[i]);
-        uint64_t            size = atomic_load_explicit(&sh->table.size, memory_order_acquire);
+        uint64_t            size = near__table_size(&sh->table);
 
         homes_of[i] = near__table_bucket(&sh->table, near__table_home(size, near__element(hashes[i])));
         __builtin_prefetch(homes_of[i]);
@@ -983,7 +975,7 @@ prefetch(const struct near__l1 *l1, const uint64_t *hashes, size_t n)
         uint32_t match = near__bucket_match(homes_of[i], near__tag(near__element(hashes[i])));
 
         if (match != 0) {
-            uint32_t    ref   = atomic_load_explicit(&homes_of[i]->refs[NEAR__LANE(match)], memory_order_relaxed);
+            uint32_t    ref   = near__bucket_ref(homes_of[i], NEAR__LANE(match));
             const char *block = (const char *)block_at(l1, ref);
 
             __builtin_prefetch(block);
@@ -1076,7 +1068,7 @@ link_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, ui
 
     purge_locked(l1, sh, home_of(sh, element), dead);
     if (lookup_locked(l1, sh, entry->hash, near__entry_key(entry), &place)) {
-        old = atomic_load_explicit(&place.bucket->refs[place.lane], memory_order_relaxed);
+        old = near__place_ref(place);
         /* release: pairs with announce() */
         atomic_store_explicit(&place.bucket->refs[place.lane], ref, memory_order_release);
         forget_locked(l1, sh, old);
@@ -1245,20 +1237,35 @@ expired(const struct near__block *block, int64_t now)
     return (block->flags & NEAR__BLOCK_EXPIRES) && near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now);
 }
 
-static void
-sweep_bucket_locked(struct near__l1 *l1, struct shard *sh, struct near__bucket *home, int64_t now, struct dead *dead)
+static bool
+find_expired(const struct near__l1 *l1, struct shard *sh, uint32_t home, int64_t now, struct near__place *place)
 {
-    for (struct near__bucket *bucket = home; bucket != NULL; bucket = near__table_next(&sh->table, bucket)) {
-        for (unsigned lane = 0; lane < NEAR__LANES; lane++)
-            __builtin_prefetch(block_at(l1, atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed)));
-        for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
-            uint32_t ref = atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed);
+    struct near__bucket *bucket = near__table_bucket(&sh->table, home);
 
-            if (ref == 0 || !expired(block_at(l1, ref), now))
-                continue;
-            unlink_locked(l1, sh, element_of(l1, ref), (struct near__place){ bucket, lane }, dead);
-            sh->stats.expired++;
+    for (; bucket != NULL; bucket = near__table_after(&sh->table, bucket)) {
+        for (unsigned lane = 0; lane < NEAR__LANES; lane++)
+            __builtin_prefetch(block_at(l1, near__bucket_ref(bucket, lane)));
+        for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
+            uint32_t ref = near__bucket_ref(bucket, lane);
+
+            *place = (struct near__place){ bucket, lane };
+            if (ref != 0 && expired(block_at(l1, ref), now))
+                return true;
         }
+    }
+    return false;
+}
+
+static void
+sweep_home_locked(struct near__l1 *l1, struct shard *sh, uint32_t home, int64_t now, struct dead *dead)
+{
+    struct near__place place;
+
+    purge_locked(l1, sh, home, dead);
+    /* an erasure moves others of the chain: from its beginning each time */
+    while (dead->n < DEAD / 2 && find_expired(l1, sh, home, now, &place)) {
+        unlink_locked(l1, sh, element_of((void *)(uintptr_t)l1, near__place_ref(place)), place, dead);
+        sh->stats.expired++;
     }
 }
 
@@ -1267,13 +1274,9 @@ static void
 sweep_locked(struct near__l1 *l1, struct shard *sh, int64_t now, size_t buckets, struct dead *dead)
 {
     for (; buckets > 0 && sh->timed > 0 && dead->n < DEAD / 2; buckets--) {
-        struct near__bucket *home;
-
         if (sh->sweep_hand >= homes(sh))
             sh->sweep_hand = 0;
-        home = near__table_bucket(&sh->table, sh->sweep_hand++);
-        purge_locked(l1, sh, home, dead);
-        sweep_bucket_locked(l1, sh, home, now, dead);
+        sweep_home_locked(l1, sh, sh->sweep_hand++, now, dead);
         if (sh->limbo_n > LIMBO / 2)
             barrier_locked(l1, sh, dead);
     }
