@@ -1,16 +1,17 @@
+/* The list of policies.  Constant: no locks. */
 #include "l1/policy.h"
 
 #include <string.h>
 
-const struct near__l1_policy *const near__l1_policies[] = { &near__l1_lru, NULL };
+const struct near__policy *const near__policies[] = { &near__lru, &near__sieve, &near__s3fifo, NULL };
 
-const struct near__l1_policy *
-near__l1_policy_named(const char *name)
+const struct near__policy *
+near__policy_named(const char *name)
 {
     if (name == NULL)
         return NULL;
-    for (size_t i = 0; near__l1_policies[i] != NULL; i++)
-        if (strcmp(near__l1_policies[i]->name, name) == 0)
-            return near__l1_policies[i];
+    for (size_t i = 0; near__policies[i] != NULL; i++)
+        if (strcmp(near__policies[i]->name, name) == 0)
+            return near__policies[i];
     return NULL;
 }

@@ -24,9 +24,11 @@ struct near__policy {
     /* A key that was not there is about to be linked: the mark it begins with.  Called once per new key, after any victims were
      * taken for it.  (An overwritten key keeps its slot's mark: a use.) */
     uint8_t (*enter)(struct near__order *order, uint32_t element);
-    /* The next entry to leave.  It is still linked: the caller unlinks it.  False: the table is empty. */
+    /* The next entry to leave.  It is still linked: the caller unlinks it at once.  `element` is good for near__table_erase (and no
+     * more: bits that the table does not know may be missing).  False: the table is empty. */
     bool (*victim)(struct near__order *order, struct near__place *place, uint32_t *element);
-    /* Exact tables only: a hit on the entry in this place (its mark was updated already). */
+    /* Exact tables only: a hit on the entry in this place (its mark was updated already), or a new entry was linked there.  May be
+     * NULL. */
     void (*hit)(struct near__order *order, uint32_t element, struct near__place place);
     /* The table was cleared. */
     void (*reset)(struct near__order *order);
@@ -35,18 +37,26 @@ struct near__policy {
     /* Only for policies that watch single uses: a hit that changed its mark, or a miss, of a sampled element.  Called WITHOUT the
      * shard's lock, from any thread; NULL: never. */
     void (*watch)(struct near__order *order, uint32_t element, bool hit);
+    /* What the shards of one L1 share: made before the first order is opened, with the number of entries expected in all shards
+     * together (0: unknown), closed after the last one was.  NULL: nothing. */
+    near_status (*pool_open)(void **pool, size_t entries);
+    void (*pool_close)(void *pool);
+    size_t (*pool_bytes)(const void *pool);
 };
 
 struct near__order {
     const struct near__policy *policy;
     struct near__table        *table;
-    void                      *pool;  /* what the shards of one L1 share (adaptive), owned by near__l1; may be NULL */
-    void                      *state; /* the policy's own */
+    void *pool;  /* what the shards of one L1 share (pool_open), owned by near__l1; may be NULL */
+    void *state; /* the policy's own */
+    bool
+        textbook; /* the definition to the letter, without the guards that a policy needs in practice (the simulator) */
 };
 
 extern const struct near__policy *const near__policies[];                     /* ends with NULL */
 const struct near__policy              *near__policy_named(const char *name); /* NULL: there is none */
 
-extern const struct near__policy near__lru, near__lfu, near__sieve, near__s3fifo, near__tinylfu, near__adaptive;
+extern const struct near__policy near__lru, near__lfu, near__sieve, near__s3fifo, near__tinylfu,
+    near__adaptive;
 
 #endif

@@ -27,14 +27,28 @@
 
 #define NEAR__LANES 8
 
+/*
+ * How full: a split is due above 7.3 entries per home bucket, a join below 5.  A chain overflows into buckets of the same kind, so
+ * memory is spent on 64 (1 + P(more than 8 in a home)) / 7.3 bytes an entry: 11.5 between doublings and 11.9 in the middle of one,
+ * where some homes hold twice as many as others.  Fuller homes save nothing (at 8 it is 11.3) and cost readers a second line more
+ * often: one entry in twelve lies in an overflow bucket.  The gap to the join keeps a table of steady size from doing either.
+ */
+#define NEAR__FILL_SPLIT_NUM 73
+#define NEAR__FILL_SPLIT_DEN 10
+#define NEAR__FILL_JOIN      5
+
 struct near__bucket {
     union {
         _Atomic uint64_t words[2]; /* as readers take them */
         _Atomic uint16_t lanes[NEAR__LANES];
     } tags;
     _Atomic uint32_t refs[NEAR__LANES]; /* 0: the slot is free */
-    _Atomic uint8_t  marks[NEAR__LANES];
-    _Atomic uint16_t version;    /* moves whenever an entry leaves this bucket for another one: a miss must look again */
+    union {
+        _Atomic uint8_t  marks[NEAR__LANES];
+        _Atomic uint64_t mark_word; /* all of them, for a policy that scans */
+    };
+    _Atomic uint16_t
+        version; /* of a home: moves whenever an entry of its chain moved: a miss must look again */
     _Atomic uint16_t generation; /* not the table's: everything in this home bucket's chain is gone */
     _Atomic uint32_t next;       /* overflow bucket, as its number + 1; 0: none */
 } __attribute__((aligned(64)));
@@ -42,25 +56,30 @@ _Static_assert(sizeof(struct near__bucket) == 64, "a bucket is a cache line");
 
 struct near__table {
     /* the line that every reader loads */
-    _Atomic uint64_t      size;        /* home buckets, and above them the mask: the next power of two - 1 */
-    struct near__bucket **chunks;      /* directory of home buckets, fixed; entries are published with release */
-    _Atomic uint16_t      generation;  /* moved by a clear; a home bucket of another one counts as empty */
-    _Atomic uint8_t       tick;        /* the time part of a mark, set by the policy (see near__mark_hit) */
-    _Atomic uint8_t       count_mask;  /* the counting part of a mark, low bits: 0, 1, 3, 7 ... */
-    uint8_t               chunk_shift; /* log2 of the buckets in a chunk */
-    bool                  exact;       /* hits are reported to the policy under the lock (the simulator) */
+    _Atomic uint64_t size; /* home buckets, and above them the mask: the next power of two - 1 */
+    struct near__bucket *
+        *chunks; /* directory of home buckets, fixed; an entry is published by the size beyond it */
+    _Atomic uint16_t generation;  /* moved by a clear; a home bucket of another one counts as empty */
+    _Atomic uint8_t  tick;        /* the time part of a mark, set by the policy (see near__mark_hit) */
+    _Atomic uint8_t  count_mask;  /* the counting part of a mark (see near__mark_hit) */
+    uint8_t          chunk_shift; /* log2 of the buckets in a chunk */
+    bool             exact;       /* hits are reported to the policy under the lock (the simulator) */
     /* the rest: shard's lock */
-    size_t                max_chunks;  /* of the directory; homes and overflows share nothing but the source */
-    struct near__bucket **over;        /* directory of overflow buckets, fixed, max_chunks of them */
+    size_t                max_chunks; /* of the directory; homes and overflows share nothing but the source */
+    struct near__bucket **over;       /* directory of overflow buckets, fixed, max_chunks of them */
     uint32_t              over_chunks, chunks_used;
-    uint32_t              over_free;   /* chain of free overflow buckets through `next`, number + 1 */
-    size_t                entries;     /* slots in use, of the current generation */
-    size_t                capacity;    /* entries the owner will keep at most; 0: bounded by bytes only */
+    uint32_t              over_free; /* chain of free overflow buckets through `next`, number + 1 */
+    size_t                entries;   /* slots in use, of the current generation */
+    uint32_t              over_used; /* overflow buckets in chains */
+    size_t                capacity;  /* entries the owner will keep at most; 0: bounded by bytes only */
     /* a chunk of zeroed memory (1 << chunk_shift buckets), or NULL; and its return at the end */
     void *(*chunk_new)(void *ctx);
     void (*chunk_free)(void *ctx, void *chunk);
-    void     *chunk_ctx;
-    uint32_t *stamps;                  /* exact only: 32-bit time of each slot's last use, by near__table_stamp() */
+    void *chunk_ctx;
+    /* the element of an entry again, from its reference; may be slow (it hashes the key) */
+    uint32_t (*element_of)(void *ctx, uint32_t ref);
+    void     *element_ctx;
+    uint32_t *stamps; /* exact only: 32-bit time of each slot's last use, by near__table_stamp() */
 };
 
 /* Where an entry is. */
@@ -108,8 +127,9 @@ near__table_home(uint64_t size, uint32_t element)
 static inline uint32_t
 near__bucket_match(const struct near__bucket *bucket, uint16_t tag)
 {
-    uint64_t low  = atomic_load_explicit(&bucket->tags.words[0], memory_order_relaxed);
-    uint64_t high = atomic_load_explicit(&bucket->tags.words[1], memory_order_relaxed);
+    /* acquire: pairs with the release in near__table_insert(); who sees a slot's next tag sees the version that moved before */
+    uint64_t low  = atomic_load_explicit(&bucket->tags.words[0], memory_order_acquire);
+    uint64_t high = atomic_load_explicit(&bucket->tags.words[1], memory_order_acquire);
 #if defined(__SSE2__)
     __m128i tags = _mm_set_epi64x((long long)high, (long long)low);
     return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi16(tags, _mm_set1_epi16((short)tag)));
@@ -121,28 +141,88 @@ near__bucket_match(const struct near__bucket *bucket, uint16_t tag)
     return found;
 #endif
 }
-#define NEAR__LANE(match) ((unsigned)__builtin_ctz(match) >> 1)
-#define NEAR__LANE_NEXT(match) ((match) & ((match)-1) & (((match)-1) << 1 | ((match)-2)))
+#define NEAR__LANE(match)      ((unsigned)__builtin_ctz(match) >> 1)
+#define NEAR__LANE_NEXT(match) ((match) & ~(3u << __builtin_ctz(match)))
 
 /*
- * A mark after one more use: low bits count up to `count_mask`, the others are the tick of the last use.  A policy that knows no
- * time leaves the tick at 0, one that does not count has the mask 0.
+ * How a reader searches (relaxed and acquire loads only; all of it pairs with releases in table.c):
+ *
+ *     size = near__table_size(table); home = near__table_bucket(table, near__table_home(size, element));
+ *     version = near__bucket_version(home);
+ *     if (near__bucket_stale(table, home)) the key is absent, else for each bucket of the chain (near__table_after),
+ *     for each lane of near__bucket_match: the reference by near__bucket_ref, 0: gone; compare the key.
+ *     Found nothing: if (!near__table_settled(table, size, home, version)) search again.
+ *
+ * A key that is present all the time is then found: see the head of table.c.
+ */
+static inline uint64_t
+near__table_size(const struct near__table *table)
+{
+    return atomic_load_explicit(&table->size, memory_order_acquire);
+}
+
+static inline uint16_t
+near__bucket_version(const struct near__bucket *home)
+{
+    return atomic_load_explicit(&home->version, memory_order_acquire);
+}
+
+static inline bool
+near__bucket_stale(const struct near__table *table, const struct near__bucket *home)
+{
+    return atomic_load_explicit(&home->generation, memory_order_acquire) !=
+           atomic_load_explicit(&table->generation, memory_order_acquire);
+}
+
+static inline uint32_t
+near__bucket_ref(const struct near__bucket *bucket, unsigned lane)
+{
+    return atomic_load_explicit(&bucket->refs[lane], memory_order_acquire);
+}
+
+static inline struct near__bucket *
+near__table_after(const struct near__table *table, const struct near__bucket *bucket)
+{
+    uint32_t next = atomic_load_explicit(&bucket->next, memory_order_acquire);
+
+    return next == 0 ? NULL : near__table_overflow(table, next);
+}
+
+/* Size first: a join between our two loads of it that restores the old size has moved the version before. */
+static inline bool
+near__table_settled(const struct near__table *table, uint64_t size, const struct near__bucket *home,
+                    uint16_t version)
+{
+    return near__table_size(table) == size && near__bucket_version(home) == version;
+}
+
+/*
+ * A mark after one more use.  `count_mask` has two parts: its low nibble is the counter's maximum (0, 1, 3, 7 or 15: those bits
+ * count up to it), its high nibble are bits that the policy wrote and that uses leave alone.  All other bits are the tick of the
+ * last use.  A policy that knows no time leaves the tick at 0, one that does not count has the mask 0.
  */
 static inline uint8_t
 near__mark_hit(uint8_t mark, uint8_t tick, uint8_t count_mask)
 {
-    uint8_t count = mark & count_mask;
+    uint8_t kept = mark & count_mask;
 
-    return (uint8_t)(tick | (count + (count < count_mask)));
+    return (uint8_t)(tick | (kept + ((kept & 15) < (count_mask & 15))));
 }
 
 /* ---- under the lock */
 
-/* `buckets` homes to begin with.  NEAR_ERR_NOMEM. */
+/* `buckets` homes to begin with.  The caller has set max_chunks, chunk_shift, chunk_*, element_*, exact and capacity, all else is 0.
+ * NEAR_ERR_NOMEM, after which nothing is left to free. */
 near_status near__table_init(struct near__table *table, uint32_t buckets);
 void        near__table_fini(struct near__table *table);
 
-/* Exact tables have a fixed number of buckets (make them for their capacity) and never grow. */
+/* Exact tables have a fixed number of buckets (make them for their capacity, in one chunk) and never grow. */
+
+static inline uint32_t
+near__table_homes(const struct near__table *table)
+{
+    return (uint32_t)atomic_load_explicit(&table->size, memory_order_relaxed);
+}
 
 /* The first entry that this element may stand for.  Home buckets of an old generation count as empty. */
 bool near__table_locate(const struct near__table *table, uint32_t element, struct near__place *place);
@@ -151,19 +231,50 @@ bool near__table_locate(const struct near__table *table, uint32_t element, struc
  * overflow bucket.  The home bucket must be of the current generation (the caller has purged it). */
 bool near__table_insert(struct near__table *table, uint32_t element, uint32_t ref, uint8_t mark,
                         struct near__place *place);
-/* Empties the slot; gives an empty overflow bucket back to the free chain only if it is the last of its chain.  Returns the
- * reference. */
+/* Empties the slot and fills it again from the chain's last bucket, so that only the last one has free slots; gives that one back
+ * when it is empty.  Other places in this chain are void.  Returns the reference. */
 uint32_t near__table_erase(struct near__table *table, uint32_t element, struct near__place place);
 
-/* Iterating a home's whole chain: for (b = first; b != NULL; b = near__table_next(table, b)) */
-struct near__bucket *near__table_next(const struct near__table *table, const struct near__bucket *bucket);
+/* What of an element can be told from its slot: the upper 16 bits and those that chose the home.  Enough to find it again while the
+ * table keeps its size; between the two there may be bits that are lost (0). */
+static inline uint32_t
+near__table_partial(uint32_t home, uint16_t tag)
+{
+    return (uint32_t)tag << 16 | home;
+}
 
-/* One bucket more or less.  `element_of(ctx, ref)` gives an entry's element again.  False: nothing was done (no memory, the
- * directory is full, only one bucket left). */
-bool near__table_split(struct near__table *table, uint32_t (*element_of)(void *ctx, uint32_t ref), void *ctx);
+static inline uint8_t
+near__place_mark(struct near__place place)
+{
+    return atomic_load_explicit(&place.bucket->marks[place.lane], memory_order_relaxed);
+}
+
+/* Relaxed: a reader's use that meets this store may be lost; marks carry no other data. */
+static inline void
+near__place_mark_set(struct near__place place, uint8_t mark)
+{
+    atomic_store_explicit(&place.bucket->marks[place.lane], mark, memory_order_relaxed);
+}
+
+static inline uint32_t
+near__place_ref(struct near__place place)
+{
+    return atomic_load_explicit(&place.bucket->refs[place.lane], memory_order_relaxed);
+}
+
+/* One bucket more or less, and the entries concerned moved.  False: nothing was done (no memory, the directory is full, only one
+ * bucket left, a chain beyond all measure, or, for a join, one of the two homes is of an old generation). */
+bool near__table_split(struct near__table *table);
 bool near__table_join(struct near__table *table);
 /* Whether a split or a join is due by the number of entries. */
 int near__table_wants(const struct near__table *table); /* +1 split, -1 join, 0 neither */
+
+/* Everything is gone at once.  The owner purges a home before it inserts there, and purges every home at least once in 65535
+ * clears (a few with each), or what it forgot would come back. */
+void near__table_clear(struct near__table *table);
+/* Empties the chain of a home of an old generation and makes it current; `drop` gets each reference.  False: it was current. */
+bool near__table_purge(struct near__table *table, uint32_t home, void (*drop)(void *ctx, uint32_t ref),
+                       void *ctx);
 
 /* Exact tables: the time of a slot's last use. */
 uint32_t *near__table_stamp(const struct near__table *table, struct near__place place);

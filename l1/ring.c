@@ -1,0 +1,205 @@
+/* Queues of elements (see the header). */
+#include "l1/ring.h"
+
+#include <stdlib.h>
+
+enum {
+    CHUNK_MIN   = 12,   /* elements: a chunk of 64 bytes */
+    CHUNK_MAX   = 1020, /* of 4 KiB */
+    CHUNK_SHARE = 32,   /* two part-filled chunks a queue waste 1/16 of 4 bytes an entry */
+    TAG_SHIFT   = 4
+};
+
+void
+near__ring_store_init(struct near__ring_store *store, size_t capacity)
+{
+    size_t elements = capacity == 0 ? CHUNK_MAX / 4 : capacity / CHUNK_SHARE;
+
+    *store                = (struct near__ring_store){ 0 };
+    store->chunk_elements = (uint32_t)(elements < CHUNK_MIN   ? CHUNK_MIN
+                                       : elements > CHUNK_MAX ? CHUNK_MAX
+                                                              : elements);
+}
+
+void
+near__ring_store_fini(struct near__ring_store *store)
+{
+    free(store->spare);
+    store->spare = NULL;
+}
+
+static size_t
+chunk_bytes(const struct near__ring_store *store)
+{
+    return sizeof(struct near__ring_chunk) + store->chunk_elements * sizeof(uint32_t);
+}
+
+static struct near__ring_chunk *
+chunk_new(struct near__ring_store *store)
+{
+    struct near__ring_chunk *chunk = store->spare;
+
+    store->spare = NULL;
+    if (chunk == NULL && (chunk = malloc(chunk_bytes(store))) != NULL)
+        store->bytes += chunk_bytes(store);
+    return chunk;
+}
+
+static void
+chunk_free(struct near__ring_store *store, struct near__ring_chunk *chunk)
+{
+    if (store->spare == NULL) {
+        store->spare = chunk;
+        return;
+    }
+    store->bytes -= chunk_bytes(store);
+    free(chunk);
+}
+
+void
+near__ring_init(struct near__ring *ring, unsigned tag_base, unsigned tags)
+{
+    *ring = (struct near__ring){ .tag_base = (uint8_t)tag_base, .tags = (uint8_t)tags };
+}
+
+static void
+ring_drop_first(struct near__ring_store *store, struct near__ring *ring)
+{
+    struct near__ring_chunk *chunk = ring->first;
+
+    ring->first = chunk->next;
+    if (ring->first == NULL)
+        ring->last = NULL;
+    chunk_free(store, chunk);
+}
+
+void
+near__ring_clear(struct near__ring_store *store, struct near__ring *ring)
+{
+    while (ring->first != NULL)
+        ring_drop_first(store, ring);
+    ring->count = 0;
+}
+
+static bool
+ring_grow(struct near__ring_store *store, struct near__ring *ring)
+{
+    struct near__ring_chunk *chunk = chunk_new(store);
+
+    if (chunk == NULL)
+        return false;
+    chunk->next  = NULL;
+    chunk->begin = chunk->end = 0;
+    chunk->tag                = (uint8_t)((ring->tag_base + ring->tag_next) << TAG_SHIFT);
+    ring->tag_next            = (uint8_t)((ring->tag_next + 1) % ring->tags);
+    if (ring->last != NULL)
+        ring->last->next = chunk;
+    else
+        ring->first = chunk;
+    ring->last = chunk;
+    return true;
+}
+
+bool
+near__ring_push(struct near__ring_store *store, struct near__ring *ring, uint32_t element, uint8_t *tag)
+{
+    *tag = 0;
+    if ((ring->last == NULL || ring->last->end == store->chunk_elements) && !ring_grow(store, ring))
+        return false;
+    ring->last->at[ring->last->end++] = element;
+    ring->count++;
+    *tag = ring->last->tag;
+    return true;
+}
+
+void
+near__ring_push_entry(struct near__ring_store *store, struct near__ring *ring, uint32_t element,
+                      struct near__place place, uint8_t rest)
+{
+    uint8_t tag;
+
+    near__ring_push(store, ring, element, &tag);
+    near__place_mark_set(place, (uint8_t)(tag | rest));
+}
+
+static bool
+ring_pop(struct near__ring_store *store, struct near__ring *ring, uint32_t *element, uint8_t *tag)
+{
+    if (ring->count == 0)
+        return false;
+    while (ring->first->begin == ring->first->end)
+        ring_drop_first(store, ring);
+    *element = ring->first->at[ring->first->begin++];
+    *tag     = ring->first->tag;
+    ring->count--;
+    if (ring->first->begin == ring->first->end && ring->first != ring->last)
+        ring_drop_first(store, ring);
+    return true;
+}
+
+bool
+near__ring_live(struct near__ring_store *store, struct near__ring *ring, const struct near__table *table,
+                uint32_t *element, struct near__place *place)
+{
+    uint8_t tag;
+
+    while (ring_pop(store, ring, element, &tag))
+        if (near__table_locate(table, *element, place) && (near__place_mark(*place) & NEAR__RING_TAG) == tag)
+            return true;
+    return false;
+}
+
+void
+near__ring_append(struct near__ring *to, struct near__ring *from)
+{
+    if (from->first == NULL)
+        return;
+    if (to->last != NULL)
+        to->last->next = from->first;
+    else
+        to->first = from->first;
+    to->last = from->last;
+    to->count += from->count;
+    from->first = from->last = NULL;
+    from->count              = 0;
+}
+
+void
+near__ring_compact(struct near__ring_store *store, struct near__ring *ring, const struct near__table *table,
+                   uint8_t rest_mask)
+{
+    struct near__ring  old = *ring;
+    struct near__place place;
+    uint32_t           element;
+
+    ring->first = ring->last = NULL;
+    ring->count              = 0;
+    while (near__ring_live(store, &old, table, &element, &place))
+        near__ring_push_entry(store, ring, element, place, near__place_mark(place) & rest_mask);
+    near__ring_clear(store, &old);
+}
+
+bool
+near__table_any(const struct near__table *table, uint32_t *hand, uint32_t *element, struct near__place *place)
+{
+    uint32_t             homes = near__table_homes(table);
+    struct near__bucket *bucket;
+
+    for (uint32_t i = 0; i < homes; i++) {
+        *hand  = *hand + 1 < homes ? *hand + 1 : 0;
+        bucket = near__table_bucket(table, *hand);
+        if (near__bucket_stale(table, bucket))
+            continue;
+        for (; bucket != NULL; bucket = near__table_after(table, bucket)) {
+            for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
+                *place = (struct near__place){ bucket, lane };
+                if (near__place_ref(*place) == 0)
+                    continue;
+                *element = near__table_partial(
+                    *hand, atomic_load_explicit(&bucket->tags.lanes[lane], memory_order_relaxed));
+                return true;
+            }
+        }
+    }
+    return false;
+}
