@@ -45,8 +45,6 @@ near_status near__arena_open(struct near__arena **arena, size_t max_bytes, size_
 /* Unmaps everything; heaps need no near__heap_fini() before.  NULL inside is fine. */
 void                    near__arena_close(struct near__arena **arena);
 struct near__arena_view near__arena_view(const struct near__arena *arena);
-/* Bytes of addresses reserved, from the view's base on. */
-size_t                  near__arena_range(const struct near__arena *arena);
 size_t                  near__arena_slab_bytes(const struct near__arena *arena);
 /* A new budget for the pages, larger or smaller: only a number.  A smaller one is kept once the heaps were limited, have evicted
  * and compacted, and near__arena_trim() has run. */

@@ -82,17 +82,21 @@ enum {
     SLAB_PARTS    = 256,             /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
     SLAB_MIN      = 512,
     SLAB_MAX      = 65536,
-    GROWTH        = 16,  /* how far an L1 may be resized */
+    GROWTH        = 16,  /* how far an L1 may be resized ... */
     LIMBO         = 128, /* blocks of a shard that may wait for a barrier; a power of two */
     DEAD          = 32,  /* counted entries let go after one hold of the lock */
     AHEAD_PART    = 64,  /* victims taken ahead of need: so that one barrier serves that part of a shard's entries ... */
     AHEAD_MAX     = 32,  /* ... or so many */
     TRIES         = 4096, /* rounds of eviction for one block before it is given up */
+    HOMES_FIRST   = 4,   /* buckets of an empty shard */
     GROUP         = 32,  /* keys whose memory accesses overlap */
     RETRIES       = 8,   /* looks again when a bucket changed during a miss; then it is one */
     CLEAR_NOW     = 64,  /* buckets that a clear empties itself */
     SWEEP_LAPS    = 40   /* calls of upkeep for one lap of looking for expired entries: 4 s at ten a second */
 };
+
+#define GROWN_MAX ((size_t)32 << 30) /* ... up to here: what references to 8 bytes can name */
+#define BYTES_MAX ((size_t)1 << 40)  /* more is as good as unbounded */
 
 struct stripe {
     _Atomic uint64_t fence;   /* written under the shard's lock, read by anybody */
@@ -128,7 +132,10 @@ struct shard {
     uint32_t              limbo_from, limbo_n;
     uint32_t             *held; /* blocks that a barrier found held */
     size_t                held_n, held_room;
+    char                  stagger[CACHE_LINE]; /* see the assertion */
 } __attribute__((aligned(CACHE_LINE)));
+_Static_assert(sizeof(struct shard) % 256 == CACHE_LINE || sizeof(struct shard) % 256 == 3 * CACHE_LINE,
+               "the first lines of all shards must not meet in one set of the processor's cache");
 
 struct near__l1 {
     /* what readers load */
@@ -618,6 +625,18 @@ choose_stripes(const struct near__l1_config *config, size_t shards)
     return stripes < shards ? shards : stripes;
 }
 
+/* What addresses to reserve: for growing, but no more than the entries allowed can fill (what is larger lies elsewhere). */
+static size_t
+choose_range(const struct near__l1_config *config, size_t shards, size_t slab)
+{
+    size_t bytes = smaller(config->max_bytes, BYTES_MAX), grown = smaller(GROWTH * bytes, GROWN_MAX);
+    size_t range = bytes > grown ? bytes : grown;
+
+    if (config->max_entries != 0 && config->max_entries < BYTES_MAX / GROWTH / SLAB_MAX)
+        range = smaller(range, GROWTH * config->max_entries * SLAB_MAX + 2 * NEAR__HEAP_CLASSES_MAX * shards * slab);
+    return range;
+}
+
 static size_t
 choose_slab(const struct near__l1_config *config, size_t shards)
 {
@@ -657,11 +676,11 @@ shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *
     sh->table.chunk_new   = chunk_new;
     sh->table.chunk_free  = chunk_free;
     sh->table.chunk_ctx   = &sh->heap;
-    sh->table.max_chunks  = l1->grow_bytes / shards / slab + 2;
+    sh->table.max_chunks  = l1->grow_bytes / shards / slab / 2 + 2; /* an entry takes more than its share of the index */
     sh->table.capacity    = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
     sh->table.element_of  = element_of;
     sh->table.element_ctx = l1;
-    status                = near__table_init(&sh->table, 1u << sh->table.chunk_shift);
+    status                = near__table_init(&sh->table, HOMES_FIRST);
     if (status != NEAR_OK)
         return status;
     sh->order.policy = l1->policy;
@@ -733,7 +752,7 @@ l1_delete(struct near__l1 *l1)
 near_status
 near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
 {
-    size_t           shards, stripes;
+    size_t           shards, stripes, slab;
     struct near__l1 *l1;
     near_status      status;
 
@@ -756,10 +775,11 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1->hash_ctx    = config->hash_ctx;
     l1->policy      = near__policy_named(config->policy);
     l1->watch       = l1->policy->watch;
-    l1->grow_bytes  = config->max_bytes > SIZE_MAX / 2 / GROWTH ? config->max_bytes : GROWTH * config->max_bytes;
+    slab            = choose_slab(config, shards);
+    l1->grow_bytes  = choose_range(config, shards, slab);
     status          = l1->shards == NULL || l1->stripes == NULL ? NEAR_ERR_NOMEM : NEAR_OK;
     if (status == NEAR_OK && !l1->off)
-        status = near__arena_open(&l1->arena, config->max_bytes, l1->grow_bytes, choose_slab(config, shards));
+        status = near__arena_open(&l1->arena, smaller(config->max_bytes, l1->grow_bytes), l1->grow_bytes, slab);
     if (status == NEAR_OK && !l1->off) {
         l1->view = near__arena_view(l1->arena);
         if (l1->policy->pool_open != NULL)

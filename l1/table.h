@@ -64,9 +64,9 @@ struct near__table {
     _Atomic uint8_t  count_mask;  /* the counting part of a mark (see near__mark_hit) */
     uint8_t          chunk_shift; /* log2 of the buckets in a chunk */
     bool             exact;       /* hits are reported to the policy under the lock (the simulator) */
-    /* the rest: shard's lock */
-    size_t                max_chunks; /* of the directory; homes and overflows share nothing but the source */
-    struct near__bucket **over;       /* directory of overflow buckets, fixed, max_chunks of them */
+    struct near__bucket **over;   /* directory of overflow buckets, fixed, max_chunks of them */
+    /* the rest, on lines of its own: shard's lock */
+    size_t max_chunks __attribute__((aligned(64))); /* of a directory; homes and overflows share nothing but the source */
     uint32_t              over_chunks, chunks_used;
     uint32_t              over_free; /* chain of free overflow buckets through `next`, number + 1 */
     size_t                entries;   /* slots in use, of the current generation */
