@@ -18,7 +18,7 @@
 #include "base/uri.h"
 #include "coherence/coherence.h"
 #include "config.h"
-#include "l1/l1.h"
+#include "l1/find.h"
 #include "l2/backend.h"
 #include "stats.h"
 

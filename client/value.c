@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "l1/l1.h"
+#include "l1/find.h"
 
 void
 near_free(void *memory)

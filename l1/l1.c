@@ -65,6 +65,7 @@
 
 #include "base/lock.h"
 #include "l1/arena.h"
+#include "l1/find.h"
 #include "l1/hazard.h"
 #include "l1/policy.h"
 
@@ -89,6 +90,7 @@ enum {
     AHEAD_MAX     = 32,  /* ... or so many */
     TRIES         = 4096, /* rounds of eviction for one block before it is given up */
     HOMES_FIRST   = 4,   /* buckets of an empty shard */
+    HOMES_APART   = 37,  /* how far the first buckets of neighbouring shards lie apart: odd, so that all places are used */
     GROUP         = 32,  /* keys whose memory accesses overlap */
     RETRIES       = 8,   /* looks again when a bucket changed during a miss; then it is one */
     CLEAR_NOW     = 64,  /* buckets that a clear empties itself */
@@ -115,7 +117,7 @@ struct waiting {
 };
 
 struct shard {
-    struct near__table    table; /* first: its first line is all that readers load */
+    struct near__table   *table; /* l1->front.tables[this one]: what readers load lies together */
     struct near__lock     lock;  /* covers everything below and the table but what readers load */
     struct near__order    order;
     struct near__heap     heap;
@@ -132,28 +134,21 @@ struct shard {
     uint32_t              limbo_from, limbo_n;
     uint32_t             *held; /* blocks that a barrier found held */
     size_t                held_n, held_room;
-    char                  stagger[CACHE_LINE]; /* see the assertion */
 } __attribute__((aligned(CACHE_LINE)));
-_Static_assert(sizeof(struct shard) % 256 == CACHE_LINE || sizeof(struct shard) % 256 == 3 * CACHE_LINE,
-               "the first lines of all shards must not meet in one set of the processor's cache");
 
 struct near__l1 {
-    /* what readers load */
-    struct near__arena_view view;
-    size_t                  shard_mask, stripe_mask;
-    struct shard           *shards;
-    void (*watch)(struct near__order *order, uint32_t element, bool hit);
+    struct near__l1_front front; /* first: what readers load */
+    /* the rest */
+    size_t                     stripe_mask;
+    struct shard              *shards;
+    struct stripe             *stripes;
     const struct near__policy *policy;
     void                      *pool; /* what the policy's orders share */
-    size_t        number; /* of its count of hits */
-    _Atomic bool  timed;  /* sticky: an entry that may expire was admitted */
-    bool          plain, off;
-    /* the rest */
-    struct near__arena *arena;
-    struct stripe      *stripes;
+    struct near__arena        *arena;
     uint64_t (*hash)(const void *ctx, near_bytes key);
     const void *hash_ctx;
     size_t      grow_bytes;
+    bool        plain, off;
     _Atomic uint64_t epoch __attribute__((aligned(CACHE_LINE))); /* moved by flush: the fence of everything */
 };
 
@@ -162,7 +157,7 @@ struct near__l1 {
 static struct shard *
 shard_of(const struct near__l1 *l1, uint64_t hash)
 {
-    return &l1->shards[hash & l1->shard_mask];
+    return &l1->shards[hash & l1->front.shard_mask];
 }
 
 static struct stripe *
@@ -174,7 +169,7 @@ stripe_of(const struct near__l1 *l1, uint64_t hash)
 static struct near__block *
 block_at(const struct near__l1 *l1, uint32_t ref)
 {
-    return near__arena_at(&l1->view, ref);
+    return near__arena_at(&l1->front.view, ref);
 }
 
 static near_bytes
@@ -200,13 +195,13 @@ element_of(void *ctx, uint32_t ref)
 static uint32_t
 homes(const struct shard *sh)
 {
-    return near__table_homes(&sh->table);
+    return near__table_homes(sh->table);
 }
 
 static uint32_t
 home_of(const struct shard *sh, uint32_t element)
 {
-    return near__table_home(near__table_size(&sh->table), element);
+    return near__table_home(near__table_size(sh->table), element);
 }
 
 /* The key's slot.  Equal elements do not make equal keys (G0). */
@@ -214,11 +209,11 @@ static bool
 lookup_locked(const struct near__l1 *l1, const struct shard *sh, uint64_t hash, near_bytes key, struct near__place *place)
 {
     uint32_t             element = near__element(hash);
-    struct near__bucket *bucket  = near__table_bucket(&sh->table, home_of(sh, element));
+    struct near__bucket *bucket  = near__table_bucket(sh->table, home_of(sh, element));
 
-    if (near__bucket_stale(&sh->table, bucket))
+    if (near__bucket_stale(sh->table, bucket))
         return false;
-    for (; bucket != NULL; bucket = near__table_after(&sh->table, bucket))
+    for (; bucket != NULL; bucket = near__table_after(sh->table, bucket))
         for (uint32_t match = near__bucket_match(bucket, near__tag(element)); match != 0; match = NEAR__LANE_NEXT(match)) {
             unsigned lane = NEAR__LANE(match);
             uint32_t ref  = near__bucket_ref(bucket, lane);
@@ -325,7 +320,7 @@ barrier_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 static size_t
 ahead(const struct shard *sh)
 {
-    size_t part = sh->table.entries / AHEAD_PART;
+    size_t part = sh->table->entries / AHEAD_PART;
 
     return part < 1 ? 1 : part > AHEAD_MAX ? AHEAD_MAX : part;
 }
@@ -359,7 +354,7 @@ forget_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref)
 static void
 unlink_locked(struct near__l1 *l1, struct shard *sh, uint32_t element, struct near__place place, struct dead *dead)
 {
-    uint32_t ref = near__table_erase(&sh->table, element, place);
+    uint32_t ref = near__table_erase(sh->table, element, place);
 
     forget_locked(l1, sh, ref);
     retire_locked(l1, sh, ref, dead);
@@ -413,7 +408,7 @@ purge_locked(struct near__l1 *l1, struct shard *sh, uint32_t home, struct dead *
 {
     struct moving moving = { l1, sh, dead };
 
-    near__table_purge(&sh->table, home, dropped_locked, &moving);
+    near__table_purge(sh->table, home, dropped_locked, &moving);
 }
 
 /* Go on emptying; at most `buckets` of them. */
@@ -435,7 +430,7 @@ clear(struct near__l1 *l1, struct shard *sh)
     bool        more;
 
     near__lock(&sh->lock);
-    near__table_clear(&sh->table);
+    near__table_clear(sh->table);
     sh->timed      = 0;
     sh->stale_left = homes(sh);
     sh->order.policy->reset(&sh->order);
@@ -491,8 +486,8 @@ move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
 
     if (sh->limbo_n == LIMBO)
         return false;
-    bucket = near__table_bucket(&sh->table, home_of(sh, element_of(moving->l1, from)));
-    for (; bucket != NULL; bucket = near__table_after(&sh->table, bucket))
+    bucket = near__table_bucket(sh->table, home_of(sh, element_of(moving->l1, from)));
+    for (; bucket != NULL; bucket = near__table_after(sh->table, bucket))
         for (unsigned lane = 0; lane < NEAR__LANES; lane++)
             if (near__bucket_ref(bucket, lane) == from) {
                 memcpy(block_at(moving->l1, to), block, bytes);
@@ -562,11 +557,11 @@ charge_locked(struct near__l1 *l1, struct shard *sh, size_t bytes, struct dead *
 static void
 grow_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
-    for (int i = 0; i < 2 && near__table_wants(&sh->table) > 0; i++) {
-        uint32_t size = homes(sh), half = (uint32_t)(near__table_size(&sh->table) >> 32) / 2 + 1;
+    for (int i = 0; i < 2 && near__table_wants(sh->table) > 0; i++) {
+        uint32_t size = homes(sh), half = (uint32_t)(near__table_size(sh->table) >> 32) / 2 + 1;
 
         purge_locked(l1, sh, size == 2 * half ? 0 : size - half, dead);
-        if (!near__table_split(&sh->table))
+        if (!near__table_split(sh->table))
             return;
         sh->stale_left += sh->stale_left > 0; /* the new one may lie before the hand */
     }
@@ -670,25 +665,27 @@ shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *
     near_status status;
 
     near__lock_init(&sh->lock, NEAR__RANK_SHARD);
+    sh->table       = &l1->front.tables[index];
     sh->max_entries = entries_of_shard(config->max_entries, index, shards);
     near__heap_init(&sh->heap, l1->arena, (uint32_t)index, config->max_bytes / shards);
-    sh->table.chunk_shift = (uint8_t)__builtin_ctzll(slab / sizeof(struct near__bucket));
-    sh->table.chunk_new   = chunk_new;
-    sh->table.chunk_free  = chunk_free;
-    sh->table.chunk_ctx   = &sh->heap;
-    sh->table.max_chunks  = l1->grow_bytes / shards / slab / 2 + 2; /* an entry takes more than its share of the index */
-    sh->table.capacity    = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
-    sh->table.element_of  = element_of;
-    sh->table.element_ctx = l1;
-    status                = near__table_init(&sh->table, HOMES_FIRST);
+    sh->table->chunk_shift = (uint8_t)__builtin_ctzll(slab / sizeof(struct near__bucket));
+    sh->table->color       = (uint16_t)(index * HOMES_APART);
+    sh->table->chunk_new   = chunk_new;
+    sh->table->chunk_free  = chunk_free;
+    sh->table->chunk_ctx   = &sh->heap;
+    sh->table->max_chunks  = l1->grow_bytes / shards / slab / 2 + 2; /* an entry takes more than its share of the index */
+    sh->table->capacity    = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
+    sh->table->element_of  = element_of;
+    sh->table->element_ctx = l1;
+    status                = near__table_init(sh->table, HOMES_FIRST);
     if (status != NEAR_OK)
         return status;
     sh->order.policy = l1->policy;
-    sh->order.table  = &sh->table;
+    sh->order.table  = sh->table;
     sh->order.pool   = l1->pool;
     status           = sh->order.policy->open(&sh->order);
     if (status != NEAR_OK)
-        near__table_fini(&sh->table);
+        near__table_fini(sh->table);
     return status;
 }
 
@@ -696,7 +693,7 @@ static void
 shard_fini(struct shard *sh)
 {
     sh->order.policy->close(&sh->order);
-    near__table_fini(&sh->table);
+    near__table_fini(sh->table);
     near__heap_fini(&sh->heap);
     near__lock_fini(&sh->lock);
     free(sh->held);
@@ -740,10 +737,11 @@ lines_new(size_t size)
 static void
 l1_delete(struct near__l1 *l1)
 {
-    near__hits_close(l1->number);
+    near__hits_close(l1->front.number);
     if (l1->pool != NULL)
         l1->policy->pool_close(l1->pool);
     near__arena_close(&l1->arena);
+    free(l1->front.tables);
     free(l1->shards);
     free(l1->stripes);
     free(l1);
@@ -764,24 +762,25 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1      = lines_new(sizeof(*l1));
     if (l1 == NULL)
         return NEAR_ERR_NOMEM;
-    l1->number      = near__hits_open();
+    l1->front.number      = near__hits_open();
     l1->shards      = lines_new(shards * sizeof(struct shard));
+    l1->front.tables = lines_new(shards * sizeof(struct near__table));
     l1->stripes     = calloc(stripes, sizeof(*l1->stripes));
-    l1->shard_mask  = shards - 1;
+    l1->front.shard_mask  = shards - 1;
     l1->stripe_mask = stripes - 1;
     l1->plain       = config->plain;
     l1->off         = config->max_bytes == 0;
     l1->hash        = config->hash;
     l1->hash_ctx    = config->hash_ctx;
     l1->policy      = near__policy_named(config->policy);
-    l1->watch       = l1->policy->watch;
+    l1->front.watch       = l1->policy->watch;
     slab            = choose_slab(config, shards);
     l1->grow_bytes  = choose_range(config, shards, slab);
-    status          = l1->shards == NULL || l1->stripes == NULL ? NEAR_ERR_NOMEM : NEAR_OK;
+    status = l1->shards == NULL || l1->front.tables == NULL || l1->stripes == NULL ? NEAR_ERR_NOMEM : NEAR_OK;
     if (status == NEAR_OK && !l1->off)
         status = near__arena_open(&l1->arena, smaller(config->max_bytes, l1->grow_bytes), l1->grow_bytes, slab);
     if (status == NEAR_OK && !l1->off) {
-        l1->view = near__arena_view(l1->arena);
+        l1->front.view = near__arena_view(l1->arena);
         if (l1->policy->pool_open != NULL)
             status = l1->policy->pool_open(&l1->pool, expected_entries(config));
         if (status == NEAR_OK)
@@ -791,7 +790,9 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
         l1_delete(l1);
         return status;
     }
-    *out = l1;
+    near__reader(); /* what the first one finds out about the system, the fast path must know */
+    l1->front.fast = !l1->off && !near__hazard_fences;
+    *out           = l1;
     return NEAR_OK;
 }
 
@@ -837,13 +838,13 @@ near__l1_free(struct near__l1 **out)
         l1_delete(l1);
         return;
     }
-    for (size_t i = 0; i <= l1->shard_mask; i++)
+    for (size_t i = 0; i <= l1->front.shard_mask; i++)
         idle &= shard_drain(l1, &l1->shards[i]);
-    view  = l1->view;
+    view  = l1->front.view;
     range = near__arena_range(l1->arena);
     if (!idle)
         near__arena_trim(l1->arena, SIZE_MAX);
-    for (size_t i = 0; i <= l1->shard_mask; i++)
+    for (size_t i = 0; i <= l1->front.shard_mask; i++)
         shard_fini(&l1->shards[i]);
     if (!idle) {
         /* without memory to remember it the range stays mapped */
@@ -856,7 +857,7 @@ near__l1_free(struct near__l1 **out)
 /* ---- reading */
 
 /* The block in a slot, announced; NULL: the slot has changed hands meanwhile and is empty now. */
-static inline const struct near__block *
+static const struct near__block *
 announce(const struct near__l1 *l1, struct near__hazard *slot, const struct near__bucket *bucket, unsigned lane)
 {
     /* acquire: pairs with the release of whoever published the reference, the block is complete */
@@ -868,7 +869,7 @@ announce(const struct near__l1 *l1, struct near__hazard *slot, const struct near
 
         near__hazard_set(slot, block);
         again = near__bucket_ref(bucket, lane);
-        if (__builtin_expect(again == ref, 1))
+        if (again == ref)
             return block;
         ref = again;
     }
@@ -877,86 +878,79 @@ announce(const struct near__l1 *l1, struct near__hazard *slot, const struct near
 
 /* A counted entry found through its block: the reference is taken while the block is announced. */
 static near_value *
-hand_out_external(struct near__reader *reader, struct near__hazard *slot, size_t number, const struct near__block *block,
-                  int64_t now)
+hand_out_external(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *slot,
+                  const struct near__block *block, int64_t now)
 {
     struct near__entry *entry = near__block_external(block);
     near_value         *value = NULL;
 
-    if (entry->expires > now && !entry->negative) {
+    if (entry->expires > now && entry->negative) {
+        value = NEAR__L1_NEGATIVE;
+    } else if (entry->expires > now) {
         near__entry_ref(entry);
         value = near__value_of(entry, NEAR_FROM_L1, entry->fresh_until <= now);
-        near__hits_add(reader, number, 1);
-    } else if (entry->expires > now) {
-        value = NEAR__L1_NEGATIVE;
+        near__hits_add(reader, l1->front.number, 1);
     }
     near__hazard_clear(slot);
     return value;
 }
 
 /* The entry was found and its block is announced: what the caller gets. */
-static inline near_value *
-hand_out(struct near__reader *reader, struct near__hazard *slot, size_t number, const struct near__block *block, int64_t now)
+static near_value *
+hand_out(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *slot, const struct near__block *block,
+         int64_t now)
 {
-    unsigned  flags = block->flags;
-    uintptr_t value = (uintptr_t)slot | NEAR__VALUE_SLOT | NEAR_FROM_L1;
+    near_value *value;
 
-    if (__builtin_expect(flags & (NEAR__BLOCK_EXTERNAL | NEAR__BLOCK_NEGATIVE | NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH), 0)) {
-        if (flags & NEAR__BLOCK_EXTERNAL)
-            return hand_out_external(reader, slot, number, block, now);
-        if ((flags & NEAR__BLOCK_EXPIRES) && near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now)) {
-            near__hazard_clear(slot);
-            return NULL;
-        }
-        if (flags & NEAR__BLOCK_NEGATIVE) {
-            near__hazard_clear(slot);
-            return NEAR__L1_NEGATIVE;
-        }
-        if ((flags & NEAR__BLOCK_FRESH) && near__block_past(near__block_u32(block, NEAR__BLOCK_FRESH), now))
-            value |= NEAR__VALUE_STALE;
+    if (block->flags & NEAR__BLOCK_EXTERNAL)
+        return hand_out_external(l1, reader, slot, block, now);
+    value = near__l1_judge(block->flags, block, slot, now);
+    if (value == NULL || value == NEAR__L1_NEGATIVE) {
+        near__hazard_clear(slot);
+        return value;
     }
     reader->next = slot + 1;
-    near__hits_add(reader, number, 1);
-    return (near_value *)value;
+    near__hits_add(reader, l1->front.number, 1);
+    return value;
 }
 
-/* Whether the mark changed. */
-static inline bool
-use(const struct shard *sh, struct near__bucket *bucket, unsigned lane)
+static void
+use(struct near__l1 *l1, size_t index, struct near__bucket *bucket, unsigned lane, uint32_t element)
 {
-    uint8_t old = atomic_load_explicit(&bucket->marks[lane], memory_order_relaxed);
-    uint8_t mark =
-        near__mark_hit(old, atomic_load_explicit(&sh->table.tick, memory_order_relaxed),
-                       atomic_load_explicit(&sh->table.count_mask, memory_order_relaxed));
+    if (near__l1_use(&l1->front.tables[index], bucket, lane) && l1->front.watch != NULL)
+        l1->front.watch(&l1->shards[index].order, element, true);
+}
 
-    if (mark == old)
-        return false;
-    /* relaxed, and perhaps lost when two write at once: a mark is a hint */
-    atomic_store_explicit(&bucket->marks[lane], mark, memory_order_relaxed);
-    return true;
+void
+near__l1_watch(struct near__l1_front *front, uint64_t hash)
+{
+    struct near__l1 *l1 = (struct near__l1 *)front;
+
+    front->watch(&shard_of(l1, hash)->order, near__element(hash), true);
 }
 
 near_value *
 near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
 {
     struct near__reader *reader  = near__reader();
-    struct shard        *sh      = shard_of(l1, hash);
     uint32_t             element = near__element(hash);
+    struct near__table  *table;
     struct near__hazard *slot;
 
-    if (__builtin_expect(reader == NULL || l1->off, 0))
+    if (reader == NULL || l1->off)
         return NULL;
     slot = near__hazard_slot(reader);
-    if (__builtin_expect(slot == NULL, 0))
+    if (slot == NULL)
         return NULL;
+    table = &l1->front.tables[hash & l1->front.shard_mask];
     for (int tries = 0; tries < RETRIES; tries++) {
-        uint64_t             size    = near__table_size(&sh->table);
-        struct near__bucket *home    = near__table_bucket(&sh->table, near__table_home(size, element)), *bucket = home;
+        uint64_t             size    = near__table_size(table);
+        struct near__bucket *home    = near__table_bucket(table, near__table_home(size, element)), *bucket = home;
         uint16_t             version = near__bucket_version(home);
 
-        if (__builtin_expect(near__bucket_stale(&sh->table, home), 0))
+        if (near__bucket_stale(table, home))
             break;
-        do {
+        for (; bucket != NULL; bucket = near__table_after(table, bucket))
             for (uint32_t match = near__bucket_match(bucket, near__tag(element)); match != 0;
                  match          = NEAR__LANE_NEXT(match)) {
                 unsigned                  lane  = NEAR__LANE(match);
@@ -964,13 +958,10 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
 
                 if (block == NULL || !near__block_is(block, key))
                     continue;
-                if (use(sh, bucket, lane) && l1->watch != NULL)
-                    l1->watch(&sh->order, element, true);
-                return hand_out(reader, slot, l1->number, block, now);
+                use(l1, hash & l1->front.shard_mask, bucket, lane, element);
+                return hand_out(l1, reader, slot, block, now);
             }
-            bucket = near__table_after(&sh->table, bucket);
-        } while (__builtin_expect(bucket != NULL, 0));
-        if (near__table_settled(&sh->table, size, home, version))
+        if (near__table_settled(table, size, home, version))
             break;
         /* an entry that moved while we looked was perhaps missed */
     }
@@ -985,10 +976,9 @@ prefetch(const struct near__l1 *l1, const uint64_t *hashes, size_t n)
     const struct near__bucket *homes_of[GROUP];
 
     for (size_t i = 0; i < n; i++) {
-        const struct shard *sh   = shard_of(l1, hashes[i]);
-        uint64_t            size = near__table_size(&sh->table);
+        const struct near__table *table = &l1->front.tables[hashes[i] & l1->front.shard_mask];
 
-        homes_of[i] = near__table_bucket(&sh->table, near__table_home(size, near__element(hashes[i])));
+        homes_of[i] = near__table_bucket(table, near__table_home(near__table_size(table), near__element(hashes[i])));
         __builtin_prefetch(homes_of[i]);
     }
     for (size_t i = 0; i < n; i++) {
@@ -1014,15 +1004,8 @@ near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes
         if (!l1->off)
             prefetch(l1, hashes + at, group);
         for (size_t i = at; i < at + group; i++)
-            values[i] = near__l1_find(l1, hashes[i], keys[i], now);
+            values[i] = near__l1_hit(&l1->front, hashes[i], keys[i], now);
     }
-}
-
-bool
-near__l1_timed(const struct near__l1 *l1)
-{
-    /* relaxed: who did not see it set does not know of that entry either */
-    return atomic_load_explicit(&l1->timed, memory_order_relaxed);
 }
 
 uint64_t
@@ -1093,13 +1076,13 @@ link_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, ui
         atomic_store_explicit(&place.bucket->refs[place.lane], ref, memory_order_release);
         forget_locked(l1, sh, old);
         retire_locked(l1, sh, old, dead);
-        use(sh, place.bucket, place.lane);
+        near__l1_use(sh->table, place.bucket, place.lane);
         return true;
     }
-    while (sh->table.entries >= sh->max_entries && dead->n < DEAD / 2)
+    while (sh->table->entries >= sh->max_entries && dead->n < DEAD / 2)
         if (!evict_one_locked(l1, sh, dead))
             break;
-    if (!near__table_insert(&sh->table, element, ref, sh->order.policy->enter(&sh->order, element), &place))
+    if (!near__table_insert(sh->table, element, ref, sh->order.policy->enter(&sh->order, element), &place))
         return false;
     grow_locked(l1, sh, dead);
     return true;
@@ -1124,7 +1107,7 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, i
     }
     if (entry->expires != NEAR_NEVER) {
         sh->timed++;
-        atomic_store_explicit(&l1->timed, true, memory_order_relaxed);
+        atomic_store_explicit(&l1->front.timed, true, memory_order_relaxed);
     }
     if (!link_locked(l1, sh, entry, ref, dead)) {
         forget_locked(l1, sh, ref);
@@ -1165,8 +1148,8 @@ near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, 
     }
     near__unlock(&sh->lock);
     let_go(&dead);
-    if (verdict == NEAR__L1_ADMITTED && l1->watch != NULL)
-        l1->watch(&sh->order, near__element(entry->hash), false);
+    if (verdict == NEAR__L1_ADMITTED && l1->front.watch != NULL)
+        l1->front.watch(&sh->order, near__element(entry->hash), false);
     return verdict;
 }
 
@@ -1195,7 +1178,7 @@ near__l1_flush(struct near__l1 *l1)
     atomic_fetch_add_explicit(&l1->epoch, 1, memory_order_release);
     if (l1->off)
         return;
-    for (size_t i = 0; i <= l1->shard_mask; i++)
+    for (size_t i = 0; i <= l1->front.shard_mask; i++)
         clear(l1, &l1->shards[i]);
 }
 
@@ -1260,9 +1243,9 @@ expired(const struct near__block *block, int64_t now)
 static bool
 find_expired(const struct near__l1 *l1, struct shard *sh, uint32_t home, int64_t now, struct near__place *place)
 {
-    struct near__bucket *bucket = near__table_bucket(&sh->table, home);
+    struct near__bucket *bucket = near__table_bucket(sh->table, home);
 
-    for (; bucket != NULL; bucket = near__table_after(&sh->table, bucket)) {
+    for (; bucket != NULL; bucket = near__table_after(sh->table, bucket)) {
         for (unsigned lane = 0; lane < NEAR__LANES; lane++)
             __builtin_prefetch(block_at(l1, near__bucket_ref(bucket, lane)));
         for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
@@ -1306,7 +1289,7 @@ sweep_locked(struct near__l1 *l1, struct shard *sh, int64_t now, size_t buckets,
 static bool
 shrink_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
-    bool too_many = sh->table.entries > sh->max_entries, too_much = sh->heap.bytes > sh->heap.max_bytes;
+    bool too_many = sh->table->entries > sh->max_entries, too_much = sh->heap.bytes > sh->heap.max_bytes;
 
     if (!too_many && !too_much)
         return false;
@@ -1326,8 +1309,8 @@ upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
         near__lock(&sh->lock);
         purge_some_locked(l1, sh, CLEAR_NOW, &dead);
         more = shrink_locked(l1, sh, &dead) || sh->stale_left > 0;
-        if (!more && near__table_wants(&sh->table) < 0)
-            more = near__table_join(&sh->table);
+        if (!more && near__table_wants(sh->table) < 0)
+            more = near__table_join(sh->table);
         barrier_locked(l1, sh, &dead);
         near__unlock(&sh->lock);
         let_go(&dead);
@@ -1352,7 +1335,7 @@ near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
 
     if (l1->off)
         return false;
-    for (size_t i = 0; i <= l1->shard_mask; i++)
+    for (size_t i = 0; i <= l1->front.shard_mask; i++)
         more |= upkeep_shard(l1, &l1->shards[i], now, steps);
     near__arena_trim(l1->arena, steps * near__arena_slab_bytes(l1->arena));
     return more;
@@ -1361,7 +1344,7 @@ near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
 near_status
 near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
 {
-    size_t shards = l1->shard_mask + 1;
+    size_t shards = l1->front.shard_mask + 1;
 
     if (l1->off || max_bytes == 0 || max_bytes > l1->grow_bytes || (max_entries != 0 && max_entries < shards))
         return NEAR_ERR_INVALID;
@@ -1371,7 +1354,7 @@ near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
         near__lock(&sh->lock);
         near__heap_limit(&sh->heap, max_bytes / shards);
         sh->max_entries    = entries_of_shard(max_entries, i, shards);
-        sh->table.capacity = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
+        sh->table->capacity = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
         near__unlock(&sh->lock);
     }
     return NEAR_OK;
@@ -1381,8 +1364,8 @@ void
 near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats)
 {
     memset(stats, 0, sizeof(*stats));
-    stats->hits = near__hits_sum(l1->number);
-    for (size_t i = 0; i <= l1->shard_mask && !l1->off; i++) {
+    stats->hits = near__hits_sum(l1->front.number);
+    for (size_t i = 0; i <= l1->front.shard_mask && !l1->off; i++) {
         struct shard *sh = &l1->shards[i];
 
         near__lock(&sh->lock);
@@ -1391,7 +1374,7 @@ near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats)
         stats->evictions += sh->stats.evictions;
         stats->expired += sh->stats.expired;
         stats->too_large += sh->stats.too_large;
-        stats->entries += sh->table.entries;
+        stats->entries += sh->table->entries;
         stats->bytes += sh->heap.bytes;
         near__unlock(&sh->lock);
     }
@@ -1399,39 +1382,14 @@ near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats)
 
 /* ---- what was handed out */
 
-static struct near__hazard *
-slot_of(const near_value *value)
-{
-    return (uintptr_t)value & NEAR__VALUE_SLOT ? near__value_address(value) : NULL;
-}
-
-static const struct near__block *
-block_of(struct near__hazard *slot)
-{
-    /* relaxed: the holder's own slot, or he was given the value by somebody who synchronised with him */
-    return atomic_load_explicit(&slot->block, memory_order_relaxed);
-}
-
-near_bytes
-near__value_data(const near_value *value)
-{
-    struct near__hazard      *slot = slot_of(value);
-    const struct near__entry *entry;
-
-    if (slot != NULL)
-        return near__block_value(block_of(slot));
-    entry = near__value_address(value);
-    return (near_bytes){ entry->value, entry->value_size };
-}
-
 void
 near__value_meta(const near_value *value, int64_t now, struct near__meta *meta)
 {
-    struct near__hazard      *slot = slot_of(value);
+    struct near__hazard      *slot = near__value_slot(value);
     const struct near__entry *entry;
 
     if (slot != NULL) {
-        near__block_meta(block_of(slot), now, meta);
+        near__block_meta(near__slot_block(slot), now, meta);
         return;
     }
     entry = near__value_address(value);
@@ -1448,7 +1406,7 @@ near__value_meta(const near_value *value, int64_t now, struct near__meta *meta)
 void
 near__value_ref(near_value *value)
 {
-    struct near__hazard *slot = slot_of(value);
+    struct near__hazard *slot = near__value_slot(value);
 
     if (slot != NULL)
         atomic_fetch_add_explicit(&slot->more, 1, memory_order_relaxed); /* relaxed: the caller holds the value already */
@@ -1456,25 +1414,14 @@ near__value_ref(near_value *value)
         near__entry_ref(near__value_address(value));
 }
 
-void
-near__value_release(near_value *value)
+bool
+near__value_shared_release(struct near__hazard *slot)
 {
-    struct near__hazard *slot = slot_of(value);
-    struct near__entry  *entry;
-
-    if (slot == NULL) {
-        entry = near__value_address(value);
-        near__entry_release(&entry);
-        return;
-    }
-    /* Nobody but a holder makes it more, so 0 means that this is the last.  acquire, and acquire and release: pair with those of
-     * the other holders, what they read comes before the block's reuse. */
-    if (atomic_load_explicit(&slot->more, memory_order_acquire) != 0) {
-        if (atomic_fetch_sub_explicit(&slot->more, 1, memory_order_acq_rel) != 0)
-            return;
-        atomic_store_explicit(&slot->more, 0, memory_order_relaxed); /* ordered by the release of the slot */
-    }
-    near__hazard_release(slot);
+    /* acquire and release: pair with those of the other holders */
+    if (atomic_fetch_sub_explicit(&slot->more, 1, memory_order_acq_rel) != 0)
+        return true;
+    atomic_store_explicit(&slot->more, 0, memory_order_relaxed); /* ordered by the release of the slot */
+    return false;
 }
 
 struct near__entry *
@@ -1485,7 +1432,7 @@ near__value_counted(const near_value *value, near_bytes key, uint64_t hash, int6
     struct near__meta   meta;
     void               *copy;
 
-    if (slot_of(value) == NULL) {
+    if (near__value_slot(value) == NULL) {
         entry = near__value_address(value);
         near__entry_ref(entry);
         return entry;

@@ -48,9 +48,6 @@ near_value *near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, in
 void near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now,
                         near_value **values);
 
-/* Whether any entry may expire: while false, `now` makes no difference to a find. */
-bool near__l1_timed(const struct near__l1 *l1);
-
 /* The fence of a key: opaque, compared for equality only.  Capture it before the slower tier is asked.
  * Acquire: pairs with the release of whoever moves it, so what is asked afterwards is at least as new as that invalidation. */
 uint64_t near__l1_fence(const struct near__l1 *l1, uint64_t hash);
@@ -109,13 +106,11 @@ struct near__l1_stats {
 };
 void near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats);
 
-/* ---- what is handed out */
+/* ---- what is handed out; more in l1/find.h */
 
-near_bytes near__value_data(const near_value *value);
 /* `now` of the same clock as when the entry was made. */
 void near__value_meta(const near_value *value, int64_t now, struct near__meta *meta);
 void near__value_ref(near_value *value);
-void near__value_release(near_value *value);
 /* A counted entry with the value's bytes and numbers: the same one, or a copy of an arena's block, which needs its key and hash.
  * The caller's reference.  NULL: out of memory. */
 struct near__entry *near__value_counted(const near_value *value, near_bytes key, uint64_t hash, int64_t now);

@@ -64,6 +64,9 @@ struct near__table {
     _Atomic uint8_t  count_mask;  /* the counting part of a mark (see near__mark_hit) */
     uint8_t          chunk_shift; /* log2 of the buckets in a chunk */
     bool             exact;       /* hits are reported to the policy under the lock (the simulator) */
+    uint32_t         chunk_mask;  /* buckets in a chunk - 1 */
+    uint16_t         color;       /* where in a chunk the first one lies: many small tables would else meet in the same few sets of
+                                     the processor's cache */
     struct near__bucket **over;   /* directory of overflow buckets, fixed, max_chunks of them */
     /* the rest, on lines of its own: shard's lock */
     size_t max_chunks __attribute__((aligned(64))); /* of a directory; homes and overflows share nothing but the source */
@@ -105,7 +108,7 @@ near__tag(uint32_t element)
 static inline struct near__bucket *
 near__table_bucket(const struct near__table *table, uint32_t number)
 {
-    return table->chunks[number >> table->chunk_shift] + (number & ((1u << table->chunk_shift) - 1));
+    return table->chunks[number >> table->chunk_shift] + ((number + table->color) & table->chunk_mask);
 }
 
 static inline struct near__bucket *

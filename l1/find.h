@@ -1,0 +1,165 @@
+/*
+ * The hit path, inline: from a hash to a held value, and what is done with one.
+ *
+ * It has no lock, no locked instruction, no fence, no allocation and no clock; it writes the thread's own hazard slot and count,
+ * and the entry's mark when that changes.  It knows the common case only: the key's first match in its home bucket.  Whatever is
+ * different (overflow buckets, a tag that two keys share, large values, a bucket that changes under it, a thread's first read) goes
+ * to near__l1_find(), which gives the same answer more slowly.  See l1/l1.c for who owns what and why it is safe.
+ */
+#ifndef NEAR_L1_FIND_H
+#define NEAR_L1_FIND_H
+
+#include "l1/arena.h"
+#include "l1/hazard.h"
+#include "l1/l1.h"
+#include "l1/policy.h"
+
+/* What readers load of an L1: fixed after its birth, but for `timed`. */
+struct near__l1_front {
+    struct near__arena_view view;
+    size_t                  shard_mask;
+    struct near__table     *tables; /* one per shard, side by side */
+    void (*watch)(struct near__order *order, uint32_t element, bool hit);
+    size_t       number; /* of its count of hits */
+    bool         fast;   /* the fast path may be taken: it keeps something, and membarrier is to be had */
+    _Atomic bool timed;  /* sticky: an entry that may expire was admitted */
+};
+
+#define NEAR__LIKELY(x)   __builtin_expect(!!(x), 1)
+#define NEAR__UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* A use was noted that the policy wants to hear of. */
+void near__l1_watch(struct near__l1_front *front, uint64_t hash);
+
+/* Whether any entry may expire: while false, `now` makes no difference to a find. */
+static inline bool
+near__l1_timed(const struct near__l1 *l1)
+{
+    /* relaxed: who did not see it set does not know of that entry either */
+    return atomic_load_explicit(&((const struct near__l1_front *)l1)->timed, memory_order_relaxed);
+}
+
+/* Note a use; whether the mark changed. */
+static inline bool
+near__l1_use(const struct near__table *table, struct near__bucket *bucket, unsigned lane)
+{
+    uint8_t old  = atomic_load_explicit(&bucket->marks[lane], memory_order_relaxed);
+    uint8_t mark = near__mark_hit(old, atomic_load_explicit(&table->tick, memory_order_relaxed),
+                                  atomic_load_explicit(&table->count_mask, memory_order_relaxed));
+
+    if (NEAR__LIKELY(mark == old))
+        return false;
+    /* relaxed, and perhaps lost when two write at once: a mark is a hint */
+    atomic_store_explicit(&bucket->marks[lane], mark, memory_order_relaxed);
+    return true;
+}
+
+/* What an announced arena block is worth now: a handle on the slot, NEAR__L1_NEGATIVE or NULL (expired). */
+static inline near_value *
+near__l1_judge(unsigned flags, const struct near__block *block, struct near__hazard *slot, int64_t now)
+{
+    uintptr_t value = (uintptr_t)slot | NEAR__VALUE_SLOT | NEAR_FROM_L1;
+
+    if ((flags & NEAR__BLOCK_EXPIRES) &&
+        NEAR__UNLIKELY(near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now)))
+        return NULL;
+    if ((flags & NEAR__BLOCK_FRESH) && near__block_past(near__block_u32(block, NEAR__BLOCK_FRESH), now))
+        value |= NEAR__VALUE_STALE;
+    return NEAR__UNLIKELY(flags & NEAR__BLOCK_NEGATIVE) ? NEAR__L1_NEGATIVE : (near_value *)value;
+}
+
+/* near__l1_find(), quickly where it is simple. */
+static inline near_value *
+near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_t now)
+{
+    struct near__reader      *reader  = near__reader_mine;
+    uint32_t                  element = near__element(hash), match, ref;
+    const struct near__block *block;
+    struct near__bucket      *home;
+    struct near__hazard      *slot;
+    struct near__table       *table;
+    near_value               *value;
+    unsigned                  lane;
+
+    if (NEAR__UNLIKELY(reader == NULL || !front->fast))
+        goto slow;
+    slot = reader->next;
+    if (NEAR__UNLIKELY(atomic_load_explicit(&slot->block, memory_order_acquire) != NULL))
+        goto slow;
+    table = &front->tables[hash & front->shard_mask];
+    home  = near__table_bucket(table, near__table_home(near__table_size(table), element));
+    match = near__bucket_match(home, near__tag(element));
+    if (NEAR__UNLIKELY(match == 0 || near__bucket_stale(table, home)))
+        goto slow;
+    lane  = NEAR__LANE(match);
+    ref   = near__bucket_ref(home, lane);
+    block = near__arena_at(&front->view, ref);
+    /* release and the compiler's fence: as in near__hazard_set(); the other half of the fence is membarrier(2) */
+    atomic_store_explicit(&slot->block, block, memory_order_release);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (NEAR__UNLIKELY(ref == 0 || near__bucket_ref(home, lane) != ref || (block->flags & NEAR__BLOCK_EXTERNAL) ||
+                       !near__block_is(block, key)))
+        goto changed;
+    value = near__l1_judge(block->flags, block, slot, now);
+    if (NEAR__UNLIKELY((uintptr_t)value <= NEAR__VALUE_BITS || reader->hits_count <= front->number))
+        goto changed;
+    if (NEAR__UNLIKELY(near__l1_use(table, home, lane)) && front->watch != NULL)
+        near__l1_watch(front, hash);
+    reader->next = slot + 1;
+    atomic_store_explicit(&reader->hits[front->number],
+                          atomic_load_explicit(&reader->hits[front->number], memory_order_relaxed) + 1,
+                          memory_order_relaxed);
+    return value;
+changed:
+    near__hazard_clear(slot);
+slow:
+    return near__l1_find((struct near__l1 *)front, hash, key, now);
+}
+
+/* ---- what is handed out */
+
+/* The slot of a value that is held in the arena; NULL: it is a counted entry. */
+static inline struct near__hazard *
+near__value_slot(const near_value *value)
+{
+    return (uintptr_t)value & NEAR__VALUE_SLOT ? near__value_address(value) : NULL;
+}
+
+static inline const struct near__block *
+near__slot_block(const struct near__hazard *slot)
+{
+    /* relaxed: the holder's own slot, or he was given the value by somebody who synchronised with him */
+    return atomic_load_explicit(&slot->block, memory_order_relaxed);
+}
+
+static inline near_bytes
+near__value_data(const near_value *value)
+{
+    const struct near__entry *entry = near__value_address(value);
+
+    if (NEAR__LIKELY((uintptr_t)value & NEAR__VALUE_SLOT))
+        return near__block_value(near__slot_block(near__value_address(value)));
+    return (near_bytes){ entry->value, entry->value_size };
+}
+
+/* One of several holders of a slot: false, he was the last. */
+bool near__value_shared_release(struct near__hazard *slot);
+
+static inline void
+near__value_release(near_value *value)
+{
+    struct near__hazard *slot  = near__value_slot(value);
+    struct near__entry  *entry = near__value_address(value);
+
+    if (NEAR__UNLIKELY(slot == NULL)) {
+        near__entry_release(&entry);
+        return;
+    }
+    /* Nobody but a holder makes it more, so 0 means that this is the last.  acquire: pairs with the release of the other holders,
+     * what they read comes before the block's reuse. */
+    if (NEAR__UNLIKELY(atomic_load_explicit(&slot->more, memory_order_acquire) != 0) && near__value_shared_release(slot))
+        return;
+    near__hazard_release(slot);
+}
+
+#endif
