@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-const struct near__policy *const near__policies[] = { &near__lru, &near__sieve, &near__s3fifo, NULL };
+const struct near__policy *const near__policies[] = { &near__lru, &near__sieve, &near__s3fifo, &near__adaptive, NULL };
 
 const struct near__policy *
 near__policy_named(const char *name)

@@ -137,6 +137,30 @@ ring_pop(struct near__ring_store *store, struct near__ring *ring, uint32_t *elem
     return true;
 }
 
+/*
+ * The entry of this element that carries this tag.  Two keys of one home may share the upper half of their elements (one key in some
+ * thousands does, in small tables): those of different tags are told apart, those of one tag stand for each other.  To take
+ * the one for a stale element of the other would orphan it: nothing would ever find it in a queue again.
+ */
+static bool
+locate(const struct near__table *table, uint32_t element, uint8_t tag, struct near__place *place)
+{
+    uint64_t             size   = near__table_size(table);
+    struct near__bucket *bucket = near__table_bucket(table, near__table_home(size, element));
+
+    if (near__bucket_stale(table, bucket))
+        return false;
+    for (; bucket != NULL; bucket = near__table_after(table, bucket)) {
+        for (uint32_t match = near__bucket_match(bucket, near__tag(element)); match != 0;
+             match          = NEAR__LANE_NEXT(match)) {
+            *place = (struct near__place){ bucket, NEAR__LANE(match) };
+            if (near__place_ref(*place) != 0 && (near__place_mark(*place) & NEAR__RING_TAG) == tag)
+                return true;
+        }
+    }
+    return false;
+}
+
 bool
 near__ring_live(struct near__ring_store *store, struct near__ring *ring, const struct near__table *table,
                 uint32_t *element, struct near__place *place)
@@ -144,7 +168,7 @@ near__ring_live(struct near__ring_store *store, struct near__ring *ring, const s
     uint8_t tag;
 
     while (ring_pop(store, ring, element, &tag))
-        if (near__table_locate(table, *element, place) && (near__place_mark(*place) & NEAR__RING_TAG) == tag)
+        if (locate(table, *element, tag, place))
             return true;
     return false;
 }

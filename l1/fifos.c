@@ -1,0 +1,136 @@
+/* Two queues and a ghost (see the header). */
+#include "l1/fifos.h"
+
+enum { COUNT_MAX = 3 };
+
+void
+near__fifos_init(struct near__fifos *fifos, struct near__table *table, struct near__fifos_rule rule)
+{
+    *fifos = (struct near__fifos){ .rule = rule };
+    near__ring_store_init(&fifos->store, table->capacity);
+    near__ring_init(&fifos->small, 0, 8);
+    near__ring_init(&fifos->main, 8, 8);
+    /* relaxed: a reader that still sees the zeroes of a new table marks nothing */
+    atomic_store_explicit(&table->tick, 0, memory_order_relaxed);
+    atomic_store_explicit(&table->count_mask, NEAR__RING_TAG | COUNT_MAX, memory_order_relaxed);
+}
+
+void
+near__fifos_clear(struct near__fifos *fifos)
+{
+    near__ring_clear(&fifos->store, &fifos->small);
+    near__ring_clear(&fifos->store, &fifos->main);
+    near__ghost_clear(&fifos->ghost);
+}
+
+void
+near__fifos_fini(struct near__fifos *fifos)
+{
+    near__fifos_clear(fifos);
+    near__ghost_fini(&fifos->ghost);
+    near__ring_store_fini(&fifos->store);
+}
+
+/* What a mark holds beside the tag. */
+static uint8_t
+mark_rest(const struct near__table *table, unsigned count)
+{
+    return (uint8_t)(atomic_load_explicit(&table->tick, memory_order_relaxed) | count); /* only we move it */
+}
+
+static unsigned
+uses(struct near__place place)
+{
+    return near__place_mark(place) & COUNT_MAX;
+}
+
+uint8_t
+near__fifos_enter(struct near__fifos *fifos, const struct near__table *table, uint32_t element)
+{
+    bool    known = near__ghost_take(&fifos->ghost, element);
+    uint8_t tag;
+
+    if (near__rings_full(fifos->small.count + fifos->main.count, table->entries)) {
+        near__ring_compact(&fifos->store, &fifos->small, table, (uint8_t)~NEAR__RING_TAG);
+        near__ring_compact(&fifos->store, &fifos->main, table, (uint8_t)~NEAR__RING_TAG);
+    }
+    near__ring_push(&fifos->store, known || fifos->rule.share == 0 ? &fifos->main : &fifos->small, element, &tag);
+    return tag | mark_rest(table, 0);
+}
+
+static size_t
+entries_of(const struct near__table *table)
+{
+    return table->capacity != 0 ? table->capacity : table->entries;
+}
+
+/* The ghost follows the number of entries where that is not fixed. */
+static void
+ghost_fit(struct near__fifos *fifos, const struct near__table *table)
+{
+    size_t entries = entries_of(table);
+
+    if (entries > fifos->ghost_for / 2 * 3 || entries < fifos->ghost_for / 2) {
+        near__ghost_size(&fifos->ghost, entries * 9 / 10, table->exact);
+        fifos->ghost_for = entries;
+    }
+}
+
+static bool
+victim_main(struct near__fifos *fifos, const struct near__table *table, struct near__place *place,
+            uint32_t *element)
+{
+    unsigned count;
+
+    while (near__ring_live(&fifos->store, &fifos->main, table, element, place)) {
+        count = uses(*place);
+        if (count == 0) {
+            if (fifos->rule.share == 0)
+                near__ghost_add(&fifos->ghost, *element);
+            return true;
+        }
+        near__ring_push_entry(&fifos->store, &fifos->main, *element, *place,
+                              mark_rest(table, fifos->rule.share == 0 ? 0 : count - 1));
+    }
+    return false;
+}
+
+static bool
+victim_small(struct near__fifos *fifos, const struct near__table *table, struct near__place *place,
+             uint32_t *element)
+{
+    while (near__ring_live(&fifos->store, &fifos->small, table, element, place)) {
+        if (uses(*place) < fifos->rule.promote) {
+            near__ghost_add(&fifos->ghost, *element);
+            return true;
+        }
+        near__ring_push_entry(&fifos->store, &fifos->main, *element, *place, mark_rest(table, 0));
+    }
+    return false;
+}
+
+bool
+near__fifos_victim(struct near__fifos *fifos, const struct near__table *table, struct near__place *place,
+                   uint32_t *element)
+{
+    size_t entries = entries_of(table), share = entries - entries * fifos->rule.share / 100;
+
+    ghost_fit(fifos, table);
+    if (fifos->rule.share == 0)
+        near__ring_append(&fifos->main, &fifos->small);
+    while (fifos->small.count + fifos->main.count > 0) {
+        if (fifos->main.count > share || fifos->small.count == 0) {
+            if (victim_main(fifos, table, place, element))
+                return true;
+        } else if (victim_small(fifos, table, place, element)) {
+            return true;
+        }
+    }
+    return near__table_any(table, &fifos->any, element, place);
+}
+
+size_t
+near__fifos_bytes(const struct near__fifos *fifos)
+{
+    return fifos->store.bytes + near__ghost_bytes(&fifos->ghost);
+}
