@@ -214,7 +214,7 @@ near__mark_hit(uint8_t mark, uint8_t tick, uint8_t count_mask)
 
 /* ---- under the lock */
 
-/* `buckets` homes to begin with.  The caller has set max_chunks, chunk_shift, chunk_*, element_*, exact and capacity, all else is 0.
+/* `buckets` homes to begin with.  The caller has set max_chunks, chunk_shift, color, chunk_new and its like, element_*, exact and capacity, all else is 0.
  * NEAR_ERR_NOMEM, after which nothing is left to free. */
 near_status near__table_init(struct near__table *table, uint32_t buckets);
 void        near__table_fini(struct near__table *table);
