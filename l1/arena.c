@@ -1157,14 +1157,20 @@ drain(struct near__heap *heap, uint32_t number, bool (*move)(void *, uint32_t, u
 
     live_blocks(arena, number, bits);
     for (size_t i = 0; i < arena->classes[class].slots; i++) {
-        uint32_t from = (number << arena->number_shift) + (uint32_t)(i * granules), to;
+        uint32_t     from = (number << arena->number_shift) + (uint32_t)(i * granules), to;
+        struct slab *other;
+        uint8_t      state;
 
         if (!bit_get(bits, i))
             continue;
-        to = block_take(heap, class);
+        other = slab_at(arena, heap->classes[class].partial);
+        state = other->state;
+        to    = block_take(heap, class);
         if (move(ctx, from, to, class_bytes(arena, class)))
             continue;
         near__heap_free(heap, to);
+        if (state == SLAB_STUCK)
+            other->state = SLAB_STUCK; /* nothing has really left it */
         return false;
     }
     return true;

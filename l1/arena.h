@@ -41,14 +41,15 @@ near__arena_at(const struct near__arena_view *view, uint32_t ref)
  * refuses to reserve more.  Uses 2 MiB pages where the system offers them and whole ones fit into the budget.
  * NEAR_ERR_INVALID (slab_bytes), NEAR_ERR_NOMEM.
  */
-near_status near__arena_open(struct near__arena **arena, size_t max_bytes, size_t grow_bytes, size_t slab_bytes);
+near_status near__arena_open(struct near__arena **arena, size_t max_bytes, size_t grow_bytes,
+                             size_t slab_bytes);
 /* Unmaps everything; heaps need no near__heap_fini() before.  NULL inside is fine. */
 void                    near__arena_close(struct near__arena **arena);
 struct near__arena_view near__arena_view(const struct near__arena *arena);
 size_t                  near__arena_slab_bytes(const struct near__arena *arena);
 /* A new budget for the pages, larger or smaller: only a number.  A smaller one is kept once the heaps were limited, have evicted
  * and compacted, and near__arena_trim() has run. */
-void   near__arena_limit(struct near__arena *arena, size_t max_bytes);
+void near__arena_limit(struct near__arena *arena, size_t max_bytes);
 /* How many bytes of slabs the range can hold at most: what near__arena_limit() may usefully be raised to. */
 size_t near__arena_range(const struct near__arena *arena);
 /* Pages really committed (touched and not given back), the arena's own tables included, for tests against RSS. */
@@ -106,8 +107,8 @@ void near__heap_limit(struct near__heap *heap, size_t max_bytes);
  * Bounded: one slab.  True: a slab is, or will be, free.  False: there is nothing to gain (no class has a slab's worth of free
  * slots), or move() refused.
  */
-bool near__heap_compact(struct near__heap *heap, bool (*move)(void *ctx, uint32_t from, uint32_t to, size_t bytes),
-                        void *ctx);
+bool near__heap_compact(struct near__heap *heap,
+                        bool (*move)(void *ctx, uint32_t from, uint32_t to, size_t bytes), void *ctx);
 
 /* Bytes in free slots (rounding to classes is not in it: requested sizes are not kept). */
 size_t near__heap_slack(const struct near__heap *heap);

@@ -404,6 +404,718 @@ test_stress(void **state)
     stress(65536, MIB(8), 4000, test_scale(400000));
 }
 
+/* ---- compaction */
+
+/* Slabs with every block but each `keep`th freed. */
+static void
+make_sparse(struct owner *o, size_t count, size_t size, size_t keep)
+{
+    for (size_t i = 0; i < count; i++)
+        assert_true(owner_put(o, i, size));
+    for (size_t i = 0; i < count; i++)
+        if (i % keep != 0)
+            owner_drop(o, i);
+}
+
+static void
+test_compaction_frees_what_it_can(void **state)
+{
+    struct owner o;
+    size_t       bytes, calls = 0, slots = 65536 / 128;
+
+    (void)state;
+    owner_open(&o, MIB(4), 65536, 20 * slots);
+    make_sparse(&o, 20 * slots, 128, 4);
+    bytes = o.heap.bytes;
+    assert_int_equal(bytes, 20 * 65536);
+    while (near__heap_compact(&o.heap, owner_move, &o))
+        calls++;
+    assert_int_equal(calls, 15);           /* a quarter is live: 5 slabs full */
+    assert_int_equal(o.heap.bytes, bytes); /* nobody has freed what was moved */
+    assert_int_equal(near__heap_slack(&o.heap), 0);
+    owner_reclaim(&o);
+    assert_int_equal(o.heap.bytes, 5 * 65536);
+    check_accounts(&o, 0, 0);
+    check_blocks(&o);
+    owner_close(&o);
+}
+
+static void
+test_a_draining_slab_takes_nothing_new(void **state)
+{
+    struct owner o;
+    uint32_t     slab;
+
+    (void)state;
+    owner_open(&o, 2 * 65536, 65536, 20000);
+    make_sparse(&o, 64, 2048, 2); /* two slabs, half full; and the budget is used up */
+    assert_true(near__heap_compact(&o.heap, owner_move, &o));
+    assert_int_equal(o.retired_count, 16);
+    slab = o.retired[0] >> 13;
+    for (size_t i = 0; i < o.retired_count; i++)
+        assert_int_equal(o.retired[i] >> 13, slab);
+    assert_int_equal(near__heap_alloc(&o.heap, 2048), 0); /* the other is full */
+    while (o.retired_count > 1)
+        near__heap_free(&o.heap, o.retired[--o.retired_count]);
+    assert_int_equal(near__heap_alloc(&o.heap, 2048), 0);
+    assert_int_equal(near__heap_alloc(&o.heap, 16), 0);
+    owner_reclaim(&o);
+    assert_int_not_equal(near__heap_alloc(&o.heap, 16), 0); /* and now it serves another class */
+    owner_close(&o);
+}
+
+static bool
+move_never(void *ctx, uint32_t from, uint32_t to, size_t bytes)
+{
+    (void)from;
+    (void)to;
+    (void)bytes;
+    ++*(unsigned *)ctx;
+    return false;
+}
+
+static void
+test_a_refused_slab_stays_in_use(void **state)
+{
+    struct owner o;
+    unsigned     asked = 0;
+    size_t       slack;
+
+    (void)state;
+    owner_open(&o, MIB(1), 65536, 20000);
+    make_sparse(&o, 4 * 32, 2048, 2);
+    slack = near__heap_slack(&o.heap);
+    for (unsigned i = 0; i < 4; i++)
+        assert_false(near__heap_compact(&o.heap, move_never, &asked));
+    assert_int_equal(asked, 4); /* each slab once ... */
+    assert_false(near__heap_compact(&o.heap, move_never, &asked));
+    assert_int_equal(asked, 4); /* ... and no more ... */
+    assert_int_equal(near__heap_slack(&o.heap), slack);
+    owner_drop(&o, 0);
+    assert_false(near__heap_compact(&o.heap, move_never, &asked));
+    assert_int_equal(asked, 5); /* ... until something has left it */
+    for (size_t i = 1; i < 4 * 32; i += 2)
+        assert_true(owner_put(&o, i, 2048)); /* no slot was lost */
+    assert_int_equal(o.heap.bytes, 4 * 65536);
+    check_blocks(&o);
+    check_accounts(&o, 0, 0);
+    owner_close(&o);
+}
+
+/* The owner frees `from` within move(): the slab must not vanish under the compaction. */
+static bool
+move_and_free(void *ctx, uint32_t from, uint32_t to, size_t bytes)
+{
+    struct owner *o = ctx;
+
+    if (!owner_move(ctx, from, to, bytes))
+        return false;
+    owner_reclaim(o);
+    return true;
+}
+
+static void
+test_moved_blocks_may_be_freed_at_once(void **state)
+{
+    struct owner o;
+
+    (void)state;
+    owner_open(&o, MIB(1), 4096, 4000);
+    make_sparse(&o, 4000, 128, 8);
+    while (near__heap_compact(&o.heap, move_and_free, &o))
+        check_accounts(&o, 0, 0);
+    assert_int_equal(o.heap.bytes, (500 + 31) / 32 * 4096);
+    check_blocks(&o);
+    owner_close(&o);
+}
+
+/* ---- a change of sizes: memory must follow */
+
+struct shift {
+    double least, mean; /* utilisation while it was full */
+    double evicted;     /* blocks per block put in */
+    double moves;
+};
+
+static size_t
+size_of_phase(struct owner *o, unsigned phase)
+{
+    switch (phase) {
+    case 1:
+        return 1900 + test_random(&o->random) % 200;
+    case 2:
+        return ((size_t)16 << test_random(&o->random) % 8) * (16 + test_random(&o->random) % 16) / 16;
+    default:
+        return 16 + test_random(&o->random) % 112;
+    }
+}
+
+/* The oldest block of the ring leaves; or any, and the last one takes its place. */
+static void
+evict(struct owner *o, bool oldest)
+{
+    size_t at, last;
+
+    if (oldest) {
+        owner_drop(o, o->first++ % o->capacity);
+        return;
+    }
+    at = test_random(&o->random) % o->count;
+    owner_drop(o, at);
+    last = --o->count;
+    if (last == at)
+        return;
+    o->blocks[at]                  = o->blocks[last];
+    o->block_of[o->blocks[at].ref] = (uint32_t)at + 1;
+    o->blocks[last].ref            = 0;
+}
+
+static struct shift
+run_phase(struct owner *o, unsigned phase, bool oldest, bool compact, size_t volume)
+{
+    struct shift shift = { 1, 0, 0, o->moves };
+    size_t       put = 0, evicted = 0, samples = 0, puts = 0;
+
+    while (put < volume) {
+        size_t size = size_of_phase(o, phase);
+
+        assert_true(o->count - o->first < o->capacity);
+        while (!owner_put(o, o->count % o->capacity, size)) {
+            if (compact && near__heap_compact(&o->heap, owner_move, o)) {
+                owner_reclaim(o);
+                continue;
+            }
+            assert_true(o->first < o->count);
+            evict(o, oldest);
+            evicted++;
+        }
+        o->count++;
+        put += size;
+        if (++puts % 64 == 0 && put > volume / 4) {
+            double used = (double)o->live_bytes / (double)o->heap.max_bytes;
+
+            shift.least = used < shift.least ? used : shift.least;
+            shift.mean += used;
+            samples++;
+        }
+    }
+    shift.mean /= (double)samples;
+    shift.evicted = (double)evicted / (double)puts;
+    shift.moves   = (o->moves - shift.moves) / (double)puts;
+    return shift;
+}
+
+static double
+run_shift(bool oldest, bool compact)
+{
+    static const char *const names[] = { "tiny", "2 KiB", "mixed", "tiny" };
+    double                   worst   = 1;
+    size_t                   budget  = MIB(test_scale(100) < 100 ? 8 : 16);
+    struct owner             o;
+
+    owner_open(&o, budget, budget / 256, budget / 32);
+    for (unsigned phase = 0; phase < 4; phase++) {
+        struct shift shift = run_phase(&o, phase, oldest, compact, 4 * budget);
+
+        print_message(
+            "%s, %s: %-5s utilisation %.3f (at least %.3f), %.2f evicted and %.2f moved per block\n",
+            oldest ? "oldest out" : "any out", compact ? "compacting" : "control", names[phase], shift.mean,
+            shift.least, shift.evicted, shift.moves);
+        worst = shift.least < worst ? shift.least : worst;
+        check_accounts(&o, 0, 0);
+    }
+    check_blocks(&o);
+    owner_close(&o);
+    return worst;
+}
+
+static void
+test_memory_follows_the_sizes(void **state)
+{
+    (void)state;
+    /* what is lost: rounding to classes, and up to a slab in each of the some 50 classes in use, out of 256 slabs */
+    assert_true(run_shift(true, true) >= 0.82);
+    assert_true(run_shift(false, true) >= 0.78);
+    assert_true(run_shift(false, false) < 0.70); /* without compaction it would not */
+}
+
+/* ---- budgets */
+
+static void
+test_limits_up_and_down(void **state)
+{
+    struct owner o;
+    size_t       count = 0;
+
+    (void)state;
+    owner_open(&o, MIB(2), 4096, 40000);
+    near__heap_limit(&o.heap, MIB(1));
+    while (owner_put(&o, count, 120))
+        count++;
+    assert_int_equal(o.heap.bytes, MIB(1));
+    near__heap_limit(&o.heap, MIB(2));
+    while (owner_put(&o, count, 120))
+        count++;
+    assert_int_equal(o.heap.bytes, MIB(2));
+    assert_null(near__heap_slab(&o.heap));
+    assert_false(near__heap_charge(&o.heap, 1));
+    near__heap_limit(&o.heap, MIB(1) / 2);
+    assert_int_equal(o.heap.bytes, MIB(2)); /* a number */
+    for (size_t i = 0; i < count; i++)
+        if (i % 5 != 0)
+            owner_drop(&o, i);
+    assert_int_equal(near__heap_alloc(&o.heap, 4), 0); /* over its budget: nothing for a new class */
+    while (near__heap_compact(&o.heap, owner_move, &o))
+        owner_reclaim(&o);
+    assert_true(o.heap.bytes <= MIB(1) / 2);
+    check_blocks(&o);
+    near__heap_limit(&o.heap, 0);
+    for (size_t i = 0; i < count; i += 5)
+        owner_drop(&o, i);
+    assert_int_equal(o.heap.bytes, 0); /* no spare slab over the budget */
+    assert_int_equal(near__heap_alloc(&o.heap, 4), 0);
+    assert_false(near__heap_charge(&o.heap, SIZE_MAX));
+    assert_true(near__heap_charge(&o.heap, 0));
+    owner_close(&o);
+}
+
+static void
+test_fini_gives_back_what_one_heap_has(void **state)
+{
+    struct near__arena *arena;
+    struct near__heap   one, two;
+    uint32_t            ref;
+
+    (void)state;
+    assert_int_equal(near__arena_open(&arena, MIB(4), 0, 4096), NEAR_OK);
+    near__heap_init(&one, arena, 0, MIB(2)); /* the number that untouched records have, too */
+    near__heap_init(&two, arena, 1, MIB(2));
+    for (size_t i = 0; i < 1000; i++) {
+        assert_int_not_equal(near__heap_alloc(&one, 1 + i), 0);
+        assert_int_not_equal(ref = near__heap_alloc(&two, 1 + i), 0);
+    }
+    assert_non_null(near__heap_slab(&one));
+    assert_true(near__heap_charge(&one, 1000));
+    memset(near__arena_at(&(struct near__arena_view){ near__arena_view(arena).base, 3 }, ref), 7, 1000);
+    near__heap_fini(&one);
+    assert_int_equal(one.bytes, 0);
+    assert_int_equal(two.bytes, class_slabs(&two) * 4096);
+    near__arena_trim(arena, SIZE_MAX);
+    assert_in_range(near__arena_committed(arena), two.bytes, two.bytes + KIB(64));
+    near__heap_limit(&one, MIB(4) - two.bytes);
+    while (near__heap_slab(&one) != NULL)
+        ;
+    assert_int_equal(one.bytes + two.bytes, MIB(4)); /* nothing was lost, and nothing is there twice */
+    for (size_t i = 0; i < 1000; i++)
+        assert_int_equal(((unsigned char *)near__arena_view(arena).base)[((size_t)ref << 3) + i], 7);
+    near__heap_fini(&two);
+    near__arena_close(&arena);
+    near__arena_close(&arena);
+}
+
+/* ---- what the pages cost */
+
+#define TRUE_RSS (!UNDER_ASAN && !TEST_UNDER_TSAN) /* a sanitizer's shadow is resident, too */
+
+static size_t
+rss(void)
+{
+    char    text[128] = { 0 };
+    int     fd        = open("/proc/self/statm", O_RDONLY);
+    ssize_t got       = read(fd, text, sizeof(text) - 1);
+    size_t  size, pages;
+
+    close(fd);
+    assert_true(got > 0);
+    assert_int_equal(sscanf(text, "%zu %zu", &size, &pages), 2);
+    return pages * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* The growth of the RSS since `before` is `expected` within 1 %, and committed() says the same. */
+static void
+check_rss(const struct near__arena *arena, const char *what, size_t before, size_t expected)
+{
+    double grown     = (double)rss() - (double)before;
+    double committed = (double)near__arena_committed(arena), error = grown / (double)expected - 1;
+
+    print_message("%-22s %8.2f MiB expected, RSS %+.2f %%, committed %+.2f %%\n", what,
+                  (double)expected / 0x1p20, 100 * error, 100 * (committed / (double)expected - 1));
+    assert_true(committed <= 1.01 * (double)expected && committed >= 0.99 * (double)expected);
+    if (TRUE_RSS)
+        assert_true(error <= 0.01 && error >= -0.01);
+}
+
+/* Blocks of this size until the budget is used up; touched all over. */
+static size_t
+gorge(struct near__heap *heap, uint32_t *refs, size_t count, size_t size)
+{
+    struct near__arena_view view = near__arena_view(heap->arena);
+
+    for (uint32_t ref; (ref = near__heap_alloc(heap, size)) != 0; refs[count++] = ref)
+        memset(near__arena_at(&view, ref), 1, near__heap_block_bytes(heap, ref));
+    return count;
+}
+
+static bool
+no_move(void *ctx, uint32_t from, uint32_t to, size_t bytes)
+{
+    return move_never(ctx, from, to, bytes);
+}
+
+static void
+rss_of(size_t budget, size_t slab, size_t charge)
+{
+    struct near__arena *arena;
+    struct near__heap   heap;
+    uint32_t           *refs  = malloc(budget / 100 * sizeof(uint32_t));
+    uint64_t            seed  = 1;
+    unsigned            asked = 0;
+    size_t              count, before;
+    char                what[64];
+
+    assert_non_null(refs);
+    memset(refs, 0, budget / 100 * sizeof(uint32_t)); /* resident before it counts */
+    assert_int_equal(near__arena_open(&arena, budget, 2 * budget, slab), NEAR_OK);
+    near__heap_init(&heap, arena, 0, budget);
+    assert_true(charge == 0 || near__heap_charge(&heap, charge));
+    before = rss();
+    near__heap_limit(&heap, budget / 2 + charge);
+    count = gorge(&heap, refs, 0, 120);
+    if (charge == 0) /* the control: half is half, give or take one 2 MiB page */
+        assert_true(!TRUE_RSS ||
+                    (rss() - before < budget / 2 + MIB(2) && rss() - before > budget * 49 / 100));
+    near__heap_limit(&heap, budget);
+    count = gorge(&heap, refs, count, 120);
+    snprintf(what, sizeof(what), "%zu KiB slabs, full", slab >> 10);
+    check_rss(arena, what, before, budget - charge);
+
+    for (size_t round = 0; round < 6; round++) { /* other sizes, in part of the slabs */
+        for (size_t i = 0; i < count;)
+            if (test_random(&seed) % 100 < 98) {
+                near__heap_free(&heap, refs[i]);
+                refs[i] = refs[--count];
+            } else
+                i++;
+        count = gorge(&heap, refs, count, 100 + 700 * (round % 3));
+        count = gorge(&heap, refs, count, 100);
+    }
+    check_rss(arena, "after churn", before, budget - charge);
+
+    near__heap_limit(&heap, budget / 2);
+    near__arena_limit(arena, budget / 2);
+    while (heap.bytes > budget / 2) { /* in the worst order: holes everywhere */
+        size_t i = test_random(&seed) % count;
+
+        near__heap_free(&heap, refs[i]);
+        refs[i] = refs[--count];
+        near__heap_compact(&heap, no_move, &asked);
+    }
+    near__arena_trim(arena, SIZE_MAX);
+    check_rss(arena, "half, trimmed", before, heap.bytes - charge);
+
+    near__arena_limit(arena, budget * 3 / 2);
+    near__heap_limit(&heap, budget * 3 / 2);
+    for (void *whole; (whole = near__heap_slab(&heap)) != NULL;)
+        memset(whole, 1, slab);
+    check_rss(arena, "half as much again", before, heap.bytes - charge);
+    near__heap_fini(&heap);
+    assert_true(near__arena_trim(arena, SIZE_MAX) >= budget);
+    assert_true(!TRUE_RSS || rss() - before < budget / 100 + KIB(512));
+    near__arena_close(&arena);
+    free(refs);
+}
+
+static void
+test_rss_is_the_budget(void **state)
+{
+    (void)state;
+    rss_of(MIB(32), 65536, 0);
+    rss_of(MIB(33) + 65536, 65536, 0);
+    rss_of(MIB(64), 65536, MIB(3)); /* charged: less for the pages */
+    rss_of(MIB(32), 16384, 0);
+}
+
+/* A charge that comes later takes the pages of free slabs away. */
+static void
+test_charges_push_free_pages_out(void **state)
+{
+    struct near__arena *arena;
+    struct near__heap   heap;
+    void               *slabs[512];
+
+    (void)state;
+    assert_int_equal(near__arena_open(&arena, MIB(32), 0, 65536), NEAR_OK);
+    near__heap_init(&heap, arena, 0, MIB(32));
+    for (size_t i = 0; i < 512; i++) {
+        assert_non_null(slabs[i] = near__heap_slab(&heap));
+        memset(slabs[i], 1, 65536);
+    }
+    assert_true(near__arena_committed(arena) >= MIB(32));
+    for (size_t i = 0; i < 512; i += 3)
+        near__heap_slab_free(&heap, slabs[i]);
+    assert_true(near__arena_committed(arena) >= MIB(32));
+    assert_true(near__heap_charge(&heap, MIB(8)));
+    assert_true(near__arena_committed(arena) <= MIB(24) + KIB(64));
+    near__heap_discharge(&heap, MIB(8));
+    for (size_t i = 0; i < 512; i += 3) /* the pages are new, and nothing else has changed */
+        assert_non_null(slabs[i] = near__heap_slab(&heap));
+    for (size_t i = 0; i < 512; i++)
+        for (size_t j = 0; j < 65536; j += 512)
+            assert_int_equal(((unsigned char *)slabs[i])[j], i % 3 != 0);
+    near__arena_close(&arena);
+}
+
+/* ---- memory that is refused */
+
+static void
+test_opening_when_memory_is_refused(void **state)
+{
+    struct near__arena *arena;
+
+    (void)state;
+    for (int i = 1; i <= 3; i++) {
+        mmap_fails = i;
+        assert_int_equal(near__arena_open(&arena, MIB(4), 0, 4096), NEAR_ERR_NOMEM);
+        assert_null(arena);
+        assert_int_equal(mmap_fails, 1); /* it did come to that */
+    }
+    mmap_fails = 4;
+    assert_int_equal(near__arena_open(&arena, MIB(4), 0, 4096), NEAR_OK);
+    mmap_fails = 0;
+    near__arena_close(&arena);
+    assert_int_equal(near__arena_open(&arena, MIB(4), 0, 256), NEAR_ERR_INVALID);
+    assert_int_equal(near__arena_open(&arena, MIB(4), 0, 5000), NEAR_ERR_INVALID);
+    assert_int_equal(near__arena_open(&arena, MIB(4), 0, 131072), NEAR_ERR_INVALID);
+    assert_int_equal(near__arena_open(&arena, SIZE_MAX, SIZE_MAX, 65536), NEAR_ERR_NOMEM);
+    assert_int_equal(near__arena_open(&arena, (size_t)1 << 45, 0, 512), NEAR_ERR_NOMEM);
+    assert_null(arena);
+    assert_int_equal(near__arena_open(&arena, 0, 0, 512), NEAR_OK); /* nothing needs little */
+    near__arena_close(&arena);
+}
+
+static void
+test_filling_when_memory_is_refused(void **state)
+{
+    (void)state;
+    for (int i = 1; i < 6; i++) {
+        struct owner o;
+        size_t       count = 0, again;
+
+        owner_open(&o, MIB(8), 65536, 20000);
+        mprotect_fails = i;
+        while (owner_put(&o, count, 1000))
+            count++;
+        assert_true(o.heap.bytes < MIB(8));
+        assert_null(near__heap_slab(&o.heap));
+        check_accounts(&o, 0, 0);
+        if (count > 0) { /* what is there works on */
+            owner_drop(&o, count / 2);
+            assert_true(owner_put(&o, count / 2, 1000));
+        }
+        mprotect_fails = 0;
+        again          = count;
+        while (owner_put(&o, count, 1000))
+            count++;
+        assert_true(count > again); /* the control: it was the refusal */
+        assert_int_equal(o.heap.bytes, MIB(8));
+        check_blocks(&o);
+        owner_close(&o);
+    }
+}
+
+static void
+test_advice_is_refused(void **state)
+{
+    (void)state;
+    for (int i = 1; i < 12; i++) {
+        struct owner o;
+        size_t       count = 0, committed;
+
+        madvise_fails = i;
+        owner_open(&o, MIB(8), 65536, 20000);
+        while (owner_put(&o, count, 1000))
+            count++;
+        assert_int_equal(o.heap.bytes, MIB(8));
+        committed = near__arena_committed(o.arena);
+        for (size_t j = 0; j < count; j++)
+            owner_drop(&o, j);
+        madvise_fails = 1;
+        assert_int_equal(near__arena_trim(o.arena, SIZE_MAX), 0);
+        assert_int_equal(near__arena_committed(o.arena), committed);
+        madvise_fails = 0;
+        assert_true(near__arena_trim(o.arena, SIZE_MAX) >= MIB(8) - 65536); /* the heap keeps one */
+        while (count > 0 && owner_put(&o, count - 1, 1000))
+            count--;
+        check_blocks(&o);
+        owner_close(&o);
+        madvise_fails = 0;
+    }
+}
+
+/* Little address space: the range cannot grow as far, or cannot be had. */
+static void
+test_address_space(void **state)
+{
+    struct near__arena *arena;
+    int                 status;
+    pid_t               child;
+
+    (void)state;
+    assert_int_equal(near__arena_open(&arena, MIB(64), (size_t)1 << 40, 65536), NEAR_OK);
+    assert_int_equal(near__arena_view(arena).shift, 3);
+    assert_int_equal(near__arena_range(arena), ((size_t)32 << 30) - 65536);
+    near__arena_close(&arena);
+    if (UNDER_ASAN || TEST_UNDER_TSAN)
+        skip(); /* their shadow is larger than any limit */
+    fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        struct rlimit limit = { MIB(1024), MIB(1024) };
+
+        if (setrlimit(RLIMIT_AS, &limit) != 0)
+            _exit(1);
+        if (near__arena_open(&arena, MIB(64), (size_t)1 << 40, 65536) != NEAR_OK)
+            _exit(2);
+        if (near__arena_range(arena) < MIB(256) || near__arena_range(arena) > MIB(1024))
+            _exit(3);
+        near__arena_close(&arena);
+        _exit(near__arena_open(&arena, MIB(2048), 0, 65536) == NEAR_ERR_NOMEM ? 0 : 4);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
+/* A range beyond 32 GiB: larger granules, and the last slab has a reference. */
+static void
+test_large_granules(void **state)
+{
+    struct near__arena     *arena;
+    struct near__heap       heap;
+    struct near__arena_view view;
+    uint32_t                refs[64];
+
+    (void)state;
+    if (near__arena_open(&arena, (size_t)100 << 30, 0, 65536) != NEAR_OK)
+        skip(); /* the system does not even reserve it */
+    view = near__arena_view(arena);
+    assert_int_equal(view.shift, 5);
+    near__heap_init(&heap, arena, 0, MIB(8));
+    for (size_t i = 0; i < 64; i++) {
+        assert_int_equal(near__heap_class_bytes(&heap, 1 + 10 * i) % 32, 0);
+        assert_int_not_equal(refs[i] = near__heap_alloc(&heap, 1 + 10 * i), 0);
+        memset(near__arena_at(&view, refs[i]), (int)i, 1 + 10 * i);
+    }
+    for (size_t i = 0; i < 64; i++) {
+        assert_int_equal(*(unsigned char *)near__arena_at(&view, refs[i]), i);
+        near__heap_free(&heap, refs[i]);
+    }
+    near__arena_close(&arena);
+}
+
+static void
+test_free_blocks_are_poisoned(void **state)
+{
+#if UNDER_ASAN
+    struct owner o;
+    char        *memory;
+
+    (void)state;
+    owner_open(&o, MIB(1), 4096, 100);
+    assert_true(owner_put(&o, 0, 100));
+    assert_true(owner_put(&o, 1, 100));
+    memory = near__arena_at(&o.view, o.blocks[0].ref);
+    assert_null(__asan_region_is_poisoned(memory, 104)); /* the control */
+    owner_drop(&o, 0);
+    for (size_t i = 0; i < 104; i++)
+        assert_true(__asan_address_is_poisoned(memory + i));
+    memory = near__arena_at(&o.view, o.blocks[1].ref);
+    assert_true(__asan_address_is_poisoned(memory + 104)); /* never used */
+    owner_drop(&o, 1);
+    assert_true(__asan_address_is_poisoned(memory));
+    owner_close(&o);
+#else
+    (void)state;
+    skip();
+#endif
+}
+
+/* ---- many heaps */
+
+#define THREADS 6
+
+struct worker {
+    struct near__arena *arena;
+    uint32_t            number;
+    size_t              rounds, failed, wrong;
+    pthread_t           thread;
+};
+
+static void *
+work(void *ctx)
+{
+    struct worker          *w    = ctx;
+    struct near__arena_view view = near__arena_view(w->arena);
+    struct near__heap       heap;
+    uint64_t                seed = w->number;
+    static const size_t     most = 400;
+    uint32_t               *refs = calloc(most, sizeof(*refs));
+
+    near__heap_init(&heap, w->arena, w->number, MIB(2));
+    for (size_t round = 0; refs != NULL && round < w->rounds; round++) {
+        size_t    i = test_random(&seed) % most, size = 8 + test_random(&seed) % 2000;
+        uint64_t *words = near__arena_at(&view, refs[i]);
+
+        if (refs[i] != 0) {
+            w->wrong += words[0] != ((uint64_t)w->number << 32) + refs[i];
+            near__heap_free(&heap, refs[i]);
+            refs[i] = 0;
+        } else if ((refs[i] = near__heap_alloc(&heap, size)) != 0) {
+            words    = near__arena_at(&view, refs[i]);
+            words[0] = ((uint64_t)w->number << 32) + refs[i];
+        } else
+            w->failed++;
+        if (round % 500 == 0) { /* slabs move from heap to heap */
+            void *slab = near__heap_slab(&heap);
+
+            if (slab != NULL) {
+                memset(slab, 1, 4096);
+                near__heap_slab_free(&heap, slab);
+            }
+            near__arena_trim(w->arena, KIB(64));
+            if (near__heap_charge(&heap, 100))
+                near__heap_discharge(&heap, 100);
+        }
+        if (round % 10000 == 9999) {
+            near__heap_fini(&heap);
+            memset(refs, 0, most * sizeof(*refs));
+        }
+    }
+    near__heap_fini(&heap);
+    free(refs);
+    return NULL;
+}
+
+static void
+test_many_heaps(void **state)
+{
+    struct near__arena *arena;
+    struct worker       workers[THREADS];
+
+    (void)state;
+    assert_int_equal(near__arena_open(&arena, THREADS * KIB(300), 0, 4096), NEAR_OK);
+    for (uint32_t i = 0; i < THREADS; i++) {
+        workers[i] = (struct worker){ .arena = arena, .number = i, .rounds = test_scale(200000) };
+        assert_int_equal(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
+    }
+    for (uint32_t i = 0; i < THREADS; i++) {
+        pthread_join(workers[i].thread, NULL);
+        assert_int_equal(workers[i].wrong, 0);
+    }
+    near__arena_trim(arena, SIZE_MAX);
+    assert_true(near__arena_committed(arena) < KIB(64));
+    near__arena_close(&arena);
+}
+
 int
 main(void)
 {
@@ -411,6 +1123,22 @@ main(void)
         cmocka_unit_test(test_classes),
         cmocka_unit_test(test_small_classes_are_multiples_of_eight),
         cmocka_unit_test(test_stress),
+        cmocka_unit_test(test_compaction_frees_what_it_can),
+        cmocka_unit_test(test_a_draining_slab_takes_nothing_new),
+        cmocka_unit_test(test_a_refused_slab_stays_in_use),
+        cmocka_unit_test(test_moved_blocks_may_be_freed_at_once),
+        cmocka_unit_test(test_memory_follows_the_sizes),
+        cmocka_unit_test(test_limits_up_and_down),
+        cmocka_unit_test(test_fini_gives_back_what_one_heap_has),
+        cmocka_unit_test(test_rss_is_the_budget),
+        cmocka_unit_test(test_charges_push_free_pages_out),
+        cmocka_unit_test(test_opening_when_memory_is_refused),
+        cmocka_unit_test(test_filling_when_memory_is_refused),
+        cmocka_unit_test(test_advice_is_refused),
+        cmocka_unit_test(test_address_space),
+        cmocka_unit_test(test_large_granules),
+        cmocka_unit_test(test_free_blocks_are_poisoned),
+        cmocka_unit_test(test_many_heaps),
     };
 
     return TEST_MAIN(tests, NULL, NULL);
