@@ -80,7 +80,9 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         return status;
     cache->max_ttl = settings->l1_max_ttl;
     if (!settings->set[NEAR__OPTION_l1_max_ttl] && client->ops == NULL)
-        cache->max_ttl = NEAR_NEVER; /* there is no other truth to fall behind */
+        cache->max_ttl = 0; /* there is no other truth to fall behind */
+    if (cache->max_ttl == 0)
+        cache->max_ttl = NEAR_NEVER;
     if (!settings->set[NEAR__OPTION_l1_max_ttl] && client->traits.shared && client->coherence == NULL)
         cache->max_ttl = NEAR__SEC; /* nobody tells us of writes: see the option's help */
     config = (struct near__l1_config){

@@ -39,9 +39,9 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "Which entries leave L1 for room.")                                                                             \
     X(l1_shards, "l1.shards", COUNT, CACHE, "0", 0, 1024, NULL,                                                       \
       "Independently locked parts of L1, a power of two.  0: chosen from the size.")                                  \
-    X(l1_max_ttl, "l1.max_ttl", DURATION, CACHE, "60s", NEAR_MS, 365 * NEAR__DAY, NULL,                               \
-      "No entry stays in L1 longer: the staleness bound when everything else fails.  Where L2 is shared but "        \
-      "there is no bus, the default is 1s.")                                                                          \
+    X(l1_max_ttl, "l1.max_ttl", DURATION, CACHE, "60s", 0, 365 * NEAR__DAY, NULL,                                     \
+      "No entry stays in L1 longer: the staleness bound when everything else fails.  0: no bound.  Where L2 is "     \
+      "shared but there is no bus, the default is 1s; where there is no L2 (none:), it is 0.")                                                                          \
     X(l2_uri, "l2.uri", TEXT, CLIENT, "memory:", 0, 0,                                                                \
       "none: | memory:[NAME] | redis://[user:pass@]host[:port][/db] | redis+unix:///path[?db=n] | "                  \
       "memcached://host[:port[:weight]],... | memcached+unix:///path",                                                \

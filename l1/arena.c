@@ -70,7 +70,7 @@ struct slab {
     uint32_t owner;      /* arena's lock */
     uint16_t
         free; /* first free block, as its offset in granules; the block's first word names the next one */
-    uint16_t bump; /* offset of the first block that was never used */
+    uint16_t bump; /* granules of blocks that were ever used, from fresh_offset() on */
     uint16_t live; /* blocks in use */
     uint8_t class;
     uint8_t state;
@@ -875,6 +875,16 @@ class_grow(struct near__heap *heap, unsigned class)
     return true;
 }
 
+/* Where the block lies that is the next one never used.  Each slab begins at another of its blocks and goes round: if all began at
+ * their start, slabs that are partly filled would meet in the same sets of the processor's cache. */
+static size_t
+fresh_offset(struct size_class sizes, uint32_t number, size_t bump)
+{
+    size_t end = (size_t)sizes.slots * sizes.granules, offset = bump + number % sizes.slots * sizes.granules;
+
+    return offset < end ? offset : offset - end;
+}
+
 static uint32_t
 block_take(struct near__heap *heap, unsigned class)
 {
@@ -887,8 +897,8 @@ block_take(struct near__heap *heap, unsigned class)
     char                     *block;
 
     if (offset == NOTHING) {
-        offset     = slab->bump;
-        slab->bump = (uint16_t)(offset + sizes.granules);
+        offset     = fresh_offset(sizes, number, slab->bump);
+        slab->bump = (uint16_t)(slab->bump + sizes.granules);
         block      = slab_memory(arena, number) + (offset << arena->shift);
         UNPOISON(block, (size_t)sizes.granules << arena->shift);
     } else {
@@ -1136,7 +1146,7 @@ live_blocks(const struct near__arena *arena, uint32_t number, uint64_t *bits)
     unsigned           granules = arena->classes[slab->class].granules;
 
     for (unsigned i = 0; i < slab->bump / granules; i++)
-        bit_set(bits, i);
+        bit_set(bits, fresh_offset(arena->classes[slab->class], number, (size_t)i * granules) / granules);
     for (size_t offset = slab->free; offset != NOTHING;) {
         char *block = slab_memory(arena, number) + (offset << arena->shift);
 

@@ -18,6 +18,10 @@
 
 #include <string.h>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 enum {
     NEAR__BLOCK_BORN     = 1,  /* u32 */
     NEAR__BLOCK_EXPIRES  = 2,  /* u32 */
@@ -47,12 +51,14 @@ near__block_time(int64_t time)
     return (uint32_t)(uint64_t)(time / NEAR_MS);
 }
 
-/* Bytes of the numbers that these flags name. */
+/* Bytes of the numbers that these flags name: four for each of the low four, twelve for the fifth. */
 static inline size_t
 near__block_numbers(unsigned flags)
 {
-    /* the bits of a nibble, counted: one hexadecimal digit each */
-    return 4 * (UINT64_C(0x4332322132212110) >> 4 * (flags & 15) & 15) + (flags & NEAR__BLOCK_STAMP ? 12 : 0);
+    static const uint8_t bytes[32] = { 0,  4,  4,  8,  4,  8,  8,  12, 4,  8,  8,  12, 8,  12, 12, 16,
+                                       12, 16, 16, 20, 16, 20, 20, 24, 16, 20, 20, 24, 20, 24, 24, 28 };
+
+    return bytes[flags & 31];
 }
 
 static inline const unsigned char *
@@ -87,28 +93,47 @@ near__block_value(const struct near__block *block)
                          block->value_size };
 }
 
-/* Words of eight bytes, the last one overlapping: keys are short, and a call costs as much as comparing 64 bytes. */
+/* In words, the last one overlapping: keys are short, and a call costs as much as comparing 64 bytes. */
+static inline bool
+near__block_same_short(const unsigned char *a, const unsigned char *b, size_t size)
+{
+    uint64_t x, y, v, w;
+
+    if (size >= sizeof(x)) {
+        memcpy(&x, a, sizeof(x));
+        memcpy(&y, b, sizeof(y));
+        memcpy(&v, a + size - sizeof(v), sizeof(v));
+        memcpy(&w, b + size - sizeof(w), sizeof(w));
+        return ((x ^ y) | (v ^ w)) == 0;
+    }
+    for (size_t at = 0; at < size; at++)
+        if (a[at] != b[at])
+            return false;
+    return true;
+}
+
+static inline bool
+near__block_same16(const unsigned char *a, const unsigned char *b)
+{
+#if defined(__SSE2__)
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(const void *)a),
+                                            _mm_loadu_si128((const __m128i *)(const void *)b))) == 0xffff;
+#else
+    return near__block_same_short(a, b, 16);
+#endif
+}
+
 static inline bool
 near__block_same(const unsigned char *a, const unsigned char *b, size_t size)
 {
-    uint64_t x, y;
-    size_t   at = 0;
+    size_t at = 0;
 
-    if (size < sizeof(x)) {
-        for (; at < size; at++)
-            if (a[at] != b[at])
-                return false;
-        return true;
-    }
-    for (; at < size - sizeof(x); at += sizeof(x)) {
-        memcpy(&x, a + at, sizeof(x));
-        memcpy(&y, b + at, sizeof(y));
-        if (x != y)
+    if (size < 16)
+        return near__block_same_short(a, b, size);
+    for (; at < size - 16; at += 16)
+        if (!near__block_same16(a + at, b + at))
             return false;
-    }
-    memcpy(&x, a + size - sizeof(x), sizeof(x));
-    memcpy(&y, b + size - sizeof(y), sizeof(y));
-    return x == y;
+    return near__block_same16(a + size - 16, b + size - 16);
 }
 
 static inline bool

@@ -2,8 +2,8 @@
  * The hit path, inline: from a hash to a held value, and what is done with one.
  *
  * It has no lock, no locked instruction, no fence, no allocation and no clock; it writes the thread's own hazard slot and count,
- * and the entry's mark when that changes.  It knows the common case only: the key's first match in its home bucket.  Whatever is
- * different (overflow buckets, a tag that two keys share, large values, a bucket that changes under it, a thread's first read) goes
+ * and the entry's mark when that changes.  It knows the common case only: the key is the first that has its tag.  Whatever is
+ * different (a tag that two keys share, large values, a bucket that changes under it, a thread's first read) goes
  * to near__l1_find(), which gives the same answer more slowly.  See l1/l1.c for who owns what and why it is safe.
  */
 #ifndef NEAR_L1_FIND_H
@@ -43,11 +43,15 @@ near__l1_timed(const struct near__l1 *l1)
 static inline bool
 near__l1_use(const struct near__table *table, struct near__bucket *bucket, unsigned lane)
 {
-    uint8_t old  = atomic_load_explicit(&bucket->marks[lane], memory_order_relaxed);
-    uint8_t mark = near__mark_hit(old, atomic_load_explicit(&table->tick, memory_order_relaxed),
-                                  atomic_load_explicit(&table->count_mask, memory_order_relaxed));
+    uint8_t old        = atomic_load_explicit(&bucket->marks[lane], memory_order_relaxed);
+    uint8_t tick       = atomic_load_explicit(&table->tick, memory_order_relaxed);
+    uint8_t count_mask = atomic_load_explicit(&table->count_mask, memory_order_relaxed);
+    uint8_t mark;
 
-    if (NEAR__LIKELY(mark == old))
+    if (NEAR__LIKELY(old == (tick | (count_mask & 15)))) /* used in this tick and as often as can be counted */
+        return false;
+    mark = near__mark_hit(old, tick, count_mask);
+    if (mark == old)
         return false;
     /* relaxed, and perhaps lost when two write at once: a mark is a hint */
     atomic_store_explicit(&bucket->marks[lane], mark, memory_order_relaxed);
@@ -60,6 +64,8 @@ near__l1_judge(unsigned flags, const struct near__block *block, struct near__haz
 {
     uintptr_t value = (uintptr_t)slot | NEAR__VALUE_SLOT | NEAR_FROM_L1;
 
+    if (NEAR__LIKELY((flags & (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE)) == 0))
+        return (near_value *)value;
     if ((flags & NEAR__BLOCK_EXPIRES) &&
         NEAR__UNLIKELY(near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now)))
         return NULL;
@@ -69,13 +75,13 @@ near__l1_judge(unsigned flags, const struct near__block *block, struct near__haz
 }
 
 /* near__l1_find(), quickly where it is simple. */
-static inline near_value *
+static inline __attribute__((always_inline)) near_value *
 near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_t now)
 {
     struct near__reader      *reader  = near__reader_mine;
     uint32_t                  element = near__element(hash), match, ref;
     const struct near__block *block;
-    struct near__bucket      *home;
+    struct near__bucket      *bucket;
     struct near__hazard      *slot;
     struct near__table       *table;
     near_value               *value;
@@ -87,23 +93,28 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
     if (NEAR__UNLIKELY(atomic_load_explicit(&slot->block, memory_order_acquire) != NULL))
         goto slow;
     table = &front->tables[hash & front->shard_mask];
-    home  = near__table_bucket(table, near__table_home(near__table_size(table), element));
-    match = near__bucket_match(home, near__tag(element));
-    if (NEAR__UNLIKELY(match == 0 || near__bucket_stale(table, home)))
+    bucket = near__table_bucket(table, near__table_home(near__table_size(table), element));
+    if (NEAR__UNLIKELY(near__bucket_stale(table, bucket)))
         goto slow;
+    for (match = near__bucket_match(bucket, near__tag(element)); NEAR__UNLIKELY(match == 0);
+         match = near__bucket_match(bucket, near__tag(element))) {
+        bucket = near__table_after(table, bucket);
+        if (bucket == NULL)
+            goto slow;
+    }
     lane  = NEAR__LANE(match);
-    ref   = near__bucket_ref(home, lane);
+    ref   = near__bucket_ref(bucket, lane);
     block = near__arena_at(&front->view, ref);
     /* release and the compiler's fence: as in near__hazard_set(); the other half of the fence is membarrier(2) */
     atomic_store_explicit(&slot->block, block, memory_order_release);
     atomic_signal_fence(memory_order_seq_cst);
-    if (NEAR__UNLIKELY(ref == 0 || near__bucket_ref(home, lane) != ref || (block->flags & NEAR__BLOCK_EXTERNAL) ||
+    if (NEAR__UNLIKELY(ref == 0 || near__bucket_ref(bucket, lane) != ref || (block->flags & NEAR__BLOCK_EXTERNAL) ||
                        !near__block_is(block, key)))
         goto changed;
     value = near__l1_judge(block->flags, block, slot, now);
     if (NEAR__UNLIKELY((uintptr_t)value <= NEAR__VALUE_BITS || reader->hits_count <= front->number))
         goto changed;
-    if (NEAR__UNLIKELY(near__l1_use(table, home, lane)) && front->watch != NULL)
+    if (NEAR__UNLIKELY(near__l1_use(table, bucket, lane)) && front->watch != NULL)
         near__l1_watch(front, hash);
     reader->next = slot + 1;
     atomic_store_explicit(&reader->hits[front->number],
