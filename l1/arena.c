@@ -72,10 +72,11 @@ struct slab {
         free; /* first free block, as its offset in granules; the block's first word names the next one */
     uint16_t bump; /* granules of blocks that were ever used, from fresh_offset() on */
     uint16_t live; /* blocks in use */
+    uint16_t last; /* one more free block, named only here: a free and the next take leave its memory alone */
     uint8_t class;
     uint8_t state;
 };
-_Static_assert(sizeof(struct slab) == 20, "the header promises this");
+_Static_assert(sizeof(struct slab) == 24, "the header promises this");
 
 struct chunk {
     uint16_t resident; /* units */
@@ -865,6 +866,7 @@ class_grow(struct near__heap *heap, unsigned class)
         return false;
     slab        = slab_at(heap->arena, number);
     slab->free  = NOTHING;
+    slab->last  = NOTHING;
     slab->bump  = 0;
     slab->live  = 0;
     slab->class = (uint8_t) class;
@@ -893,19 +895,21 @@ block_take(struct near__heap *heap, unsigned class)
     struct near__heap_class  *c      = &heap->classes[class];
     uint32_t                  number = c->partial;
     struct slab              *slab   = slab_at(arena, number);
-    size_t                    offset = slab->free;
+    size_t                    offset = slab->last;
     char                     *block;
 
-    if (offset == NOTHING) {
+    if (offset != NOTHING)
+        slab->last = NOTHING;
+    else if (slab->free != NOTHING)
+        offset = slab->free;
+    else {
         offset     = fresh_offset(sizes, number, slab->bump);
         slab->bump = (uint16_t)(slab->bump + sizes.granules);
-        block      = slab_memory(arena, number) + (offset << arena->shift);
-        UNPOISON(block, (size_t)sizes.granules << arena->shift);
-    } else {
-        block = slab_memory(arena, number) + (offset << arena->shift);
-        UNPOISON(block, (size_t)sizes.granules << arena->shift);
-        slab->free = (uint16_t) * (uint32_t *)(void *)block;
     }
+    block = slab_memory(arena, number) + (offset << arena->shift);
+    UNPOISON(block, (size_t)sizes.granules << arena->shift);
+    if (offset == slab->free)
+        slab->free = (uint16_t) * (uint32_t *)(void *)block;
     if (slab->live == 0 && heap->spare == number)
         heap->spare = 0;
     c->free_slots--;
@@ -948,8 +952,12 @@ near__heap_alloc(struct near__heap *heap, size_t size)
 static void
 block_link(const struct near__arena *arena, struct slab *slab, char *block, size_t offset)
 {
-    *(uint32_t *)(void *)block = slab->free;
-    slab->free                 = (uint16_t)offset;
+    if (slab->last == NOTHING)
+        slab->last = (uint16_t)offset;
+    else {
+        *(uint32_t *)(void *)block = slab->free;
+        slab->free                 = (uint16_t)offset;
+    }
     POISON(block, class_bytes(arena, slab->class));
 }
 
@@ -962,6 +970,7 @@ slab_empty(struct near__heap *heap, uint32_t number)
     if (heap->spare == 0 && heap->bytes <= heap->max_bytes) {
         heap->spare = number;
         slab->free  = NOTHING; /* from its start again */
+        slab->last  = NOTHING;
         slab->bump  = 0;
         return;
     }
@@ -1147,6 +1156,8 @@ live_blocks(const struct near__arena *arena, uint32_t number, uint64_t *bits)
 
     for (unsigned i = 0; i < slab->bump / granules; i++)
         bit_set(bits, fresh_offset(arena->classes[slab->class], number, (size_t)i * granules) / granules);
+    if (slab->last != NOTHING)
+        bit_clear(bits, slab->last / granules);
     for (size_t offset = slab->free; offset != NOTHING;) {
         char *block = slab_memory(arena, number) + (offset << arena->shift);
 

@@ -10,7 +10,7 @@
  * What counts: a heap's bytes are its slabs, whole, used or not, and what was charged to it, so the sum over all heaps is what the
  * arena's pages and the charged memory cost.  As long as the heaps' budgets sum up to the arena's, resident pages and charges
  * together stay within it: pages of free slabs are given back before others are taken.  Not counted: 64 bytes for each slab of
- * 32 KiB or more (0.2 %), 20 for each smaller one.
+ * 32 KiB or more (0.2 %), 24 for each smaller one.
  *
  * Threads: an arena's functions, any; a heap's, whoever holds its shard's lock.  Heaps of one arena work side by side: they meet
  * only when a whole slab moves.

@@ -25,6 +25,15 @@
 #include <emmintrin.h>
 #endif
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define NEAR__TSAN 1
+#endif
+#endif
+#ifndef NEAR__TSAN
+#define NEAR__TSAN 0
+#endif
+
 #define NEAR__LANES 8
 
 /*
@@ -131,12 +140,16 @@ static inline uint32_t
 near__bucket_match(const struct near__bucket *bucket, uint16_t tag)
 {
     /* acquire: pairs with the release in near__table_insert(); who sees a slot's next tag sees the version that moved before */
-    uint64_t low  = atomic_load_explicit(&bucket->tags.words[0], memory_order_acquire);
-    uint64_t high = atomic_load_explicit(&bucket->tags.words[1], memory_order_acquire);
-#if defined(__SSE2__)
-    __m128i tags = _mm_set_epi64x((long long)high, (long long)low);
+#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__) && !NEAR__TSAN
+    __m128i tags;
+
+    /* All lanes in one load, which the language cannot say of atomics: each lane is whole, as the processor's aligned loads are, and
+     * lanes need not be of one moment. */
+    __asm__ volatile("movdqa %1, %0" : "=x"(tags) : "m"(bucket->tags) : "memory");
     return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi16(tags, _mm_set1_epi16((short)tag)));
 #else
+    uint64_t low   = atomic_load_explicit(&bucket->tags.words[0], memory_order_acquire);
+    uint64_t high  = atomic_load_explicit(&bucket->tags.words[1], memory_order_acquire);
     uint32_t found = 0;
     for (unsigned lane = 0; lane < NEAR__LANES; lane++)
         if ((uint16_t)((lane < 4 ? low : high) >> (16 * (lane & 3))) == tag)
