@@ -16,9 +16,12 @@
 #include "bench/l1.h"
 
 #include <getopt.h>
+#include <math.h>
 #include <stdlib.h>
 
 enum { KEYS = 1000000, KEYS_HOT = 10000, BUDGET_MIB = 128 };
+
+#define CHURN_SECONDS 1.5 /* in W3 before anything is timed: some ten times the room of the cache */
 
 struct stage {
     const char *name, *title;
@@ -44,7 +47,7 @@ static struct bench {
     unsigned          rounds, budget;
     double            seconds;
     const char       *only, *named, *tsv;
-    bool              check, stream;
+    bool              check, stream, pin;
     char            **child; /* this process is one of l1_memory.c's */
     struct l1_results results;
 } bench = {
@@ -56,6 +59,7 @@ static struct bench {
     .seconds       = 0.3,
     .budget        = BUDGET_MIB,
     .stream        = true,
+    .pin           = true,
 };
 
 static int
@@ -75,6 +79,7 @@ usage(const char *program)
             "  --keys-by-index   keys lie in one array and are picked by number, often a cache miss more for "
             "everybody, instead\n"
             "                    of each thread's lying in the order of use\n"
+            "  --no-pin          leave threads to the scheduler: where others use the machine, too\n"
             "  --budget [MIB]    only the memory of a cache filled far beyond l1.max_bytes (%d)\n"
             "  --quick           2 rounds of 0.1 s\n"
             "  --check           hold the figures against the goals; exit status 1 when one is missed\n"
@@ -135,19 +140,11 @@ static bool
 parse(int argc, char **argv)
 {
     static const struct option options[] = {
-        { "only", 1, NULL, 'o' },
-        { "threads", 1, NULL, 't' },
-        { "rounds", 1, NULL, 'r' },
-        { "seconds", 1, NULL, 's' },
-        { "policies", 1, NULL, 'p' },
-        { "peers", 1, NULL, 'n' },
-        { "keys-by-index", 0, NULL, 'k' },
-        { "budget", 2, NULL, 'b' },
-        { "quick", 0, NULL, 'q' },
-        { "check", 0, NULL, 'c' },
-        { "tsv", 1, NULL, 'v' },
-        { "child", 0, NULL, 'C' },
-        { NULL, 0, NULL, 0 },
+        { "only", 1, NULL, 'o' },          { "threads", 1, NULL, 't' },  { "rounds", 1, NULL, 'r' },
+        { "seconds", 1, NULL, 's' },       { "policies", 1, NULL, 'p' }, { "peers", 1, NULL, 'n' },
+        { "keys-by-index", 0, NULL, 'k' }, { "no-pin", 0, NULL, 'P' },   { "budget", 2, NULL, 'b' },
+        { "quick", 0, NULL, 'q' },         { "check", 0, NULL, 'c' },    { "tsv", 1, NULL, 'v' },
+        { "child", 0, NULL, 'C' },         { NULL, 0, NULL, 0 },
     };
     bool ok = true;
 
@@ -173,6 +170,9 @@ parse(int argc, char **argv)
             break;
         case 'k':
             bench.stream = false;
+            break;
+        case 'P':
+            bench.pin = false;
             break;
         case 'b':
             ok = parse_budget(optarg != NULL || optind == argc || argv[optind][0] == '-' ? optarg
@@ -276,8 +276,8 @@ prepare(const struct stage *stage, struct entrant *entrant, const struct l1_worl
 
     if (stage->capacity == 0)
         return entrant->peer->run != NULL || l1_fill(entrant->peer, entrant->cache, world, stage->keys);
-    return l1_run(entrant->peer, entrant->cache, world, L1_CHURN, 1, 3 * bench.seconds, entrant->at,
-                  &ignored);
+    return l1_run(entrant->peer, entrant->cache, world, L1_CHURN, 1, fmax(CHURN_SECONDS, 3 * bench.seconds),
+                  entrant->at, &ignored);
 }
 
 static bool
@@ -343,6 +343,7 @@ run_stages(void)
                 l1_world_close(&world);
             if (!l1_world_open(&world, stages[i].keys, bench.most_threads, bench.stream))
                 return false;
+            world.pin = bench.pin;
         }
         run_stage(&stages[i], &world);
     }

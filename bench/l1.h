@@ -44,6 +44,7 @@ enum {
 struct l1_world {
     uint32_t  keys;
     unsigned  threads;
+    bool      pin;      /* each thread to a processor, where there are more of them than threads */
     char     *key;      /* keys * L1_KEY_STRIDE */
     uint32_t *sequence; /* threads * L1_SEQUENCE, in memory that a child can map: */
     int       file;

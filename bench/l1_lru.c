@@ -11,8 +11,13 @@
 #include <stdlib.h>
 #include <xxhash.h>
 
+struct links {
+    struct links *newer, *older;
+};
+
 struct entry {
-    struct entry *chain, *newer, *older;
+    struct links  links; /* first: a link's address is its entry's */
+    struct entry *chain;
     uint64_t      hash;
     uint32_t      key_size, value_size;
     char          bytes[]; /* key, value */
@@ -22,7 +27,7 @@ struct shard {
     pthread_mutex_t lock;
     struct entry  **buckets;
     uint64_t        mask;
-    struct entry    ends; /* newer: the oldest; older: the newest */
+    struct links    ends; /* newer: the oldest; older: the newest */
     size_t          entries, capacity;
 } __attribute__((aligned(128)));
 
@@ -49,19 +54,19 @@ find(const struct shard *shard, uint64_t hash, near_bytes key)
 }
 
 static inline void
-leave(struct entry *entry)
+leave(struct links *links)
 {
-    entry->newer->older = entry->older;
-    entry->older->newer = entry->newer;
+    links->newer->older = links->older;
+    links->older->newer = links->newer;
 }
 
 static inline void
-front(struct shard *shard, struct entry *entry)
+front(struct shard *shard, struct links *links)
 {
-    entry->newer             = &shard->ends;
-    entry->older             = shard->ends.older;
-    shard->ends.older->newer = entry;
-    shard->ends.older        = entry;
+    links->newer             = &shard->ends;
+    links->older             = shard->ends.older;
+    shard->ends.older->newer = links;
+    shard->ends.older        = links;
 }
 
 static inline bool
@@ -74,9 +79,9 @@ lru_get(void *cache, near_bytes key, uint64_t *sum)
     pthread_mutex_lock(&shard->lock);
     entry = find(shard, hash, key);
     if (entry != NULL) {
-        if (shard->ends.older != entry) {
-            leave(entry);
-            front(shard, entry);
+        if (shard->ends.older != &entry->links) {
+            leave(&entry->links);
+            front(shard, &entry->links);
         }
         *sum += (unsigned char)entry->bytes[entry->key_size];
     }
@@ -88,13 +93,13 @@ lru_get(void *cache, near_bytes key, uint64_t *sum)
 static struct entry *
 evict(struct shard *shard)
 {
-    struct entry  *victim = shard->ends.newer;
+    struct entry  *victim = (struct entry *)shard->ends.newer;
     struct entry **link   = &shard->buckets[victim->hash & shard->mask];
 
     while (*link != victim)
         link = &(*link)->chain;
     *link = victim->chain;
-    leave(victim);
+    leave(&victim->links);
     shard->entries--;
     return victim;
 }
@@ -107,8 +112,8 @@ overwrite(struct shard *shard, uint64_t hash, near_bytes key, near_bytes value)
     if (entry == NULL || entry->value_size != value.size) /* the benchmark's values are all of one size */
         return false;
     memcpy(entry->bytes + key.size, value.data, value.size);
-    leave(entry);
-    front(shard, entry);
+    leave(&entry->links);
+    front(shard, &entry->links);
     return true;
 }
 
@@ -117,7 +122,7 @@ link_in(struct shard *shard, struct entry *entry)
 {
     entry->chain                              = shard->buckets[entry->hash & shard->mask];
     shard->buckets[entry->hash & shard->mask] = entry;
-    front(shard, entry);
+    front(shard, &entry->links);
     shard->entries++;
 }
 

@@ -262,6 +262,8 @@ l1_tsv(const struct l1_results *results, const char *path)
 
 enum measure { OVER_SHARDED, OVER_LIMIT, OVER_ONE_THREAD, HITS, P999, CPU };
 
+/* Exact LRU is expected to hit 76.63 % of W3's stream (Che, Tung and Wang's approximation; the peers show it), so lru may not fall
+ * below 76.5; the best that a fixed choice of keys could do is 83.0 %. */
 static const struct goal {
     const char  *stage, *policy; /* policy NULL: the one that reads are judged by */
     enum l1_op   op;
@@ -283,7 +285,7 @@ static const struct goal {
     { "W1", NULL, L1_GET, 1, CPU, 1.05 },
     { "W2", NULL, L1_GET, 1, CPU, 1.05 },
     { "W4", NULL, L1_MIXED, 1, CPU, 1.05 },
-    { "W3", "lru", L1_CHURN, 1, HITS, 0.770 },
+    { "W3", "lru", L1_CHURN, 1, HITS, 0.765 },
     { "W3", "lru", L1_CHURN, 1, OVER_SHARDED, 2 },
     { "W3", "lru", L1_CHURN, 2, OVER_SHARDED, 3 },
     { "W3", "lru", L1_SAMPLED, 1, P999, 2000 },

@@ -183,7 +183,8 @@ members_start(struct member *members, struct crew *crew, const struct l1_world *
     for (unsigned i = 0; i < threads; i++) {
         if (pthread_create(&members[i].id, NULL, work, &members[i]) != 0)
             return false; /* those that run will never end: the caller gives up */
-        pin(members[i].id, i, threads);
+        if (world->pin)
+            pin(members[i].id, i, threads);
     }
     return true;
 }
