@@ -1,249 +1,422 @@
 /*
- * L1 hits beside a plain peer, in one run: W1 of the performance notes, every lookup a hit, one thread.
+ * L1 beside its peers, in one run, through the public interface.
  *
- *     bench/l1 [KEYS [ROUNDS]]      default 1000000 keys, 5 rounds of 5 million lookups each
+ *     bench/l1 [OPTION...]         see usage() below
  *
- * Keys `user_feature_%08d`, values of 100 bytes, zipf 0.99 over scrambled ranks, the sequence drawn
- * beforehand.  Both sides hash the key anew, hand out a held value and read its first byte.  The peer is what
- * one writes in an afternoon: one mutex, a chained table, an LRU list, a reference count.  Rounds alternate;
- * medians are compared, because absolute times on a shared machine mean little.
+ * Keys `user_feature_%08u`, values of 100 bytes, zipf 0.99 over scrambled ranks, sequences drawn beforehand.  A thread's keys lie in
+ * the order of use, like those a request has just built: 3 ns a key, hash included.  Picked out of an array by number they cost
+ * 24 ns in W1 (--keys-by-index), half the limit's time, and hide what is to be compared.
+ *
+ *     W1  every get a hit, 1 M keys; also in batches of 32, and copied out        W3  get or insert, room for 10 % of 1 M
+ *     W2  the same with 10,000 keys                                               W4  95 % get, 5 % put, 1 M keys
+ *
+ * A stage opens all its peers and then goes round: in each round every peer runs every operation with every number of threads,
+ * beginning with another peer each time, so that ratios can be taken within a round.  Single-threaded but for l1_run.c.
  */
-#include "l1/l1.h"
-#include "base/clock.h"
-#include "base/hash.h"
+#include "bench/l1.h"
 
+#include <getopt.h>
 #include <math.h>
-#include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-enum { KEY_SIZE = 21, VALUE_SIZE = 100, LOOKUPS = 5000000, ROUNDS_MAX = 99 };
+enum { KEYS = 1000000, KEYS_HOT = 10000, BUDGET_MIB = 128 };
 
-struct world {
-    struct near__secret secret;
-    size_t              keys;
-    char (*key)[KEY_SIZE + 1];
-    uint32_t        *sequence;
-    struct near__l1 *l1;
-    struct peer     *peer;
+#define CHURN_SECONDS 1.5 /* in W3 before anything is timed: some ten times the room of the cache */
+
+struct stage {
+    const char *name, *title;
+    uint32_t    keys, capacity; /* capacity 0: nothing is evicted */
+    enum l1_op  ops[4];
+    unsigned    op_count;
 };
 
-/* ---- the peer */
-
-struct peer_entry {
-    _Atomic uint32_t   refs;
-    uint32_t           key_size;
-    uint64_t           hash;
-    struct peer_entry *chain, *newer, *older;
-    char               bytes[]; /* key, value */
+static const struct stage stages[] = {
+    { "W1", "W1: every get a hit, 1000000 keys", KEYS, 0, { L1_GET, L1_MANY, L1_COPY }, 3 },
+    { "W2", "W2: every get a hit, 10000 keys", KEYS_HOT, 0, { L1_GET, L1_MANY, L1_COPY }, 3 },
+    { "W3", "W3: get or insert, room for 100000 of 1000000", KEYS, KEYS / 10, { L1_CHURN, L1_SAMPLED }, 2 },
+    { "W4", "W4: 95 % get, 5 % put, 1000000 keys", KEYS, 0, { L1_MIXED }, 1 },
 };
+enum { STAGES = sizeof(stages) / sizeof(stages[0]) };
 
-struct peer {
-    pthread_mutex_t     lock;
-    size_t              mask;
-    struct peer_entry **buckets;
-    struct peer_entry   ends; /* newer: the oldest, older: the newest */
+static struct bench {
+    struct l1_peer    peers[L1_PEERS_MAX];
+    unsigned          peer_count;
+    char              policies[256];
+    const char       *first_policy; /* the one the goals are held against */
+    unsigned          threads[8], thread_counts, most_threads;
+    unsigned          rounds, budget;
+    double            seconds;
+    const char       *only, *named, *tsv;
+    bool              check, stream, pin;
+    char            **child; /* this process is one of l1_memory.c's */
+    struct l1_results results;
+} bench = {
+    .policies      = "lru,s3fifo,sieve,tinylfu,lfu,adaptive",
+    .threads       = { 1, 2 },
+    .thread_counts = 2,
+    .most_threads  = 2,
+    .rounds        = 5,
+    .seconds       = 0.3,
+    .budget        = BUDGET_MIB,
+    .stream        = true,
+    .pin           = true,
 };
-
-static void
-peer_front(struct peer *peer, struct peer_entry *entry)
-{
-    entry->newer            = &peer->ends;
-    entry->older            = peer->ends.older;
-    peer->ends.older->newer = entry;
-    peer->ends.older        = entry;
-}
-
-static bool
-peer_open(struct world *world)
-{
-    struct peer *peer = calloc(1, sizeof(*peer));
-    size_t       size = 1;
-
-    if (peer == NULL)
-        return false;
-    while (size < world->keys)
-        size *= 2;
-    pthread_mutex_init(&peer->lock, NULL);
-    peer->ends.older = peer->ends.newer = &peer->ends;
-    peer->mask                          = size - 1;
-    peer->buckets                       = calloc(size, sizeof(struct peer_entry *));
-    world->peer                         = peer;
-    return peer->buckets != NULL;
-}
-
-static bool
-peer_put(struct peer *peer, uint64_t hash, near_bytes key)
-{
-    struct peer_entry *entry = malloc(sizeof(*entry) + key.size + VALUE_SIZE);
-
-    if (entry == NULL)
-        return false;
-    atomic_init(&entry->refs, 1);
-    entry->key_size = (uint32_t)key.size;
-    entry->hash     = hash;
-    memcpy(entry->bytes, key.data, key.size);
-    memset(entry->bytes + key.size, 'v', VALUE_SIZE);
-    entry->chain                     = peer->buckets[hash & peer->mask];
-    peer->buckets[hash & peer->mask] = entry;
-    peer_front(peer, entry);
-    return true;
-}
-
-static struct peer_entry *
-peer_get(struct peer *peer, uint64_t hash, near_bytes key)
-{
-    struct peer_entry *entry;
-
-    pthread_mutex_lock(&peer->lock);
-    entry = peer->buckets[hash & peer->mask];
-    while (entry != NULL && (entry->hash != hash || entry->key_size != key.size ||
-                             memcmp(entry->bytes, key.data, key.size) != 0))
-        entry = entry->chain;
-    if (entry != NULL) {
-        entry->newer->older = entry->older;
-        entry->older->newer = entry->newer;
-        peer_front(peer, entry);
-        atomic_fetch_add_explicit(&entry->refs, 1, memory_order_relaxed);
-    }
-    pthread_mutex_unlock(&peer->lock);
-    return entry;
-}
-
-/* ---- the workload */
-
-static bool
-draw_sequence(struct world *world)
-{
-    double  *cumulated = malloc(world->keys * sizeof(*cumulated));
-    double   sum       = 0;
-    uint64_t random    = 1;
-
-    world->sequence = malloc(LOOKUPS * sizeof(*world->sequence));
-    if (cumulated == NULL || world->sequence == NULL)
-        return false;
-    for (size_t i = 0; i < world->keys; i++)
-        cumulated[i] = sum += pow((double)(i + 1), -0.99);
-    for (size_t i = 0; i < LOOKUPS; i++) {
-        size_t low = 0, high = world->keys - 1;
-
-        random      = random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-        double draw = (double)(random >> 11) / 9007199254740992.0 * sum;
-        while (low < high) {
-            size_t middle = (low + high) / 2;
-            if (cumulated[middle] < draw)
-                low = middle + 1;
-            else
-                high = middle;
-        }
-        world->sequence[i] = (uint32_t)(low * UINT64_C(2654435761) % world->keys); /* scrambled */
-    }
-    free(cumulated);
-    return true;
-}
-
-static near_bytes
-key_at(const struct world *world, size_t i)
-{
-    return (near_bytes){ world->key[i], KEY_SIZE };
-}
-
-static bool
-fill(struct world *world)
-{
-    struct near__l1_config config = { world->keys * 1024 + (1 << 20), 0, 0, "lru" };
-
-    if (near__l1_new(&world->l1, &config) != NEAR_OK || !peer_open(world))
-        return false;
-    world->key = calloc(world->keys, sizeof(*world->key));
-    if (world->key == NULL)
-        return false;
-    for (size_t i = 0; i < world->keys; i++) {
-        snprintf(world->key[i], sizeof(world->key[i]), "user_feature_%08u", (unsigned)(i % 100000000));
-        uint64_t            hash  = near__hash_keyed(&world->secret, key_at(world, i));
-        void               *room  = NULL;
-        struct near__entry *entry = near__entry_new(key_at(world, i), hash, VALUE_SIZE, &room);
-        if (entry == NULL || !peer_put(world->peer, hash, key_at(world, i)))
-            return false;
-        memset(room, 'v', VALUE_SIZE);
-        near__l1_insert(world->l1, entry, near__l1_fence(world->l1, hash), 0);
-        near__entry_release(&entry);
-    }
-    return true;
-}
-
-/* Nanoseconds per lookup; `hits` counts, so that nothing is optimised away and a miss cannot hide. */
-static double
-run_l1(struct world *world, size_t *hits)
-{
-    int64_t start = near__now(&near__clock_system);
-
-    for (size_t i = 0; i < LOOKUPS; i++) {
-        near_bytes          key   = key_at(world, world->sequence[i]);
-        struct near__entry *entry = near__l1_find(world->l1, near__hash_keyed(&world->secret, key), key, 0);
-        *hits += entry != NULL && *(const char *)entry->value == 'v';
-        near__entry_release(&entry);
-    }
-    return (double)(near__now(&near__clock_system) - start) / LOOKUPS;
-}
-
-static double
-run_peer(struct world *world, size_t *hits)
-{
-    int64_t start = near__now(&near__clock_system);
-
-    for (size_t i = 0; i < LOOKUPS; i++) {
-        near_bytes         key   = key_at(world, world->sequence[i]);
-        struct peer_entry *entry = peer_get(world->peer, near__hash_keyed(&world->secret, key), key);
-        *hits += entry != NULL && entry->bytes[KEY_SIZE] == 'v';
-        if (entry != NULL)
-            atomic_fetch_sub_explicit(&entry->refs, 1, memory_order_acq_rel);
-    }
-    return (double)(near__now(&near__clock_system) - start) / LOOKUPS;
-}
 
 static int
-by_size(const void *a, const void *b)
+usage(const char *program)
 {
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
+    fprintf(stderr,
+            "usage: %s [OPTION...]\n"
+            "  --only LIST       of W1,W2,W3,W4,memory,budget (all)\n"
+            "  --threads LIST    numbers of threads to run with (1,2)\n"
+            "  --rounds N        (5)\n"
+            "  --seconds S       of one peer, operation and round (0.3)\n"
+            "  --policies LIST   l1.policy to try; what the library does not know is left out; goals are "
+            "held against\n"
+            "                    the first (lru,s3fifo,sieve,tinylfu,lfu,adaptive)\n"
+            "  --peers LIST      only peers whose names contain one of these; sharded64, limit and nearcache "
+            "for --check\n"
+            "  --keys-by-index   keys lie in one array and are picked by number, often a cache miss more for "
+            "everybody, instead\n"
+            "                    of each thread's lying in the order of use\n"
+            "  --no-pin          leave threads to the scheduler: where others use the machine, too\n"
+            "  --budget [MIB]    only the memory of a cache filled far beyond l1.max_bytes (%d)\n"
+            "  --quick           2 rounds of 0.1 s\n"
+            "  --check           hold the figures against the goals; exit status 1 when one is missed\n"
+            "  --tsv FILE        every round's figures, tab-separated\n",
+            program, BUDGET_MIB);
+    return 2;
 }
 
-static double
-median(double *values, size_t n)
+/* ---- options */
+
+/* Whether one of the words of "a,b,c" is (or, `inside`, is part of) `name`. */
+static bool
+listed(const char *list, const char *name, bool inside)
 {
-    qsort(values, n, sizeof(*values), by_size);
-    return values[n / 2];
+    char word[64];
+
+    for (const char *at = list; at != NULL && *at != '\0'; at += strcspn(at, ","), at += *at == ',') {
+        snprintf(word, sizeof(word), "%.*s", (int)strcspn(at, ","), at);
+        if (inside ? strstr(name, word) != NULL : strcmp(name, word) == 0)
+            return true;
+    }
+    return false;
+}
+
+static bool
+wanted(const char *name)
+{
+    return bench.only == NULL || listed(bench.only, name, false);
+}
+
+static bool
+parse_threads(const char *text)
+{
+    char *end;
+
+    bench.thread_counts = bench.most_threads = 0;
+    do {
+        unsigned long n = strtoul(text, &end, 10);
+        if (n == 0 || n > L1_THREADS_MAX || bench.thread_counts == 8 || (*end != ',' && *end != '\0'))
+            return false;
+        bench.threads[bench.thread_counts++] = (unsigned)n;
+        bench.most_threads                   = n > bench.most_threads ? (unsigned)n : bench.most_threads;
+        text                                 = end + 1;
+    } while (*end == ',');
+    return true;
+}
+
+static bool
+parse_budget(const char *text)
+{
+    bench.only = "budget";
+    if (text != NULL)
+        bench.budget = (unsigned)strtoul(text, NULL, 10);
+    return bench.budget > 0;
+}
+
+static bool
+parse(int argc, char **argv)
+{
+    static const struct option options[] = {
+        { "only", 1, NULL, 'o' },          { "threads", 1, NULL, 't' },  { "rounds", 1, NULL, 'r' },
+        { "seconds", 1, NULL, 's' },       { "policies", 1, NULL, 'p' }, { "peers", 1, NULL, 'n' },
+        { "keys-by-index", 0, NULL, 'k' }, { "no-pin", 0, NULL, 'P' },   { "budget", 2, NULL, 'b' },
+        { "quick", 0, NULL, 'q' },         { "check", 0, NULL, 'c' },    { "tsv", 1, NULL, 'v' },
+        { "child", 0, NULL, 'C' },         { NULL, 0, NULL, 0 },
+    };
+    bool ok = true;
+
+    for (int c; ok && (c = getopt_long(argc, argv, "+", options, NULL)) != -1;)
+        switch (c) {
+        case 'o':
+            bench.only = optarg;
+            break;
+        case 't':
+            ok = parse_threads(optarg);
+            break;
+        case 'r':
+            bench.rounds = (unsigned)strtoul(optarg, NULL, 10);
+            break;
+        case 's':
+            bench.seconds = strtod(optarg, NULL);
+            break;
+        case 'p':
+            snprintf(bench.policies, sizeof(bench.policies), "%s", optarg);
+            break;
+        case 'n':
+            bench.named = optarg;
+            break;
+        case 'k':
+            bench.stream = false;
+            break;
+        case 'P':
+            bench.pin = false;
+            break;
+        case 'b':
+            ok = parse_budget(optarg != NULL || optind == argc || argv[optind][0] == '-' ? optarg
+                                                                                         : argv[optind++]);
+            break;
+        case 'q':
+            bench.rounds = 2, bench.seconds = 0.1;
+            break;
+        case 'c':
+            bench.check = true;
+            break;
+        case 'v':
+            bench.tsv = optarg;
+            break;
+        case 'C':
+            bench.child = argv + optind;
+            return argc - optind == 3;
+        default:
+            ok = false;
+        }
+    return ok && optind == argc && bench.rounds > 0 && bench.rounds <= L1_ROUNDS_MAX && bench.seconds > 0;
+}
+
+/* ---- peers */
+
+static void
+add(const struct l1_peer *peer)
+{
+    if (bench.peer_count < L1_PEERS_MAX && (bench.named == NULL || listed(bench.named, peer->name, true)))
+        bench.peers[bench.peer_count++] = *peer;
+}
+
+static void
+add_rivals(void)
+{
+    add(&l1_baseline);
+    add(&l1_limit);
+    add(&l1_sharded64);
+    add(&l1_one_mutex);
+#ifdef HAVE_URCU
+    add(&l1_rcu);
+#else
+    printf("without liburcu: this build has not found it (package liburcu-dev)\n");
+#endif
+#ifdef HAVE_TBB
+    add(&l1_tbb_map);
+    add(&l1_tbb_lru);
+#else
+    printf("without oneTBB: this build has not found it, or no C++ compiler (package libtbb-dev)\n");
+#endif
+    add(&l1_caffeine);
+}
+
+/* Batches, copies and TTLs are measured for the first policy; they differ no more between policies than the gets do. */
+static void
+add_ours(void)
+{
+    struct l1_peer peer;
+
+    for (char *policy = strtok(bench.policies, ","); policy != NULL; policy = strtok(NULL, ",")) {
+        if (!l1_ours(&peer, policy, false)) {
+            if (bench.child == NULL)
+                printf("without l1.policy=%s: the library does not know it\n", policy);
+            continue;
+        }
+        if (bench.first_policy != NULL)
+            peer.loops[L1_MANY] = peer.loops[L1_COPY] = NULL;
+        add(&peer);
+        if (bench.first_policy != NULL)
+            continue;
+        bench.first_policy = policy;
+        l1_ours(&peer, policy, true);
+        peer.loops[L1_MANY] = peer.loops[L1_COPY] = peer.loops[L1_CHURN] = peer.loops[L1_SAMPLED] = NULL;
+        add(&peer);
+    }
+}
+
+/* ---- a stage */
+
+struct entrant {
+    const struct l1_peer *peer;
+    void                 *cache;
+    size_t                at[L1_THREADS_MAX];
+    struct l1_race       *races[8][4]; /* by number of threads and operation; NULL: does not take part */
+};
+
+static bool
+takes_part(const struct stage *stage, const struct l1_peer *peer)
+{
+    for (unsigned i = 0; i < stage->op_count; i++)
+        if (peer->loops[stage->ops[i]] != NULL)
+            return true;
+    return false;
+}
+
+/* Filled, or where entries are evicted: churned until what it keeps no longer depends on how it began. */
+static bool
+prepare(const struct stage *stage, struct entrant *entrant, const struct l1_world *world)
+{
+    struct l1_figures ignored;
+
+    if (stage->capacity == 0)
+        return entrant->peer->run != NULL || l1_fill(entrant->peer, entrant->cache, world, stage->keys);
+    return l1_run(entrant->peer, entrant->cache, world, L1_CHURN, 1, fmax(CHURN_SECONDS, 3 * bench.seconds),
+                  entrant->at, &ignored);
+}
+
+static bool
+enter(const struct stage *stage, const struct l1_peer *peer, const struct l1_world *world,
+      struct entrant *entrant)
+{
+    const char *why = "out of memory";
+
+    *entrant = (struct entrant){ .peer = peer, .cache = peer->open(peer, world, stage->capacity, &why) };
+    if (entrant->cache == NULL || !prepare(stage, entrant, world)) {
+        printf("%s: without %s: %s\n", stage->name, peer->name,
+               entrant->cache == NULL ? why : "it could not be filled");
+        return false;
+    }
+    for (unsigned t = 0; t < bench.thread_counts; t++)
+        for (unsigned i = 0; i < stage->op_count; i++)
+            if (peer->loops[stage->ops[i]] != NULL)
+                entrant->races[t][i] =
+                    l1_race_add(&bench.results, stage->title, peer, stage->ops[i], bench.threads[t]);
+    return true;
+}
+
+static void
+run_entrant(const struct stage *stage, struct entrant *entrant, const struct l1_world *world)
+{
+    for (unsigned t = 0; t < bench.thread_counts; t++)
+        for (unsigned i = 0; i < stage->op_count; i++) {
+            struct l1_race *race = entrant->races[t][i];
+            if (race != NULL && l1_run(entrant->peer, entrant->cache, world, race->op, race->threads,
+                                       bench.seconds, entrant->at, &race->round[race->rounds]))
+                race->rounds++;
+        }
+}
+
+static void
+run_stage(const struct stage *stage, const struct l1_world *world)
+{
+    static struct entrant entrants[L1_PEERS_MAX];
+    unsigned              n = 0;
+
+    for (unsigned i = 0; i < bench.peer_count; i++)
+        if (takes_part(stage, &bench.peers[i]))
+            n += enter(stage, &bench.peers[i], world, &entrants[n]);
+    for (unsigned round = 0; round < bench.rounds; round++)
+        for (unsigned i = 0; i < n; i++)
+            run_entrant(stage, &entrants[(i + round) % n], world);
+    for (unsigned t = 0; t < bench.thread_counts; t++)
+        l1_table(&bench.results, stage->title, bench.threads[t]);
+    for (unsigned i = 0; i < n; i++)
+        entrants[i].peer->close(entrants[i].cache);
+}
+
+static bool
+run_stages(void)
+{
+    struct l1_world world = { 0 };
+
+    for (unsigned i = 0; i < STAGES; i++) {
+        if (!wanted(stages[i].name))
+            continue;
+        if (world.keys != stages[i].keys) {
+            if (world.keys != 0)
+                l1_world_close(&world);
+            if (!l1_world_open(&world, stages[i].keys, bench.most_threads, bench.stream))
+                return false;
+            world.pin = bench.pin;
+        }
+        run_stage(&stages[i], &world);
+    }
+    if (world.keys != 0)
+        l1_world_close(&world);
+    return true;
+}
+
+/* ---- memory */
+
+static void
+measure_memory(void)
+{
+    for (unsigned i = 0; i < bench.peer_count && wanted("memory"); i++) {
+        const struct l1_peer *peer = &bench.peers[i];
+        if (peer->open == l1_baseline.open)
+            continue;
+        l1_memory_add(&bench.results, peer, "plain", l1_bytes_per_entry(peer, L1_PLAIN, KEYS), 0);
+        if (peer->policy == bench.first_policy && !peer->ttl)
+            l1_memory_add(&bench.results, peer, "L2-backed", l1_bytes_per_entry(peer, L1_L2_BACKED, KEYS), 0);
+    }
+    for (unsigned i = 0; i < bench.peer_count && wanted("budget"); i++) {
+        const struct l1_peer *peer   = &bench.peers[i];
+        double                budget = (double)bench.budget * (1 << 20), growth, counted;
+        if (peer->policy == NULL || peer->ttl)
+            continue;
+        if (l1_budget(peer, (uint64_t)budget, &growth, &counted))
+            l1_memory_add(&bench.results, peer, "budget", growth / budget, counted / budget);
+        else
+            l1_memory_add(&bench.results, peer, "budget", -1, 0);
+    }
+}
+
+static void
+introduce(void)
+{
+    printf("%u processors; medians of %u rounds of %g s; keys %s; nearcache %s\n", l1_processors(),
+           bench.rounds, bench.seconds, bench.stream ? "in order of use" : "by index", near_version());
+    printf("every ns/op contains \"key and hash alone\"; t/limit: time over the limit's for the same "
+           "operation (batches: the\n"
+           "limit's batches; else its single get); batches and copies over sharded64: over its single get; "
+           "cpu: process CPU over\n"
+           "wall, less than the threads means a disturbed round; %llu ns of timing are subtracted from a "
+           "sampled get\n",
+           (unsigned long long)((double)l1_tick_overhead() * l1_tick_ns()));
 }
 
 int
 main(int argc, char **argv)
 {
-    struct world world  = { .keys = argc > 1 ? strtoul(argv[1], NULL, 10) : 1000000 };
-    size_t       rounds = argc > 2 ? strtoul(argv[2], NULL, 10) : 5, hits[2] = { 0, 0 };
-    double       ours[ROUNDS_MAX], theirs[ROUNDS_MAX], l1, peer;
+    unsigned missed = 0;
 
-    if (world.keys == 0 || world.keys > 100000000 || rounds == 0 || rounds > ROUNDS_MAX) {
-        fprintf(stderr, "usage: %s [KEYS (1 .. 100000000) [ROUNDS (1 .. %d)]]\n", argv[0], ROUNDS_MAX);
+    if (!parse(argc, argv))
+        return usage(argv[0]);
+    if (bench.child != NULL) {
+        freopen("/dev/null", "w", stderr);
+        bench.named = bench.child[1];
+    }
+    add_rivals();
+    add_ours();
+    if (bench.child != NULL)
+        return l1_child(bench.peers, bench.peer_count, bench.child);
+    introduce();
+    if (!run_stages()) {
+        fprintf(stderr, "%s: out of memory\n", argv[0]);
         return 2;
     }
-    if (near__secret_init(&world.secret) != NEAR_OK || !draw_sequence(&world) || !fill(&world)) {
-        fprintf(stderr, "%s: out of memory\n", argv[0]);
-        return 1;
-    }
-    for (size_t i = 0; i < rounds; i++) {
-        ours[i]   = run_l1(&world, &hits[0]);
-        theirs[i] = run_peer(&world, &hits[1]);
-    }
-    if (hits[0] != rounds * LOOKUPS || hits[1] != rounds * LOOKUPS) {
-        fprintf(stderr, "%s: not every lookup was a hit\n", argv[0]);
-        return 1;
-    }
-    l1   = median(ours, rounds);
-    peer = median(theirs, rounds);
-    printf("W1, 1 thread, %zu keys, median of %zu rounds: l1 %.1f ns, one-mutex LRU %.1f ns, l1 x%.2f\n",
-           world.keys, rounds, l1, peer, peer / l1);
-    return 0; /* the memory goes with the process */
+    l1_scaling(&bench.results);
+    measure_memory();
+    l1_memory_table(&bench.results);
+    if (bench.check && bench.first_policy != NULL)
+        missed = l1_check(&bench.results, bench.first_policy);
+    if (bench.tsv != NULL && !l1_tsv(&bench.results, bench.tsv))
+        fprintf(stderr, "%s: %s cannot be written\n", argv[0], bench.tsv);
+    return missed > 0;
 }
