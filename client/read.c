@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hash_keyed.h"
 #include "l1/find.h"
 
 enum near__gate
@@ -249,7 +250,8 @@ near_get(near_cache *cache, near_bytes key, near_value **value)
     near_value *hit;
 
     if (NEAR__LIKELY(value != NULL && plain_view(cache, key, &now))) {
-        hit = near__l1_hit((struct near__l1_front *)cache->l1, near__hash_keyed(&cache->client->secret, key), key, now);
+        hit = near__l1_hit((struct near__l1_front *)cache->l1, near__hash_keyed_inline(&cache->client->secret, key), key,
+                          now);
         if (NEAR__LIKELY((uintptr_t)hit > NEAR__VALUE_BITS)) {
             *value = hit;
             return NEAR_OK;
@@ -355,7 +357,7 @@ near__l1_answer_group(near_cache *cache, const struct near__view *view, const ne
     size_t other = 0;
 
     for (size_t i = 0; i < n; i++)
-        hashes[i] = near__hash_keyed(&cache->client->secret, statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i]);
+        hashes[i] = near__hash_keyed_inline(&cache->client->secret, statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i]);
     if (__builtin_expect(!asks_l1(view), 0)) {
         for (size_t i = 0; i < n; i++)
             if (statuses[i] >= 0)

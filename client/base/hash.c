@@ -1,11 +1,8 @@
-#include "base/hash.h"
+#include "base/hash_keyed.h"
 
 #include <errno.h>
 #include <sys/random.h>
 
-#define XXH_INLINE_ALL
-#define XXH_FORCE_MEMORY_ACCESS 0 /* gcc's own mode breaks strict aliasing when inlined (rule X2) */
-#include <xxhash.h>
 
 bool
 near__random(void *buffer, size_t size)
@@ -40,7 +37,7 @@ near__secret_init(struct near__secret *secret)
 uint64_t
 near__hash_keyed(const struct near__secret *secret, near_bytes key)
 {
-    return XXH3_64bits_withSecret(key.data, key.size, secret->bytes, sizeof(secret->bytes));
+    return near__hash_keyed_inline(secret, key);
 }
 
 uint64_t

@@ -1,5 +1,5 @@
 /*
- * The hashes of the house.  xxhash is included in hash.c only (rules X1, X2), so no symbol of it leaves the library.
+ * The hashes of the house.  xxhash is included by hash_keyed.h only (rules X1, X2), so no symbol of it leaves the library.
  *
  * near__hash_keyed   64 bits under a per-client random secret: picks shard, bucket, fence and flight of a key in this
  *                    process.  Never leaves the process and is never an identity: whole keys are compared.
