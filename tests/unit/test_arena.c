@@ -865,6 +865,32 @@ test_charges_push_free_pages_out(void **state)
     near__arena_close(&arena);
 }
 
+/* Free slabs at the upper end hold the budget's pages when slabs of the lower end, without pages, are taken. */
+static void
+test_pages_move_to_the_slabs_in_use(void **state)
+{
+    struct near__arena *arena;
+    struct near__heap   heap;
+    void               *slabs[128];
+
+    (void)state;
+    assert_int_equal(near__arena_open(&arena, MIB(8), 0, 65536), NEAR_OK);
+    near__heap_init(&heap, arena, 0, MIB(8));
+    for (size_t i = 0; i < 128; i++)
+        assert_non_null(slabs[i] = near__heap_slab(&heap));
+    for (size_t i = 0; i < 32; i++)
+        near__heap_slab_free(&heap, slabs[i]);
+    assert_int_equal(near__arena_trim(arena, SIZE_MAX), MIB(2));
+    for (size_t i = 96; i < 128; i++)
+        near__heap_slab_free(&heap, slabs[i]);
+    near__arena_limit(arena, MIB(6));
+    for (size_t i = 0; i < 32; i++) {
+        assert_ptr_equal(near__heap_slab(&heap), slabs[i]); /* the lowest first */
+        assert_true(near__arena_committed(arena) <= MIB(6) + KIB(16));
+    }
+    near__arena_close(&arena);
+}
+
 /* ---- memory that is refused */
 
 static void
@@ -1132,6 +1158,7 @@ main(void)
         cmocka_unit_test(test_fini_gives_back_what_one_heap_has),
         cmocka_unit_test(test_rss_is_the_budget),
         cmocka_unit_test(test_charges_push_free_pages_out),
+        cmocka_unit_test(test_pages_move_to_the_slabs_in_use),
         cmocka_unit_test(test_opening_when_memory_is_refused),
         cmocka_unit_test(test_filling_when_memory_is_refused),
         cmocka_unit_test(test_advice_is_refused),
