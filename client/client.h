@@ -130,19 +130,23 @@ int64_t near__client_now_coarse(const near_client *client);
 /* Nobody ticks: the clock, and a word to the scheduler. */
 int64_t near__client_now_unticked(near_client *client);
 
-/* The time an L1 hit is judged by.  Where nothing depends on it none is read. */
+/* The time an L1 hit is judged by, of a cache without a bus.  Where nothing depends on it none is read. */
+static inline int64_t
+near__client_hit_time_alone(const near_cache *cache)
+{
+    int64_t tick;
+
+    if (!near__l1_timed(cache->l1))
+        return 0;
+    tick = atomic_load_explicit(&cache->client->tick, memory_order_relaxed);
+    return tick != 0 ? tick : near__client_now_unticked(cache->client);
+}
+
 static inline int64_t
 near__client_hit_time(const near_cache *cache)
 {
-    near_client *client = cache->client;
-    int64_t      tick;
-
-    if (client->coherence != NULL)
-        return near__client_now_coarse(client);
-    if (!near__l1_timed(cache->l1))
-        return 0;
-    tick = atomic_load_explicit(&client->tick, memory_order_relaxed);
-    return tick != 0 ? tick : near__client_now_unticked(client);
+    return cache->client->coherence != NULL ? near__client_now_coarse(cache->client)
+                                            : near__client_hit_time_alone(cache);
 }
 
 /* The door of every public call: NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_FORKED, NEAR_ERR_CLOSED. */

@@ -239,8 +239,12 @@ plain_view(const near_cache *cache, near_bytes key, int64_t *now)
     client = cache->client;
     if (NEAR__UNLIKELY(*client->alive == 0 || atomic_load_explicit(&client->closed, memory_order_relaxed)))
         return false;
-    *now = near__client_hit_time(cache);
-    return client->coherence == NULL || near__cache_gate(cache, *now) == NEAR__GATE_OPEN;
+    if (client->coherence == NULL) {
+        *now = near__client_hit_time_alone(cache);
+        return true;
+    }
+    *now = near__client_now_coarse(client);
+    return near__cache_gate(cache, *now) == NEAR__GATE_OPEN;
 }
 
 near_status

@@ -126,14 +126,12 @@ near__block_same16(const unsigned char *a, const unsigned char *b)
 static inline bool
 near__block_same(const unsigned char *a, const unsigned char *b, size_t size)
 {
-    size_t at = 0;
-
     if (size < 16)
         return near__block_same_short(a, b, size);
-    for (; at < size - 16; at += 16)
+    for (size_t at = 16; __builtin_expect(at < size - 16, 0); at += 16)
         if (!near__block_same16(a + at, b + at))
             return false;
-    return near__block_same16(a + size - 16, b + size - 16);
+    return near__block_same16(a, b) & near__block_same16(a + size - 16, b + size - 16);
 }
 
 static inline bool
@@ -142,6 +140,17 @@ near__block_is(const struct near__block *block, near_bytes key)
     if (__builtin_expect(block->flags & NEAR__BLOCK_EXTERNAL, 0))
         return near__bytes_equal(near__entry_key(near__block_external(block)), key);
     return block->key_size == key.size && near__block_same(near__block_key(block), key.data, key.size);
+}
+
+/* The same of a block in the arena; false of an external one. */
+static inline bool
+near__block_is_plain(const struct near__block *block, near_bytes key)
+{
+    uint16_t head;
+
+    memcpy(&head, block, sizeof(head)); /* flags and key size at once */
+    return (head & (0xff00u | NEAR__BLOCK_EXTERNAL)) == key.size << 8 &&
+           near__block_same(near__block_key(block), key.data, key.size);
 }
 
 static inline uint32_t

@@ -64,8 +64,6 @@ near__l1_judge(unsigned flags, const struct near__block *block, struct near__haz
 {
     uintptr_t value = (uintptr_t)slot | NEAR__VALUE_SLOT | NEAR_FROM_L1;
 
-    if (NEAR__LIKELY((flags & (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE)) == 0))
-        return (near_value *)value;
     if ((flags & NEAR__BLOCK_EXPIRES) &&
         NEAR__UNLIKELY(near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now)))
         return NULL;
@@ -86,18 +84,21 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
     struct near__table       *table;
     near_value               *value;
     unsigned                  lane;
+    size_t                    number;
 
     if (NEAR__UNLIKELY(reader == NULL || !front->fast))
         goto slow;
     slot = reader->next;
-    if (NEAR__UNLIKELY(atomic_load_explicit(&slot->block, memory_order_acquire) != NULL))
-        goto slow;
-    table = &front->tables[hash & front->shard_mask];
+    if (NEAR__UNLIKELY(atomic_load_explicit(&slot->block, memory_order_acquire) != NULL)) {
+        slot = near__hazard_search(reader);
+        if (slot == NULL)
+            return NULL;
+    }
+    table  = &front->tables[hash & front->shard_mask];
     bucket = near__table_bucket(table, near__table_home(near__table_size(table), element));
     if (NEAR__UNLIKELY(near__bucket_stale(table, bucket)))
         goto slow;
-    for (match = near__bucket_match(bucket, near__tag(element)); NEAR__UNLIKELY(match == 0);
-         match = near__bucket_match(bucket, near__tag(element))) {
+    while (NEAR__UNLIKELY((match = near__bucket_match(bucket, near__tag(element))) == 0)) {
         bucket = near__table_after(table, bucket);
         if (bucket == NULL)
             goto slow;
@@ -108,17 +109,21 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
     /* release and the compiler's fence: as in near__hazard_set(); the other half of the fence is membarrier(2) */
     atomic_store_explicit(&slot->block, block, memory_order_release);
     atomic_signal_fence(memory_order_seq_cst);
-    if (NEAR__UNLIKELY(ref == 0 || near__bucket_ref(bucket, lane) != ref || (block->flags & NEAR__BLOCK_EXTERNAL) ||
-                       !near__block_is(block, key)))
+    if (NEAR__UNLIKELY(ref == 0 || near__bucket_ref(bucket, lane) != ref || !near__block_is_plain(block, key)))
         goto changed;
-    value = near__l1_judge(block->flags, block, slot, now);
-    if (NEAR__UNLIKELY((uintptr_t)value <= NEAR__VALUE_BITS || reader->hits_count <= front->number))
+    number = front->number;
+    if (NEAR__UNLIKELY(reader->hits_count <= number))
         goto changed;
+    value = (near_value *)((uintptr_t)slot | NEAR__VALUE_SLOT | NEAR_FROM_L1);
+    if (block->flags & (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE)) {
+        value = near__l1_judge(block->flags, block, slot, now);
+        if (NEAR__UNLIKELY((uintptr_t)value <= NEAR__VALUE_BITS))
+            goto changed;
+    }
     if (NEAR__UNLIKELY(near__l1_use(table, bucket, lane)) && front->watch != NULL)
         near__l1_watch(front, hash);
     reader->next = slot + 1;
-    atomic_store_explicit(&reader->hits[front->number],
-                          atomic_load_explicit(&reader->hits[front->number], memory_order_relaxed) + 1,
+    atomic_store_explicit(&reader->hits[number], atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + 1,
                           memory_order_relaxed);
     return value;
 changed:

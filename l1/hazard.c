@@ -36,8 +36,7 @@ struct burial {
 };
 
 _Thread_local struct near__reader *near__reader_mine __attribute__((tls_model("initial-exec")));
-bool                               near__hazard_fences;
-_Atomic bool                       near__hazard_buried;
+_Atomic unsigned                   near__hazard_flags;
 
 /*
  * The process's own state.  `lock` is a leaf and covers everything but the atomics.
@@ -76,7 +75,8 @@ process_init(void)
 {
     near__lock_init(&process.lock, NEAR__RANK_LEAF);
     process.key_made    = pthread_key_create(&process.key, thread_ends) == 0;
-    near__hazard_fences = syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) != 0;
+    if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) != 0)
+        atomic_fetch_or_explicit(&near__hazard_flags, NEAR__HAZARD_FENCES, memory_order_relaxed);
 }
 
 static struct chunk *
@@ -170,8 +170,14 @@ struct near__hazard *
 near__hazard_search(struct near__reader *reader)
 {
     struct record       *record = (struct record *)reader;
-    struct near__hazard *slot   = chunk_search(record->current);
+    struct near__hazard *slot   = record->current->slots;
     struct chunk        *chunk;
+
+    if (reader->next == &slot[NEAR__HAZARD_SLOTS] && atomic_load_explicit(&slot->block, memory_order_acquire) == NULL) {
+        reader->next = slot; /* once round; acquire: as in near__hazard_slot() */
+        return slot;
+    }
+    slot = chunk_search(record->current);
 
     for (chunk = record->chunks; slot == NULL && chunk != NULL; chunk = chunk->next) {
         slot = chunk_search(chunk);
@@ -200,7 +206,7 @@ near__hazard_epoch(void)
 {
     /* What was unlinked before this number was read must be visible to the barrier that begins after it.  membarrier sees to
      * that: whoever is between the two when it strikes passes a fence there.  Without it a read-modify-write does. */
-    if (near__hazard_fences)
+    if (near__hazard_fences())
         return atomic_fetch_add_explicit(&process.begun, 0, memory_order_seq_cst);
     atomic_signal_fence(memory_order_seq_cst);
     return atomic_load_explicit(&process.begun, memory_order_acquire);
@@ -302,7 +308,7 @@ near__hazard_barrier(uint64_t epoch)
         return;
     }
     number = atomic_fetch_add_explicit(&process.begun, 1, memory_order_seq_cst) + 1;
-    if (!near__hazard_fences)
+    if (!near__hazard_fences())
         syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
     held_scan_locked();
     atomic_store_explicit(&process.complete, number, memory_order_release); /* pairs with near__hazard_passed() */
@@ -364,12 +370,13 @@ burials_over_locked(void)
         one->next = over;
         over      = one;
     }
-    atomic_store_explicit(&near__hazard_buried, process.burials != NULL, memory_order_relaxed);
+    if (process.burials == NULL)
+        atomic_fetch_and_explicit(&near__hazard_flags, ~(unsigned)NEAR__HAZARD_BURIED, memory_order_relaxed);
     return over;
 }
 
-void
-near__hazard_wake(void)
+static void
+burials_end(void)
 {
     struct burial *over, *next;
 
@@ -381,6 +388,16 @@ near__hazard_wake(void)
         over->end(over->ctx);
         free(over);
     }
+}
+
+void
+near__hazard_wake(struct near__hazard *slot)
+{
+    /* The fence that others have from membarrier.  The slot is free already: a thread that takes it meanwhile does not mind. */
+    if (near__hazard_fences())
+        atomic_fetch_add_explicit(&slot->more, 0, memory_order_seq_cst);
+    if (atomic_load_explicit(&near__hazard_flags, memory_order_relaxed) & NEAR__HAZARD_BURIED)
+        burials_end();
 }
 
 near_status
@@ -395,12 +412,12 @@ near__hazard_bury(const void *from, const void *to, void (*end)(void *ctx), void
     near__lock(&process.lock);
     burial->next    = process.burials;
     process.burials = burial;
-    atomic_store_explicit(&near__hazard_buried, true, memory_order_seq_cst);
+    atomic_fetch_or_explicit(&near__hazard_flags, NEAR__HAZARD_BURIED, memory_order_seq_cst);
     /* Who empties a slot looks at the flag afterwards.  After this barrier either the slot is seen empty here or the flag there. */
-    if (!near__hazard_fences)
+    if (!near__hazard_fences())
         syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
     near__unlock(&process.lock);
-    near__hazard_wake();
+    burials_end();
     return NEAR_OK;
 }
 

@@ -42,8 +42,20 @@ struct near__reader {
     size_t               hits_count; /* numbers below this have a count */
 };
 
-extern _Thread_local struct near__reader *near__reader_mine __attribute__((tls_model("initial-exec")));
-extern bool near__hazard_fences; /* set before the first record exists: membarrier is not to be had */
+#define NEAR__INSIDE __attribute__((visibility("hidden"))) /* reached without the global offset table */
+
+extern _Thread_local struct near__reader *near__reader_mine __attribute__((tls_model("initial-exec"))) NEAR__INSIDE;
+
+/* What makes a release more than a store: bit 0, membarrier is not to be had (set before the first record exists); bit 1, something
+ * is buried. */
+enum { NEAR__HAZARD_FENCES = 1, NEAR__HAZARD_BURIED = 2 };
+extern _Atomic unsigned near__hazard_flags NEAR__INSIDE;
+
+static inline bool
+near__hazard_fences(void)
+{
+    return atomic_load_explicit(&near__hazard_flags, memory_order_relaxed) & NEAR__HAZARD_FENCES;
+}
 
 /* The calling thread's record, made when it is first asked for.  NULL: no memory. */
 struct near__reader *near__reader_new(void);
@@ -78,7 +90,7 @@ near__hazard_set(struct near__hazard *slot, const void *block)
 {
     /* release: a later content of the slot still says that what was read before is done (pairs with the scan) */
     atomic_store_explicit(&slot->block, block, memory_order_release);
-    if (__builtin_expect(near__hazard_fences, 0))
+    if (__builtin_expect(near__hazard_fences(), 0))
         atomic_fetch_add_explicit(&slot->more, 0, memory_order_seq_cst); /* a full fence that ThreadSanitizer knows */
     else
         atomic_signal_fence(memory_order_seq_cst); /* the other half is membarrier(2) in near__hazard_barrier() */
@@ -110,21 +122,17 @@ size_t near__hazard_count(void);
  * The owner of a range of memory gives it up while blocks in it are still held: `end(ctx)` runs once, at the last release or at
  * once when nothing is held.  No lock may be held.  NEAR_ERR_NOMEM: nothing was done. */
 near_status near__hazard_bury(const void *from, const void *to, void (*end)(void *ctx), void *ctx);
-/* Called after a slot was emptied while something is buried. */
-void                near__hazard_wake(void);
-extern _Atomic bool near__hazard_buried;
+/* The rest of a release while any of the flags is set. */
+void near__hazard_wake(struct near__hazard *slot);
 
 /* The last holder lets go of a value. */
 static inline void
 near__hazard_release(struct near__hazard *slot)
 {
     near__hazard_clear(slot);
-    if (__builtin_expect(near__hazard_fences, 0))
-        atomic_fetch_add_explicit(&slot->more, 0, memory_order_seq_cst);
-    else
-        atomic_signal_fence(memory_order_seq_cst); /* the other half is membarrier(2) in near__hazard_bury() */
-    if (__builtin_expect(atomic_load_explicit(&near__hazard_buried, memory_order_relaxed), 0))
-        near__hazard_wake();
+    atomic_signal_fence(memory_order_seq_cst); /* the other half is membarrier(2) in near__hazard_bury() */
+    if (__builtin_expect(atomic_load_explicit(&near__hazard_flags, memory_order_relaxed) != 0, 0))
+        near__hazard_wake(slot);
 }
 
 /* ---- counts of L1 hits, kept by the reading threads */

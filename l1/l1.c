@@ -80,7 +80,7 @@ enum {
     ENTRY_BYTES   = 256,             /* expected, where only bytes are known */
     STRIPES_MIN   = 1024,            /* a batch of writes must not meet itself at every key */
     STRIPES_MAX   = 65536,
-    SLAB_PARTS    = 256,             /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
+    SLAB_PARTS    = 512,             /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
     SLAB_MIN      = 512,
     SLAB_MAX      = 65536,
     GROWTH        = 16,  /* how far an L1 may be resized ... */
@@ -791,7 +791,7 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
         return status;
     }
     near__reader(); /* what the first one finds out about the system, the fast path must know */
-    l1->front.fast = !l1->off && !near__hazard_fences;
+    l1->front.fast = !l1->off && !near__hazard_fences();
     *out           = l1;
     return NEAR_OK;
 }
@@ -1348,6 +1348,7 @@ near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
 
     if (l1->off || max_bytes == 0 || max_bytes > l1->grow_bytes || (max_entries != 0 && max_entries < shards))
         return NEAR_ERR_INVALID;
+    near__arena_limit(l1->arena, max_bytes);
     for (size_t i = 0; i < shards; i++) {
         struct shard *sh = &l1->shards[i];
 
