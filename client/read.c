@@ -5,6 +5,8 @@
  */
 #include "read.h"
 
+#include "early.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,11 +46,33 @@ near__hand_out(struct near__entry *entry, near_source source, near_value **value
     return NEAR_OK;
 }
 
+near_value *
+near__value_as_stale(near_value *value)
+{
+    return value != NULL ? (near_value *)((uintptr_t)value | NEAR__VALUE_STALE) : NULL;
+}
+
+struct near__hit
+near__l1_look(near_cache *cache, uint64_t hash, near_bytes key, int64_t now)
+{
+    struct near__entry *entry = near__l1_find(cache->l1, hash, key, now);
+
+    if (entry == NULL)
+        return (struct near__hit){ .value = NULL };
+    return (struct near__hit){
+        .value       = near__value_of(entry, NEAR_FROM_L1, false),
+        .fresh_until = entry->fresh_until,
+        .expires     = entry->expires,
+        .cost_us     = entry->cost_us,
+        .negative    = entry->negative,
+    };
+}
+
 bool
 near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
-                 near_value **value, near_status *status)
+                 near_value **value, near_status *status, int64_t *lead)
 {
-    struct near__entry *entry;
+    struct near__hit hit;
 
     if (view->gate == NEAR__GATE_FAIL) {
         near__count(cache, NEAR__gate_closed_reads, 1);
@@ -61,17 +85,29 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
         near__count(cache, NEAR__gate_closed_reads, 1);
         return false;
     }
-    entry = near__l1_find(cache->l1, hash, key, view->now);
-    if (entry != NULL && entry->negative && view->gate == NEAR__GATE_STALE)
-        near__entry_release(&entry); /* an absence carries no flag that says how old it is */
-    if (entry == NULL)
+    hit = near__l1_look(cache, hash, key, view->now);
+    if (hit.value == NULL)
         return false;
-    near__count(cache, entry->negative ? NEAR__negative_hits : NEAR__hits_l1, 1);
-    *status = near__hand_out(entry, NEAR_FROM_L1, value);
-    if (view->gate == NEAR__GATE_STALE && *status == NEAR_OK) {
-        near__count(cache, NEAR__stale_served, 1);
-        *value = near__value_of(near__value_entry(*value), NEAR_FROM_L1, true);
+    /* an absence carries no flag that says how old it is */
+    if (hit.fresh_until <= view->now || (hit.negative && view->gate == NEAR__GATE_STALE)) {
+        near_value_release(hit.value);
+        return false;
     }
+    if (hit.negative) {
+        near__count(cache, NEAR__negative_hits, 1);
+        near_value_release(hit.value);
+        *status = NEAR_NOT_FOUND;
+        return true;
+    }
+    near__count(cache, NEAR__hits_l1, 1);
+    if (view->gate == NEAR__GATE_STALE) {
+        near__count(cache, NEAR__stale_served, 1);
+        hit.value = near__value_as_stale(hit.value);
+    } else if (lead != NULL && near__early_may(cache, view->now, hit.fresh_until, hit.cost_us)) {
+        *lead = near__early_lead(cache, view->now, hit.fresh_until, hit.cost_us);
+    }
+    *value  = hit.value;
+    *status = NEAR_OK;
     return true;
 }
 
@@ -144,6 +180,7 @@ settle(near_cache *cache, const struct near__view *view, struct near__ask *ask, 
     }
     if (ask->found == NEAR__UNREACHABLE)
         return ask->status;
+    near__entry_release(&ask->entry); /* past its TTL: good for a fetch whose loader fails, not here */
     near__count(cache, NEAR__misses, 1);
     return NEAR_MISS;
 }
@@ -181,7 +218,7 @@ get_one(near_cache *cache, near_bytes key, unsigned flags, int64_t timeout_ms, n
     view = near__view_of(cache, flags);
     hash = near__hash_keyed(&cache->client->secret, key);
     near__count(cache, NEAR__requests, 1);
-    if (near__l1_answers(cache, &view, hash, key, value, &status))
+    if (near__l1_answers(cache, &view, hash, key, value, &status, NULL))
         return status;
     return get_below(cache, &view, hash, key, timeout_ms, value);
 }
@@ -284,7 +321,7 @@ near_get_many(near_cache *cache, const near_bytes *keys, size_t n, near_value **
         if (statuses[i] < 0)
             continue;
         hash = near__hash_keyed(&cache->client->secret, keys[i]);
-        if (near__l1_answers(cache, &view, hash, keys[i], &values[i], &statuses[i]))
+        if (near__l1_answers(cache, &view, hash, keys[i], &values[i], &statuses[i], NULL))
             continue;
         if (cache->client->ops == NULL) {
             near__count(cache, NEAR__misses, 1);

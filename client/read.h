@@ -12,12 +12,25 @@ struct near__view {
 };
 struct near__view near__view_of(const near_cache *cache, unsigned flags);
 
-/* Ask L1, if the gate and the flags let it answer.  True: *status and *value (NULL for NEAR_NOT_FOUND) are the answer. */
+/* What L1 has of a key, fresh or not: the one place that reads the fields of an L1 hit. */
+struct near__hit {
+    near_value *value; /* a reference; NULL: L1 has nothing */
+    int64_t     fresh_until, expires;
+    uint32_t    cost_us;
+    bool        negative; /* then the value has no bytes and is not for the application */
+};
+struct near__hit near__l1_look(near_cache *cache, uint64_t hash, near_bytes key, int64_t now);
+
+/* Ask L1, if the gate and the flags let it answer.  True: *status and *value (NULL for NEAR_NOT_FOUND) are the answer.
+ * *lead, unless NULL, is not 0 when the value is to be refreshed in the background, that long before its end. */
 bool near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
-                      near_value **value, near_status *status);
+                      near_value **value, near_status *status, int64_t *lead);
 
 /* Turn an entry into an answer: takes the reference over. */
 near_status near__hand_out(struct near__entry *entry, near_source source, near_value **value);
+
+/* The same value, marked as stale for its holder.  NULL stays NULL. */
+near_value *near__value_as_stale(near_value *value);
 
 /* The same answer to every key; returns it. */
 near_status near__refuse_all(near_status *statuses, size_t n, near_status status);

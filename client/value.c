@@ -42,9 +42,9 @@ near_value_get_info(const near_value *value, near_value_info *info)
         full.source = (near_source)((uintptr_t)value & NEAR__VALUE_SOURCE);
         full.stale  = ((uintptr_t)value & NEAR__VALUE_STALE) != 0;
         full.age_ms = (now - entry->born) / NEAR_MS;
-        full.ttl_ms = entry->expires == NEAR_NEVER ? -1
-                      : entry->expires <= now      ? 0
-                                                   : (entry->expires - now) / NEAR_MS;
+        full.ttl_ms = entry->fresh_until == NEAR_NEVER ? -1
+                      : entry->fresh_until <= now      ? 0
+                                                       : (entry->fresh_until - now) / NEAR_MS;
     }
     full.struct_size = size;
     memcpy(info, &full, size);
