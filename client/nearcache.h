@@ -420,6 +420,12 @@ NEAR_API near_status near_remove(near_cache *cache, near_bytes key);
 NEAR_API near_status near_remove_many(near_cache *cache, const near_bytes *keys, size_t n,
                                       near_status *statuses);
 
+/* Declare a key's value stale in both tiers and tell the other instances: the next fetch waits for the loader, and gets the old
+ * value, flagged, only within `grace` and only if the load fails or takes longer than loader.soft_timeout.  near_get() answers
+ * NEAR_MISS meanwhile.  A load of the key that is under way will not be cached.  Without grace, and for what is only known not to
+ * exist, this is near_remove().  Errors as near_put(). */
+NEAR_API near_status near_expire(near_cache *cache, near_bytes key);
+
 /* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
  * memory in L2 returns by TTL and eviction).  Errors as near_put().  Threads: any.  Blocks: as near_put(). */
 NEAR_API near_status near_clear(near_cache *cache);
@@ -488,7 +494,8 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(loads_throttled, c, "keys", "loads not attempted because the key's last one failed a moment ago")      \
     X(loads_refused, c, "keys", "loads not begun because the load budget was used up")                       \
     X(load_timeouts, c, "keys", "loads given up after loader.hard_timeout")                                  \
-    X(hedges, c, "keys", "loads begun because L2 was slow to answer")
+    X(hedges, c, "keys", "loads begun because L2 was slow to answer")                                        \
+    X(expires, c, "keys", "keys declared stale by near_expire")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

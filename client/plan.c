@@ -143,6 +143,7 @@ split(struct near__plan *plan, bool (*which)(const struct near__plan *plan, cons
         return;
     other->generation = plan->generation;
     other->read       = read;
+    other->sorted     = read;
     other->hedge      = plan->hedge;
     for (size_t i = 0; i < plan->n; i++) {
         struct near__leg *leg = &plan->legs[i];
@@ -262,6 +263,7 @@ sort_out(struct near__plan *plan)
     int64_t     now   = near__client_now(cache->client);
     int64_t     hard  = cache->settings.loader_hard_timeout;
 
+    plan->sorted = true;
     for (size_t i = 0; i < plan->n; i++) {
         struct near__leg *leg = &plan->legs[i];
         near_status       failed;
@@ -469,7 +471,8 @@ near__plan_run(struct near__plan *plan)
 {
     if (!plan->read)
         read_l2(plan);
-    sort_out(plan);
+    if (!plan->sorted)
+        sort_out(plan);
     if (!plan->background && !near__load_nested())
         split(plan, should_leave_the_caller, true);
     load_rest(plan);

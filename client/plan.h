@@ -33,8 +33,9 @@ struct near__plan {
     int64_t            deadline; /* of the caller whose thread it is on; NEAR_NEVER */
     uint64_t           generation;
     bool               background;
-    bool               read;  /* L2 has answered */
-    bool               hedge; /* a second way besides another plan's: loads, and stores in L1 only */
+    bool               read;   /* L2 has answered */
+    bool               sorted; /* and its answers have been dealt with: what is left has to be loaded */
+    bool               hedge;  /* a second way besides another plan's: loads, and stores in L1 only */
     size_t             n, capacity;
     struct near__ask **asks;   /* room for all */
     struct near__leg **picked; /* the same */
