@@ -250,6 +250,27 @@ take_stale(struct near__plan *plan, struct near__leg *leg, int64_t now)
     near__plan_fall_back(plan, leg, fallback_of(&leg->ask));
 }
 
+int64_t
+near__lease_time(const near_cache *cache)
+{
+    int64_t least = cache->client->traits.min_lease_ms * NEAR_MS;
+
+    return cache->settings.lease_timeout > least ? cache->settings.lease_timeout : least;
+}
+
+/* A marker seen for as long as a lease lasts has outlived it, by our own clock, although the server keeps it yet: memcached's second
+ * may take two. */
+static void
+look_at_marker(const near_cache *cache, struct near__leg *leg, int64_t now)
+{
+    if (leg->seen != leg->ask.stamp) {
+        leg->seen  = leg->ask.stamp;
+        leg->since = now;
+    } else if (now - leg->since >= near__lease_time(cache)) {
+        leg->ask.found = NEAR__OUTDATED;
+    }
+}
+
 static bool
 is_to_be_refreshed(const struct near__leg *leg, int64_t now)
 {
@@ -276,6 +297,8 @@ sort_out(struct near__plan *plan)
         }
         if (leg->ask.found == NEAR__FOUND)
             leg->ask.refresh = true;
+        if (leg->ask.found == NEAR__LEASED)
+            look_at_marker(cache, leg, now);
         if (leg->ask.found == NEAR__FOUND || leg->ask.found == NEAR__STALE)
             take_stale(plan, leg, now);
         failed = near__flight_throttled(cache, leg->flight, now);

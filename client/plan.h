@@ -21,6 +21,8 @@ struct near__leg {
     int64_t              ttl;    /* ns, unless the loader says otherwise */
     int64_t              lead;   /* a refresh before the end: by how much.  0: none */
     int64_t              poll;   /* parked: the last interval */
+    uint64_t             seen;   /* parked: the marker of another instance's lease, */
+    int64_t              since;  /* and when it was first seen */
     bool                 fill_l1;
     bool                 spare; /* the flight has something to fall back on */
     bool                 ended;
@@ -55,6 +57,9 @@ void near__plan_run(struct near__plan *plan);
 void near__plan_background(struct near__plan *plan);
 /* End every leg alike. */
 void near__plan_drop(struct near__plan *plan, near_status status);
+
+/* How long a lease of the cache's is good: what was asked for, or the shortest that the server keeps reliably. */
+int64_t near__lease_time(const near_cache *cache);
 
 /* A refresh of a key in the background, unless one is under way: `fallback` is what is served meanwhile (taken over). */
 void near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead,

@@ -121,7 +121,12 @@ near__watch_park(near_cache *cache, const struct near__leg *leg)
                    : leg->poll < LAST_POLL / 2 ? 2 * leg->poll
                                                : LAST_POLL,
     };
-    due = parked->due = near__time_after(near__client_now(cache->client), parked->leg.poll);
+    parked->leg.seen  = leg->seen;
+    parked->leg.since = leg->since;
+    due               = near__time_after(near__client_now(cache->client), parked->leg.poll);
+    if (leg->seen != 0 && near__time_after(leg->since, near__lease_time(cache)) < due)
+        due = near__time_after(leg->since, near__lease_time(cache));
+    parked->due = due;
     near__flight_lead(cache, leg->flight, NULL);
     /* first the timer: without one nobody would ever look again */
     if (near__timer_arm_by(&cache->client->scheduler, &watch->timer, due) != NEAR_OK) {
