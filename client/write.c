@@ -79,7 +79,7 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
         if (bytes == NULL)
             return false;
         wire->items[i].value  = (near_bytes){ bytes, size };
-        wire->items[i].ttl_ms = near__ttl_ms(writing->ttl);
+        wire->items[i].ttl_ms = near__ttl_ms(near__kept_for(writing->cache, false, writing->ttl));
     }
     return true;
 }
@@ -282,8 +282,7 @@ add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
         return NEAR_ERR_NOMEM;
     if (value.size > 0)
         memcpy(bytes, value.data, value.size);
-    write->entry->born    = writing->now;
-    write->entry->expires = near__expiry(cache, writing->now, writing->ttl);
+    near__entry_date(cache, write->entry, writing->now, writing->ttl);
     writing->n++;
     return NEAR_OK;
 }

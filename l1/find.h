@@ -67,8 +67,11 @@ near__l1_judge(unsigned flags, const struct near__block *block, struct near__haz
     if ((flags & NEAR__BLOCK_EXPIRES) &&
         NEAR__UNLIKELY(near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now)))
         return NULL;
-    if ((flags & NEAR__BLOCK_FRESH) && near__block_past(near__block_u32(block, NEAR__BLOCK_FRESH), now))
+    if ((flags & NEAR__BLOCK_FRESH) && near__block_past(near__block_u32(block, NEAR__BLOCK_FRESH), now)) {
+        if (flags & NEAR__BLOCK_NEGATIVE)
+            return NULL; /* nothing to fall back on */
         value |= NEAR__VALUE_STALE;
+    }
     return NEAR__UNLIKELY(flags & NEAR__BLOCK_NEGATIVE) ? NEAR__L1_NEGATIVE : (near_value *)value;
 }
 
@@ -156,6 +159,13 @@ near__value_data(const near_value *value)
     if (NEAR__LIKELY((uintptr_t)value & NEAR__VALUE_SLOT))
         return near__block_value(near__slot_block(near__value_address(value)));
     return (near_bytes){ entry->value, entry->value_size };
+}
+
+/* The value without its mark of staleness: whoever knows its times marks it himself. */
+static inline near_value *
+near__value_fresh_bits(near_value *value)
+{
+    return (near_value *)((uintptr_t)value & ~NEAR__VALUE_STALE);
 }
 
 /* One of several holders of a slot: false, he was the last. */

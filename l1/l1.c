@@ -885,7 +885,7 @@ hand_out_external(struct near__l1 *l1, struct near__reader *reader, struct near_
     near_value         *value = NULL;
 
     if (entry->expires > now && entry->negative) {
-        value = NEAR__L1_NEGATIVE;
+        value = entry->fresh_until > now ? NEAR__L1_NEGATIVE : NULL;
     } else if (entry->expires > now) {
         near__entry_ref(entry);
         value = near__value_of(entry, NEAR_FROM_L1, entry->fresh_until <= now);
