@@ -145,9 +145,9 @@ parse(int argc, char **argv)
     static const struct option options[] = {
         { "only", 1, NULL, 'o' },          { "threads", 1, NULL, 't' },  { "rounds", 1, NULL, 'r' },
         { "seconds", 1, NULL, 's' },       { "policies", 1, NULL, 'p' }, { "peers", 1, NULL, 'n' },
-        { "keys-by-index", 0, NULL, 'k' }, { "no-pin", 0, NULL, 'P' },   { "budget", 2, NULL, 'b' },
-        { "quick", 0, NULL, 'q' },         { "check", 0, NULL, 'c' },    { "tsv", 1, NULL, 'v' },
-        { "child", 0, NULL, 'C' },         { NULL, 0, NULL, 0 },
+        { "keys-by-index", 0, NULL, 'k' }, { "no-pin", 0, NULL, 'P' },   { "retries", 1, NULL, 'R' },
+        { "budget", 2, NULL, 'b' },        { "quick", 0, NULL, 'q' },    { "check", 0, NULL, 'c' },
+        { "tsv", 1, NULL, 'v' },           { "child", 0, NULL, 'C' },    { NULL, 0, NULL, 0 },
     };
     bool ok = true;
 
