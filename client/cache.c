@@ -13,6 +13,7 @@
 #include "generation.h"
 #include "l1/policy.h"
 #include "load.h"
+#include "upkeep.h"
 #include "watch.h"
 
 static bool
@@ -165,6 +166,7 @@ near_cache_open(near_client *client, const char *name, const near_config *overri
         near__cache_free(cache);
         return status;
     }
+    near__upkeep_start(client);
     *pcache = cache;
     return NEAR_OK;
 }

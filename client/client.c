@@ -15,6 +15,7 @@
 
 #include "cache.h"
 #include "generation.h"
+#include "upkeep.h"
 #include "watch.h"
 
 /* ---- time */
@@ -350,6 +351,7 @@ near_client_open(const near_config *config, near_client **pclient, near_error *e
     clock_prepare(client);
     near__lock_init(&client->lock, NEAR__RANK_CLIENT);
     near__scheduler_init(&client->scheduler);
+    near__upkeep_init(client);
     status = open_client(client, config, error);
     if (status != NEAR_OK) {
         near__client_release(client);

@@ -74,6 +74,9 @@ struct near_client {
     int64_t         coarse_step; /* resolution of the coarse clock: it may be late by that */
     _Atomic int64_t tick;        /* the time as the scheduler tells it, to 1 ms; 0: it does not, ask the clock */
     _Atomic bool    tick_wanted; /* somebody had to ask the clock */
+    struct near__timer upkeep, ticker; /* client/upkeep.c, whose thread the next two belong to */
+    unsigned           ticks_left;
+    bool               ticking;
 
     struct near__lock     lock;      /* rank CLIENT */
     near_cache           *caches;    /* list, newest first */
