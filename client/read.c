@@ -298,21 +298,23 @@ plain_view(const near_cache *cache, near_bytes key, int64_t *now)
     return near__cache_gate(cache, *now) == NEAR__GATE_OPEN;
 }
 
-/* A fresh value out of L1 while everything is plain, else NULL: then the long way round finds out why. */
+/* A fresh value out of L1 while everything is plain.  NULL: see *hit and *hash; 0 says that L1 was not asked. */
 static inline __attribute__((always_inline)) near_value *
-get_plain(near_cache *cache, near_bytes key)
+get_plain(near_cache *cache, near_bytes key, near_value **hit, uint64_t *hash)
 {
-    int64_t     now;
-    near_value *hit;
+    int64_t now;
 
+    *hash = 0;
     if (NEAR__UNLIKELY(!plain_view(cache, key, &now)))
         return NULL;
-    hit = near__l1_hit((struct near__l1_front *)cache->l1, near__hash_keyed_inline(&cache->client->secret, key), key, now);
-    if (NEAR__LIKELY((uintptr_t)hit > NEAR__VALUE_BITS && !((uintptr_t)hit & NEAR__VALUE_STALE)))
-        return hit;
-    if ((uintptr_t)hit > NEAR__VALUE_BITS) {
-        near__value_release(hit);
+    *hash = near__hash_keyed_inline(&cache->client->secret, key);
+    *hit  = near__l1_hit((struct near__l1_front *)cache->l1, *hash, key, now);
+    if (NEAR__LIKELY((uintptr_t)*hit > NEAR__VALUE_BITS && !((uintptr_t)*hit & NEAR__VALUE_STALE)))
+        return *hit;
+    if ((uintptr_t)*hit > NEAR__VALUE_BITS) {
+        near__value_release(*hit);
         hit_back(cache);
+        *hash = 0;
     }
     return NULL;
 }
@@ -320,21 +322,42 @@ get_plain(near_cache *cache, near_bytes key)
 near_value *
 near__get_plain(near_cache *cache, near_bytes key)
 {
-    return get_plain(cache, key);
+    near_value *hit;
+    uint64_t    hash;
+
+    return get_plain(cache, key, &hit, &hash);
+}
+
+/* L1 was asked and has no value. */
+static near_status
+get_absent(near_cache *cache, near_bytes key, near_value *hit, uint64_t hash, near_value **value)
+{
+    struct near__view view = { .gate = NEAR__GATE_OPEN };
+
+    *value = NULL;
+    if (hit == NEAR__L1_NEGATIVE)
+        return take_hit(cache, &view, hit, value);
+    near__count(cache, NEAR__requests, 1);
+    if (cache->client->ops != NULL)
+        near__view_exact(cache, &view);
+    return get_below(cache, &view, hash, key, -1, value);
 }
 
 near_status
 near_get(near_cache *cache, near_bytes key, near_value **value)
 {
-    near_value *hit;
+    near_value *hit, *found;
+    uint64_t    hash;
 
-    if (NEAR__LIKELY(value != NULL)) {
-        hit = get_plain(cache, key);
-        if (NEAR__LIKELY(hit != NULL)) {
-            *value = hit;
-            return NEAR_OK;
-        }
+    if (NEAR__UNLIKELY(value == NULL))
+        return NEAR_ERR_INVALID;
+    found = get_plain(cache, key, &hit, &hash);
+    if (NEAR__LIKELY(found != NULL)) {
+        *value = found;
+        return NEAR_OK;
     }
+    if (hash != 0)
+        return get_absent(cache, key, hit, hash, value);
     return get_one(cache, key, 0, -1, value);
 }
 

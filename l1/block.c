@@ -51,7 +51,7 @@ fresh_number(const struct near__entry *entry, int64_t expires)
 }
 
 void
-near__block_write(struct near__block *block, const struct near__entry *entry, unsigned flags)
+near__block_write(struct near__block *block, const struct near__entry *entry, near_bytes key, unsigned flags)
 {
     unsigned char *at      = block->rest;
     int64_t        expires = entry->expires;
@@ -74,8 +74,8 @@ near__block_write(struct near__block *block, const struct near__entry *entry, un
         memcpy(at, &entry->stamp, 8);
         at = put_u32(at + 8, (uint32_t)entry->generation);
     }
-    if (entry->key_size > 0)
-        memcpy(at, entry->key, entry->key_size);
+    if (key.size > 0)
+        memcpy(at, key.data, key.size);
     if (entry->value_size > 0)
         memcpy((char *)block + near__block_value_at(flags, entry->key_size, entry->value_size), entry->value,
                entry->value_size);

@@ -82,12 +82,14 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
     struct near__reader      *reader  = near__reader_mine;
     uint32_t                  element = near__element(hash), match, ref;
     const struct near__block *block;
-    struct near__bucket      *bucket;
+    struct near__bucket      *home, *bucket;
     struct near__hazard      *slot;
     struct near__table       *table;
     near_value               *value;
     unsigned                  lane;
     size_t                    number;
+    uint64_t                  size;
+    uint16_t                  version;
 
     if (NEAR__UNLIKELY(reader == NULL || !front->fast))
         goto slow;
@@ -97,14 +99,20 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
         if (slot == NULL)
             return NULL;
     }
-    table  = &front->tables[hash & front->shard_mask];
-    bucket = near__table_bucket(table, near__table_home(near__table_size(table), element));
-    if (NEAR__UNLIKELY(near__bucket_stale(table, bucket)))
+    table   = &front->tables[hash & front->shard_mask];
+    size    = near__table_size(table);
+    home    = near__table_bucket(table, near__table_home(size, element));
+    bucket  = home;
+    version = near__bucket_version(home);
+    if (NEAR__UNLIKELY(near__bucket_stale(table, home)))
         goto slow;
     while (NEAR__UNLIKELY((match = near__bucket_match(bucket, near__tag(element))) == 0)) {
         bucket = near__table_after(table, bucket);
-        if (bucket == NULL)
-            goto slow;
+        if (bucket != NULL)
+            continue;
+        if (near__table_settled(table, size, home, version))
+            return NULL;
+        goto slow;
     }
     lane  = NEAR__LANE(match);
     ref   = near__bucket_ref(bucket, lane);
