@@ -108,8 +108,8 @@ struct stripe {
 
 /* Counted entries to be let go once the lock was dropped. */
 struct dead {
-    struct near__entry *entries[DEAD];
     unsigned            n;
+    struct near__entry *entries[DEAD];
 };
 
 struct waiting {
@@ -415,9 +415,10 @@ purge_some_locked(struct near__l1 *l1, struct shard *sh, size_t buckets, struct 
 static void
 clear(struct near__l1 *l1, struct shard *sh)
 {
-    struct dead dead = { .n = 0 };
+    struct dead dead;
     bool        more;
 
+    dead.n = 0;
     near__lock(&sh->lock);
     near__table_clear(sh->table);
     sh->timed      = false;
@@ -797,9 +798,10 @@ bury(void *ctx)
 static bool
 shard_drain(struct near__l1 *l1, struct shard *sh)
 {
-    struct dead dead = { .n = 0 };
+    struct dead dead;
     size_t      before;
 
+    dead.n = 0;
     clear(l1, sh);
     do {
         near__lock(&sh->lock);
@@ -1121,9 +1123,10 @@ enum near__l1_admission
 near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
 {
     struct shard           *sh   = shard_of(l1, entry->hash);
-    struct dead             dead = { .n = 0 };
+    struct dead             dead;
     enum near__l1_admission verdict;
 
+    dead.n = 0;
     if (l1->off)
         return NEAR__L1_TOO_LARGE;
     near__lock(&sh->lock);
@@ -1147,8 +1150,9 @@ void
 near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key)
 {
     struct shard *sh   = shard_of(l1, hash);
-    struct dead   dead = { .n = 0 };
+    struct dead   dead;
 
+    dead.n = 0;
     if (l1->off)
         return;
     near__lock(&sh->lock);
@@ -1177,9 +1181,10 @@ near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key)
 {
     struct shard         *sh     = shard_of(l1, hash);
     struct stripe        *stripe = stripe_of(l1, hash);
-    struct dead           dead   = { .n = 0 };
+    struct dead           dead;
     struct near__l1_write write  = { 0, false };
 
+    dead.n = 0;
     if (l1->off)
         return write;
     near__lock(&sh->lock);
@@ -1199,9 +1204,10 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
                    struct near__entry *entry, int64_t now)
 {
     struct shard *sh   = shard_of(l1, hash);
-    struct dead   dead = { .n = 0 };
+    struct dead   dead;
     bool          alone;
 
+    dead.n = 0;
     if (l1->off)
         return;
     near__lock(&sh->lock);
@@ -1222,8 +1228,9 @@ bool
 near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, int64_t now)
 {
     struct shard *sh   = shard_of(l1, entry->hash);
-    struct dead   dead = { .n = 0 };
+    struct dead   dead;
 
+    dead.n = 0;
     if (l1->off || near__block_wide(entry) ||
         near__block_size(entry, near__block_flags(entry, l1->plain)) > near__heap_largest(&sh->heap))
         return false;
@@ -1313,9 +1320,10 @@ shrink_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 static bool
 upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
 {
-    struct dead dead = { .n = 0 };
+    struct dead dead;
     bool        more = true;
 
+    dead.n = 0;
     for (; steps > 0 && more; steps--) {
         near__lock(&sh->lock);
         purge_some_locked(l1, sh, CLEAR_NOW, &dead);
