@@ -960,28 +960,48 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
     return NULL;
 }
 
-/* Bring the lines that the finds are going to need. */
+/* Where a key of a group seems to be: its home, and there the first slot with its tag; `lane` is NEAR__LANES where there is none. */
+struct seeming {
+    struct near__table *table;
+    struct near__place  place;
+};
+
+/* Three passes, so that the memory accesses of all keys are under way at once: homes, then blocks, then the finds. */
 static void
-prefetch(const struct near__l1 *l1, const uint64_t *hashes, size_t n)
+find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now, near_value **values)
 {
-    const struct near__bucket *homes_of[GROUP];
+    struct near__l1_front *front  = &l1->front;
+    struct near__reader   *reader = near__reader();
+    struct seeming         at[GROUP];
 
     for (size_t i = 0; i < n; i++) {
-        const struct near__table *table = &l1->front.tables[hashes[i] & l1->front.shard_mask];
-
-        homes_of[i] = near__table_bucket(table, near__table_home(near__table_size(table), near__element(hashes[i])));
-        __builtin_prefetch(homes_of[i]);
+        at[i].table        = &front->tables[hashes[i] & front->shard_mask];
+        at[i].place.bucket = near__table_bucket(
+            at[i].table, near__table_home(near__table_size(at[i].table), near__element(hashes[i])));
+        __builtin_prefetch(at[i].place.bucket);
     }
     for (size_t i = 0; i < n; i++) {
-        uint32_t match = near__bucket_match(homes_of[i], near__tag(near__element(hashes[i])));
+        struct near__place *place = &at[i].place;
+        uint32_t            match = near__bucket_match(place->bucket, near__tag(near__element(hashes[i])));
+        const char         *block;
 
-        if (match != 0) {
-            uint32_t    ref   = near__bucket_ref(homes_of[i], NEAR__LANE(match));
-            const char *block = (const char *)block_at(l1, ref);
+        place->lane = match == 0 || near__bucket_stale(at[i].table, place->bucket) ? NEAR__LANES : NEAR__LANE(match);
+        if (place->lane == NEAR__LANES)
+            continue;
+        block = near__arena_at(&front->view, near__bucket_ref(place->bucket, place->lane));
+        __builtin_prefetch(block);
+        __builtin_prefetch(block + CACHE_LINE);
+    }
+    for (size_t i = 0; i < n; i++) {
+        struct near__hazard *hazard = NULL;
 
-            __builtin_prefetch(block);
-            __builtin_prefetch(block + CACHE_LINE);
-        }
+        values[i] = NULL;
+        if (NEAR__LIKELY(at[i].place.lane != NEAR__LANES && reader != NULL))
+            hazard = near__l1_hazard(reader);
+        if (NEAR__LIKELY(hazard != NULL))
+            values[i] = near__l1_take(front, reader, hazard, at[i].table, at[i].place, hashes[i], keys[i], now);
+        if (NEAR__UNLIKELY(values[i] == NULL))
+            values[i] = near__l1_find(l1, hashes[i], keys[i], now);
     }
 }
 
@@ -992,10 +1012,11 @@ near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes
     for (size_t at = 0; at < n; at += GROUP) {
         size_t group = smaller(n - at, GROUP);
 
-        if (!l1->off)
-            prefetch(l1, hashes + at, group);
-        for (size_t i = at; i < at + group; i++)
-            values[i] = near__l1_hit(&l1->front, hashes[i], keys[i], now);
+        if (l1->front.fast)
+            find_group(l1, hashes + at, keys + at, group, now, values + at);
+        else
+            for (size_t i = at; i < at + group; i++)
+                values[i] = near__l1_find(l1, hashes[i], keys[i], now);
     }
 }
 
