@@ -196,14 +196,16 @@ near__value_fresh_bits(near_value *value)
 /* One of several holders of a slot: false, he was the last. */
 bool near__value_shared_release(struct near__hazard *slot);
 
+/* Of a counted entry. */
+void near__value_release_counted(near_value *value);
+
 static inline void
 near__value_release(near_value *value)
 {
-    struct near__hazard *slot  = near__value_slot(value);
-    struct near__entry  *entry = near__value_address(value);
+    struct near__hazard *slot = near__value_address(value);
 
-    if (NEAR__UNLIKELY(slot == NULL)) {
-        near__entry_release(&entry);
+    if (NEAR__UNLIKELY(!((uintptr_t)value & NEAR__VALUE_SLOT))) {
+        near__value_release_counted(value);
         return;
     }
     /* Nobody but a holder makes it more, so 0 means that this is the last.  acquire: pairs with the release of the other holders,

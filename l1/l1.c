@@ -1455,6 +1455,14 @@ near__value_ref(near_value *value)
         near__entry_ref(near__value_address(value));
 }
 
+void
+near__value_release_counted(near_value *value)
+{
+    struct near__entry *entry = near__value_address(value);
+
+    near__entry_release(&entry);
+}
+
 bool
 near__value_shared_release(struct near__hazard *slot)
 {
