@@ -204,7 +204,7 @@ compare(struct pool *pool)
     if (pool->shadows[best].score > pool->shadows[leader].score * (1 + P("MARGIN", 10) / 1000.0)) {
 #ifdef TUNE
         if (getenv("VERB"))
-            fprintf(stderr, "%u -> %u\n", leader, best);
+            { static long n; fprintf(stderr, "%ld: %u -> %u: ", n++, leader, best); for (int i=0;i<RULES;i++) fprintf(stderr," %.0f", pool->shadows[i].score); fputs("\n",stderr);}
 #endif
         atomic_store_explicit(&pool->leader, (uint8_t)best, memory_order_relaxed);
     }
