@@ -192,7 +192,7 @@ near__batch_next(struct near__batch *batch, const struct near__table *table, str
                 *place   = (struct near__place){ bucket, NEAR__LANE(match) };
                 *element = near__table_partial(row->home, row->tag);
                 if (near__place_ref(*place) != 0 &&
-                    row->when == (table->exact ? *near__table_stamp(table, *place) : near__place_mark(*place)))
+                    row->when == (batch->stamps ? *near__table_stamp(table, *place) : near__place_mark(*place)))
                     return true;
             }
         }

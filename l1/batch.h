@@ -26,6 +26,7 @@ struct near__batch {
     struct near__batch_row *rows; /* `room` in order, and as many to sort from */
     uint32_t                room, count, next;
     uint32_t                region; /* first home of the next one */
+    bool                    stamps; /* `when` is a stamp, not a mark */
 };
 
 enum { NEAR__BATCH_SHARE = 32 /* a batch is about 1/32: few of it are used meanwhile, and 32 slots are looked at a victim */ };

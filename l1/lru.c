@@ -132,6 +132,7 @@ batch_by_stamps(struct near__batch *batch, const struct near__table *table)
     uint32_t wanted = (uint32_t)(table->entries / NEAR__BATCH_SHARE + 1);
 
     batch->count = batch->next = 0;
+    batch->stamps              = true;
     if (!near__batch_room(batch, (uint32_t)table->entries))
         return;
     for (uint32_t home = 0; home < near__table_homes(table); home++) {
