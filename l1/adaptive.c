@@ -157,7 +157,7 @@ adaptive_pool_open(void **out, size_t entries)
     if (pool == NULL)
         return NEAR_ERR_NOMEM;
     near__lock_init(&pool->lock, NEAR__RANK_LEAF);
-    size_t max = (size_t)P("SHADOW", SHADOW_ENTRIES);
+    size_t max = (size_t)P("SHADOW", 2048);
     pool->capacity = entries < max ? entries : max;
     atomic_init(&pool->sample, entries <= max ? UINT32_MAX : (uint32_t)((double)max / (double)entries * 4294967295.0));
     for (size_t i = 0; status == NEAR_OK && i < RULES; i++)
@@ -192,7 +192,7 @@ static void
 compare(struct pool *pool)
 {
     unsigned leader = pool->leader, best = leader;
-    double decay = P("DECAY", 80) / 100.0;
+    double decay = P("DECAY", 90) / 100.0;
     for (unsigned i = 0; i < RULES; i++) {
         pool->shadows[i].score = pool->shadows[i].score * decay + pool->shadows[i].hits;
         pool->shadows[i].hits  = 0;
@@ -201,7 +201,7 @@ compare(struct pool *pool)
     }
     if (P("FORCE", -1) >= 0)
         best = (unsigned)P("FORCE", 0);
-    if (pool->shadows[best].score > pool->shadows[leader].score * (1 + P("MARGIN", 10) / 1000.0)) {
+    if (pool->shadows[best].score > pool->shadows[leader].score * (1 + P("MARGIN", 20) / 1000.0)) {
 #ifdef TUNE
         if (getenv("VERB"))
             { static long n; fprintf(stderr, "%ld: %u -> %u: ", n++, leader, best); for (int i=0;i<RULES;i++) fprintf(stderr," %.0f", pool->shadows[i].score); fputs("\n",stderr);}
@@ -225,7 +225,7 @@ adaptive_watch(struct near__order *order, uint32_t element, bool hit)
         return;
     for (unsigned i = 0; i < RULES; i++)
         shadow_access(&pool->shadows[i], element);
-    if (++pool->seen >= pool->capacity * (size_t)P("EPOCH", 25) / 100 + 1) {
+    if (++pool->seen >= pool->capacity * (size_t)P("EPOCH", 100) / 100 + 1) {
         pool->seen = 0;
         compare(pool);
     }

@@ -228,7 +228,7 @@ tinylfu_victim(struct near__order *order, struct near__place *place, uint32_t *e
     while (tiny->window.count > window || tiny->main.count == 0) {
         if (!unused_front(tiny, &tiny->window, order->table, &newer, &candidate))
             break;
-        if (tiny->main.count + tiny->has_opponent + window < entries && tiny->window.count >= window) {
+        if (tiny->main.count + tiny->has_opponent + window + 1 < entries) {
             near__ring_push_entry(&tiny->store, &tiny->main, newer, candidate, 0);
             continue;
         }
