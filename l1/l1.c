@@ -107,7 +107,7 @@ struct stripe {
 
 /* Counted entries to be let go once the lock was dropped. */
 struct dead {
-    struct near__entry *entries[DEAD];
+    struct near__entry *entries[DEAD + 1]; /* one more for a block that nobody has seen */
     unsigned            n;
 };
 
@@ -475,7 +475,8 @@ evict_locked(struct near__l1 *l1, struct shard *sh, size_t n, struct dead *dead)
     return any;
 }
 
-/* Compaction asks for a block to be moved: possible while it is linked. */
+/* Compaction asks for a block to be moved: possible while it is linked.  A pointer stays: its entry's reference goes with the block,
+ * and a reader that has announced the old place may still take one of his own. */
 static bool
 move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
 {
@@ -484,7 +485,7 @@ move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
     struct near__block *block  = block_at(moving->l1, from);
     struct near__bucket *bucket;
 
-    if (sh->limbo_n == LIMBO)
+    if (sh->limbo_n == LIMBO || (block->flags & NEAR__BLOCK_EXTERNAL))
         return false;
     bucket = near__table_bucket(sh->table, home_of(sh, element_of(moving->l1, from)));
     for (; bucket != NULL; bucket = near__table_after(sh->table, bucket))
@@ -1042,13 +1043,13 @@ block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entr
     ref = obtain_locked(l1, sh, NEAR__BLOCK_EXTERNAL_SIZE, dead);
     if (ref == 0)
         return 0;
+    near__block_write_external(block_at(l1, ref), entry); /* now: compaction looks at every block */
     if (!charge_locked(l1, sh, near__entry_cost(entry), dead)) {
         near__heap_free(&sh->heap, ref);
         return 0;
     }
     near__entry_ref(entry);
     sh->externals++;
-    near__block_write_external(block_at(l1, ref), entry);
     return ref;
 }
 

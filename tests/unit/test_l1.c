@@ -272,7 +272,7 @@ test_invalidate_drops_one_and_flush_all(void **state)
     assert_true(finds(l1, "501", NULL));
     assert_int_equal(stats_of(l1).entries, 0);
     upkeep_all(l1, 0);
-    assert_in_range(stats_of(l1).bytes, 0, before * 2 / 3); /* the index has shrunk, too */
+    assert_in_range(stats_of(l1).bytes, 0, before * 2 / 3); /* what is left is the index */
     assert_int_equal(put(l1, "501", "again"), NEAR__L1_ADMITTED);
     assert_true(finds(l1, "501", "again"));
     near__l1_free(&l1);
@@ -461,7 +461,7 @@ test_an_entry_keeps_its_numbers(void **state)
         value = find_at(l1, "a", now + 1000 * NEAR_MS);
         assert_true(value_is(value, "value"));
         near__value_meta(value, now + 1000 * NEAR_MS, &meta);
-        assert_true(meta.born <= now && meta.born > now - 16 * NEAR_MS);
+        assert_true(meta.born > now - 16 * NEAR_MS && meta.born < now + 16 * NEAR_MS);
         assert_int_equal(meta.expires, entry->expires);
         assert_int_equal(meta.fresh_until, entry->fresh_until);
         assert_int_equal(meta.cost_us, entry->cost_us);
@@ -550,7 +550,7 @@ test_upkeep_lets_expired_entries_go_in_bounded_steps(void **state)
     assert_true(finds_at(l1, "keep", 10 * NEAR_MS, "me"));
     upkeep_all(l1, 11 * NEAR_MS);
     assert_int_equal(stats_of(l1).entries, 0);
-    assert_in_range(stats_of(l1).bytes, 0, full / 4);
+    assert_in_range(stats_of(l1).bytes, 0, full * 2 / 5); /* the index stays */
     near__l1_free(&l1);
 }
 
@@ -953,7 +953,11 @@ test_want_of_memory_is_answered(void **state)
         allocations = 0;
         l1          = (struct near__l1 *)&l1;
         if (near__l1_new(&l1, &config) == NEAR_OK) {
-            assert_true(put(l1, "a", "1") != NEAR__L1_ADMITTED || finds(l1, "a", "1"));
+            struct near__entry *entry = entry_of(text("a"), hash_of(text("a")), text("1"));
+
+            if (entry != NULL && near__l1_insert(l1, entry, near__l1_fence(l1, entry->hash), 0) == NEAR__L1_ADMITTED)
+                assert_true(finds(l1, "a", "1"));
+            near__entry_release(&entry);
             near__l1_free(&l1);
         }
         assert_null(l1);
