@@ -44,6 +44,7 @@ enum {
 struct l1_world {
     uint32_t  keys;
     unsigned  threads;
+    unsigned  retries;  /* of a run that others have disturbed */
     bool      pin;      /* each thread to a processor, where there are more of them than threads */
     char     *key;      /* keys * L1_KEY_STRIDE */
     uint32_t *sequence; /* threads * L1_SEQUENCE, in memory that a child can map: */
@@ -83,7 +84,7 @@ struct l1_thread {
     uint64_t               ops, gets, hits, sum, expected;
     uint64_t              *samples; /* ticks of a get */
     size_t                 sample_count;
-    double                 seconds;
+    double                 seconds, waited; /* timed; of that, ready to run but without a processor */
 };
 
 static inline bool
@@ -248,11 +249,13 @@ l1_loop_mixed(struct l1_thread *t, l1_get_fn get, l1_put_fn put)
 
 enum l1_op { L1_GET, L1_MANY, L1_COPY, L1_CHURN, L1_SAMPLED, L1_MIXED, L1_OPS };
 
-struct l1_figures {        /* of one run */
-    double ns;             /* per operation and thread */
-    double rate;           /* operations per second, all threads */
-    double cpu;            /* the process's CPU time over wall time */
-    double hits;           /* 0 .. 1 */
+struct l1_figures { /* of one run */
+    double ns;      /* per operation and thread */
+    double rate;    /* operations per second, all threads */
+    double cpu;     /* the process's CPU time over wall time */
+    double hits;    /* 0 .. 1 */
+    double
+        waited; /* share of the time that the threads were kept from a processor; 0 where it is not known */
     double p50, p99, p999; /* ns, L1_SAMPLED only */
     bool   wrong;          /* the answers do not add up */
 };

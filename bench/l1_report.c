@@ -162,7 +162,7 @@ print_row(const struct l1_results *results, const struct l1_race *race)
         printf("  %-22s", "");
     else
         printf("  x%-5.2f (%5.2f..%5.2f)  ", times.middle, times.least, times.most);
-    printf(" %7s %7s %6.2f", over, hits, MIDDLE(race, cpu));
+    printf(" %7s %7s %6.2f %5.1f%%", over, hits, MIDDLE(race, cpu), 100 * MIDDLE(race, waited));
     if (sampled != NULL)
         printf("  %6.0f %6.0f %8.0f", MIDDLE(sampled, p50), MIDDLE(sampled, p99), MIDDLE(sampled, p999));
     printf("%s\n", is_wrong(race) ? "  WRONG ANSWERS" : "");
@@ -176,8 +176,8 @@ l1_table(const struct l1_results *results, const char *stage, unsigned threads)
     for (size_t i = 0; i < results->n; i++)
         churn = churn || (results->races[i].op == L1_CHURN && strcmp(results->races[i].stage, stage) == 0);
     printf("\n%s, %u thread%s\n", stage, threads, threads == 1 ? "" : "s");
-    printf("  %-38s %8s  %-22s  %7s %7s %6s%s\n", "", "ns/op", "throughput/sharded64", "t/limit", "hits",
-           "cpu", churn ? "     p50    p99    p99.9 ns of a get" : "");
+    printf("  %-38s %8s  %-22s  %7s %7s %6s %6s%s\n", "", "ns/op", "throughput/sharded64", "t/limit", "hits",
+           "cpu", "waited", churn ? "     p50    p99    p99.9 ns of a get" : "");
     for (size_t i = 0; i < results->n; i++) {
         const struct l1_race *race = &results->races[i];
         if (race->rounds > 0 && race->op != L1_SAMPLED && race->threads == threads &&
@@ -243,14 +243,14 @@ l1_tsv(const struct l1_results *results, const char *path)
 
     if (file == NULL)
         return false;
-    fprintf(file, "stage\tpeer\toperation\tthreads\tround\tns\trate\tcpu\thits\tp50\tp99\tp999\n");
+    fprintf(file, "stage\tpeer\toperation\tthreads\tround\tns\trate\tcpu\thits\twaited\tp50\tp99\tp999\n");
     for (size_t i = 0; i < results->n; i++)
         for (unsigned k = 0; k < results->races[i].rounds; k++) {
             const struct l1_race    *race = &results->races[i];
             const struct l1_figures *f    = &race->round[k];
-            fprintf(file, "%.2s\t%s\t%s\t%u\t%u\t%.3f\t%.0f\t%.3f\t%.5f\t%.0f\t%.0f\t%.0f\n", race->stage,
-                    race->peer->name, op_names[race->op], race->threads, k, f->ns, f->rate, f->cpu, f->hits,
-                    f->p50, f->p99, f->p999);
+            fprintf(file, "%.2s\t%s\t%s\t%u\t%u\t%.3f\t%.0f\t%.3f\t%.5f\t%.4f\t%.0f\t%.0f\t%.0f\n",
+                    race->stage, race->peer->name, op_names[race->op], race->threads, k, f->ns, f->rate,
+                    f->cpu, f->hits, f->waited, f->p50, f->p99, f->p999);
         }
     for (size_t i = 0; i < results->memory_n; i++)
         fprintf(file, "memory\t%s\t%s\t\t\t%.3f\n", results->memory[i].peer->name, results->memory[i].kind,
@@ -343,9 +343,10 @@ check_race(const struct l1_results *results, const struct goal *goal, const char
     const struct l1_race *race;
 
     snprintf(peer, sizeof(peer), "nearcache %s", goal->policy != NULL ? goal->policy : policy);
-    snprintf(what, sizeof(what), "%s %s, %s, %u thread%s: ", goal->stage, op_names[goal->op], peer,
-             goal->threads, goal->threads == 1 ? "" : "s");
     race = race_by_stage(results, goal, peer, goal->op, goal->threads);
+    snprintf(what, sizeof(what),
+             "%s%s %s, %s, %u thread%s: ", MIDDLE(race, waited) > 0.1 ? "(disturbed) " : "", goal->stage,
+             op_names[goal->op], peer, goal->threads, goal->threads == 1 ? "" : "s");
     switch (goal->measure) {
     case OVER_SHARDED:
         strcat(what, "throughput/sharded64");

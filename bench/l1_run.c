@@ -2,8 +2,9 @@
  * One measurement: threads that run a peer's loop side by side, first to warm up, then against the clock.
  *
  * Threads meet at a barrier before the timed part; each measures its own time.  The main thread sleeps meanwhile, and owns the stop
- * flags.  The process's CPU time over the same span shows work that a peer does on threads of its own, and (below the number of
- * threads) that somebody else took the processors away.
+ * flags.  The process's CPU time over the same span shows work that a peer does on threads of its own.  How long the threads were
+ * ready but had to wait for a processor is asked from the kernel (it does not count waiting for a lock): a run that others have
+ * disturbed that way is repeated, a few times at most.
  */
 #include "bench/l1.h"
 
@@ -11,7 +12,8 @@
 #include <sched.h>
 #include <stdlib.h>
 
-#define WARM_UP 0.25 /* of the timed part: caches and branch predictors still hold the peer that ran before */
+#define DISTURBED 0.03 /* share of waiting from which on a run is repeated */
+#define WARM_UP   0.25 /* of the timed part: caches and branch predictors still hold the peer that ran before */
 
 double
 l1_seconds(clockid_t clock)
@@ -77,6 +79,20 @@ struct member {
 } __attribute__((
     aligned(128))); /* counters of two threads share no line, nor the next one that is fetched along */
 
+static double
+waiting(void) /* seconds, of this thread so far */
+{
+    FILE  *file = fopen("/proc/thread-self/schedstat", "r");
+    double ran, waited = 0;
+
+    if (file == NULL)
+        return 0;
+    if (fscanf(file, "%lf %lf", &ran, &waited) != 2)
+        waited = 0;
+    fclose(file);
+    return waited / 1e9;
+}
+
 static void *
 work(void *arg)
 {
@@ -88,10 +104,12 @@ work(void *arg)
     member->crew->loop(t);
     t->ops = t->gets = t->hits = t->sum = t->expected = t->sample_count = 0;
     t->stop                                                             = &member->crew->stop;
+    t->waited                                                           = waiting();
     pthread_barrier_wait(&member->crew->barrier);
     began = l1_seconds(CLOCK_MONOTONIC);
     member->crew->loop(t);
     t->seconds = l1_seconds(CLOCK_MONOTONIC) - began;
+    t->waited  = waiting() - t->waited;
     return NULL;
 }
 
@@ -157,6 +175,7 @@ sum_up(struct member *members, unsigned threads, struct l1_figures *figures)
         const struct l1_thread *t = &members[i].thread;
         figures->ns += t->seconds * 1e9 / (double)t->ops / threads;
         figures->rate += (double)t->ops / t->seconds;
+        figures->waited += t->waited / t->seconds / threads;
         figures->wrong = figures->wrong || t->sum != t->expected;
         gets += t->gets;
         hits += t->hits;
@@ -189,18 +208,16 @@ members_start(struct member *members, struct crew *crew, const struct l1_world *
     return true;
 }
 
-bool
-l1_run(const struct l1_peer *peer, void *cache, const struct l1_world *world, enum l1_op op, unsigned threads,
-       double seconds, size_t *at, struct l1_figures *figures)
+static bool
+run_once(const struct l1_peer *peer, void *cache, const struct l1_world *world, enum l1_op op,
+         unsigned threads, double seconds, size_t *at, struct l1_figures *figures)
 {
     struct crew    crew    = { .loop = peer->loops[op] };
     struct member *members = NULL;
     double         wall, cpu;
 
     *figures = (struct l1_figures){ 0 };
-    if (peer->run != NULL)
-        return peer->run(cache, op, threads, seconds, figures);
-    members = aligned_alloc(_Alignof(struct member), threads * sizeof(*members));
+    members  = aligned_alloc(_Alignof(struct member), threads * sizeof(*members));
     if (members == NULL || pthread_barrier_init(&crew.barrier, NULL, threads + 1) != 0 ||
         !members_start(members, &crew, world, cache, op == L1_SAMPLED, threads, at))
         return false;
@@ -226,6 +243,27 @@ l1_run(const struct l1_peer *peer, void *cache, const struct l1_world *world, en
         free(members[i].thread.samples);
     pthread_barrier_destroy(&crew.barrier);
     free(members);
+    return true;
+}
+
+bool
+l1_run(const struct l1_peer *peer, void *cache, const struct l1_world *world, enum l1_op op, unsigned threads,
+       double seconds, size_t *at, struct l1_figures *figures)
+{
+    struct l1_figures again;
+
+    *figures = (struct l1_figures){ 0 };
+    if (peer->run != NULL)
+        return peer->run(cache, op, threads, seconds, figures);
+    if (!run_once(peer, cache, world, op, threads, seconds, at, figures))
+        return false;
+    for (unsigned i = 0; i < world->retries && figures->waited > DISTURBED && threads <= l1_processors();
+         i++) {
+        if (!run_once(peer, cache, world, op, threads, seconds, at, &again))
+            return false;
+        if (again.waited < figures->waited)
+            *figures = again;
+    }
     return true;
 }
 

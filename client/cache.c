@@ -7,9 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "budget.h"
+#include "early.h"
 #include "flight.h"
 #include "generation.h"
 #include "l1/policy.h"
+#include "load.h"
+#include "upkeep.h"
+#include "watch.h"
 
 static bool
 is_name(const char *name)
@@ -25,6 +30,9 @@ near__cache_free(near_cache *cache)
     near__l1_free(&cache->l1);
     near__flights_fini(cache);
     near__generation_fini(&cache->generation);
+    near__watch_fini(cache);
+    near__gather_fini(&cache->gather);
+    near__budget_fini(&cache->budget);
     near__lock_fini(&cache->loads_lock);
     pthread_cond_destroy(&cache->loads_done);
     explicit_bzero(&cache->settings, sizeof(cache->settings)); /* URIs with passwords */
@@ -57,6 +65,9 @@ cache_new(near_client *client, const char *name)
                                           client->settings.l2_key_prefix, name);
     near__flights_init(cache);
     near__generation_init(&cache->generation);
+    near__watch_init(cache);
+    near__gather_init(&cache->gather);
+    near__budget_init(&cache->budget, &client->settings);
     near__lock_init(&cache->loads_lock, NEAR__RANK_LEAF);
     near__cond_init(&cache->loads_done);
     return cache;
@@ -85,6 +96,9 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         cache->max_ttl = NEAR_NEVER;
     if (!settings->set[NEAR__OPTION_l1_max_ttl] && client->traits.shared && client->coherence == NULL)
         cache->max_ttl = NEAR__SEC; /* nobody tells us of writes: see the option's help */
+    near__early_init(cache);
+    near__budget_fini(&cache->budget);
+    near__budget_init(&cache->budget, settings); /* with the cache's own */
     config = (struct near__l1_config){
         .max_bytes   = (size_t)settings->l1_max_bytes,
         .max_entries = (size_t)settings->l1_max_entries,
@@ -152,6 +166,7 @@ near_cache_open(near_client *client, const char *name, const near_config *overri
         near__cache_free(cache);
         return status;
     }
+    near__upkeep_start(client);
     *pcache = cache;
     return NEAR_OK;
 }
@@ -174,6 +189,10 @@ near__cache_await_loads(near_cache *cache, int64_t deadline)
     bool   more = true;
     size_t open;
 
+    near__lock(&cache->loads_lock);
+    cache->closing = true; /* what waits its turn in the background will not call the loader any more */
+    near__unlock(&cache->loads_lock);
+    near__watch_close(cache);
     near__lock(&cache->loads_lock);
     while (cache->loads_open > 0 && more)
         more = near__cond_wait(&cache->loads_done, &cache->loads_lock, deadline);

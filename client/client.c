@@ -15,6 +15,8 @@
 
 #include "cache.h"
 #include "generation.h"
+#include "upkeep.h"
+#include "watch.h"
 
 /* ---- time */
 
@@ -93,13 +95,17 @@ sink_invalidate(void *ctx, near_bytes name, near_bytes key)
     near__cache_release(cache);
 }
 
-/* Nobody waits for a fill of another instance yet: it is counted where it was received. */
+/* Moves no fence: what was filled is what everybody would have loaded. */
 static void
 sink_filled(void *ctx, near_bytes name, near_bytes key)
 {
-    (void)ctx;
-    (void)name;
-    (void)key;
+    near_client *client = ctx;
+    near_cache  *cache  = find_cache(client, name);
+
+    if (cache == NULL)
+        return;
+    near__watch_filled(cache, key, near__hash_keyed(&client->secret, key));
+    near__cache_release(cache);
 }
 
 /* The new number itself is not taken from the message: with L2 and bus on two servers, two clears may be announced in the other
@@ -284,6 +290,9 @@ open_client(near_client *client, const near_config *config, near_error *error)
     near__client_log_init(client);
     if (near__secret_init(&client->secret) != NEAR_OK)
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "opening a client: the system gives no random bytes");
+    client->workers = near__workers_new((unsigned)client->settings.loader_threads);
+    if (client->workers == NULL)
+        return near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     snprintf(client->name, sizeof(client->name), "nearcache");
     status = open_l2(client, error);
     if (status == NEAR_OK)
@@ -292,6 +301,9 @@ open_client(near_client *client, const near_config *config, near_error *error)
 }
 
 /* ---- closing */
+
+#define CLOSING_MOMENT                                                                                       \
+    (500 * NEAR_MS) /* for pool threads between two doors, all of which are closed by then */
 
 /* The end of the memory: nothing runs any more, or this is a child of the process that it ran in. */
 static void
@@ -303,6 +315,8 @@ client_free(near_client *client)
         client->ops->fini(client->l2);
     if (client->alive != NULL)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
+    near__workers_free(&client->workers);
+    near__scheduler_fini(&client->scheduler);
     near__client_log_fini(client);
     near__lock_fini(&client->lock);
     explicit_bzero(client, sizeof(*client)); /* passwords */
@@ -336,6 +350,8 @@ near_client_open(const near_config *config, near_client **pclient, near_error *e
     client->clock = near__clock_system;
     clock_prepare(client);
     near__lock_init(&client->lock, NEAR__RANK_CLIENT);
+    near__scheduler_init(&client->scheduler);
+    near__upkeep_init(client);
     status = open_client(client, config, error);
     if (status != NEAR_OK) {
         near__client_release(client);
@@ -394,10 +410,13 @@ near_client_close(near_client *client, near_error *error)
     }
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
+    near__scheduler_stop(&client->scheduler);
     if (client->ops != NULL)
         client->ops->close(client->l2);
     if (client->coherence != NULL)
         near__coherence_stop(client->coherence);
+    /* those in a loader that does not end are left to it; the others need a moment to find the doors closed */
+    near__workers_stop(client->workers, near__time_after(near__client_now(client), CLOSING_MOMENT));
     if (client->ops != NULL)
         client->ops->stop(client->l2);
     near__client_release(client);

@@ -1,11 +1,11 @@
 /*
  * What a client and a cache are made of; shared by the files of client/ only.
  *
- * near_client  settings, secret, log, L2 backend, coherence, list of caches.  Counted: the application holds one reference, each
+ * near_client  settings, secret, log, L2 backend, coherence, scheduler, loader pool, list of caches.  Counted: the application holds one reference, each
  *              cache one.  near_client_close() stops everything that has a thread or a wire; the memory goes with the last
  *              reference, so a load answered after the close finds closed doors, not freed memory.
- * near_cache   name, settings, L1 pool, table of flights, loader, known generation.  Counted: the application (until
- *              near_cache_close) holds one reference, each unanswered load one.
+ * near_cache   name, settings, L1 pool, table of flights, loader, load budget, known generation.  Counted: the application (until
+ *              near_cache_close) holds one reference, each unanswered load and each plan in the background one.
  *
  * Locks: client->lock covers the list of caches (rank CLIENT).  Everything else has its own: see doc/architecture.md.
  * Fixed at open and read without a lock: settings, ops, traits, coherence, names, prefixes.
@@ -20,7 +20,9 @@
 #include "config.h"
 #include "l1/find.h"
 #include "l2/backend.h"
+#include "scheduler.h"
 #include "stats.h"
+#include "workers.h"
 
 #define NEAR__KEY_MAX        (64u << 10)
 #define NEAR__CACHE_NAME_MAX 64
@@ -64,12 +66,17 @@ struct near_client {
     char                      channel[160];
     struct near__uri          bus_uri;
     struct near__coherence   *coherence; /* NULL: no bus */
+    struct near__scheduler    scheduler;
+    struct near__workers     *workers; /* the loader pool */
     bool bus_on_l2; /* the bus's server is the L2's, and the backend announces: one atomic step */
 
     _Atomic int64_t boot_offset; /* what CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC: the machine slept for that long */
     int64_t         coarse_step; /* resolution of the coarse clock: it may be late by that */
     _Atomic int64_t tick;        /* the time as the scheduler tells it, to 1 ms; 0: it does not, ask the clock */
     _Atomic bool    tick_wanted; /* somebody had to ask the clock */
+    struct near__timer upkeep, ticker; /* client/upkeep.c, whose thread the next two belong to */
+    unsigned           ticks_left;
+    bool               ticking;
 
     struct near__lock     lock;      /* rank CLIENT */
     near_cache           *caches;    /* list, newest first */
@@ -88,10 +95,44 @@ struct near__generation {
 };
 
 #define NEAR__FLIGHT_STRIPES 64
+#define NEAR__FLIGHT_CHAINS  16
+#define NEAR__FAILURE_SLOTS  256
 struct near__flight;
+struct near__failure;
 struct near__flight_stripe {
-    struct near__lock    lock; /* rank FLIGHT */
-    struct near__flight *chain;
+    struct near__lock      lock; /* rank FLIGHT */
+    struct near__flight   *chains[NEAR__FLIGHT_CHAINS];
+    struct near__failure **failures; /* NEAR__FAILURE_SLOTS of them; NULL before the first failure */
+};
+
+/* How many loads may run at a time and per second (client/budget.c). */
+struct near__budget_turn;
+struct near__budget {
+    struct near__lock         lock;            /* leaf */
+    size_t                    open;            /* keys being loaded, of those that count */
+    size_t                    most;            /* 0: no bound */
+    int64_t                   interval, burst; /* ns per key and how much may come at once; 0: no bound */
+    int64_t                   next;            /* when the rate alone would let the next one go */
+    struct near__budget_turn *first, **last;   /* who waits, in order */
+};
+
+/* Keys that another instance is loading (client/watch.c). */
+#define NEAR__WATCH_BUCKETS 64
+struct near__parked;
+struct near__watch {
+    struct near__lock    lock; /* leaf */
+    struct near__timer   timer;
+    struct near__parked *buckets[NEAR__WATCH_BUCKETS];
+    size_t               n;
+    bool                 closed;
+};
+
+/* Loads that wait a moment for company (client/load.c). */
+struct near__gather {
+    struct near__lock lock; /* leaf */
+    bool              open; /* somebody collects */
+    size_t            n, capacity;
+    struct near__leg *legs; /* flights with a reference each */
 };
 
 struct near_cache {
@@ -109,9 +150,15 @@ struct near_cache {
     void                      *loader_ctx;
     struct near__generation    generation;
     struct near__flight_stripe flights[NEAR__FLIGHT_STRIPES];
-    struct near__lock          loads_lock; /* leaf: unanswered loads */
-    pthread_cond_t             loads_done;
-    size_t                     loads_open;
+    struct near__budget        budget;
+    struct near__watch         watch;
+    struct near__gather        gather;
+    int64_t early_reach; /* ns before its end, per us of cost, from which a value may be refreshed early */
+    int64_t early_most;  /* ns: never earlier */
+    struct near__lock loads_lock; /* leaf: unanswered loads, closing */
+    pthread_cond_t    loads_done;
+    size_t            loads_open;
+    bool              closing; /* no loader is called any more */
 };
 
 void near__client_release(near_client *client);

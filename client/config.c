@@ -64,6 +64,29 @@ parse_number(const char *text, const struct unit *units, size_t n, int64_t *valu
     return false;
 }
 
+/* "2", "0.5", "1.25": at most three digits behind the point, in thousandths. */
+static bool
+parse_decimal(const char *text, int64_t *value)
+{
+    static const struct unit plain[] = { { "", 1000 } };
+    size_t                   whole   = strcspn(text, ".");
+    char                     digits[20];
+    int64_t                  scale = 100;
+
+    if (whole >= sizeof(digits))
+        return false;
+    memcpy(digits, text, whole);
+    digits[whole] = '\0';
+    if (!parse_number(digits, plain, 1, value))
+        return false;
+    if (text[whole] == '\0')
+        return true;
+    for (text += whole + 1; isdigit((unsigned char)*text) && scale > 0; text++, scale /= 10)
+        if (__builtin_add_overflow(*value, (*text - '0') * scale, value))
+            return false;
+    return *text == '\0' && scale < 100;
+}
+
 /* The largest unit that divides the value, for messages. */
 static void
 print_number(char *out, size_t size, int64_t value, const struct unit *units, size_t n)
@@ -90,12 +113,14 @@ option_named(const char *name)
 static const struct unit *
 units_of(const struct near__option *option, size_t *n)
 {
-    static const struct unit none[] = { { "", 1 } };
+    static const struct unit none[] = { { "", 1 } }, thousands[] = { { "", 1000 } };
 
     if (option->type == NEAR__SIZE)
         return *n = NEAR_COUNT_OF(size_units), size_units;
     if (option->type == NEAR__DURATION)
         return *n = NEAR_COUNT_OF(duration_units), duration_units;
+    if (option->type == NEAR__DECIMAL)
+        return *n = 1, thousands;
     return *n = 1, none;
 }
 
@@ -213,7 +238,8 @@ apply(struct near__settings *settings, const struct near__option *option, const 
             *(unsigned *)((char *)settings + option->offset) = (unsigned)index;
         return NEAR_OK;
     }
-    if (!parse_number(value, units, n, &number)) {
+    if (option->type == NEAR__DECIMAL ? !parse_decimal(value, &number)
+                                      : !parse_number(value, units, n, &number)) {
         if (option->type == NEAR__DURATION)
             hint = isdigit((unsigned char)value[strlen(value) ? strlen(value) - 1 : 0])
                        ? "a duration needs a unit; "

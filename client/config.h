@@ -14,6 +14,7 @@ enum near__option_type {
     NEAR__SIZE,     /* uint64_t bytes: 0 512 64KiB 256MiB 1GiB 1TiB */
     NEAR__COUNT,    /* uint64_t */
     NEAR__DURATION, /* int64_t ns: 0 250us 250ms 30s 5m 1h 7d */
+    NEAR__DECIMAL,  /* int64_t thousandths: 0 0.5 1 2.25 */
     NEAR__CHOICE,   /* unsigned: position in `accepts` */
     NEAR__TEXT      /* char[256] */
 };
@@ -57,11 +58,44 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(l2_max_value, "l2.max_value", SIZE, CLIENT, "1MiB", 1, 256 * NEAR__MIB, NULL,                                   \
       "Largest value; a larger one is refused before it goes anywhere.")                                              \
     X(ttl, "ttl", DURATION, CACHE, "5m", 0, 3650 * NEAR__DAY, NULL,                                                   \
-      "How long a value is good.  0: until it is evicted or removed.")                                                \
+      "How long a value is good.  0: until it is evicted or removed.  L2 keeps it for ttl and grace.")                                                \
     X(negative_ttl, "negative_ttl", DURATION, CACHE, "5s", 0, NEAR__DAY, NULL,                                        \
       "How long 'the store has no such thing' is remembered.  0: not at all.")                                        \
+    X(ttl_jitter, "ttl.jitter", COUNT, CACHE, "0", 0, 50, NULL,                                                       \
+      "Each entry's TTL is shortened by a random share of up to this many percent, so that what was stored together " \
+      "does not expire together.")                                                                                    \
+    X(grace, "grace", DURATION, CACHE, "0", 0, 3650 * NEAR__DAY, NULL,                                                \
+      "How long past its TTL a value is kept to be served, flagged stale, while its loader is slow or fails.  0: not "\
+      "at all.")                                                                                                      \
+    X(early_refresh_beta, "early_refresh.beta", DECIMAL, CACHE, "1", 0, 10000, NULL,                                  \
+      "How eagerly a value in use is refreshed in the background before its TTL ends (XFetch): the larger the "       \
+      "earlier, in proportion to what its load costs, at most a quarter of ttl.  0: not at all.")                     \
+    X(loader_soft_timeout, "loader.soft_timeout", DURATION, CACHE, "0", 0, 3600 * NEAR__SEC, NULL,                    \
+      "How long a fetch that has a stale value to fall back on (see grace) waits for the loader.  0: not at all, the "\
+      "stale value is served and refreshed in the background.")                                                       \
+    X(loader_hard_timeout, "loader.hard_timeout", DURATION, CACHE, "0", 0, 3600 * NEAR__SEC, NULL,                    \
+      "How long anybody waits for one load: then it counts as failed, and finishes in the background.  Loaders run "  \
+      "on the loader pool.  0: as long as it takes, on the caller's thread.")                                         \
+    X(loader_threads, "loader.threads", COUNT, CLIENT, "8", 1, 256, NULL,                                             \
+      "Most threads of the loader pool, which runs background refreshes and loads with a deadline.  They start when " \
+      "they are needed.")                                                                                             \
+    X(load_max_concurrent, "load.max_concurrent", COUNT, CACHE, "0", 0, 1000000, NULL,                                \
+      "Most keys of this cache that are being loaded at a time in this process.  0: no bound.")                       \
+    X(load_rate, "load.rate", COUNT, CACHE, "0", 0, 100000000, NULL,                                                  \
+      "Most keys of this cache given to the loader per second in this process.  0: no bound.")                        \
+    X(load_queue_timeout, "load.queue_timeout", DURATION, CACHE, "1s", 0, 3600 * NEAR__SEC, NULL,                     \
+      "How long a load waits for its turn under load.max_concurrent and load.rate before its callers get a stale "    \
+      "value or NEAR_ERR_BUSY.")                                                                                      \
+    X(load_retry, "load.retry", DURATION, CACHE, "1s", 0, 3600 * NEAR__SEC, NULL,                                     \
+      "After failures of a key's load the next attempt comes no sooner than this; the first pauses are shorter and "  \
+      "double.  Meanwhile callers get a stale value or the failure.  0: no pause.")                                   \
+    X(load_gather, "load.gather", DURATION, CACHE, "0", 0, NEAR__SEC, NULL,                                           \
+      "How long a load waits for others, so that the loader gets them in one call.  0: not at all.")                  \
+    X(l2_hedge_after, "l2.hedge_after", DURATION, CACHE, "0", 0, 60 * NEAR__SEC, NULL,                                \
+      "A fetch whose read of L2 has not been answered in this time starts the loader besides; the first answer "      \
+      "counts.  0: never.")                                                                                           \
     X(lease_timeout, "lease.timeout", DURATION, CACHE, "5s", 10 * NEAR_MS, 3600 * NEAR__SEC, NULL,                    \
-      "How long one instance keeps the right to fill a key (at least 3s on memcached).")                              \
+      "How long one instance keeps the right to fill a key while the others wait (at least 3s on memcached).")                              \
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis://[user:pass@]host[:port][/db] | redis+unix:///path",                       \
       "The bus that carries invalidations.  auto: the L2 server where that is Redis or memory:NAME, else none.")      \
@@ -87,6 +121,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
 typedef uint64_t near__field_SIZE;
 typedef uint64_t near__field_COUNT;
 typedef int64_t  near__field_DURATION;
+typedef int64_t  near__field_DECIMAL;
 typedef unsigned near__field_CHOICE;
 typedef char     near__field_TEXT[NEAR__TEXT_SIZE];
 

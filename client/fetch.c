@@ -1,232 +1,197 @@
 /*
- * near_fetch and near_fetch_many: L1, then flights, L2, leases and the loader.
+ * near_fetch and near_fetch_many: L1, then a seat in a flight for each key that it lacks.
  *
- * A fetch is a call's plan: one slot per key that L1 could not answer.  Each slot either leads a flight or joins one.  What this
- * call leads is landed before it waits for anybody, so two overlapping batches cannot wait for each other.  No lock is held here.
+ * What this call leads is one plan (plan.h), run before the call waits for anybody: so two overlapping batches cannot wait for each
+ * other.  Each key is then waited for with the call's own deadline.  No lock is held here.
  */
-#include "flight.h"
-#include "generation.h"
+#include "early.h"
 #include "load.h"
+#include "plan.h"
 #include "read.h"
 
 #include <stdlib.h>
-#include <string.h>
 
-struct slot {
-    size_t               index; /* of the key */
-    struct near__flight *flight;
-    struct near__ask     ask;   /* of a flight we lead; its fence is the flight's */
-    bool                 leads; /* and it has not landed */
+struct seat {
+    size_t               index;  /* of the key */
+    struct near__flight *flight; /* a reference */
+    bool                 leads;
 };
 
 struct fetch {
-    near_cache              *cache;
-    struct near__view        view;
-    int64_t                  deadline; /* of the caller; NEAR_NEVER */
-    int64_t                  l2_deadline;
-    int64_t                  ttl;
-    uint64_t                 generation;
-    size_t                   n;
-    struct slot             *slots;
-    struct near__ask       **asks;   /* room for n pointers */
-    struct near__load_order *orders; /* room for n */
+    near_cache        *cache;
+    struct near__view  view;
+    int64_t            deadline; /* of the caller; NEAR_NEVER */
+    int64_t            ttl;
+    struct near__plan *plan;    /* what we lead; NULL: nothing yet */
+    size_t             n, left; /* seats taken; keys that may still need one */
+    struct seat       *seats, one;
 };
 
 static bool
-fetch_open(struct fetch *fetch, size_t n)
+make_room(struct fetch *fetch, size_t n)
 {
-    char *block =
-        calloc(n, sizeof(struct slot) + sizeof(struct near__load_order) + sizeof(struct near__ask *));
-
-    if (block == NULL)
-        return false;
-    fetch->slots  = (struct slot *)block;
-    fetch->orders = (struct near__load_order *)(fetch->slots + n);
-    fetch->asks   = (struct near__ask **)(fetch->orders + n);
-    return true;
+    if (fetch->seats != NULL)
+        return true;
+    fetch->seats = n == 1 ? &fetch->one : calloc(n, sizeof(struct seat));
+    return fetch->seats != NULL;
 }
 
-static void
-land(struct fetch *fetch, struct slot *slot, near_status status, near_source source,
-     struct near__entry *entry)
-{
-    slot->leads = false;
-    near__flight_land(fetch->cache, slot->flight, status, source, entry);
-}
+/* ---- boarding */
 
-/* Somebody may have filled L1 between our look and our boarding: then there is nothing to load (one load per key, always). */
+/* L1 once more, now that the flight has captured its fence: somebody may have filled it in between, and then there is nothing to load
+ * (one load per key, always).  What is past its time there is what to fall back on.  True: landed. */
 static bool
-landed_meanwhile(struct fetch *fetch, struct slot *slot)
+look_into_l1(struct fetch *fetch, struct near__flight *flight, struct near__leg *leg)
 {
-    near_value         *hit;
-    near_status         status = NEAR_NOT_FOUND;
-    struct near__entry *entry  = NULL;
+    struct near__hit hit;
 
     if ((fetch->view.flags & NEAR_SKIP_L1) || fetch->view.gate != NEAR__GATE_OPEN)
         return false;
-    hit = near__l1_find(fetch->cache->l1, slot->ask.hash, slot->ask.key, fetch->view.now);
-    if (hit == NULL)
+    hit = near__l1_look(fetch->cache, flight->hash, near__flight_key(flight), fetch->view.now);
+    if (hit.value == NULL && !hit.negative)
         return false;
-    if (hit == NEAR__L1_NEGATIVE) {
-        near__count(fetch->cache, NEAR__negative_hits, 1);
-    } else {
-        near__count(fetch->cache, NEAR__requests, (uint64_t)-1); /* L1 has counted one more */
-        status = NEAR_OK;
-        entry  = near__value_counted(hit, slot->ask.key, slot->ask.hash, fetch->view.now);
-        near_value_release(hit);
-        if (entry == NULL)
-            return false;
+    if (hit.fresh_until > fetch->view.now) {
+        near__count(fetch->cache, hit.negative ? NEAR__negative_hits : NEAR__hits_l1, 1);
+        near__flight_land(fetch->cache, flight, hit.negative ? NEAR_NOT_FOUND : NEAR_OK, hit.value);
+        return true;
     }
-    land(fetch, slot, status, NEAR_FROM_L1, entry);
-    near__entry_release(&entry);
-    return true;
+    near__plan_fall_back(fetch->plan, leg,
+                         (struct near__fallback){ .value       = hit.value,
+                                                  .fresh_until = hit.fresh_until,
+                                                  .expires     = hit.expires,
+                                                  .cost_us     = hit.cost_us,
+                                                  .forced      = hit.fresh_until == NEAR__FRESH_FORCED });
+    return false;
 }
 
-/* A slot for a key that L1 could not answer: aboard a flight, or answered with why not. */
+static near_status
+lead(struct fetch *fetch, struct near__flight *flight)
+{
+    struct near__leg *leg;
+
+    if (fetch->plan == NULL) {
+        fetch->plan = near__plan_new(fetch->cache, fetch->left, fetch->view.now);
+        if (fetch->plan == NULL) {
+            near__flight_land(fetch->cache, flight, NEAR_ERR_NOMEM, NULL);
+            return NEAR_ERR_NOMEM;
+        }
+        fetch->plan->deadline = fetch->deadline;
+    }
+    near__flight_ref(fetch->cache, flight); /* the plan's, beside the seat's */
+    leg        = near__plan_add(fetch->plan, flight, fetch->ttl, !(fetch->view.flags & NEAR_NO_FILL));
+    leg->ended = look_into_l1(fetch, flight, leg);
+    return NEAR_MISS;
+}
+
+/* A seat for a key that L1 could not answer, or why not. */
 static near_status
 board(struct fetch *fetch, size_t index, near_bytes key, uint64_t hash)
 {
-    struct slot *slot = &fetch->slots[fetch->n];
+    struct seat *seat   = &fetch->seats[fetch->n];
+    near_status  status = NEAR_MISS;
 
-    *slot = (struct slot){ .index = index, .ask = { .key = key, .hash = hash } };
-    switch (near__flight_board(fetch->cache, key, hash, fetch, &slot->flight)) {
+    *seat = (struct seat){ .index = index };
+    switch (near__flight_board(fetch->cache, key, hash, fetch, &seat->flight)) {
     case NEAR__BOARD_NOMEM:
         return NEAR_ERR_NOMEM;
     case NEAR__BOARD_SELF:
         return NEAR_ERR_BUSY;
     case NEAR__BOARD_LEAD:
-        slot->ask.fence = slot->flight->fence;
-        slot->leads     = true;
-        landed_meanwhile(fetch, slot);
+        seat->leads = true;
+        status      = lead(fetch, seat->flight);
+        if (status != NEAR_MISS)
+            near__flight_release(fetch->cache, &seat->flight);
         break;
     case NEAR__BOARD_JOIN:
         near__count(fetch->cache, NEAR__coalesced, 1);
         break;
     }
-    fetch->n++;
-    return NEAR_MISS;
-}
-
-/* ---- L2 */
-
-static size_t
-collect_asks(struct fetch *fetch)
-{
-    size_t n = 0;
-
-    for (size_t i = 0; i < fetch->n; i++)
-        if (fetch->slots[i].leads)
-            fetch->asks[n++] = &fetch->slots[i].ask;
-    return n;
-}
-
-static void
-take_found(struct fetch *fetch, struct slot *slot)
-{
-    struct near__entry *entry = slot->ask.entry;
-
-    if (!(fetch->view.flags & NEAR_NO_FILL))
-        near__l1_insert(fetch->cache->l1, entry, slot->ask.fence, fetch->view.now);
-    near__count(fetch->cache, entry->negative ? NEAR__negative_hits : NEAR__hits_l2, 1);
-    land(fetch, slot, entry->negative ? NEAR_NOT_FOUND : NEAR_OK, NEAR_FROM_L2, entry);
-    near__entry_release(&slot->ask.entry);
-}
-
-static void
-read_l2(struct fetch *fetch)
-{
-    near_cache *cache = fetch->cache;
-    size_t      n     = cache->client->ops != NULL ? collect_asks(fetch) : 0;
-
-    if (n == 0)
-        return;
-    near__tier_read(cache, fetch->asks, n, fetch->l2_deadline, &fetch->generation);
-    for (size_t i = 0; i < fetch->n; i++)
-        if (fetch->slots[i].leads && fetch->slots[i].ask.found == NEAR__FOUND)
-            take_found(fetch, &fetch->slots[i]);
-}
-
-/* Whether L2 has answered for any of them: then it is worth taking leases and storing. */
-static bool
-any_answered(struct near__ask **asks, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (asks[i]->found != NEAR__UNREACHABLE)
-            return true;
-    return false;
-}
-
-static void
-take_leases(struct fetch *fetch)
-{
-    near_cache *cache = fetch->cache;
-    size_t      n     = cache->client->ops != NULL ? collect_asks(fetch) : 0;
-
-    if (n == 0 || !any_answered(fetch->asks, n))
-        return;
-    if (fetch->generation == 0 &&
-        near__generation_for_write(cache, fetch->l2_deadline, &fetch->generation) != NEAR_OK) {
-        fetch->generation = 0; /* nothing can be stored: so no lease either */
-        return;
-    }
-    near__tier_lease(cache, fetch->asks, n, fetch->l2_deadline);
-}
-
-/* ---- the loader */
-
-static void
-load_rest(struct fetch *fetch)
-{
-    struct near__load_terms terms = {
-        .generation = fetch->generation,
-        .ttl        = fetch->ttl,
-        .fill_l1    = !(fetch->view.flags & NEAR_NO_FILL),
-        .deadline   = fetch->deadline,
-    };
-    size_t n = 0;
-
-    for (size_t i = 0; i < fetch->n; i++)
-        if (fetch->slots[i].leads)
-            fetch->orders[n++] = (struct near__load_order){ fetch->slots[i].flight, fetch->slots[i].ask };
-    if (n == 0)
-        return;
-    near__count(fetch->cache, NEAR__misses, n);
-    near__load_run(fetch->cache, fetch->orders, n, &terms);
-}
-
-/* ---- answers */
-
-static near_status
-receive(struct fetch *fetch, struct slot *slot, near_value **value)
-{
-    struct near__entry *entry;
-    near_source         source;
-    near_status status = near__flight_wait(fetch->cache, slot->flight, fetch->deadline, &source, &entry);
-
-    near__flight_release(fetch->cache, &slot->flight);
-    if (status == NEAR_OK && entry != NULL)
-        *value = near__value_of(entry, source, false);
-    else
-        near__entry_release(&entry);
+    fetch->n += status == NEAR_MISS;
     return status;
 }
 
-static void
-fetch_missing(struct fetch *fetch, near_value **values, near_status *statuses)
-{
-    read_l2(fetch);
-    take_leases(fetch);
-    load_rest(fetch);
-    for (size_t i = 0; i < fetch->n; i++) {
-        struct slot *slot     = &fetch->slots[i];
-        statuses[slot->index] = receive(fetch, slot, &values[slot->index]);
-    }
-}
+/* ---- hedging: L2 is asked in the pool, and when it takes too long the loader as well */
 
 static int64_t
 earlier(int64_t a, int64_t b)
 {
     return a < b ? a : b;
+}
+
+static void
+hedge_seat(struct fetch *fetch, struct near__plan *plan, struct seat *seat, int64_t until)
+{
+    near_value *value;
+
+    /* waiting with nothing else to do; what comes is asked for again below */
+    near__flight_wait(fetch->cache, seat->flight, NEAR_NEVER, until, &value);
+    near_value_release(value);
+    if (!near__flight_hedge(fetch->cache, seat->flight))
+        return;
+    near__flight_ref(fetch->cache, seat->flight);
+    near__flight_lead(fetch->cache, seat->flight, fetch);
+    near__plan_add(plan, seat->flight, fetch->ttl, !(fetch->view.flags & NEAR_NO_FILL));
+    near__count(fetch->cache, NEAR__hedges, 1);
+}
+
+static void
+run_hedged(struct fetch *fetch)
+{
+    near_cache        *cache = fetch->cache;
+    int64_t            until = near__time_after(fetch->view.now, cache->settings.l2_hedge_after);
+    struct near__plan *hedge = near__plan_new(cache, fetch->n, fetch->view.now);
+
+    near__plan_background(fetch->plan);
+    if (hedge == NULL)
+        return;
+    hedge->read = hedge->hedge = true;
+    hedge->deadline            = fetch->deadline;
+    for (size_t i = 0; i < fetch->n; i++)
+        if (fetch->seats[i].leads)
+            hedge_seat(fetch, hedge, &fetch->seats[i], earlier(until, fetch->deadline));
+    near__plan_run(hedge);
+}
+
+static void
+run(struct fetch *fetch)
+{
+    if (fetch->plan == NULL)
+        return;
+    if (fetch->cache->settings.l2_hedge_after > 0 && fetch->cache->client->ops != NULL &&
+        !near__load_nested())
+        run_hedged(fetch);
+    else
+        near__plan_run(fetch->plan);
+}
+
+/* ---- answers */
+
+static void
+receive_all(struct fetch *fetch, near_value **values, near_status *statuses)
+{
+    for (size_t i = 0; i < fetch->n; i++) {
+        struct seat *seat = &fetch->seats[i];
+
+        statuses[seat->index] = near__flight_wait(fetch->cache, seat->flight, fetch->view.now,
+                                                  fetch->deadline, &values[seat->index]);
+        near__flight_release(fetch->cache, &seat->flight);
+    }
+    if (fetch->seats != &fetch->one)
+        free(fetch->seats);
+}
+
+static void
+refresh_early(near_cache *cache, near_bytes key, uint64_t hash, const struct near__view *view, int64_t lead)
+{
+    struct near__hit hit = near__l1_look(cache, hash, key, view->now);
+
+    if (hit.value == NULL) /* gone since */
+        return;
+    near__refresh(cache, key, hash, lead,
+                  (struct near__fallback){ .value       = hit.value,
+                                           .fresh_until = hit.fresh_until,
+                                           .expires     = hit.expires,
+                                           .cost_us     = hit.cost_us });
 }
 
 static void
@@ -239,9 +204,7 @@ fetch_init(struct fetch *fetch, near_cache *cache, const near_fetch_options *opt
     fetch->view     = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
     near__view_exact(cache, &fetch->view);
     fetch->deadline = near__time_after(fetch->view.now, near__duration(mine.timeout_ms, NEAR_NEVER));
-    fetch->l2_deadline =
-        earlier(fetch->deadline, near__time_after(fetch->view.now, cache->client->settings.l2_timeout));
-    fetch->ttl = near__duration(mine.ttl_ms, cache->settings.ttl);
+    fetch->ttl      = near__duration(mine.ttl_ms, cache->settings.ttl);
 }
 
 near_status
@@ -256,23 +219,25 @@ near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_
     if (values == NULL || cache->loader == NULL)
         return near__refuse_all(statuses, n, NEAR_ERR_INVALID);
     fetch_init(&fetch, cache, options);
-    near__count(cache, NEAR__requests, n);
     for (size_t i = 0; i < n; i++) {
         uint64_t hash;
+        int64_t  early = 0;
 
         if (statuses[i] < 0)
             continue;
-        hash = near__hash_keyed(&cache->client->secret, keys[i]);
-        if (near__l1_answers(cache, &fetch.view, hash, keys[i], &values[i], &statuses[i]))
-            continue;
-        if (fetch.slots == NULL && !fetch_open(&fetch, n - i))
+        hash       = near__hash_keyed(&cache->client->secret, keys[i]);
+        fetch.left = n - i;
+        if (near__l1_answers(cache, &fetch.view, hash, keys[i], &values[i], &statuses[i], &early)) {
+            if (early > 0)
+                refresh_early(cache, keys[i], hash, &fetch.view, early);
+        } else if (!make_room(&fetch, n - i)) {
             statuses[i] = NEAR_ERR_NOMEM;
-        else
+        } else {
             statuses[i] = board(&fetch, i, keys[i], hash);
+        }
     }
-    if (fetch.n > 0)
-        fetch_missing(&fetch, values, statuses);
-    free(fetch.slots);
+    run(&fetch);
+    receive_all(&fetch, values, statuses);
     return near__first_error(statuses, n);
 }
 
@@ -284,6 +249,11 @@ near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options,
     if (value == NULL)
         return NEAR_ERR_INVALID;
     *value = NULL;
-    batch  = near_fetch_many(cache, &key, 1, options, value, &status);
+    if (options == NULL && cache != NULL && cache->loader != NULL && cache->early_reach == 0) {
+        *value = near__get_plain(cache, key);
+        if (*value != NULL)
+            return NEAR_OK;
+    }
+    batch = near_fetch_many(cache, &key, 1, options, value, &status);
     return batch < 0 ? batch : status;
 }

@@ -5,18 +5,27 @@
  */
 #include "load.h"
 
+#include "budget.h"
+#include "early.h"
+#include "read.h"
+
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 struct batch;
 
 struct near_load {
-    struct batch        *batch;
-    struct near__flight *flight; /* a reference, until finished */
-    struct near__ask     ask;    /* its key lies in the flight */
-    int64_t              ttl_ms; /* the loader's word; negative: none */
-    bool                 keep;   /* finishing: there is an entry, and it is worth storing */
-    near_status          status; /* answer: NEAR_OK, NEAR_NOT_FOUND or an error */
+    struct batch         *batch;
+    struct near__flight  *flight;   /* a reference, until finished */
+    struct near__ask      ask;      /* its key lies in the flight */
+    struct near__fallback previous; /* what it is to replace; a reference */
+    int64_t               ttl;      /* ns, unless the loader says otherwise */
+    int64_t               ttl_ms;   /* the loader's word; negative: none */
+    bool                  fill_l1;
+    bool                  unkept; /* the loader's word: answer it, do not store it */
+    bool                  keep;   /* finishing: there is an entry, and it is worth storing */
+    near_status           status; /* answer: NEAR_OK, NEAR_NOT_FOUND or an error */
     enum { PENDING, ANSWERED, FINISHED } state;
 };
 
@@ -35,14 +44,28 @@ struct batch {
     near_load               loads[];
 };
 
+/* How many loaders this thread is in: what they fetch is loaded right here. */
+static __thread unsigned loaders_entered;
+
+bool
+near__load_nested(void)
+{
+    return loaders_entered > 0;
+}
+
 /* ---- open loads of a cache: near_cache_close() waits for them */
 
-static void
+static bool
 loads_opened(near_cache *cache, size_t n)
 {
+    bool may;
+
     near__lock(&cache->loads_lock);
-    cache->loads_open += n;
+    may = !cache->closing;
+    if (may)
+        cache->loads_open += n;
     near__unlock(&cache->loads_lock);
+    return may;
 }
 
 static void
@@ -58,8 +81,7 @@ loads_closed(near_cache *cache, size_t n)
 /* ---- batch */
 
 static struct batch *
-batch_new(near_cache *cache, const struct near__load_order *orders, size_t n,
-          const struct near__load_terms *terms)
+batch_new(near_cache *cache, struct near__leg **legs, size_t n, const struct near__load_terms *terms)
 {
     size_t size =
         sizeof(struct batch) + n * (sizeof(near_load) + 2 * sizeof(near_load *) + sizeof(struct near__ask *));
@@ -81,35 +103,65 @@ batch_new(near_cache *cache, const struct near__load_order *orders, size_t n,
     for (size_t i = 0; i < n; i++) {
         near_load *load    = &batch->loads[i];
         load->batch        = batch;
-        load->flight       = orders[i].flight;
-        load->ask          = orders[i].ask;
-        load->ask.key      = (near_bytes){ load->flight->key, load->flight->key_size };
+        load->flight       = legs[i]->flight;
+        load->ask          = legs[i]->ask;
+        load->ask.entry    = NULL;
+        load->ttl          = legs[i]->ttl;
         load->ttl_ms       = -1;
+        load->fill_l1      = legs[i]->fill_l1;
         batch->pointers[i] = load;
         near__flight_ref(cache, load->flight);
+        if (legs[i]->spare)
+            load->previous = near__flight_fallback(cache, load->flight);
     }
     return batch;
 }
 
 static void
-batch_release(struct batch *batch, unsigned n)
+batch_free(struct batch *batch)
 {
     near_cache *cache = batch->cache;
-    bool        last;
 
-    near__lock(&batch->lock);
-    batch->refs -= n;
-    last = batch->refs == 0;
-    near__unlock(&batch->lock);
-    if (!last)
-        return;
     near__lock_fini(&batch->lock);
     pthread_cond_destroy(&batch->answered);
     free(batch);
     near__cache_release(cache);
 }
 
+/* One whose loader was never called. */
+static void
+batch_drop(struct batch *batch)
+{
+    for (size_t i = 0; i < batch->n; i++) {
+        near_value_release(batch->loads[i].previous.value);
+        near__flight_release(batch->cache, &batch->loads[i].flight);
+    }
+    batch_free(batch);
+}
+
+static void
+batch_release(struct batch *batch, unsigned n)
+{
+    bool last;
+
+    near__lock(&batch->lock);
+    batch->refs -= n;
+    last = batch->refs == 0;
+    near__unlock(&batch->lock);
+    if (last)
+        batch_free(batch);
+}
+
 /* ---- finishing: fills and landings, for answered loads that are the caller's alone by now */
+
+/* A little less, by ttl.jitter: entries made together do not end together.  Never more, so no bound is exceeded. */
+static int64_t
+jittered(const struct near__settings *settings, int64_t ttl)
+{
+    if (settings->ttl_jitter == 0 || ttl == 0)
+        return ttl;
+    return ttl - (int64_t)((double)ttl * (double)settings->ttl_jitter / 100 * near__random_unit());
+}
 
 static void
 prepare_entry(const struct batch *batch, near_load *load, int64_t now)
@@ -117,13 +169,14 @@ prepare_entry(const struct batch *batch, near_load *load, int64_t now)
     const struct near__settings *settings = &batch->cache->settings;
     struct near__entry          *entry    = load->ask.entry;
 
-    load->ask.ttl = near__duration(load->ttl_ms, entry->negative ? settings->negative_ttl : batch->terms.ttl);
-    load->keep =
-        load->ask.ttl != 0 || !entry->negative || load->ttl_ms == 0; /* negative_ttl = 0: do not remember */
+    load->ask.ttl = jittered(
+        settings, near__duration(load->ttl_ms, entry->negative ? settings->negative_ttl : load->ttl));
+    load->keep        = !load->unkept && (load->ask.ttl != 0 || !entry->negative ||
+                                   load->ttl_ms == 0); /* negative_ttl = 0: do not remember */
     entry->generation = batch->terms.generation;
+    entry->cost_us    = near__early_cost(entry->cost_us, load->previous.cost_us, load->ask.ttl);
     /* all from the start of the load: what it read may be that old, whenever it came back (race 4) */
-    entry->born    = batch->started;
-    entry->expires = near__expiry(batch->cache, batch->started, load->ask.ttl);
+    near__entry_date(batch->cache, entry, batch->started, load->ask.ttl);
     if (load->ask.ttl == 0)
         return;
     load->ask.ttl -= now - batch->started;
@@ -175,6 +228,37 @@ fill_l2(struct batch *batch, struct near__ask **asks, size_t keep, size_t drop, 
     return stored > 0;
 }
 
+/* Whether L1 should be offered it.  What L2 refused is not stored anywhere; if a fence has moved as well L1 will say so itself. */
+static bool
+is_for_l1(near_cache *cache, const near_load *load)
+{
+    return load->keep && load->fill_l1 &&
+           !(load->ask.refused && near__l1_fence(cache->l1, load->ask.hash) == load->ask.fence);
+}
+
+static void
+finish_one(struct batch *batch, near_load *load, int64_t now)
+{
+    near_cache         *cache = batch->cache;
+    struct near__entry *entry = load->ask.entry;
+
+    load->ask.entry = NULL;
+    if (load->status < 0) {
+        near__flight_fail(cache, load->flight, load->status);
+    } else if (!batch->terms.hedge && cache->settings.l2_hedge_after == 0) {
+        if (is_for_l1(cache, load))
+            near__l1_insert(cache->l1, entry, load->ask.fence, now);
+    } else if (near__flight_claim(cache, load->flight) && is_for_l1(cache, load)) {
+        near__l1_insert(cache->l1, entry, load->ask.fence, now);
+    }
+    if (load->status == NEAR_OK)
+        near__flight_land(cache, load->flight, NEAR_OK, near__value_of(entry, NEAR_FROM_LOADER, false));
+    else if (load->status > 0)
+        near__flight_land(cache, load->flight, load->status, NULL);
+    if (load->status != NEAR_OK)
+        near__entry_release(&entry);
+}
+
 /* `loads[i]` are ANSWERED and nobody else's; `asks` has room for n. */
 static void
 finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks)
@@ -200,18 +284,16 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
     /* L2 before the landing: until it has landed, callers in this process join instead of loading again */
     if (keep + drop > 0)
         stored = fill_l2(batch, asks, keep, drop, n, deadline);
-    for (size_t i = 0; i < n; i++) {
-        near_load *load = loads[i];
-
-        if (load->keep && batch->terms.fill_l1)
-            near__l1_insert(cache->l1, load->ask.entry, load->ask.fence, now);
-        near__flight_land(cache, load->flight, load->status, NEAR_FROM_LOADER, load->ask.entry);
-        near__entry_release(&load->ask.entry);
-    }
+    for (size_t i = 0; i < n; i++)
+        finish_one(batch, loads[i], now);
+    if (batch->terms.counted)
+        near__budget_give(&cache->budget, n);
     if (stored)
         announce_filled(cache, asks, keep, deadline);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        near_value_release(loads[i]->previous.value);
         near__flight_release(cache, &loads[i]->flight); /* and with it the key */
+    }
 }
 
 /* ---- the leader */
@@ -237,7 +319,7 @@ leave_locked(struct batch *batch)
     batch->leader = false;
     for (size_t i = 0; i < batch->n; i++)
         if (batch->loads[i].state == PENDING)
-            near__flight_leave(batch->cache, batch->loads[i].flight);
+            near__flight_lead(batch->cache, batch->loads[i].flight, NULL);
 }
 
 static void
@@ -252,7 +334,7 @@ lead(struct batch *batch)
 
         near__lock(&batch->lock);
         while ((taken = take_answered_locked(batch)) == 0 && more)
-            more = near__cond_wait(&batch->answered, &batch->lock, batch->terms.deadline);
+            more = near__cond_wait(&batch->answered, &batch->lock, batch->terms.wait);
         if (taken == 0)
             leave_locked(batch); /* from here on, who answers finishes */
         near__unlock(&batch->lock);
@@ -266,29 +348,171 @@ lead(struct batch *batch)
 }
 
 static void
-land_unloaded(near_cache *cache, const struct near__load_order *orders, size_t n, near_status status)
+load_nothing(near_cache *cache, struct near__leg **legs, size_t n, const struct near__load_terms *terms,
+             near_status status)
 {
-    for (size_t i = 0; i < n; i++)
-        near__flight_land(cache, orders[i].flight, status, NEAR_FROM_NOWHERE, NULL);
+    for (size_t i = 0; i < n; i++) /* the leases taken end by their own TTL */
+        near__flight_land(cache, legs[i]->flight, status, NULL);
+    if (terms->counted)
+        near__budget_give(&cache->budget, n);
 }
 
-void
-near__load_run(near_cache *cache, const struct near__load_order *orders, size_t n,
-               const struct near__load_terms *terms)
+static void
+load_now(near_cache *cache, struct near__leg **legs, size_t n, const struct near__load_terms *terms)
 {
-    struct batch *batch = batch_new(cache, orders, n, terms);
+    struct batch *batch = batch_new(cache, legs, n, terms);
 
-    if (batch == NULL) { /* the leases taken end by their own TTL */
-        land_unloaded(cache, orders, n, NEAR_ERR_NOMEM);
+    if (batch == NULL || !loads_opened(cache, n)) {
+        load_nothing(cache, legs, n, terms, batch == NULL ? NEAR_ERR_NOMEM : NEAR_ERR_CLOSED);
+        if (batch != NULL)
+            batch_drop(batch);
         return;
     }
     near__count(cache, NEAR__loads, n);
     near__count(cache, NEAR__load_calls, 1);
-    loads_opened(cache, n);
     batch->started = near__client_now(cache->client);
+    loaders_entered++;
     cache->loader(batch->pointers, n, cache->loader_ctx);
+    loaders_entered--;
     lead(batch);
     batch_release(batch, 1);
+}
+
+/* ---- gathering: the first of several calls waits a moment and loads for all
+ *
+ * Legs handed over are copies with a flight reference of their own; whose terms differ (a hedge) goes alone. */
+
+#define GATHER_MOST 4096 /* keys in one call of the loader: beyond that company brings nothing more */
+
+void
+near__gather_init(struct near__gather *gather)
+{
+    near__lock_init(&gather->lock, NEAR__RANK_LEAF);
+}
+
+void
+near__gather_fini(struct near__gather *gather)
+{
+    free(gather->legs);
+    near__lock_fini(&gather->lock);
+}
+
+static bool
+gather_room_locked(struct near__gather *gather, size_t n)
+{
+    size_t            capacity = gather->capacity != 0 ? gather->capacity : 64;
+    struct near__leg *legs;
+
+    while (capacity < gather->n + n)
+        capacity *= 2;
+    if (gather->n + n > GATHER_MOST)
+        return false;
+    if (capacity == gather->capacity)
+        return true;
+    legs = realloc(gather->legs, capacity * sizeof(*legs));
+    if (legs == NULL)
+        return false;
+    gather->legs     = legs;
+    gather->capacity = capacity;
+    return true;
+}
+
+/* True: somebody else will load them. */
+static bool
+hand_over(near_cache *cache, struct near__leg **legs, size_t n)
+{
+    struct near__gather *gather = &cache->gather;
+    bool                 taken;
+
+    for (size_t i = 0; i < n; i++) { /* before: the collector may be quick */
+        near__flight_ref(cache, legs[i]->flight);
+        near__flight_lead(cache, legs[i]->flight, NULL);
+    }
+    near__lock(&gather->lock);
+    taken = gather->open && gather_room_locked(gather, n);
+    for (size_t i = 0; taken && i < n; i++) {
+        gather->legs[gather->n]           = *legs[i];
+        gather->legs[gather->n].ask.entry = NULL;
+        gather->n++;
+    }
+    near__unlock(&gather->lock);
+    for (size_t i = 0; !taken && i < n; i++) {
+        struct near__flight *extra = legs[i]->flight;
+
+        near__flight_lead(cache, extra, legs[i]);
+        near__flight_release(cache, &extra);
+    }
+    return taken;
+}
+
+/* Collect for the window; what came is the caller's to free, with `n` legs. */
+static struct near__leg *
+collect(near_cache *cache, size_t *n)
+{
+    struct near__gather *gather = &cache->gather;
+    int64_t              window = cache->settings.load_gather;
+    struct near__leg    *legs;
+
+    nanosleep(&(struct timespec){ (time_t)(window / NEAR__SEC), (long)(window % NEAR__SEC) }, NULL);
+    near__lock(&gather->lock);
+    legs             = gather->legs;
+    *n               = gather->n;
+    gather->open     = false;
+    gather->legs     = NULL;
+    gather->n        = 0;
+    gather->capacity = 0;
+    near__unlock(&gather->lock);
+    return legs;
+}
+
+static void
+load_with_company(near_cache *cache, struct near__leg **legs, size_t n, const struct near__load_terms *terms)
+{
+    size_t             more;
+    struct near__leg  *company = collect(cache, &more);
+    struct near__leg **all     = more > 0 ? calloc(n + more, sizeof(*all)) : NULL;
+
+    if (all == NULL) {
+        load_now(cache, legs, n, terms);
+    } else {
+        memcpy(all, legs, n * sizeof(*all));
+        for (size_t i = 0; i < more; i++) {
+            near__flight_lead(cache, company[i].flight, legs);
+            all[n + i] = &company[i];
+        }
+        load_now(cache, all, n + more, terms);
+    }
+    for (size_t i = 0; i < more; i++) {
+        if (all == NULL) /* no memory to load them with */
+            near__flight_land(cache, company[i].flight, NEAR_ERR_NOMEM, NULL);
+        near__flight_release(cache, &company[i].flight);
+    }
+    if (all == NULL && terms->counted)
+        near__budget_give(&cache->budget, more);
+    free(all);
+    free(company);
+}
+
+void
+near__load_run(near_cache *cache, struct near__leg **legs, size_t n, const struct near__load_terms *terms)
+{
+    struct near__gather *gather = &cache->gather;
+    bool                 first;
+
+    if (cache->settings.load_gather == 0 || terms->hedge || near__load_nested()) {
+        load_now(cache, legs, n, terms);
+        return;
+    }
+    if (hand_over(cache, legs, n))
+        return;
+    near__lock(&gather->lock);
+    first        = !gather->open;
+    gather->open = true;
+    near__unlock(&gather->lock);
+    if (first)
+        load_with_company(cache, legs, n, terms);
+    else /* somebody began to collect just now, or there is no room */
+        load_now(cache, legs, n, terms);
 }
 
 /* ---- the loader's side */
@@ -304,6 +528,25 @@ near_load_ttl(near_load *load, int64_t ttl_ms)
 {
     if (load != NULL)
         load->ttl_ms = ttl_ms;
+}
+
+near_status
+near_load_tag(near_load *load, const char *tag)
+{
+    return load == NULL || tag == NULL ? NEAR_ERR_INVALID : NEAR_ERR_UNSUPPORTED;
+}
+
+void
+near_load_unkept(near_load *load)
+{
+    if (load != NULL)
+        load->unkept = true;
+}
+
+const near_value *
+near_load_previous(const near_load *load)
+{
+    return load != NULL ? load->previous.value : NULL;
 }
 
 static uint32_t
@@ -394,6 +637,18 @@ near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *
     if (load != NULL)
         answer(load, status == NEAR_ERR_INVALID ? NEAR_ERR_LOADER : status, entry);
     return status;
+}
+
+near_status
+near_load_unchanged(near_load *load)
+{
+    if (load == NULL)
+        return NEAR_ERR_INVALID;
+    if (load->previous.value == NULL) {
+        answer(load, NEAR_ERR_LOADER, NULL);
+        return NEAR_ERR_INVALID;
+    }
+    return near_load_set(load, near_value_bytes(load->previous.value));
 }
 
 void

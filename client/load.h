@@ -8,24 +8,24 @@
 #ifndef NEAR_CLIENT_LOAD_H
 #define NEAR_CLIENT_LOAD_H
 
-#include "flight.h"
-#include "tier.h"
-
-/* One key that has to be loaded: its flight (a reference is taken) and its ask, with fence and perhaps a lease. */
-struct near__load_order {
-    struct near__flight *flight;
-    struct near__ask     ask;
-};
+#include "plan.h"
 
 struct near__load_terms {
     uint64_t generation; /* to store entries with; 0: do not store */
-    int64_t  ttl;        /* ns, unless the loader says otherwise */
-    bool     fill_l1;
-    int64_t  deadline; /* how long the leader waits for answers */
+    int64_t  wait; /* how long the leader waits for answers: 0 in the pool, NEAR_NEVER on a caller's thread */
+    bool     counted; /* each takes a place in the load budget, given back when it has been answered */
+    bool     hedge;   /* L2 is still being asked: who claims the flight first stores and lands */
 };
 
-/* Call the loader for all and see to their landing.  Every flight lands, in this call or (after the deadline) later. */
-void near__load_run(near_cache *cache, const struct near__load_order *orders, size_t n,
+/* Call the loader for all and see to their landing.  Every flight lands, in this call or later.  Takes its own references of the
+ * flights; with load.gather it may wait for other calls' legs, or leave its legs to another call. */
+void near__load_run(near_cache *cache, struct near__leg **legs, size_t n,
                     const struct near__load_terms *terms);
+
+/* Whether this thread is inside a loader. */
+bool near__load_nested(void);
+
+void near__gather_init(struct near__gather *gather);
+void near__gather_fini(struct near__gather *gather);
 
 #endif

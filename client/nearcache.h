@@ -325,6 +325,20 @@ NEAR_API near_status near_load_set(near_load *load, near_bytes value);
  * client or a cache. */
 NEAR_API near_status near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *data));
 
+/* The value that this load is to replace, for a conditional query to the store; NULL when there is none.  Borrowed until the load
+ * is answered. */
+NEAR_API const near_value *near_load_previous(const near_load *load);
+
+/* Answer that the previous value is still right: it gets a new TTL.  As near_load_set(); NEAR_ERR_INVALID when there is no
+ * previous value (the load has then been answered with NEAR_ERR_LOADER). */
+NEAR_API near_status near_load_unchanged(near_load *load);
+
+/* What this load is answered with goes to those who wait for it and is stored nowhere.  Before the answer. */
+NEAR_API void near_load_unkept(near_load *load);
+
+/* Label the value.  Tags are not part of this version: NEAR_ERR_UNSUPPORTED, and the load goes on without.  Before the answer. */
+NEAR_API near_status near_load_tag(near_load *load, const char *tag);
+
 /* Answer that the store has no such thing: callers get NEAR_NOT_FOUND, remembered for `negative_ttl`. */
 NEAR_API void near_load_not_found(near_load *load);
 
@@ -406,6 +420,12 @@ NEAR_API near_status near_remove(near_cache *cache, near_bytes key);
 NEAR_API near_status near_remove_many(near_cache *cache, const near_bytes *keys, size_t n,
                                       near_status *statuses);
 
+/* Declare a key's value stale in both tiers and tell the other instances: the next fetch waits for the loader, and gets the old
+ * value, flagged, only within `grace` and only if the load fails or takes longer than loader.soft_timeout.  near_get() answers
+ * NEAR_MISS meanwhile.  A load of the key that is under way will not be cached.  Without grace, and for what is only known not to
+ * exist, this is near_remove().  Errors as near_put(). */
+NEAR_API near_status near_expire(near_cache *cache, near_bytes key);
+
 /* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
  * memory in L2 returns by TTL and eviction).  Errors as near_put().  Threads: any.  Blocks: as near_put(). */
 NEAR_API near_status near_clear(near_cache *cache);
@@ -429,7 +449,7 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(hits_l2, c, "keys", "answered by the shared tier")                                                     \
     X(misses, c, "keys", "in neither tier")                                                                  \
     X(negative_hits, c, "keys", "answered 'does not exist' from a tier")                                     \
-    X(stale_served, c, "keys", "served from L1 past the serve window, flagged stale")                        \
+    X(stale_served, c, "keys", "served flagged stale: past the serve window, or past the TTL within grace")  \
     X(loads, c, "keys", "keys given to a loader")                                                            \
     X(load_calls, c, "calls", "times a loader was called")                                                   \
     X(load_failures, c, "keys", "loads answered with a failure")                                             \
@@ -468,7 +488,14 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(bus_gaps, c, "gaps", "gaps in a sender's numbers: L1 was flushed")                                     \
     X(bus_flushes, c, "flushes", "times all of L1 was flushed for the bus's sake")                           \
     X(bus_connects, c, "connections", "times the bus was (re)subscribed")                                    \
-    X(bus_connected, g, "0 or 1", "whether the bus is subscribed now")
+    X(bus_connected, g, "0 or 1", "whether the bus is subscribed now")                                       \
+    X(early_refreshes, c, "keys", "refreshes begun in the background before a value's end")                  \
+    X(lease_waits, c, "keys", "times another instance's load was waited for")                                \
+    X(loads_throttled, c, "keys", "loads not attempted because the key's last one failed a moment ago")      \
+    X(loads_refused, c, "keys", "loads not begun because the load budget was used up")                       \
+    X(load_timeouts, c, "keys", "loads given up after loader.hard_timeout")                                  \
+    X(hedges, c, "keys", "loads begun because L2 was slow to answer")                                        \
+    X(expires, c, "keys", "keys declared stale by near_expire")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

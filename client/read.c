@@ -5,6 +5,8 @@
  */
 #include "read.h"
 
+#include "early.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,18 +56,52 @@ near__hand_out(struct near__entry *entry, near_source source, near_value **value
     return NEAR_OK;
 }
 
+near_value *
+near__value_as_stale(near_value *value)
+{
+    return value != NULL ? (near_value *)((uintptr_t)value | NEAR__VALUE_STALE) : NULL;
+}
+
+/* L1 has counted a hit that the caller does not answer with. */
+static void
+hit_back(near_cache *cache)
+{
+    near__count(cache, NEAR__requests, (uint64_t)-1);
+    near__count(cache, NEAR__hits_l1, (uint64_t)-1);
+}
+
+struct near__hit
+near__l1_look(near_cache *cache, uint64_t hash, near_bytes key, int64_t now)
+{
+    near_value      *value = near__l1_find(cache->l1, hash, key, now);
+    struct near__meta meta;
+
+    if (value == NULL)
+        return (struct near__hit){ .value = NULL };
+    if (value == NEAR__L1_NEGATIVE)
+        return (struct near__hit){ .value = NULL, .negative = true, .fresh_until = NEAR_NEVER, .expires = NEAR_NEVER };
+    hit_back(cache);
+    near__value_meta(value, now, &meta);
+    return (struct near__hit){
+        .value       = near__value_fresh_bits(value),
+        .fresh_until = meta.fresh_until,
+        .expires     = meta.expires,
+        .cost_us     = meta.cost_us,
+    };
+}
+
 /* What L1 had is an answer of this kind. */
 static near_status
 take_hit(near_cache *cache, const struct near__view *view, near_value *hit, near_value **value)
 {
-    if (__builtin_expect(hit == NEAR__L1_NEGATIVE, 0)) {
+    if (NEAR__UNLIKELY(hit == NEAR__L1_NEGATIVE)) {
         near__count(cache, NEAR__requests, 1);
         near__count(cache, NEAR__negative_hits, 1);
         return NEAR_NOT_FOUND;
     }
-    if (__builtin_expect(view->gate == NEAR__GATE_STALE, 0)) {
+    if (NEAR__UNLIKELY(view->gate == NEAR__GATE_STALE)) {
         near__count(cache, NEAR__stale_served, 1);
-        hit = (near_value *)((uintptr_t)hit | NEAR__VALUE_STALE);
+        hit = near__value_as_stale(hit);
     }
     *value = hit;
     return NEAR_OK;
@@ -93,27 +129,41 @@ asks_l1(const struct near__view *view)
     return !(view->flags & NEAR_SKIP_L1) && (view->gate == NEAR__GATE_OPEN || view->gate == NEAR__GATE_STALE);
 }
 
-/* An absence carries no flag that says how old it is. */
+/* Not what is past its time: that is something to fall back on, and fetch looks for it itself.  Nor, while the gate makes everything
+ * stale, an absence, which carries no flag that says how old it is. */
 static inline bool
-usable(const struct near__view *view, const near_value *hit)
+usable(near_cache *cache, const struct near__view *view, near_value *hit)
 {
-    return hit != NULL && (hit != NEAR__L1_NEGATIVE || view->gate == NEAR__GATE_OPEN);
+    if (NEAR__LIKELY((uintptr_t)hit > NEAR__VALUE_BITS && !((uintptr_t)hit & NEAR__VALUE_STALE)))
+        return true;
+    if ((uintptr_t)hit <= NEAR__VALUE_BITS)
+        return hit != NULL && view->gate == NEAR__GATE_OPEN;
+    near__value_release(hit);
+    hit_back(cache);
+    return false;
 }
 
 bool
 near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
-                 near_value **value, near_status *status)
+                 near_value **value, near_status *status, int64_t *lead)
 {
     near_value *hit;
 
     if (__builtin_expect(!asks_l1(view), 0))
         return not_asked(cache, view, status);
     hit = near__l1_hit((struct near__l1_front *)cache->l1, hash, key, view->now);
-    if (!usable(view, hit)) {
+    if (!usable(cache, view, hit)) {
         near__count(cache, NEAR__requests, 1);
         return false;
     }
     *status = take_hit(cache, view, hit, value);
+    if (lead != NULL && cache->early_reach != 0 && *status == NEAR_OK && view->gate == NEAR__GATE_OPEN) {
+        struct near__meta meta;
+
+        near__value_meta(hit, view->now, &meta);
+        if (near__early_may(cache, view->now, meta.fresh_until, meta.cost_us))
+            *lead = near__early_lead(cache, view->now, meta.fresh_until, meta.cost_us);
+    }
     return true;
 }
 
@@ -186,6 +236,7 @@ settle(near_cache *cache, const struct near__view *view, struct near__ask *ask, 
     }
     if (ask->found == NEAR__UNREACHABLE)
         return ask->status;
+    near__entry_release(&ask->entry); /* past its TTL: good for a fetch whose loader fails, not here */
     near__count(cache, NEAR__misses, 1);
     return NEAR_MISS;
 }
@@ -222,7 +273,7 @@ get_one(near_cache *cache, near_bytes key, unsigned flags, int64_t timeout_ms, n
         return status;
     view = near__view_of(cache, flags);
     hash = near__hash_keyed(&cache->client->secret, key);
-    if (near__l1_answers(cache, &view, hash, key, value, &status))
+    if (near__l1_answers(cache, &view, hash, key, value, &status, NULL))
         return status;
     near__view_exact(cache, &view);
     return get_below(cache, &view, hash, key, timeout_ms, value);
@@ -247,20 +298,66 @@ plain_view(const near_cache *cache, near_bytes key, int64_t *now)
     return near__cache_gate(cache, *now) == NEAR__GATE_OPEN;
 }
 
+/* A fresh value out of L1 while everything is plain.  NULL: see *hit and *hash; 0 says that L1 was not asked. */
+static inline __attribute__((always_inline)) near_value *
+get_plain(near_cache *cache, near_bytes key, near_value **hit, uint64_t *hash)
+{
+    int64_t now;
+
+    *hash = 0;
+    if (NEAR__UNLIKELY(!plain_view(cache, key, &now)))
+        return NULL;
+    *hash = near__hash_keyed_inline(&cache->client->secret, key);
+    *hit  = near__l1_hit((struct near__l1_front *)cache->l1, *hash, key, now);
+    if (NEAR__LIKELY((uintptr_t)*hit > NEAR__VALUE_BITS && !((uintptr_t)*hit & NEAR__VALUE_STALE)))
+        return *hit;
+    if ((uintptr_t)*hit > NEAR__VALUE_BITS) {
+        near__value_release(*hit);
+        hit_back(cache);
+        *hash = 0;
+    }
+    return NULL;
+}
+
+near_value *
+near__get_plain(near_cache *cache, near_bytes key)
+{
+    near_value *hit;
+    uint64_t    hash;
+
+    return get_plain(cache, key, &hit, &hash);
+}
+
+/* L1 was asked and has no value. */
+static near_status
+get_absent(near_cache *cache, near_bytes key, near_value *hit, uint64_t hash, near_value **value)
+{
+    struct near__view view = { .gate = NEAR__GATE_OPEN };
+
+    *value = NULL;
+    if (hit == NEAR__L1_NEGATIVE)
+        return take_hit(cache, &view, hit, value);
+    near__count(cache, NEAR__requests, 1);
+    if (cache->client->ops != NULL)
+        near__view_exact(cache, &view);
+    return get_below(cache, &view, hash, key, -1, value);
+}
+
 near_status
 near_get(near_cache *cache, near_bytes key, near_value **value)
 {
-    int64_t     now;
-    near_value *hit;
+    near_value *hit, *found;
+    uint64_t    hash;
 
-    if (NEAR__LIKELY(value != NULL && plain_view(cache, key, &now))) {
-        hit = near__l1_hit((struct near__l1_front *)cache->l1, near__hash_keyed_inline(&cache->client->secret, key), key,
-                          now);
-        if (NEAR__LIKELY((uintptr_t)hit > NEAR__VALUE_BITS)) {
-            *value = hit;
-            return NEAR_OK;
-        }
+    if (NEAR__UNLIKELY(value == NULL))
+        return NEAR_ERR_INVALID;
+    found = get_plain(cache, key, &hit, &hash);
+    if (NEAR__LIKELY(found != NULL)) {
+        *value = found;
+        return NEAR_OK;
     }
+    if (hash != 0)
+        return get_absent(cache, key, hit, hash, value);
     return get_one(cache, key, 0, -1, value);
 }
 
@@ -373,7 +470,7 @@ near__l1_answer_group(near_cache *cache, const struct near__view *view, const ne
         near_value *hit = values[i];
 
         values[i] = NULL;
-        if (__builtin_expect(statuses[i] >= 0 && usable(view, hit), 1))
+        if (__builtin_expect(statuses[i] >= 0 && usable(cache, view, hit), 1))
             statuses[i] = take_hit(cache, view, hit, &values[i]);
         else
             other++;

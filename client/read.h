@@ -13,9 +13,19 @@ struct near__view {
 struct near__view near__view_of(const near_cache *cache, unsigned flags);
 void              near__view_exact(const near_cache *cache, struct near__view *view);
 
-/* Ask L1, if the gate and the flags let it answer.  True: *status and *value (NULL for NEAR_NOT_FOUND) are the answer. */
+/* What L1 has of a key, fresh or not: the one place that reads the fields of an L1 hit. */
+struct near__hit {
+    near_value *value; /* a reference; NULL: L1 has nothing, or that there is no such thing */
+    int64_t     fresh_until, expires;
+    uint32_t    cost_us;
+    bool        negative;
+};
+struct near__hit near__l1_look(near_cache *cache, uint64_t hash, near_bytes key, int64_t now);
+
+/* Ask L1, if the gate and the flags let it answer.  True: *status and *value (NULL for NEAR_NOT_FOUND) are the answer.
+ * *lead, unless NULL, is not 0 when the value is to be refreshed in the background, that long before its end. */
 bool near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
-                      near_value **value, near_status *status);
+                      near_value **value, near_status *status, int64_t *lead);
 
 /* The same for a group of keys whose statuses are prepared (an error stays, NEAR_MISS is what L1 could not answer); gives their
  * hashes. */
@@ -23,8 +33,14 @@ bool near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t
 void near__l1_answer_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
                            uint64_t *hashes, near_value **values, near_status *statuses);
 
+/* A held value, if all is plain: an open cache, an open gate, a fresh hit.  NULL says nothing. */
+near_value *near__get_plain(near_cache *cache, near_bytes key);
+
 /* Turn an entry into an answer: takes the reference over. */
 near_status near__hand_out(struct near__entry *entry, near_source source, near_value **value);
+
+/* The same value, marked as stale for its holder.  NULL stays NULL. */
+near_value *near__value_as_stale(near_value *value);
 
 /* The same answer to every key; returns it. */
 near_status near__refuse_all(near_status *statuses, size_t n, near_status status);

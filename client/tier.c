@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/le.h"
+#include "flight.h"
 #include "generation.h"
 #include "l2/envelope.h"
 
@@ -27,8 +28,10 @@ near__stamp(void)
  *
  *   prefix name ':' key              where the backend can take the key
  *   prefix name '#' 32 hex digits    its XXH3-128 where it cannot; the entry holds the full key, which is compared
+ *   prefix name '!' key              the lease beside an entry that is being refreshed: so the entry stays in use meanwhile
+ *   prefix name '%' 32 hex digits    the same for a hashed key
  *   prefix name '@generation'        the generation
- * A cache's name holds none of : # @, so the three cannot meet. */
+ * A cache's name holds none of : # ! % @, so they cannot meet. */
 
 #define HASHED_KEY     (1 + 32)
 #define GENERATION_KEY "@generation"
@@ -97,25 +100,37 @@ add_item(struct near__wire *wire, char *end)
     return item;
 }
 
-struct near_l2_item *
-near__wire_add(struct near__wire *wire, const near_cache *cache, near_bytes key)
+static struct near_l2_item *
+add_key(struct near__wire *wire, const near_cache *cache, near_bytes key, char plain, char hashed)
 {
     static const char hex[] = "0123456789abcdef";
     uint8_t           digest[16];
     char             *at = put(wire->keys, cache->prefix, cache->prefix_size);
 
     if (takes_key(cache, key)) {
-        *at++ = ':';
+        *at++ = plain;
         at    = put(at, key.data, key.size);
         return add_item(wire, at);
     }
     near__hash_wide(key, digest);
-    *at++ = '#';
+    *at++ = hashed;
     for (size_t i = 0; i < sizeof(digest); i++) {
         *at++ = hex[digest[i] >> 4];
         *at++ = hex[digest[i] & 15];
     }
     return add_item(wire, at);
+}
+
+struct near_l2_item *
+near__wire_add(struct near__wire *wire, const near_cache *cache, near_bytes key)
+{
+    return add_key(wire, cache, key, ':', '#');
+}
+
+struct near_l2_item *
+near__wire_add_side(struct near__wire *wire, const near_cache *cache, near_bytes key)
+{
+    return add_key(wire, cache, key, '!', '%');
 }
 
 struct near_l2_item *
@@ -132,12 +147,13 @@ uint8_t *
 near__tier_encode(const near_cache *cache, const struct near__entry *entry, unsigned flags, uint64_t stamp,
                   uint64_t generation, int64_t ttl, size_t *size)
 {
-    int64_t               expiry   = ttl == 0 ? 0 : near__wall_ms(&cache->client->clock) + near__ttl_ms(ttl);
+    int64_t               wall     = near__wall_ms(&cache->client->clock);
+    int64_t               kept     = near__kept_for(cache, entry->negative, ttl);
     struct near__envelope envelope = {
         .flags          = flags | (entry->negative ? NEAR__ENVELOPE_NEGATIVE : 0),
         .stamp          = stamp,
-        .soft_expiry_ms = expiry,
-        .hard_expiry_ms = expiry,
+        .soft_expiry_ms = ttl == 0 ? 0 : near__time_after(wall, near__ttl_ms(ttl)),
+        .hard_expiry_ms = kept == 0 ? 0 : near__time_after(wall, near__ttl_ms(kept)),
         .cost_us        = entry->cost_us,
         .generation     = generation,
         .key            = near__entry_key(entry),
@@ -158,21 +174,43 @@ struct reading {
     uint64_t    generation; /* as read in this exchange; 0: not */
 };
 
-/* A sound entry's place in time: expired by its header, or when it leaves L1. */
-static bool
-set_expiry(const struct reading *reading, struct near__entry *entry, int64_t hard_expiry_ms)
+/* Nanoseconds until a wall time; may be negative.  0 is never. */
+static int64_t
+left_until(const struct reading *reading, int64_t wall_ms)
 {
-    int64_t left = 0;
+    int64_t left = wall_ms - reading->wall_ms;
 
-    if (hard_expiry_ms != 0) {
-        if (hard_expiry_ms <= reading->wall_ms)
-            return false;
-        left = hard_expiry_ms - reading->wall_ms;
-        left = left > NEAR_NEVER / NEAR_MS ? 0 : left * NEAR_MS;
+    if (wall_ms == 0 || left > NEAR_NEVER / NEAR_MS)
+        return NEAR_NEVER;
+    return left < -(NEAR_NEVER / NEAR_MS) ? -NEAR_NEVER : left * NEAR_MS;
+}
+
+/* A sound entry's place in time.  False: it may not be served, not even as stale. */
+static bool
+set_expiry(const struct reading *reading, struct near__ask *ask, struct near__entry *entry,
+           const struct near__envelope *envelope)
+{
+    int64_t hard = left_until(reading, envelope->hard_expiry_ms);
+    int64_t soft = left_until(reading, envelope->soft_expiry_ms);
+    int64_t end;
+
+    if (hard <= 0)
+        return false;
+    if (soft > hard)
+        soft = hard;
+    near__entry_date(reading->cache, entry, reading->now, soft > 0 && soft != NEAR_NEVER ? soft : 0);
+    ask->soft_until = soft == NEAR_NEVER ? NEAR_NEVER : near__time_after(reading->now, soft);
+    if (soft <= 0 && envelope->soft_expiry_ms == NEAR__SOFT_FORCED) {
+        entry->fresh_until = ask->soft_until = NEAR__FRESH_FORCED;
+        entry->expires                       = near__time_after(reading->now, reading->cache->settings.grace);
+    } else if (soft <= 0) {
+        entry->fresh_until = reading->now + soft;
+        entry->expires =
+            entry->negative ? 0 : near__time_after(entry->fresh_until, reading->cache->settings.grace);
     }
-    entry->born    = reading->now;
-    entry->expires = near__expiry(reading->cache, reading->now, left);
-    return true;
+    end            = near__time_after(reading->now, hard);
+    entry->expires = entry->expires < end ? entry->expires : end;
+    return entry->expires > reading->now;
 }
 
 static void
@@ -192,13 +230,13 @@ take_entry(const struct reading *reading, struct near__ask *ask, const struct ne
     entry->generation = envelope->generation;
     entry->cost_us    = envelope->cost_us;
     ask->stamp        = envelope->stamp;
-    if (!set_expiry(reading, entry, envelope->hard_expiry_ms)) {
+    if (!set_expiry(reading, ask, entry, envelope)) {
         ask->found = NEAR__OUTDATED;
         near__entry_release(&entry);
         return;
     }
     ask->entry = entry;
-    ask->found = NEAR__FOUND;
+    ask->found = entry->fresh_until > reading->now ? NEAR__FOUND : NEAR__STALE;
 }
 
 static void
@@ -215,9 +253,11 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     }
     result = near__envelope_decode(&envelope, stored, ask->key);
     if (result == NEAR__ENVELOPE_OK) {
-        if (envelope.flags & NEAR__ENVELOPE_LEASE)
-            ask->found = NEAR__LEASED;
-        else
+        if (envelope.flags & NEAR__ENVELOPE_LEASE) {
+            ask->found      = NEAR__LEASED;
+            ask->stamp      = envelope.stamp;
+            ask->soft_until = (int64_t)envelope.generation; /* of the marker, for check_generation() */
+        } else
             take_entry(reading, ask, &envelope);
         return;
     }
@@ -301,7 +341,13 @@ check_generation(near_cache *cache, struct near__ask **asks, size_t n, uint64_t 
     for (size_t i = 0; i < n; i++) {
         struct near__ask *ask = asks[i];
 
-        if (ask->found != NEAR__FOUND || (unknown == NEAR_OK && ask->entry->generation == generation))
+        /* a marker from before a clear: its load will not count, so nobody need wait for it */
+        if (ask->found == NEAR__LEASED && unknown == NEAR_OK && generation != 0 && ask->soft_until != 0 &&
+            (uint64_t)ask->soft_until != generation)
+            ask->found = NEAR__OUTDATED;
+        if (ask->found != NEAR__FOUND && ask->found != NEAR__STALE)
+            continue;
+        if (unknown == NEAR_OK && ask->entry->generation == generation)
             continue;
         near__entry_release(&ask->entry);
         if (unknown != NEAR_OK) {
@@ -348,20 +394,37 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t de
 
 /* ---- leases */
 
-static bool
-wants_lease(const struct near__ask *ask)
+/* How a lease is taken: where there is nothing, over what may not be served, or beside what still may. */
+enum how { NOT, IF_ABSENT, OVER, BESIDE };
+
+static enum how
+how_to_lease(const struct near__ask *ask)
 {
-    return ask->lease == 0 &&
-           ((ask->found == NEAR__ABSENT) || (ask->found == NEAR__OUTDATED && ask->stamp != 0) ||
-            (ask->found == NEAR__UNREADABLE && ask->stamp != 0));
+    if (ask->lease != 0 || ask->lost)
+        return NOT;
+    switch (ask->found) {
+    case NEAR__ABSENT:
+        return IF_ABSENT;
+    case NEAR__OUTDATED:
+    case NEAR__UNREADABLE:
+        return ask->stamp != 0 ? OVER : NOT;
+    case NEAR__STALE:
+        return BESIDE;
+    case NEAR__FOUND:
+        return ask->refresh ? BESIDE : NOT;
+    default:
+        return NOT;
+    }
 }
 
 /* The marker: an entry without value whose stamp is the lease. */
 static uint8_t *
-encode_marker(near_bytes key, uint64_t lease, size_t *size)
+encode_marker(near_bytes key, uint64_t lease, uint64_t generation, size_t *size)
 {
-    struct near__envelope envelope = { .flags = NEAR__ENVELOPE_LEASE, .stamp = lease, .key = key };
-    uint8_t              *bytes;
+    struct near__envelope envelope = {
+        .flags = NEAR__ENVELOPE_LEASE, .stamp = lease, .generation = generation, .key = key
+    };
+    uint8_t *bytes;
 
     *size = near__envelope_size(key, envelope.payload);
     bytes = malloc(*size);
@@ -370,12 +433,30 @@ encode_marker(near_bytes key, uint64_t lease, size_t *size)
     return bytes;
 }
 
-/* Take leases of one mode: IF_ABSENT where there is nothing, IF_STAMP over what may not be served. */
 static void
-lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum near_l2_mode mode, int64_t deadline)
+take_lease_answer(near_cache *cache, const struct near_l2_item *item, enum how how)
+{
+    struct near__ask *ask = item->user;
+
+    if (item->answer == NEAR_L2_DONE) {
+        uint64_t stamp = near__le64_get((const uint8_t *)item->value.data + NEAR_L2_STAMP_AT);
+
+        ask->side  = how == BESIDE ? stamp : 0;
+        ask->lease = how == BESIDE ? ask->stamp : stamp;
+        near__count(cache, NEAR__leases_won, 1);
+        return;
+    }
+    ask->lost = item->answer == NEAR_L2_ABSENT; /* else L2 could not say: then nobody is waited for */
+    near__count(cache, NEAR__leases_lost, 1);
+}
+
+static void
+lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum how how, uint64_t generation,
+            int64_t deadline)
 {
     near_client      *client = cache->client;
     int64_t           ttl_ms = near__ttl_ms(cache->settings.lease_timeout);
+    enum near_l2_mode mode   = how == OVER ? NEAR_L2_IF_STAMP : NEAR_L2_IF_ABSENT;
     struct near__wire wire;
 
     if (near__wire_open(&wire, cache, n, key_bytes(asks, n)) != NEAR_OK)
@@ -383,17 +464,16 @@ lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum near_l2_m
     for (size_t i = 0; i < n; i++) {
         struct near_l2_item *item;
         struct near__ask    *ask = asks[i];
-        uint64_t             lease;
         uint8_t             *marker;
         size_t               size;
 
-        if (!wants_lease(ask) || (ask->found == NEAR__ABSENT) != (mode == NEAR_L2_IF_ABSENT))
+        if (how_to_lease(ask) != how)
             continue;
-        lease  = near__stamp();
-        marker = encode_marker(ask->key, lease, &size);
+        marker = encode_marker(ask->key, near__stamp(), generation, &size);
         if (marker == NULL)
             continue;
-        item           = near__wire_add(&wire, cache, ask->key);
+        item           = how == BESIDE ? near__wire_add_side(&wire, cache, ask->key)
+                                       : near__wire_add(&wire, cache, ask->key);
         item->user     = ask;
         item->value    = (near_bytes){ marker, size };
         item->expected = ask->stamp;
@@ -403,13 +483,8 @@ lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum near_l2_m
         near__count(cache, NEAR__l2_requests, 1);
         client->ops->set_many(client->l2, mode, wire.items, wire.n, NULL, deadline);
     }
-    for (size_t i = 0; i < wire.n; i++) {
-        struct near__ask *ask = wire.items[i].user;
-
-        if (wire.items[i].answer == NEAR_L2_DONE)
-            ask->lease = near__le64_get((const uint8_t *)wire.items[i].value.data + NEAR_L2_STAMP_AT);
-        near__count(cache, wire.items[i].answer == NEAR_L2_DONE ? NEAR__leases_won : NEAR__leases_lost, 1);
-    }
+    for (size_t i = 0; i < wire.n; i++)
+        take_lease_answer(cache, &wire.items[i], how);
     near__wire_free_values(&wire);
     near__wire_close(&wire);
 }
@@ -434,30 +509,69 @@ remove_unreadable(near_cache *cache, struct near__ask **asks, size_t n, int64_t 
     near__wire_close(&wire);
 }
 
-/* Whether any of the asks is in a state that `mode` is for: saves an exchange and a block of memory. */
+/* Whether any of the asks needs it: saves an exchange and a block of memory. */
 static bool
-any_found(struct near__ask **asks, size_t n, enum near__found found)
+any_wants(struct near__ask **asks, size_t n, enum how how)
 {
     for (size_t i = 0; i < n; i++)
-        if (asks[i]->found == found)
+        if (how_to_lease(asks[i]) == how)
+            return true;
+    return false;
+}
+
+static bool
+any_unreadable(struct near__ask **asks, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (asks[i]->found == NEAR__UNREADABLE && asks[i]->stamp == 0)
             return true;
     return false;
 }
 
 void
-near__tier_lease(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline)
+near__tier_lease(near_cache *cache, struct near__ask **asks, size_t n, uint64_t generation, int64_t deadline)
 {
     for (size_t at = 0; at < n; at += NEAR_L2_BATCH) {
         struct near__ask **part = asks + at;
         size_t             size = n - at < NEAR_L2_BATCH ? n - at : NEAR_L2_BATCH;
 
-        if (any_found(part, size, NEAR__UNREADABLE))
+        if (any_unreadable(part, size))
             remove_unreadable(cache, part, size, deadline);
-        if (any_found(part, size, NEAR__OUTDATED) || any_found(part, size, NEAR__UNREADABLE))
-            lease_batch(cache, part, size, NEAR_L2_IF_STAMP, deadline);
-        if (any_found(part, size, NEAR__ABSENT))
-            lease_batch(cache, part, size, NEAR_L2_IF_ABSENT, deadline);
+        for (enum how how = IF_ABSENT; how <= BESIDE; how++)
+            if (any_wants(part, size, how))
+                lease_batch(cache, part, size, how, generation, deadline);
     }
+}
+
+/* Remove the markers: those beside entries, or those in the place of values. */
+static void
+remove_markers(near_cache *cache, struct near__ask **asks, size_t n, bool beside, int64_t deadline)
+{
+    near_client      *client = cache->client;
+    struct near__wire wire;
+
+    if (near__wire_open(&wire, cache, n, key_bytes(asks, n)) != NEAR_OK)
+        return; /* their own TTL ends them */
+    for (size_t i = 0; i < n; i++) {
+        if (beside && asks[i]->side != 0)
+            near__wire_add_side(&wire, cache, asks[i]->key)->expected = asks[i]->side;
+        if (!beside && asks[i]->side == 0 && asks[i]->lease != 0)
+            near__wire_add(&wire, cache, asks[i]->key)->expected = asks[i]->lease;
+    }
+    if (wire.n > 0) {
+        near__count(cache, NEAR__l2_requests, 1);
+        client->ops->remove_many(client->l2, NEAR_L2_IF_STAMP, wire.items, wire.n, NULL, deadline);
+    }
+    near__wire_close(&wire);
+}
+
+static bool
+any_beside(struct near__ask **asks, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (asks[i]->side != 0)
+            return true;
+    return false;
 }
 
 static size_t
@@ -482,15 +596,17 @@ fill_batch(near_cache *cache, struct near__ask **asks, size_t n, uint64_t genera
         if (bytes == NULL)
             continue;
         item           = near__wire_add(&wire, cache, ask->key);
+        item->user     = ask;
         item->value    = (near_bytes){ bytes, size };
         item->expected = ask->lease;
-        item->ttl_ms   = near__ttl_ms(ask->ttl);
+        item->ttl_ms   = near__ttl_ms(near__kept_for(cache, ask->entry->negative, ask->ttl));
     }
     if (wire.n > 0) {
         near__count(cache, NEAR__l2_requests, 1);
         client->ops->set_many(client->l2, NEAR_L2_IF_STAMP, wire.items, wire.n, NULL, deadline);
     }
     for (size_t i = 0; i < wire.n; i++) {
+        ((struct near__ask *)wire.items[i].user)->refused = wire.items[i].answer == NEAR_L2_ABSENT;
         if (wire.items[i].answer == NEAR_L2_DONE)
             stored++;
         else
@@ -508,28 +624,24 @@ near__tier_fill(near_cache *cache, struct near__ask **asks, size_t n, uint64_t g
 {
     size_t stored = 0;
 
-    for (size_t at = 0; at < n; at += NEAR_L2_BATCH)
-        stored += fill_batch(cache, asks + at, n - at < NEAR_L2_BATCH ? n - at : NEAR_L2_BATCH, generation,
-                             deadline);
+    for (size_t at = 0; at < n; at += NEAR_L2_BATCH) {
+        size_t part = n - at < NEAR_L2_BATCH ? n - at : NEAR_L2_BATCH;
+
+        stored += fill_batch(cache, asks + at, part, generation, deadline);
+        if (any_beside(asks + at, part))
+            remove_markers(cache, asks + at, part, true, deadline);
+    }
     return stored;
 }
 
 void
 near__tier_unlease(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline)
 {
-    near_client *client = cache->client;
-
     for (size_t at = 0; at < n; at += NEAR_L2_BATCH) {
-        size_t            part = n - at < NEAR_L2_BATCH ? n - at : NEAR_L2_BATCH;
-        struct near__wire wire;
+        size_t part = n - at < NEAR_L2_BATCH ? n - at : NEAR_L2_BATCH;
 
-        if (near__wire_open(&wire, cache, part, key_bytes(asks + at, part)) != NEAR_OK)
-            return; /* the marker's own TTL ends it */
-        for (size_t i = at; i < at + part; i++)
-            if (asks[i]->lease != 0)
-                near__wire_add(&wire, cache, asks[i]->key)->expected = asks[i]->lease;
-        if (wire.n > 0)
-            client->ops->remove_many(client->l2, NEAR_L2_IF_STAMP, wire.items, wire.n, NULL, deadline);
-        near__wire_close(&wire);
+        if (any_beside(asks + at, part))
+            remove_markers(cache, asks + at, part, true, deadline);
+        remove_markers(cache, asks + at, part, false, deadline);
     }
 }

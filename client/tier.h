@@ -11,6 +11,7 @@
 enum near__found {
     NEAR__UNASKED = 0,
     NEAR__FOUND,      /* `entry` is set (it may be a negative one) */
+    NEAR__STALE,      /* the same, past its TTL and within grace */
     NEAR__ABSENT,     /* the server's positive word */
     NEAR__LEASED,     /* a marker: somebody is loading it */
     NEAR__OUTDATED,   /* an entry that may not be served: of an older generation, or expired by its header */
@@ -25,10 +26,19 @@ struct near__ask {
     struct near__entry *entry; /* FOUND: a reference of the ask's owner.  fill: what to store */
     enum near__found    found;
     near_status         status; /* UNREACHABLE: why */
-    uint64_t            stamp;  /* OUTDATED, UNREADABLE: of what lies there; 0: not to be had */
-    uint64_t            lease;  /* our marker's stamp; 0: we have none */
-    int64_t             ttl;    /* fill: ns, 0: never expires */
+    uint64_t stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED: of what lies there; 0: not to be had */
+    int64_t  soft_until; /* FOUND, STALE: end of its TTL, however long L1 may keep it; NEAR_NEVER */
+    bool     refresh;    /* FOUND, and to be replaced all the same */
+    bool     lost;       /* another instance has the lease */
+    bool     refused;    /* fill: something else lay there */
+    uint64_t
+        lease; /* what a fill may replace: our marker's stamp, or that of the entry it refreshes; 0: nothing */
+    uint64_t side; /* refresh: stamp of our marker beside the entry; 0: none */
+    int64_t  ttl;  /* fill: ns, 0: never expires */
 };
+
+/* Soft expiry of an entry that near_expire() declared stale: a time long ago that no TTL gives. */
+#define NEAR__SOFT_FORCED 1
 
 /* ---- wire keys and items */
 
@@ -45,6 +55,8 @@ void        near__wire_close(struct near__wire *wire);
 /* Free the values that the caller had malloc'ed for the items. */
 void                 near__wire_free_values(struct near__wire *wire);
 struct near_l2_item *near__wire_add(struct near__wire *wire, const near_cache *cache, near_bytes key);
+/* The lease beside an entry that stays in use while it is refreshed. */
+struct near_l2_item *near__wire_add_side(struct near__wire *wire, const near_cache *cache, near_bytes key);
 /* The item of the cache's generation. */
 struct near_l2_item *near__wire_add_generation(struct near__wire *wire, const near_cache *cache);
 
@@ -56,23 +68,35 @@ uint64_t near__stamp(void);
 /* Read all.  *generation: the cache's, 0 when there is none yet or L2 could not say. */
 void near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline,
                      uint64_t *generation);
-/* Try to take the lease of each that is ABSENT, OUTDATED or UNREADABLE: sets `lease` of those won. */
-void near__tier_lease(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline);
-/* Store `entry` of each that has a lease, if our marker is still there.  Returns how many were stored. */
+/* Try to take the lease of each that is ABSENT, OUTDATED, UNREADABLE, STALE or to be refreshed: sets `lease` of those won, `lost` of
+ * those that somebody else has. */
+void near__tier_lease(near_cache *cache, struct near__ask **asks, size_t n, uint64_t generation,
+                      int64_t deadline);
+/* Store `entry` of each that has a lease, if what it may replace is still there; else sets `refused`.  Returns how many were
+ * stored.  Leases beside an entry are given back. */
 size_t near__tier_fill(near_cache *cache, struct near__ask **asks, size_t n, uint64_t generation,
                        int64_t deadline);
-/* Give the lease of each back without a value. */
+/* Give the lease of each back without a value: an entry that was to be refreshed stays. */
 void near__tier_unlease(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline);
 
 /* The stored form of an entry, malloc'ed; NULL: out of memory. */
 uint8_t *near__tier_encode(const near_cache *cache, const struct near__entry *entry, unsigned flags,
                            uint64_t stamp, uint64_t generation, int64_t ttl, size_t *size);
 
-/* When an entry that is good for `ttl` ns (0: for ever) leaves L1. */
-static inline int64_t
-near__expiry(const near_cache *cache, int64_t now, int64_t ttl)
+/* Date an entry that is good for `ttl` ns (0: for ever) from `born` on: when it has to be refreshed and when it leaves L1. */
+static inline void
+near__entry_date(const near_cache *cache, struct near__entry *entry, int64_t born, int64_t ttl)
 {
-    return near__time_after(now, ttl != 0 && ttl < cache->max_ttl ? ttl : cache->max_ttl);
+    entry->born        = born;
+    entry->fresh_until = near__time_after(born, ttl != 0 && ttl < cache->max_ttl ? ttl : cache->max_ttl);
+    entry->expires     = near__time_after(entry->fresh_until, entry->negative ? 0 : cache->settings.grace);
+}
+
+/* How long L2 keeps what is good for `ttl`: grace longer.  0: for ever. */
+static inline int64_t
+near__kept_for(const near_cache *cache, bool negative, int64_t ttl)
+{
+    return ttl == 0 || negative ? ttl : near__time_after(ttl, cache->settings.grace);
 }
 
 /* Milliseconds for the wire: rounded up, 0 only for "never". */

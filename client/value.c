@@ -43,7 +43,7 @@ near_value_get_info(const near_value *value, near_value_info *info)
         full.source = (near_source)((uintptr_t)value & NEAR__VALUE_SOURCE);
         full.stale  = ((uintptr_t)value & NEAR__VALUE_STALE) != 0;
         full.age_ms = meta.born < 0 ? -1 : (now - meta.born) / NEAR_MS;
-        full.ttl_ms = left_ms(meta.expires, now);
+        full.ttl_ms = left_ms(meta.fresh_until, now);
     }
     full.struct_size = size;
     memcpy(info, &full, size);

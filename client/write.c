@@ -79,7 +79,7 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
         if (bytes == NULL)
             return false;
         wire->items[i].value  = (near_bytes){ bytes, size };
-        wire->items[i].ttl_ms = near__ttl_ms(writing->ttl);
+        wire->items[i].ttl_ms = near__ttl_ms(near__kept_for(writing->cache, false, writing->ttl));
     }
     return true;
 }
@@ -282,8 +282,7 @@ add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
         return NEAR_ERR_NOMEM;
     if (value.size > 0)
         memcpy(bytes, value.data, value.size);
-    write->entry->born    = writing->now;
-    write->entry->expires = near__expiry(cache, writing->now, writing->ttl);
+    near__entry_date(cache, write->entry, writing->now, writing->ttl);
     writing->n++;
     return NEAR_OK;
 }
@@ -345,11 +344,38 @@ near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *value
     return write_many(cache, keys, values, n, options, statuses);
 }
 
+/* Where L1 is all there is, a write is one step under its lock, and needs no memory of its own.  False: not so, or not so simple. */
+static bool
+put_alone(near_cache *cache, near_bytes key, near_bytes value)
+{
+    const near_client *client;
+    struct near__entry entry = { .key_size = (uint32_t)key.size };
+    int64_t            now;
+
+    if (near__cache_check(cache) != NEAR_OK || near__key_check(key) != NEAR_OK ||
+        (value.data == NULL && value.size != 0))
+        return false;
+    client = cache->client;
+    if (client->ops != NULL || client->coherence != NULL || value.size > cache->settings.l2_max_value)
+        return false;
+    now              = near__client_now(client);
+    entry.hash       = near__hash_keyed(&client->secret, key);
+    entry.value      = value.data;
+    entry.value_size = value.size;
+    near__entry_date(cache, &entry, now, cache->settings.ttl);
+    if (!near__l1_store(cache->l1, &entry, key, now))
+        return false;
+    near__count(cache, NEAR__puts, 1);
+    return true;
+}
+
 near_status
 near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_options *options)
 {
     near_status status;
 
+    if (options == NULL && put_alone(cache, key, value))
+        return NEAR_OK;
     return write_many(cache, &key, &value, 1, options, &status);
 }
 

@@ -9,8 +9,8 @@ near__block_flags(const struct near__entry *entry, bool plain)
 
     if (entry->expires != NEAR_NEVER)
         flags |= NEAR__BLOCK_EXPIRES;
-    if (entry->fresh_until != NEAR_NEVER)
-        flags |= NEAR__BLOCK_FRESH;
+    if (entry->fresh_until < entry->expires)
+        flags |= NEAR__BLOCK_FRESH | NEAR__BLOCK_BORN;
     if (entry->expires != NEAR_NEVER || !plain)
         flags |= NEAR__BLOCK_BORN;
     if (entry->cost_us != 0)
@@ -41,8 +41,17 @@ put_u32(unsigned char *at, uint32_t value)
     return at + sizeof(value);
 }
 
+/* What was stale from its birth is told from all others by being so. */
+static uint32_t
+fresh_number(const struct near__entry *entry, int64_t expires)
+{
+    int64_t fresh_until = entry->fresh_until < expires ? entry->fresh_until : expires;
+
+    return near__block_time(fresh_until <= entry->born ? entry->born - NEAR_MS : fresh_until);
+}
+
 void
-near__block_write(struct near__block *block, const struct near__entry *entry, unsigned flags)
+near__block_write(struct near__block *block, const struct near__entry *entry, near_bytes key, unsigned flags)
 {
     unsigned char *at      = block->rest;
     int64_t        expires = entry->expires;
@@ -58,15 +67,15 @@ near__block_write(struct near__block *block, const struct near__entry *entry, un
     if (flags & NEAR__BLOCK_EXPIRES)
         at = put_u32(at, near__block_time(expires));
     if (flags & NEAR__BLOCK_FRESH)
-        at = put_u32(at, near__block_time(entry->fresh_until < expires ? entry->fresh_until : expires));
+        at = put_u32(at, fresh_number(entry, expires));
     if (flags & NEAR__BLOCK_COST)
         at = put_u32(at, entry->cost_us);
     if (flags & NEAR__BLOCK_STAMP) {
         memcpy(at, &entry->stamp, 8);
         at = put_u32(at + 8, (uint32_t)entry->generation);
     }
-    if (entry->key_size > 0)
-        memcpy(at, entry->key, entry->key_size);
+    if (key.size > 0)
+        memcpy(at, key.data, key.size);
     if (entry->value_size > 0)
         memcpy((char *)block + near__block_value_at(flags, entry->key_size, entry->value_size), entry->value,
                entry->value_size);
@@ -106,8 +115,11 @@ near__block_meta(const struct near__block *block, int64_t now, struct near__meta
         meta->born = birth(block, now);
     if (block->flags & NEAR__BLOCK_EXPIRES)
         meta->expires = moment(near__block_u32(block, NEAR__BLOCK_EXPIRES), now);
+    meta->fresh_until = meta->expires;
     if (block->flags & NEAR__BLOCK_FRESH)
         meta->fresh_until = moment(near__block_u32(block, NEAR__BLOCK_FRESH), now);
+    if (meta->fresh_until < meta->born)
+        meta->fresh_until = INT64_MIN;
     if (block->flags & NEAR__BLOCK_COST)
         meta->cost_us = near__block_u32(block, NEAR__BLOCK_COST);
     if (block->flags & NEAR__BLOCK_STAMP) {

@@ -67,8 +67,11 @@ near__l1_judge(unsigned flags, const struct near__block *block, struct near__haz
     if ((flags & NEAR__BLOCK_EXPIRES) &&
         NEAR__UNLIKELY(near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now)))
         return NULL;
-    if ((flags & NEAR__BLOCK_FRESH) && near__block_past(near__block_u32(block, NEAR__BLOCK_FRESH), now))
+    if ((flags & NEAR__BLOCK_FRESH) && near__block_past(near__block_u32(block, NEAR__BLOCK_FRESH), now)) {
+        if (flags & NEAR__BLOCK_NEGATIVE)
+            return NULL; /* nothing to fall back on */
         value |= NEAR__VALUE_STALE;
+    }
     return NEAR__UNLIKELY(flags & NEAR__BLOCK_NEGATIVE) ? NEAR__L1_NEGATIVE : (near_value *)value;
 }
 
@@ -79,12 +82,14 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
     struct near__reader      *reader  = near__reader_mine;
     uint32_t                  element = near__element(hash), match, ref;
     const struct near__block *block;
-    struct near__bucket      *bucket;
+    struct near__bucket      *home, *bucket;
     struct near__hazard      *slot;
     struct near__table       *table;
     near_value               *value;
     unsigned                  lane;
     size_t                    number;
+    uint64_t                  size;
+    uint16_t                  version;
 
     if (NEAR__UNLIKELY(reader == NULL || !front->fast))
         goto slow;
@@ -94,14 +99,20 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
         if (slot == NULL)
             return NULL;
     }
-    table  = &front->tables[hash & front->shard_mask];
-    bucket = near__table_bucket(table, near__table_home(near__table_size(table), element));
-    if (NEAR__UNLIKELY(near__bucket_stale(table, bucket)))
+    table   = &front->tables[hash & front->shard_mask];
+    size    = near__table_size(table);
+    home    = near__table_bucket(table, near__table_home(size, element));
+    bucket  = home;
+    version = near__bucket_version(home);
+    if (NEAR__UNLIKELY(near__bucket_stale(table, home)))
         goto slow;
     while (NEAR__UNLIKELY((match = near__bucket_match(bucket, near__tag(element))) == 0)) {
         bucket = near__table_after(table, bucket);
-        if (bucket == NULL)
-            goto slow;
+        if (bucket != NULL)
+            continue;
+        if (near__table_settled(table, size, home, version))
+            return NULL;
+        goto slow;
     }
     lane  = NEAR__LANE(match);
     ref   = near__bucket_ref(bucket, lane);
@@ -156,6 +167,13 @@ near__value_data(const near_value *value)
     if (NEAR__LIKELY((uintptr_t)value & NEAR__VALUE_SLOT))
         return near__block_value(near__slot_block(near__value_address(value)));
     return (near_bytes){ entry->value, entry->value_size };
+}
+
+/* The value without its mark of staleness: whoever knows its times marks it himself. */
+static inline near_value *
+near__value_fresh_bits(near_value *value)
+{
+    return (near_value *)((uintptr_t)value & ~NEAR__VALUE_STALE);
 }
 
 /* One of several holders of a slot: false, he was the last. */

@@ -79,7 +79,8 @@ enum {
     SHARDS_MAX    = 64,              /* when chosen here */
     ENTRY_BYTES   = 256,             /* expected, where only bytes are known */
     STRIPES_MIN   = 1024,            /* a batch of writes must not meet itself at every key */
-    STRIPES_MAX   = 65536,
+    STRIPES_MAX   = 16384,           /* 256 KiB: each write needs one */
+    SHARDS_LIMIT  = 1024,
     SLAB_PARTS    = 512,             /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
     SLAB_MIN      = 512,
     SLAB_MAX      = 65536,
@@ -123,7 +124,7 @@ struct shard {
     struct near__heap     heap;
     struct near__l1_stats stats;
     size_t                max_entries, policy_bytes;
-    size_t                timed;      /* linked blocks that expire */
+    bool                  timed;      /* a block that may expire was linked since the last clear */
     uint32_t              stale_left; /* home buckets that may be of an older generation ... */
     uint32_t              stale_hand; /* ... and where to go on emptying them */
     uint32_t              sweep_hand; /* where to go on looking for expired entries */
@@ -231,9 +232,10 @@ lookup_locked(const struct near__l1 *l1, const struct shard *sh, uint64_t hash, 
 static void
 block_free_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct dead *dead)
 {
-    struct near__block *block = block_at(l1, ref);
+    const struct near__block *block = block_at(l1, ref);
 
-    if (block->flags & NEAR__BLOCK_EXTERNAL) {
+    /* the block itself has probably left the processor's cache: it is not looked at without need */
+    if (sh->externals > 0 && (block->flags & NEAR__BLOCK_EXTERNAL)) {
         struct near__entry *entry = near__block_external(block);
 
         near__heap_discharge(&sh->heap, near__entry_cost(entry));
@@ -334,21 +336,9 @@ retire_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct dead *
         barrier_locked(l1, sh, dead);
     if (sh->limbo_n == LIMBO)
         return;
-    if (block_at(l1, ref)->flags & NEAR__BLOCK_EXTERNAL)
+    if (sh->externals > 0 && (block_at(l1, ref)->flags & NEAR__BLOCK_EXTERNAL))
         sh->prompt = true;
     sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] = (struct waiting){ near__hazard_epoch(), ref };
-}
-
-/* A linked block is about to leave its slot for good. */
-static void
-forget_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref)
-{
-    const struct near__block *block = block_at(l1, ref);
-    bool                      timed = block->flags & NEAR__BLOCK_EXTERNAL
-                                          ? near__block_external(block)->expires != NEAR_NEVER
-                                          : (block->flags & NEAR__BLOCK_EXPIRES) != 0;
-
-    sh->timed -= timed;
 }
 
 static void
@@ -356,7 +346,6 @@ unlink_locked(struct near__l1 *l1, struct shard *sh, uint32_t element, struct ne
 {
     uint32_t ref = near__table_erase(sh->table, element, place);
 
-    forget_locked(l1, sh, ref);
     retire_locked(l1, sh, ref, dead);
 }
 
@@ -431,7 +420,7 @@ clear(struct near__l1 *l1, struct shard *sh)
 
     near__lock(&sh->lock);
     near__table_clear(sh->table);
-    sh->timed      = 0;
+    sh->timed      = false;
     sh->stale_left = homes(sh);
     sh->order.policy->reset(&sh->order);
     do {
@@ -614,7 +603,7 @@ expected_entries(const struct near__l1_config *config)
 static size_t
 choose_stripes(const struct near__l1_config *config, size_t shards)
 {
-    size_t stripes = smaller(power_below(expected_entries(config) / 4), STRIPES_MAX);
+    size_t stripes = smaller(power_below(expected_entries(config) / 16), STRIPES_MAX);
 
     if (stripes < STRIPES_MIN)
         stripes = STRIPES_MIN;
@@ -703,7 +692,7 @@ shard_fini(struct shard *sh)
 static bool
 config_valid(const struct near__l1_config *config)
 {
-    return near__policy_named(config->policy) != NULL && config->shards <= STRIPES_MAX &&
+    return near__policy_named(config->policy) != NULL && config->shards <= SHARDS_LIMIT &&
            (config->shards & (config->shards - 1)) == 0;
 }
 
@@ -886,7 +875,7 @@ hand_out_external(struct near__l1 *l1, struct near__reader *reader, struct near_
     near_value         *value = NULL;
 
     if (entry->expires > now && entry->negative) {
-        value = NEAR__L1_NEGATIVE;
+        value = entry->fresh_until > now ? NEAR__L1_NEGATIVE : NULL;
     } else if (entry->expires > now) {
         near__entry_ref(entry);
         value = near__value_of(entry, NEAR_FROM_L1, entry->fresh_until <= now);
@@ -1028,7 +1017,7 @@ fence_move_locked(struct near__l1 *l1, uint64_t hash)
 
 /* A block with the entry in it, not linked yet; 0: there is no room. */
 static uint32_t
-block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, struct dead *dead)
+block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key, struct dead *dead)
 {
     unsigned flags = near__block_flags(entry, l1->plain);
     size_t   size  = near__block_size(entry, flags);
@@ -1037,7 +1026,7 @@ block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entr
     if (!near__block_wide(entry) && size <= near__heap_largest(&sh->heap)) {
         ref = obtain_locked(l1, sh, size, dead);
         if (ref != 0)
-            near__block_write(block_at(l1, ref), entry, flags);
+            near__block_write(block_at(l1, ref), entry, key, flags);
         return ref;
     }
     ref = obtain_locked(l1, sh, NEAR__BLOCK_EXTERNAL_SIZE, dead);
@@ -1065,17 +1054,16 @@ entry_cost(const struct near__l1 *l1, const struct shard *sh, const struct near_
 
 /* Put the block where the key's older one is, or into a slot of its own. */
 static bool
-link_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, uint32_t ref, struct dead *dead)
+link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key, uint32_t ref, struct dead *dead)
 {
-    uint32_t           element = near__element(entry->hash), old;
+    uint32_t           element = near__element(hash), old;
     struct near__place place;
 
     purge_locked(l1, sh, home_of(sh, element), dead);
-    if (lookup_locked(l1, sh, entry->hash, near__entry_key(entry), &place)) {
+    if (lookup_locked(l1, sh, hash, key, &place)) {
         old = near__place_ref(place);
         /* release: pairs with announce() */
         atomic_store_explicit(&place.bucket->refs[place.lane], ref, memory_order_release);
-        forget_locked(l1, sh, old);
         retire_locked(l1, sh, old, dead);
         near__l1_use(sh->table, place.bucket, place.lane);
         return true;
@@ -1091,28 +1079,28 @@ link_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, ui
 
 /* The fence has been found unmoved.  Whatever the answer, an older value of the key is gone afterwards. */
 static enum near__l1_admission
-admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, int64_t now, struct dead *dead)
+admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key, int64_t now,
+             struct dead *dead)
 {
     uint32_t ref = 0;
 
     if (entry->expires <= now) {
-        drop_locked(l1, sh, entry->hash, near__entry_key(entry), dead);
+        drop_locked(l1, sh, entry->hash, key, dead);
         return NEAR__L1_EXPIRED;
     }
     if (entry_cost(l1, sh, entry) <= sh->heap.max_bytes / 2)
-        ref = block_new_locked(l1, sh, entry, dead);
+        ref = block_new_locked(l1, sh, entry, key, dead);
     if (ref == 0) {
-        drop_locked(l1, sh, entry->hash, near__entry_key(entry), dead);
+        drop_locked(l1, sh, entry->hash, key, dead);
         sh->stats.too_large++;
         return NEAR__L1_TOO_LARGE;
     }
     if (entry->expires != NEAR_NEVER) {
-        sh->timed++;
+        sh->timed = true;
         atomic_store_explicit(&l1->front.timed, true, memory_order_relaxed);
     }
-    if (!link_locked(l1, sh, entry, ref, dead)) {
-        forget_locked(l1, sh, ref);
-        block_free_locked(l1, sh, ref, dead); /* nobody has seen it */
+    if (!link_locked(l1, sh, entry->hash, key, ref, dead)) {
+            block_free_locked(l1, sh, ref, dead); /* nobody has seen it */
         return NEAR__L1_TOO_LARGE;
     }
     sh->stats.fills++;
@@ -1144,7 +1132,7 @@ near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, 
         sh->stats.fills_refused++;
         verdict = NEAR__L1_FENCED;
     } else {
-        verdict = admit_locked(l1, sh, entry, now, &dead);
+        verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
         ahead_locked(l1, sh, &dead);
     }
     near__unlock(&sh->lock);
@@ -1222,13 +1210,36 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
     stripe_of(l1, hash)->writers--;
     fence_move_locked(l1, hash);
     if (entry != NULL && alone)
-        admit_locked(l1, sh, entry, now, &dead);
+        admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
     else
         drop_locked(l1, sh, hash, key, &dead); /* a belt: begin dropped it, and inserts have been refused since */
     sh->stats.fills_refused += entry != NULL && !alone;
     ahead_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
     let_go(&dead);
+}
+
+bool
+near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, int64_t now)
+{
+    struct shard *sh   = shard_of(l1, entry->hash);
+    struct dead   dead = { .n = 0 };
+
+    if (l1->off || near__block_wide(entry) ||
+        near__block_size(entry, near__block_flags(entry, l1->plain)) > near__heap_largest(&sh->heap))
+        return false;
+    near__lock(&sh->lock);
+    fence_move_locked(l1, entry->hash);
+    if (stripe_of(l1, entry->hash)->writers == 0)
+        admit_locked(l1, sh, entry, key, now, &dead);
+    else
+        drop_locked(l1, sh, entry->hash, key, &dead);
+    ahead_locked(l1, sh, &dead);
+    near__unlock(&sh->lock);
+    let_go(&dead);
+    if (l1->front.watch != NULL)
+        l1->front.watch(&sh->order, near__element(entry->hash), false);
+    return true;
 }
 
 /* ---- upkeep */
@@ -1277,7 +1288,7 @@ sweep_home_locked(struct near__l1 *l1, struct shard *sh, uint32_t home, int64_t 
 static void
 sweep_locked(struct near__l1 *l1, struct shard *sh, int64_t now, size_t buckets, struct dead *dead)
 {
-    for (; buckets > 0 && sh->timed > 0 && dead->n < DEAD / 2; buckets--) {
+    for (; buckets > 0 && sh->timed && dead->n < DEAD / 2; buckets--) {
         if (sh->sweep_hand >= homes(sh))
             sh->sweep_hand = 0;
         sweep_home_locked(l1, sh, sh->sweep_hand++, now, dead);
@@ -1316,7 +1327,7 @@ upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
         near__unlock(&sh->lock);
         let_go(&dead);
     }
-    for (size_t left = homes(sh) / SWEEP_LAPS + 1; left > 0 && sh->timed > 0; left -= smaller(left, CLEAR_NOW)) {
+    for (size_t left = homes(sh) / SWEEP_LAPS + 1; left > 0 && sh->timed; left -= smaller(left, CLEAR_NOW)) {
         near__lock(&sh->lock);
         sweep_locked(l1, sh, now, smaller(left, CLEAR_NOW), &dead);
         barrier_locked(l1, sh, &dead);

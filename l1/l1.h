@@ -87,6 +87,10 @@ struct near__l1_write near__l1_write_begin(struct near__l1 *l1, uint64_t hash, n
 void near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t hash, near_bytes key,
                         struct near__entry *entry, int64_t now);
 
+/* Begin and end in one, for a write that has nothing between them (no L2, no bus).  `entry` lives on the caller's stack, with `key`
+ * beside it and a value that is only borrowed.  False: too large to be copied into the arena; nothing was done. */
+bool near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, int64_t now);
+
 /*
  * Upkeep, for a scheduler, every 100 ms or so: lets expired entries go, gives back what clears and invalidations have left, follows
  * a changed bound.  In bounded steps: `steps` (a few dozen buckets or victims each) per shard, none holds a lock for more than some

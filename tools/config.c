@@ -6,7 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const type_names[]  = { "size", "number", "duration", "choice", "text" };
+static const char *const type_names[] = {
+    [NEAR__SIZE] = "size",       [NEAR__COUNT] = "number",  [NEAR__DURATION] = "duration",
+    [NEAR__DECIMAL] = "decimal", [NEAR__CHOICE] = "choice", [NEAR__TEXT] = "text",
+};
 static const char *const scope_names[] = { "client", "cache" };
 
 struct row {

@@ -52,6 +52,9 @@ values_of_every_form_are_read(void **state)
         { "l1.max_bytes", "3MiB" },
         { "l2.timeout", "75ms" },
         { "coherence.on_disconnect", "fail" },
+        { "early_refresh.beta", "0.5" },
+        { "early_refresh.beta", "10" },
+        { "early_refresh.beta", "1.125" },
     };
     for (size_t i = 0; i < NEAR_COUNT_OF(accepted); i++)
         assert_int_equal(near_config_set(config, accepted[i].name, accepted[i].value, NULL), NEAR_OK);
@@ -59,6 +62,7 @@ values_of_every_form_are_read(void **state)
     assert_int_equal(settings.l1_max_bytes, 3 << 20); /* the last word counts */
     assert_int_equal(settings.l2_timeout, 75 * NEAR_MS);
     assert_int_equal(settings.coherence_on_disconnect, NEAR__DISCONNECT_FAIL);
+    assert_int_equal(settings.early_refresh_beta, 1125);
     assert_true(settings.set[NEAR__OPTION_ttl]);
     near_config_free(config);
 }
@@ -89,6 +93,12 @@ a_refusal_names_option_value_and_what_is_accepted(void **state)
         { "l2.key_prefix", "has blank", "accepts 0 .. 64 characters from ! to ~" },
         { "l2.max_bytes", "1", "unknown option \"l2.max_bytes\"" },
         { "", "1", "unknown option" },
+        { "early_refresh.beta", "10.5", "early_refresh.beta = \"10.5\": accepts 0 .. 10" },
+        { "early_refresh.beta", "1.", "not a number; accepts 0 .. 10" },
+        { "early_refresh.beta", ".5", "not a number" },
+        { "early_refresh.beta", "0.1234", "not a number" },
+        { "early_refresh.beta", "1e1", "not a number" },
+        { "ttl.jitter", "51", "accepts 0 .. 50" },
         { "l2.uri", "redis://", "l2.uri" },
         { "l2.uri", "gopher://x", "l2.uri" },
     };
