@@ -543,6 +543,27 @@ charge_locked(struct near__l1 *l1, struct shard *sh, size_t bytes, struct dead *
     return false;
 }
 
+/* Room for one slab more, for the index. */
+static bool
+slab_room_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    size_t slab = near__arena_slab_bytes(l1->arena);
+
+    for (size_t tries = 0; sh->heap.bytes + slab > sh->heap.max_bytes; tries++)
+        if (tries == TRIES || dead->n >= DEAD / 2 || !(compact_locked(l1, sh, dead) || make_room_locked(l1, sh, tries, dead)))
+            return false;
+    return true;
+}
+
+/* Whether the next split needs memory. */
+static bool
+split_costs(const struct near__table *table)
+{
+    uint32_t chunk = near__table_homes(table) >> table->chunk_shift;
+
+    return chunk < table->max_chunks && table->chunks[chunk] == NULL;
+}
+
 /* The index grows by a bucket or two with each new entry that needs it, and pays for it. */
 static void
 grow_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
@@ -550,6 +571,8 @@ grow_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
     for (int i = 0; i < 2 && near__table_wants(sh->table) > 0; i++) {
         uint32_t size = homes(sh), half = (uint32_t)(near__table_size(sh->table) >> 32) / 2 + 1;
 
+        if (split_costs(sh->table) && !slab_room_locked(l1, sh, dead))
+            return;
         purge_locked(l1, sh, size == 2 * half ? 0 : size - half, dead);
         if (!near__table_split(sh->table))
             return;
@@ -1058,6 +1081,7 @@ link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key
 {
     uint32_t           element = near__element(hash), old;
     struct near__place place;
+    uint8_t            mark;
 
     purge_locked(l1, sh, home_of(sh, element), dead);
     if (lookup_locked(l1, sh, hash, key, &place)) {
@@ -1071,13 +1095,18 @@ link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key
     while (sh->table->entries >= sh->max_entries && dead->n < DEAD / 2)
         if (!evict_one_locked(l1, sh, dead))
             break;
-    if (!near__table_insert(sh->table, element, ref, sh->order.policy->enter(&sh->order, element), &place))
+    mark = sh->order.policy->enter(&sh->order, element);
+    if (!near__table_insert(sh->table, element, ref, mark, &place) &&
+        !(slab_room_locked(l1, sh, dead) && near__table_insert(sh->table, element, ref, mark, &place)))
         return false;
     grow_locked(l1, sh, dead);
     return true;
 }
 
-/* The fence has been found unmoved.  Whatever the answer, an older value of the key is gone afterwards. */
+/* So many counted entries have to be let go that the lock must be dropped for it: the same once more. */
+#define AGAIN ((enum near__l1_admission)(NEAR__L1_EXPIRED + 1))
+
+/* The fence has been found unmoved.  Whatever the answer (but AGAIN), an older value of the key is gone afterwards. */
 static enum near__l1_admission
 admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key, int64_t now,
              struct dead *dead)
@@ -1090,6 +1119,8 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, n
     }
     if (entry_cost(l1, sh, entry) <= sh->heap.max_bytes / 2)
         ref = block_new_locked(l1, sh, entry, key, dead);
+    if (ref == 0 && dead->n >= DEAD / 2)
+        return AGAIN;
     if (ref == 0) {
         drop_locked(l1, sh, entry->hash, key, dead);
         sh->stats.too_large++;
@@ -1127,16 +1158,18 @@ near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, 
 
     if (l1->off)
         return NEAR__L1_TOO_LARGE;
-    near__lock(&sh->lock);
-    if (near__l1_fence(l1, entry->hash) != fence || stripe_of(l1, entry->hash)->writers > 0) {
-        sh->stats.fills_refused++;
-        verdict = NEAR__L1_FENCED;
-    } else {
-        verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
-        ahead_locked(l1, sh, &dead);
-    }
-    near__unlock(&sh->lock);
-    let_go(&dead);
+    do {
+        near__lock(&sh->lock);
+        if (near__l1_fence(l1, entry->hash) != fence || stripe_of(l1, entry->hash)->writers > 0) {
+            sh->stats.fills_refused++;
+            verdict = NEAR__L1_FENCED;
+        } else {
+            verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
+            ahead_locked(l1, sh, &dead);
+        }
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    } while (verdict == AGAIN);
     if (verdict == NEAR__L1_ADMITTED && l1->front.watch != NULL)
         l1->front.watch(&sh->order, near__element(entry->hash), false);
     return verdict;
@@ -1207,11 +1240,15 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
         return;
     near__lock(&sh->lock);
     alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
+    while (entry != NULL && alone && admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead) == AGAIN) {
+        near__unlock(&sh->lock);
+        let_go(&dead);
+        near__lock(&sh->lock);
+        alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
+    }
     stripe_of(l1, hash)->writers--;
     fence_move_locked(l1, hash);
-    if (entry != NULL && alone)
-        admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
-    else
+    if (entry == NULL || !alone)
         drop_locked(l1, sh, hash, key, &dead); /* a belt: begin dropped it, and inserts have been refused since */
     sh->stats.fills_refused += entry != NULL && !alone;
     ahead_locked(l1, sh, &dead);
@@ -1224,19 +1261,23 @@ near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, i
 {
     struct shard *sh   = shard_of(l1, entry->hash);
     struct dead   dead = { .n = 0 };
+    bool          again;
 
     if (l1->off || near__block_wide(entry) ||
         near__block_size(entry, near__block_flags(entry, l1->plain)) > near__heap_largest(&sh->heap))
         return false;
-    near__lock(&sh->lock);
-    fence_move_locked(l1, entry->hash);
-    if (stripe_of(l1, entry->hash)->writers == 0)
-        admit_locked(l1, sh, entry, key, now, &dead);
-    else
-        drop_locked(l1, sh, entry->hash, key, &dead);
-    ahead_locked(l1, sh, &dead);
-    near__unlock(&sh->lock);
-    let_go(&dead);
+    do {
+        near__lock(&sh->lock);
+        fence_move_locked(l1, entry->hash);
+        again = false;
+        if (stripe_of(l1, entry->hash)->writers == 0)
+            again = admit_locked(l1, sh, entry, key, now, &dead) == AGAIN;
+        else
+            drop_locked(l1, sh, entry->hash, key, &dead);
+        ahead_locked(l1, sh, &dead);
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    } while (again);
     if (l1->front.watch != NULL)
         l1->front.watch(&sh->order, near__element(entry->hash), false);
     return true;

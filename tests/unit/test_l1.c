@@ -463,7 +463,7 @@ test_an_entry_keeps_its_numbers(void **state)
         near__value_meta(value, now + 1000 * NEAR_MS, &meta);
         assert_true(meta.born > now - 16 * NEAR_MS && meta.born < now + 16 * NEAR_MS);
         assert_int_equal(meta.expires, entry->expires);
-        assert_int_equal(meta.fresh_until, entry->fresh_until);
+        assert_int_equal(meta.fresh_until, which & 2 ? entry->fresh_until : entry->expires);
         assert_int_equal(meta.cost_us, entry->cost_us);
         assert_int_equal(meta.stamp, entry->stamp);
         assert_int_equal(meta.generation, entry->generation);
@@ -731,6 +731,49 @@ test_too_large_is_half_of_a_shard(void **state)
     near__l1_free(&l1);
 }
 
+/* One large value in place of many that are counted: they go in portions, with the lock dropped between. */
+static void
+test_a_large_value_finds_room_among_many_adopted(void **state)
+{
+    static char      data[4000];
+    struct near__l1 *l1 = l1_open(1 << 20, 0, 1);
+    uint64_t         evictions;
+    near_value      *value;
+    char             key[16];
+
+    (void)state;
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 1000; i++) {
+            struct near__entry *entry;
+
+            snprintf(key, sizeof(key), "%d", i);
+            entry = near__entry_adopt(text(key), hash_of(text(key)), data, sizeof(data), NULL);
+            assert_int_equal(near__l1_insert(l1, entry, near__l1_fence(l1, entry->hash), 0), NEAR__L1_ADMITTED);
+            near__entry_release(&entry);
+        }
+        evictions = stats_of(l1).evictions;
+        if (round == 0) {
+            assert_int_equal(put_sized(l1, "large", 500 * 1024), NEAR__L1_ADMITTED);
+        } else {
+            uint64_t              hash  = hash_of(text("large"));
+            struct near__l1_write write = near__l1_write_begin(l1, hash, text("large"));
+            struct near__entry   *entry = near__entry_new(text("large"), hash, 500 * 1024, NULL);
+            memset((void *)(uintptr_t)entry->value, 1, 500 * 1024);
+            near__l1_write_end(l1, write, hash, text("large"), entry, 0);
+            near__entry_release(&entry);
+        }
+        value = find_at(l1, "large", 0);
+        assert_non_null(value);
+        assert_int_equal(near__value_data(value).size, 500 * 1024);
+        let_go_of(value);
+        /* and they are about as many as make up its size */
+        assert_in_range(stats_of(l1).evictions - evictions, 100, 200);
+        assert_in_range(stats_of(l1).bytes, 900000, 1 << 20);
+        assert_int_equal(stats_of(l1).too_large, 0);
+    }
+    near__l1_free(&l1);
+}
+
 static void
 test_no_bytes_keep_nothing(void **state)
 {
@@ -745,7 +788,7 @@ test_no_bytes_keep_nothing(void **state)
 static void
 test_settings_that_make_no_sense_are_invalid(void **state)
 {
-    const struct near__l1_config bad[] = { l1_config(1 << 20, 0, 3, "lru"), l1_config(1 << 20, 0, 1u << 17, "lru"),
+    const struct near__l1_config bad[] = { l1_config(1 << 20, 0, 3, "lru"), l1_config(1 << 20, 0, 2048, "lru"),
                                            l1_config(1 << 20, 0, 0, "no such policy"), l1_config(1 << 20, 0, 0, ""),
                                            l1_config(1 << 20, 0, 0, NULL) };
     struct near__l1             *l1;
@@ -758,7 +801,7 @@ test_settings_that_make_no_sense_are_invalid(void **state)
     }
     assert_ptr_equal(near__policy_named("lru"), &near__lru);
     assert_null(near__policy_named("lr"));
-    l1 = l1_open((size_t)1 << 30, 0, 65536); /* the most that is accepted */
+    l1 = l1_open((size_t)1 << 30, 0, 1024); /* the most that is accepted */
     assert_int_equal(stats_of(l1).entries, 0);
     near__l1_free(&l1);
 }
@@ -1070,6 +1113,7 @@ main(void)
         cmocka_unit_test(test_bytes_never_exceed_the_bound),
         cmocka_unit_test(test_tiny_entries_pay_for_their_table),
         cmocka_unit_test(test_too_large_is_half_of_a_shard),
+        cmocka_unit_test(test_a_large_value_finds_room_among_many_adopted),
         cmocka_unit_test(test_no_bytes_keep_nothing),
         cmocka_unit_test(test_settings_that_make_no_sense_are_invalid),
         cmocka_unit_test(test_adopted_bytes_count),
