@@ -109,7 +109,7 @@ struct stripe {
 /* Counted entries to be let go once the lock was dropped. */
 struct dead {
     unsigned            n;
-    struct near__entry *entries[DEAD];
+    struct near__entry *entries[DEAD + 1]; /* one more for a block that nobody has seen */
 };
 
 struct waiting {
@@ -465,7 +465,8 @@ evict_locked(struct near__l1 *l1, struct shard *sh, size_t n, struct dead *dead)
     return any;
 }
 
-/* Compaction asks for a block to be moved: possible while it is linked. */
+/* Compaction asks for a block to be moved: possible while it is linked.  A pointer stays: its entry's reference goes with the block,
+ * and a reader that has announced the old place may still take one of his own. */
 static bool
 move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
 {
@@ -474,7 +475,7 @@ move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
     struct near__block *block  = block_at(moving->l1, from);
     struct near__bucket *bucket;
 
-    if (sh->limbo_n == LIMBO)
+    if (sh->limbo_n == LIMBO || (block->flags & NEAR__BLOCK_EXTERNAL))
         return false;
     bucket = near__table_bucket(sh->table, home_of(sh, element_of(moving->l1, from)));
     for (; bucket != NULL; bucket = near__table_after(sh->table, bucket))
@@ -543,6 +544,27 @@ charge_locked(struct near__l1 *l1, struct shard *sh, size_t bytes, struct dead *
     return false;
 }
 
+/* Room for one slab more, for the index. */
+static bool
+slab_room_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    size_t slab = near__arena_slab_bytes(l1->arena);
+
+    for (size_t tries = 0; sh->heap.bytes + slab > sh->heap.max_bytes; tries++)
+        if (tries == TRIES || dead->n >= DEAD / 2 || !(compact_locked(l1, sh, dead) || make_room_locked(l1, sh, tries, dead)))
+            return false;
+    return true;
+}
+
+/* Whether the next split needs memory. */
+static bool
+split_costs(const struct near__table *table)
+{
+    uint32_t chunk = near__table_homes(table) >> table->chunk_shift;
+
+    return chunk < table->max_chunks && table->chunks[chunk] == NULL;
+}
+
 /* The index grows by a bucket or two with each new entry that needs it, and pays for it. */
 static void
 grow_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
@@ -550,6 +572,8 @@ grow_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
     for (int i = 0; i < 2 && near__table_wants(sh->table) > 0; i++) {
         uint32_t size = homes(sh), half = (uint32_t)(near__table_size(sh->table) >> 32) / 2 + 1;
 
+        if (split_costs(sh->table) && !slab_room_locked(l1, sh, dead))
+            return;
         purge_locked(l1, sh, size == 2 * half ? 0 : size - half, dead);
         if (!near__table_split(sh->table))
             return;
@@ -1054,13 +1078,13 @@ block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entr
     ref = obtain_locked(l1, sh, NEAR__BLOCK_EXTERNAL_SIZE, dead);
     if (ref == 0)
         return 0;
+    near__block_write_external(block_at(l1, ref), entry); /* now: compaction looks at every block */
     if (!charge_locked(l1, sh, near__entry_cost(entry), dead)) {
         near__heap_free(&sh->heap, ref);
         return 0;
     }
     near__entry_ref(entry);
     sh->externals++;
-    near__block_write_external(block_at(l1, ref), entry);
     return ref;
 }
 
@@ -1080,6 +1104,7 @@ link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key
 {
     uint32_t           element = near__element(hash), old;
     struct near__place place;
+    uint8_t            mark;
 
     purge_locked(l1, sh, home_of(sh, element), dead);
     if (lookup_locked(l1, sh, hash, key, &place)) {
@@ -1093,13 +1118,18 @@ link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key
     while (sh->table->entries >= sh->max_entries && dead->n < DEAD / 2)
         if (!evict_one_locked(l1, sh, dead))
             break;
-    if (!near__table_insert(sh->table, element, ref, sh->order.policy->enter(&sh->order, element), &place))
+    mark = sh->order.policy->enter(&sh->order, element);
+    if (!near__table_insert(sh->table, element, ref, mark, &place) &&
+        !(slab_room_locked(l1, sh, dead) && near__table_insert(sh->table, element, ref, mark, &place)))
         return false;
     grow_locked(l1, sh, dead);
     return true;
 }
 
-/* The fence has been found unmoved.  Whatever the answer, an older value of the key is gone afterwards. */
+/* So many counted entries have to be let go that the lock must be dropped for it: the same once more. */
+#define AGAIN ((enum near__l1_admission)(NEAR__L1_EXPIRED + 1))
+
+/* The fence has been found unmoved.  Whatever the answer (but AGAIN), an older value of the key is gone afterwards. */
 static enum near__l1_admission
 admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key, int64_t now,
              struct dead *dead)
@@ -1112,6 +1142,8 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, n
     }
     if (entry_cost(l1, sh, entry) <= sh->heap.max_bytes / 2)
         ref = block_new_locked(l1, sh, entry, key, dead);
+    if (ref == 0 && dead->n >= DEAD / 2)
+        return AGAIN;
     if (ref == 0) {
         drop_locked(l1, sh, entry->hash, key, dead);
         sh->stats.too_large++;
@@ -1150,16 +1182,18 @@ near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, 
     dead.n = 0;
     if (l1->off)
         return NEAR__L1_TOO_LARGE;
-    near__lock(&sh->lock);
-    if (near__l1_fence(l1, entry->hash) != fence || stripe_of(l1, entry->hash)->writers > 0) {
-        sh->stats.fills_refused++;
-        verdict = NEAR__L1_FENCED;
-    } else {
-        verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
-        ahead_locked(l1, sh, &dead);
-    }
-    near__unlock(&sh->lock);
-    let_go(&dead);
+    do {
+        near__lock(&sh->lock);
+        if (near__l1_fence(l1, entry->hash) != fence || stripe_of(l1, entry->hash)->writers > 0) {
+            sh->stats.fills_refused++;
+            verdict = NEAR__L1_FENCED;
+        } else {
+            verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
+            ahead_locked(l1, sh, &dead);
+        }
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    } while (verdict == AGAIN);
     if (verdict == NEAR__L1_ADMITTED && l1->front.watch != NULL)
         l1->front.watch(&sh->order, near__element(entry->hash), false);
     return verdict;
@@ -1233,11 +1267,15 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
         return;
     near__lock(&sh->lock);
     alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
+    while (entry != NULL && alone && admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead) == AGAIN) {
+        near__unlock(&sh->lock);
+        let_go(&dead);
+        near__lock(&sh->lock);
+        alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
+    }
     stripe_of(l1, hash)->writers--;
     fence_move_locked(l1, hash);
-    if (entry != NULL && alone)
-        admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
-    else
+    if (entry == NULL || !alone)
         drop_locked(l1, sh, hash, key, &dead); /* a belt: begin dropped it, and inserts have been refused since */
     sh->stats.fills_refused += entry != NULL && !alone;
     ahead_locked(l1, sh, &dead);
@@ -1250,20 +1288,24 @@ near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, i
 {
     struct shard *sh   = shard_of(l1, entry->hash);
     struct dead   dead;
+    bool          again;
 
     dead.n = 0;
     if (l1->off || near__block_wide(entry) ||
         near__block_size(entry, near__block_flags(entry, l1->plain)) > near__heap_largest(&sh->heap))
         return false;
-    near__lock(&sh->lock);
-    fence_move_locked(l1, entry->hash);
-    if (stripe_of(l1, entry->hash)->writers == 0)
-        admit_locked(l1, sh, entry, key, now, &dead);
-    else
-        drop_locked(l1, sh, entry->hash, key, &dead);
-    ahead_locked(l1, sh, &dead);
-    near__unlock(&sh->lock);
-    let_go(&dead);
+    do {
+        near__lock(&sh->lock);
+        fence_move_locked(l1, entry->hash);
+        again = false;
+        if (stripe_of(l1, entry->hash)->writers == 0)
+            again = admit_locked(l1, sh, entry, key, now, &dead) == AGAIN;
+        else
+            drop_locked(l1, sh, entry->hash, key, &dead);
+        ahead_locked(l1, sh, &dead);
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    } while (again);
     if (l1->front.watch != NULL)
         l1->front.watch(&sh->order, near__element(entry->hash), false);
     return true;

@@ -5,6 +5,7 @@
 #include "harness/test.h"
 
 #include "base/hash.h"
+#include "l1/find.h"
 #include "l1/l1.h"
 
 #include <string.h>
@@ -21,16 +22,41 @@ hash_of(near_bytes key)
     return near__hash_fixed(key);
 }
 
+/* The same for an L1 that asks for it. */
+static inline uint64_t
+hash_again(const void *ctx, near_bytes key)
+{
+    (void)ctx;
+    return hash_of(key);
+}
+
+static inline struct near__l1_config
+l1_config(size_t max_bytes, size_t max_entries, unsigned shards, const char *policy)
+{
+    return (struct near__l1_config){ .max_bytes   = max_bytes,
+                                     .max_entries = max_entries,
+                                     .shards      = shards,
+                                     .policy      = policy,
+                                     .hash        = hash_again };
+}
+
 /* An L1 that is there, or the test ends. */
+static inline struct near__l1 *
+l1_open_with(const struct near__l1_config *config)
+{
+    struct near__l1 *l1 = NULL;
+
+    assert_int_equal(near__l1_new(&l1, config), NEAR_OK);
+    assert_non_null(l1);
+    return l1;
+}
+
 static inline struct near__l1 *
 l1_open(size_t max_bytes, size_t max_entries, unsigned shards)
 {
-    struct near__l1_config config = { max_bytes, max_entries, shards, "lru" };
-    struct near__l1       *l1     = NULL;
+    struct near__l1_config config = l1_config(max_bytes, max_entries, shards, "lru");
 
-    assert_int_equal(near__l1_new(&l1, &config), NEAR_OK);
-    assert_non_null(l1);
-    return l1;
+    return l1_open_with(&config);
 }
 
 static inline struct near__entry *
@@ -58,19 +84,35 @@ put(struct near__l1 *l1, const char *key, const char *value)
 }
 
 static inline bool
-entry_is(const struct near__entry *entry, const char *value)
+value_is(const near_value *value, const char *expected)
 {
-    return entry != NULL && near__bytes_equal((near_bytes){ entry->value, entry->value_size }, text(value));
+    return value != NULL && value != NEAR__L1_NEGATIVE && near__bytes_equal(near__value_data(value), text(expected));
 }
 
-/* Whether a find at `now` answers `value`; NULL: answers nothing. */
+/* NULL and the negative answer are held by nobody. */
+static inline void
+let_go_of(near_value *value)
+{
+    if ((uintptr_t)value > NEAR__VALUE_BITS)
+        near__value_release(value);
+}
+
+static inline near_value *
+find_at(struct near__l1 *l1, const char *key, int64_t now)
+{
+    return near__l1_find(l1, hash_of(text(key)), text(key), now);
+}
+
+/* Whether a find at `now` answers `value`, by the short way and by the long one; NULL: answers nothing. */
 static inline bool
 finds_at(struct near__l1 *l1, const char *key, int64_t now, const char *value)
 {
-    struct near__entry *entry = near__l1_find(l1, hash_of(text(key)), text(key), now);
-    bool                right = value == NULL ? entry == NULL : entry_is(entry, value);
+    near_value *quick = near__l1_hit((struct near__l1_front *)l1, hash_of(text(key)), text(key), now);
+    near_value *slow  = find_at(l1, key, now);
+    bool        right = value == NULL ? quick == NULL && slow == NULL : value_is(quick, value) && value_is(slow, value);
 
-    near__entry_release(&entry);
+    let_go_of(quick);
+    let_go_of(slow);
     return right;
 }
 
@@ -78,6 +120,18 @@ static inline bool
 finds(struct near__l1 *l1, const char *key, const char *value)
 {
     return finds_at(l1, key, 0, value);
+}
+
+/* Upkeep until there is nothing more to do, and once round for what has expired. */
+static inline void
+upkeep_all(struct near__l1 *l1, int64_t now)
+{
+    enum { LAP = 64 }; /* calls for a lap, and some */
+
+    for (int i = 0; i < 100000 && near__l1_upkeep(l1, now, 64); i++)
+        ;
+    for (int i = 0; i < LAP; i++)
+        near__l1_upkeep(l1, now, 64);
 }
 
 static inline struct near__l1_stats

@@ -26,13 +26,27 @@ invalidate(struct near__l1 *l1, const char *key)
     near__l1_invalidate(l1, hash_of(text(key)), text(key));
 }
 
+/* Entries of these tests live until then, so that they can leave without an invalidation. */
+#define LATER (3600 * 1000 * NEAR_MS)
+
+/* What an eviction does: all leave, no fence moves. */
+static void
+expire_all(struct near__l1 *l1)
+{
+    for (int i = 0; i < 1000 && stats_of(l1).entries > 0; i++)
+        near__l1_upkeep(l1, LATER, 10);
+    assert_int_equal(stats_of(l1).entries, 0);
+}
+
 /* A fill that captured `fence` before it asked. */
 static enum near__l1_admission
 fill(struct near__l1 *l1, const char *key, const char *value, uint64_t fence)
 {
     struct near__entry     *entry   = entry_of(text(key), hash_of(text(key)), text(value));
-    enum near__l1_admission verdict = near__l1_insert(l1, entry, fence, 0);
+    enum near__l1_admission verdict;
 
+    entry->expires = LATER;
+    verdict        = near__l1_insert(l1, entry, fence, 0);
     near__entry_release(&entry);
     return verdict;
 }
@@ -106,7 +120,7 @@ test_race3_fence_survives_expiry_and_flush(void **state)
     invalidate(l1, KEY);
     later = fence_of(l1, KEY);
     assert_int_equal(fill(l1, KEY, "new", later), NEAR__L1_ADMITTED);
-    near__l1_expire(l1, NEAR_NEVER, SIZE_MAX);
+    expire_all(l1);
     assert_true(finds(l1, KEY, NULL));
     assert_int_equal(fill(l1, KEY, "old", fence), NEAR__L1_FENCED);
     near__l1_flush(l1);
@@ -310,7 +324,11 @@ raise_floor(struct world *world, uint64_t value)
 static struct near__entry *
 entry_holding(const struct world *world, uint64_t value)
 {
-    return entry_of(text(KEY), world->hash, (near_bytes){ &value, sizeof(value) });
+    struct near__entry *entry = entry_of(text(KEY), world->hash, (near_bytes){ &value, sizeof(value) });
+
+    if (entry != NULL)
+        entry->expires = LATER;
+    return entry;
 }
 
 static void
@@ -382,7 +400,7 @@ static void
 evict(struct world *world, struct actor *actor)
 {
     (void)actor;
-    near__l1_expire(world->l1, NEAR_NEVER, SIZE_MAX); /* leaves without moving a fence, as an eviction does */
+    expire_all(world->l1);
 }
 
 /* The wrong ways, for the controls. */
@@ -433,12 +451,12 @@ wrong_foreign_write(struct world *world, struct actor *actor)
 static uint64_t
 look(struct world *world)
 {
-    struct near__entry *entry = near__l1_find(world->l1, world->hash, text(KEY), 0);
-    uint64_t            value = UINT64_MAX;
+    near_value *held  = near__l1_hit((struct near__l1_front *)world->l1, world->hash, text(KEY), 0);
+    uint64_t    value = UINT64_MAX;
 
-    if (entry != NULL)
-        memcpy(&value, entry->value, sizeof(value));
-    near__entry_release(&entry);
+    if (held != NULL)
+        memcpy(&value, near__value_data(held).data, sizeof(value));
+    let_go_of(held);
     return value;
 }
 
@@ -733,12 +751,14 @@ storm_foreign(struct storm *storm, uint64_t key)
 }
 
 static void
-storm_check(struct storm *storm, const struct near__entry *entry, uint64_t key, uint64_t acked)
+storm_check(struct storm *storm, const near_value *value, uint64_t key, uint64_t acked)
 {
-    struct payload payload;
+    struct payload payload = { UINT64_MAX, 0 };
+    near_bytes     data    = near__value_data(value);
 
-    memcpy(&payload, entry->value, sizeof(payload));
-    if (payload.key != key || !near__bytes_equal(near__entry_key(entry), (near_bytes){ &key, sizeof(key) }))
+    if (data.size == sizeof(payload))
+        memcpy(&payload, data.data, sizeof(payload));
+    if (payload.key != key)
         atomic_fetch_add(&storm->foreign_key, 1);
     if (payload.version < acked)
         atomic_fetch_add(&storm->stale, 1);
@@ -748,20 +768,22 @@ storm_check(struct storm *storm, const struct near__entry *entry, uint64_t key, 
 static void
 storm_get(struct storm *storm, uint64_t key)
 {
-    uint64_t            hash = storm_hash(&key), acked = atomic_load(&storm->l2[key].acked), fence;
-    struct near__entry *entry = near__l1_find(storm->l1, hash, (near_bytes){ &key, sizeof(key) }, 0);
+    uint64_t    hash = storm_hash(&key), acked = atomic_load(&storm->l2[key].acked), fence;
+    near_value *value = near__l1_hit((struct near__l1_front *)storm->l1, hash, (near_bytes){ &key, sizeof(key) }, 0);
+    struct near__entry *entry;
 
-    if (entry != NULL) {
-        storm_check(storm, entry, key, acked);
-    } else {
-        fence = near__l1_fence(storm->l1, hash);
-        entry = storm_entry(&key, storm_read_l2(storm, key));
-        if (storm->wrong) {
-            sched_yield(); /* a slow reply */
-            fence = near__l1_fence(storm->l1, hash);
-        }
-        near__l1_insert(storm->l1, entry, fence, 0);
+    if (value != NULL) {
+        storm_check(storm, value, key, acked);
+        near__value_release(value);
+        return;
     }
+    fence = near__l1_fence(storm->l1, hash);
+    entry = storm_entry(&key, storm_read_l2(storm, key));
+    if (storm->wrong) {
+        sched_yield(); /* a slow reply */
+        fence = near__l1_fence(storm->l1, hash);
+    }
+    near__l1_insert(storm->l1, entry, fence, 0);
     near__entry_release(&entry);
 }
 
@@ -784,7 +806,7 @@ storm_run(void *ctx)
         else if (dice % 1000 < 100)
             near__l1_flush(storm->l1);
         else
-            near__l1_expire(storm->l1, 0, 10);
+            near__l1_upkeep(storm->l1, 0, 10);
     }
     return NULL;
 }
@@ -817,14 +839,13 @@ storm_differences(struct storm *storm)
     size_t different = 0;
 
     for (uint64_t key = 0; key < KEYS; key++) {
-        struct near__entry *entry =
-            near__l1_find(storm->l1, storm_hash(&key), (near_bytes){ &key, sizeof(key) }, 0);
+        near_value    *value = near__l1_find(storm->l1, storm_hash(&key), (near_bytes){ &key, sizeof(key) }, 0);
         struct payload payload = { key, storm->l2[key].version };
 
-        if (entry != NULL)
-            memcpy(&payload, entry->value, sizeof(payload));
+        if (value != NULL)
+            memcpy(&payload, near__value_data(value).data, sizeof(payload));
         different += payload.version != storm->l2[key].version || payload.key != key;
-        near__entry_release(&entry);
+        let_go_of(value);
     }
     return different;
 }
