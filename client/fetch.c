@@ -203,46 +203,58 @@ refresh_early(near_cache *cache, near_bytes key, uint64_t hash, const struct nea
 }
 
 static void
-fetch_init(struct fetch *fetch, near_cache *cache, const near_fetch_options *options)
+fetch_init(struct fetch *fetch, near_cache *cache, const near_fetch_options *options,
+           const struct near__view *view)
 {
-    near_fetch_options mine = NEAR_FETCH_OPTIONS_INIT;
+    *fetch = (struct fetch){
+        .cache    = cache,
+        .view     = *view,
+        .deadline = near__time_after(view->now, near__duration(options->timeout_ms, NEAR_NEVER)),
+        .ttl      = near__duration(options->ttl_ms, cache->settings.ttl),
+    };
+}
 
-    near__options_take(&mine, sizeof(mine), options);
-    *fetch          = (struct fetch){ .cache = cache };
-    fetch->view     = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
-    fetch->deadline = near__time_after(fetch->view.now, near__duration(mine.timeout_ms, NEAR_NEVER));
-    fetch->ttl      = near__duration(mine.ttl_ms, cache->settings.ttl);
+/* L1's answer, if it has one. */
+static bool
+answered(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key, near_value **value,
+         near_status *status)
+{
+    int64_t early = 0;
+
+    if (!near__l1_answers(cache, view, hash, key, value, status, &early))
+        return false;
+    if (early > 0)
+        refresh_early(cache, key, hash, view, early);
+    return true;
 }
 
 near_status
 near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_fetch_options *options,
                 near_value **values, near_status *statuses)
 {
-    struct fetch fetch;
-    near_status  status = near__batch_check(cache, keys, n, values, statuses);
+    near_fetch_options mine   = NEAR_FETCH_OPTIONS_INIT;
+    near_status        status = near__batch_check(cache, keys, n, values, statuses);
+    struct near__view  view;
+    struct fetch       fetch;
 
     if (status != NEAR_OK || n == 0)
         return status;
     if (values == NULL || cache->loader == NULL)
         return near__refuse_all(statuses, n, NEAR_ERR_INVALID);
-    fetch_init(&fetch, cache, options);
+    near__options_take(&mine, sizeof(mine), options);
+    view = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
+    fetch_init(&fetch, cache, &mine, &view);
     near__count(cache, NEAR__requests, n);
     for (size_t i = 0; i < n; i++) {
         uint64_t hash;
-        int64_t  early = 0;
 
         if (statuses[i] < 0)
             continue;
         hash       = near__hash_keyed(&cache->client->secret, keys[i]);
         fetch.left = n - i;
-        if (near__l1_answers(cache, &fetch.view, hash, keys[i], &values[i], &statuses[i], &early)) {
-            if (early > 0)
-                refresh_early(cache, keys[i], hash, &fetch.view, early);
-        } else if (!make_room(&fetch, n - i)) {
-            statuses[i] = NEAR_ERR_NOMEM;
-        } else {
-            statuses[i] = board(&fetch, i, keys[i], hash);
-        }
+        if (answered(cache, &view, hash, keys[i], &values[i], &statuses[i]))
+            continue;
+        statuses[i] = make_room(&fetch, n - i) ? board(&fetch, i, keys[i], hash) : NEAR_ERR_NOMEM;
     }
     run(&fetch);
     receive_all(&fetch, values, statuses);
@@ -252,11 +264,32 @@ near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_
 near_status
 near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options, near_value **value)
 {
-    near_status status = NEAR_MISS, batch;
+    near_fetch_options mine   = NEAR_FETCH_OPTIONS_INIT;
+    near_status        status = near__cache_check(cache);
+    struct near__view  view;
+    struct fetch       fetch;
+    uint64_t           hash;
 
     if (value == NULL)
         return NEAR_ERR_INVALID;
     *value = NULL;
-    batch  = near_fetch_many(cache, &key, 1, options, value, &status);
-    return batch < 0 ? batch : status;
+    if (status == NEAR_OK)
+        status = near__key_check(key);
+    if (status == NEAR_OK && cache->loader == NULL)
+        status = NEAR_ERR_INVALID;
+    if (status != NEAR_OK)
+        return status;
+    near__options_take(&mine, sizeof(mine), options);
+    view = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
+    hash = near__hash_keyed(&cache->client->secret, key);
+    near__count(cache, NEAR__requests, 1);
+    if (answered(cache, &view, hash, key, value, &status))
+        return status;
+    fetch_init(&fetch, cache, &mine, &view); /* from here on only for those who miss */
+    fetch.left = 1;
+    make_room(&fetch, 1);
+    status = board(&fetch, 0, key, hash);
+    run(&fetch);
+    receive_all(&fetch, value, &status);
+    return status;
 }
