@@ -5,7 +5,7 @@
  *     1        1           2
  *
  * An entry that carries nothing pays 4 bytes.  The value begins at a multiple of 4, or of 64 when it has 1 KiB or more (such
- * blocks lie at a multiple of 64).  Times are milliseconds of the clock's low 32 bits: right for anything that is less than 24
+ * blocks lie at a multiple of 64).  Times are milliseconds of the clock's low 32 bits: right for anything that is less than 20
  * days away, so nothing expires later than that here.  The birth of an entry that does not expire is kept in units of 16 ms (two
  * years).  What does not fit (long keys, large and adopted values) is EXTERNAL: the block is a pointer to a counted entry.
  *
@@ -36,7 +36,7 @@ enum {
 #define NEAR__BLOCK_KEY_MAX    255
 #define NEAR__BLOCK_VALUE_MAX  65535
 #define NEAR__BLOCK_ALIGN_FROM 1024 /* values of this size and more lie at a multiple of 64 */
-#define NEAR__BLOCK_TTL_MAX    (INT64_C(24) * 24 * 3600 * 1000 * NEAR_MS)
+#define NEAR__BLOCK_TTL_MAX    (INT64_C(20) * 24 * 3600 * 1000 * NEAR_MS)
 
 struct near__block {
     uint8_t       flags;
