@@ -60,7 +60,7 @@ struct shadow {
 
 struct pool {
     _Atomic uint8_t   leader;
-    _Atomic uint32_t  sample;            /* elements whose mix is below are watched; 0: there are no shadows */
+    _Atomic uint32_t  sample; /* elements whose mix is below are watched; 0: there are no shadows */
     _Atomic uint32_t  orders, reporting; /* open ones, and those that know how many entries they hold */
     _Atomic size_t    entries;           /* of these together */
     struct near__lock lock;              /* covers the rest */
@@ -154,7 +154,9 @@ shadow_access(struct shadow *shadow, uint32_t element)
         shadow_insert(shadow, element);
         return;
     }
-    near__place_mark_set(place, near__mark_hit(near__place_mark(place), 0, atomic_load_explicit(&table->count_mask, memory_order_relaxed)));
+    near__place_mark_set(place,
+                         near__mark_hit(near__place_mark(place), 0,
+                                        atomic_load_explicit(&table->count_mask, memory_order_relaxed)));
     shadow->hits++;
 }
 
@@ -280,7 +282,8 @@ adaptive_watch(struct near__order *order, uint32_t element, bool hit)
     (void)hit;
     if (pool == NULL || !sampled(pool, element) || !pool_try(pool))
         return;
-    if (atomic_load_explicit(&pool->sample, memory_order_relaxed) != 0) { /* again: it might have been in vain */
+    if (atomic_load_explicit(&pool->sample, memory_order_relaxed) !=
+        0) { /* again: it might have been in vain */
         for (unsigned i = 0; i < RULES; i++)
             shadow_access(&pool->shadows[i], element);
         if (++pool->seen > pool->capacity)
@@ -361,7 +364,7 @@ report(struct adaptive *adaptive, struct pool *pool, size_t entries)
         return;
     atomic_fetch_add_explicit(&pool->reporting, last == 0, memory_order_relaxed);
     adaptive->reported = entries;
-    all                = atomic_fetch_add_explicit(&pool->entries, entries - last, memory_order_relaxed) + entries - last;
+    all = atomic_fetch_add_explicit(&pool->entries, entries - last, memory_order_relaxed) + entries - last;
     if (atomic_load_explicit(&pool->reporting, memory_order_relaxed) <
             atomic_load_explicit(&pool->orders, memory_order_relaxed) ||
         !pool_try(pool))
