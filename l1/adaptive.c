@@ -3,7 +3,7 @@
  *
  * No policy is right for all traffic, but the queues of S3-FIFO with another share of the small one come close to each: a share of
  * 1 % keeps what is popular for long (as W-TinyLFU does), 10 % is S3-FIFO as published, 25 % is about 2Q's, half leaves room for
- * what comes back soon and not again (as ARC does), and CLOCK stands for LRU.  They share queues, marks and ghost, so the real
+ * what comes back soon and not again (as ARC does), and the last is LRU.  They share queues, marks and ghost, so the real
  * table changes its rule at no cost and keeps all it has.
  *
  * Which rule does best is tried out.  A pool, one for all shards of an L1, has a shadow for each rule: a small table under the same
@@ -13,7 +13,7 @@
  * by the margin.
  *
  * Readers report only uses that changed the mark, so a hot key costs nothing.  The tick in the marks (2 bits, moved with every
- * quarter of the entries in new keys) lets even the hottest be seen now and then, or the shadows would take it for a cold one.
+ * third of the entries in new keys) lets even the hottest be seen now and then, or the shadows would take it for a cold one.
  * Known limit: the shadows see more of what the real table lacks than of what it has, and the real table carries its past on:
  * in a loop a little longer than the cache an early change of mind costs what a fixed small queue would have kept.
  *
@@ -36,15 +36,13 @@ enum {
      * and 3.9 bytes an entry at 100 000 */
     SHADOW_ENTRIES     = 4096,
     SHADOW_CHUNK_SHIFT = 4, /* 1 KiB: the smallest shadows have some hundred entries */
-    /* Of the earlier hits 9/10 are kept, so that the last ten turns of a shadow decide, two thirds of them the last ten: with one
-     * turn alone the leader changes with every burst, and each change costs what the next rule would not have kept. */
-    DECAY_NUM = 9,
-    DECAY_DEN = 10,
+    /* Of the earlier hits 6/7 are kept, so that the last seven turns of a shadow decide.  With one turn alone the leader changes with
+     * every burst, and each change costs what the next rule would not have kept; with many it comes late when the traffic changes
+     * for good (5/6 to 9/10 differ by 0.1 points on the development traces). */
+    DECAY_NUM = 6,
+    DECAY_DEN = 7,
     MARGIN    = 50, /* 1/50: rules that differ by less are as good as each other */
-    TICKS     = 4,
-    TICK_STEP = 4, /* bits 2-3 of a mark */
-    TICK_TURN = 4, /* ticks for as many new keys as there are entries */
-    SCORE     = 16 /* fraction of a hit that scores are kept to */
+    SCORE     = 16  /* fraction of a hit that scores are kept to */
 };
 
 /* In the order of the harm they can do: the first is where we start. */
@@ -60,7 +58,7 @@ struct shadow {
 
 struct pool {
     _Atomic uint8_t   leader;
-    _Atomic uint32_t  sample;            /* elements whose mix is below are watched; 0: there are no shadows */
+    _Atomic uint32_t  sample; /* elements whose mix is below are watched; 0: there are no shadows */
     _Atomic uint32_t  orders, reporting; /* open ones, and those that know how many entries they hold */
     _Atomic size_t    entries;           /* of these together */
     struct near__lock lock;              /* covers the rest */
@@ -113,7 +111,7 @@ shadow_open(struct shadow *shadow, struct near__fifos_rule rule, size_t capacity
     };
     status = near__table_init(&shadow->table, 1);
     if (status == NEAR_OK)
-        near__fifos_init(&shadow->fifos, &shadow->table, rule);
+        near__fifos_init(&shadow->fifos, &shadow->table, rule, true);
     return status;
 }
 
@@ -154,7 +152,10 @@ shadow_access(struct shadow *shadow, uint32_t element)
         shadow_insert(shadow, element);
         return;
     }
-    near__place_mark_set(place, near__mark_hit(near__place_mark(place), 0, atomic_load_explicit(&table->count_mask, memory_order_relaxed)));
+    near__place_mark_set(place,
+                         near__mark_hit(near__place_mark(place),
+                                        atomic_load_explicit(&table->tick, memory_order_relaxed),
+                                        atomic_load_explicit(&table->count_mask, memory_order_relaxed)));
     shadow->hits++;
 }
 
@@ -280,7 +281,8 @@ adaptive_watch(struct near__order *order, uint32_t element, bool hit)
     (void)hit;
     if (pool == NULL || !sampled(pool, element) || !pool_try(pool))
         return;
-    if (atomic_load_explicit(&pool->sample, memory_order_relaxed) != 0) { /* again: it might have been in vain */
+    if (atomic_load_explicit(&pool->sample, memory_order_relaxed) !=
+        0) { /* again: it might have been in vain */
         for (unsigned i = 0; i < RULES; i++)
             shadow_access(&pool->shadows[i], element);
         if (++pool->seen > pool->capacity)
@@ -293,7 +295,6 @@ adaptive_watch(struct near__order *order, uint32_t element, bool hit)
 
 struct adaptive {
     struct near__fifos fifos;
-    size_t             fresh;    /* new keys since the tick moved */
     size_t             reported; /* entries, to the pool; 0: not yet */
 };
 
@@ -305,7 +306,7 @@ adaptive_open(struct near__order *order)
 
     if (adaptive == NULL)
         return NEAR_ERR_NOMEM;
-    near__fifos_init(&adaptive->fifos, order->table, rules[0]);
+    near__fifos_init(&adaptive->fifos, order->table, rules[0], true);
     order->state = adaptive;
     if (pool != NULL)
         atomic_fetch_add_explicit(&pool->orders, 1, memory_order_relaxed);
@@ -340,13 +341,7 @@ static uint8_t
 adaptive_enter(struct near__order *order, uint32_t element)
 {
     struct adaptive *adaptive = order->state;
-    unsigned         tick     = atomic_load_explicit(&order->table->tick, memory_order_relaxed); /* ours */
 
-    if (++adaptive->fresh * TICK_TURN >= order->table->entries) {
-        adaptive->fresh = 0;
-        atomic_store_explicit(&order->table->tick, (uint8_t)((tick + TICK_STEP) % (TICKS * TICK_STEP)),
-                              memory_order_relaxed);
-    }
     return near__fifos_enter(&adaptive->fifos, order->table, element);
 }
 
@@ -361,7 +356,7 @@ report(struct adaptive *adaptive, struct pool *pool, size_t entries)
         return;
     atomic_fetch_add_explicit(&pool->reporting, last == 0, memory_order_relaxed);
     adaptive->reported = entries;
-    all                = atomic_fetch_add_explicit(&pool->entries, entries - last, memory_order_relaxed) + entries - last;
+    all = atomic_fetch_add_explicit(&pool->entries, entries - last, memory_order_relaxed) + entries - last;
     if (atomic_load_explicit(&pool->reporting, memory_order_relaxed) <
             atomic_load_explicit(&pool->orders, memory_order_relaxed) ||
         !pool_try(pool))
