@@ -195,65 +195,116 @@ refresh_early(near_cache *cache, near_bytes key, uint64_t hash, const struct nea
 }
 
 static void
-fetch_init(struct fetch *fetch, near_cache *cache, const near_fetch_options *options)
+fetch_init(struct fetch *fetch, near_cache *cache, const near_fetch_options *options,
+           const struct near__view *view)
 {
-    near_fetch_options mine = NEAR_FETCH_OPTIONS_INIT;
+    *fetch = (struct fetch){
+        .cache    = cache,
+        .view     = *view,
+        .deadline = near__time_after(view->now, near__duration(options->timeout_ms, NEAR_NEVER)),
+        .ttl      = near__duration(options->ttl_ms, cache->settings.ttl),
+    };
+}
 
-    near__options_take(&mine, sizeof(mine), options);
-    *fetch          = (struct fetch){ .cache = cache };
-    fetch->view     = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
-    near__view_exact(cache, &fetch->view);
-    fetch->deadline = near__time_after(fetch->view.now, near__duration(mine.timeout_ms, NEAR_NEVER));
-    fetch->ttl      = near__duration(mine.ttl_ms, cache->settings.ttl);
+/* L1's answer, if it has one. */
+static bool
+answered(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key, near_value **value,
+         near_status *status)
+{
+    int64_t early = 0;
+
+    if (!near__l1_answers(cache, view, hash, key, value, status, &early))
+        return false;
+    if (early > 0)
+        refresh_early(cache, key, hash, view, early);
+    return true;
+}
+
+/* One key that L1 has not answered: a seat on a flight.  What follows is only for those who miss, the exact time first of all. */
+static near_status
+miss(struct fetch *fetch, near_cache *cache, const near_fetch_options *options, struct near__view *view, size_t index,
+     size_t left, near_bytes key, uint64_t hash)
+{
+    if (fetch->cache == NULL) {
+        near__view_exact(cache, view);
+        fetch_init(fetch, cache, options, view);
+    }
+    fetch->left = left;
+    return make_room(fetch, left) ? board(fetch, index, key, hash) : NEAR_ERR_NOMEM;
 }
 
 near_status
 near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_fetch_options *options,
                 near_value **values, near_status *statuses)
 {
-    struct fetch fetch;
-    near_status  status = near__batch_check(cache, keys, n, values, statuses);
+    near_fetch_options mine   = NEAR_FETCH_OPTIONS_INIT;
+    near_status        status = near__batch_check(cache, keys, n, values, statuses);
+    uint64_t           hashes[NEAR__GROUP];
+    struct near__view  view;
+    struct fetch       fetch;
 
     if (status != NEAR_OK || n == 0)
         return status;
     if (values == NULL || cache->loader == NULL)
         return near__refuse_all(statuses, n, NEAR_ERR_INVALID);
-    fetch_init(&fetch, cache, options);
-    for (size_t i = 0; i < n; i++) {
-        uint64_t hash;
-        int64_t  early = 0;
+    near__options_take(&mine, sizeof(mine), options);
+    view        = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
+    fetch.cache = NULL;
+    for (size_t at = 0; at < n; at += NEAR__GROUP) {
+        size_t group = n - at < NEAR__GROUP ? n - at : NEAR__GROUP;
 
-        if (statuses[i] < 0)
-            continue;
-        hash       = near__hash_keyed(&cache->client->secret, keys[i]);
-        fetch.left = n - i;
-        if (near__l1_answers(cache, &fetch.view, hash, keys[i], &values[i], &statuses[i], &early)) {
-            if (early > 0)
-                refresh_early(cache, keys[i], hash, &fetch.view, early);
-        } else if (!make_room(&fetch, n - i)) {
-            statuses[i] = NEAR_ERR_NOMEM;
+        if (cache->early_reach == 0) {
+            near__l1_answer_group(cache, &view, keys + at, group, hashes, values + at, statuses + at);
         } else {
-            statuses[i] = board(&fetch, i, keys[i], hash);
+            for (size_t i = at; i < at + group; i++) {
+                if (statuses[i] < 0)
+                    continue;
+                hashes[i - at] = near__hash_keyed(&cache->client->secret, keys[i]);
+                answered(cache, &view, hashes[i - at], keys[i], &values[i], &statuses[i]);
+            }
         }
+        for (size_t i = at; i < at + group; i++)
+            if (statuses[i] == NEAR_MISS)
+                statuses[i] = miss(&fetch, cache, &mine, &view, i, n - i, keys[i], hashes[i - at]);
     }
-    run(&fetch);
-    receive_all(&fetch, values, statuses);
+    if (fetch.cache != NULL) {
+        run(&fetch);
+        receive_all(&fetch, values, statuses);
+    }
     return near__first_error(statuses, n);
 }
 
 near_status
 near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options, near_value **value)
 {
-    near_status status = NEAR_MISS, batch;
+    near_fetch_options mine   = NEAR_FETCH_OPTIONS_INIT;
+    near_status        status = near__cache_check(cache);
+    struct near__view  view;
+    struct fetch       fetch;
+    uint64_t           hash;
 
     if (value == NULL)
         return NEAR_ERR_INVALID;
     *value = NULL;
-    if (options == NULL && cache != NULL && cache->loader != NULL && cache->early_reach == 0) {
+    if (status == NEAR_OK)
+        status = near__key_check(key);
+    if (status == NEAR_OK && cache->loader == NULL)
+        status = NEAR_ERR_INVALID;
+    if (status != NEAR_OK)
+        return status;
+    if (options == NULL && cache->early_reach == 0) {
         *value = near__get_plain(cache, key);
         if (*value != NULL)
             return NEAR_OK;
     }
-    batch = near_fetch_many(cache, &key, 1, options, value, &status);
-    return batch < 0 ? batch : status;
+    near__options_take(&mine, sizeof(mine), options);
+    view = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
+    hash = near__hash_keyed(&cache->client->secret, key);
+    if (answered(cache, &view, hash, key, value, &status))
+        return status;
+    fetch.cache = NULL;
+    status      = miss(&fetch, cache, &mine, &view, 0, 1, key, hash);
+    run(&fetch);
+    receive_all(&fetch, value, &status);
+    return status;
 }

@@ -218,9 +218,9 @@ typedef struct near_value_info {
     size_t      struct_size; /* NEAR_VALUE_INFO_INIT */
     size_t      size;        /* bytes of the value */
     near_source source;      /* the tier that gave this value to this caller */
-    bool        stale;       /* served past its freshness, by the policy of coherence.on_disconnect */
+    bool        stale;       /* served past its freshness: within grace, or by coherence.on_disconnect=stale */
     int64_t     age_ms;      /* since this process got it from L2, a loader or a write */
-    int64_t     ttl_ms;      /* until it expires here; -1 when it does not, 0 when it has */
+    int64_t     ttl_ms;      /* until it has to be refreshed here; -1 when it has not, 0 when it should have been */
 } near_value_info;
 /* clang-format off */
 #define NEAR_VALUE_INFO_INIT { sizeof(near_value_info), 0, NEAR_FROM_NOWHERE, false, 0, 0 }
@@ -242,7 +242,8 @@ NEAR_API void near_value_release(near_value *value);
 /* ------------------------------------------------------------------------------------------------ reading */
 
 /**
- * Look a key up in L1, then in L2.  Never runs the loader; see near_fetch() for that.
+ * Look a key up in L1, then in L2.  Never runs the loader; see near_fetch() for that.  What is past its TTL is a miss here,
+ * whatever `grace` says.
  * @param key    any bytes, up to 64 KiB; borrowed for the call.
  * @param value  on NEAR_OK a held value, given back with near_value_release(); otherwise set to NULL.
  * @return NEAR_OK; NEAR_MISS, an answer and not an error; NEAR_NOT_FOUND when the store is known not to have it;
@@ -297,11 +298,17 @@ NEAR_API near_status near_get_many(near_cache *cache, const near_bytes *keys, si
 
 /**
  * The application's way to a value: a batch of keys to be answered, each exactly once, by near_load_set(),
- * near_load_adopt(), near_load_not_found() or near_load_fail(); inside the call or later, from any thread.  A load that
- * has been answered must not be touched again.  Runs on the thread of the caller of near_fetch(), with no lock held; it
- * may call the library, also near_fetch() for other keys (for a key that it is itself loading: NEAR_ERR_BUSY, noticed
- * on the calling thread only).  Loaders that fetch keys whose loaders fetch keys can wait for each other in a circle, as
- * with any locks: such a fetch should have a timeout_ms.  `loads` may be read until the last of them is answered.
+ * near_load_adopt(), near_load_unchanged(), near_load_not_found() or near_load_fail(); inside the call or later, from any
+ * thread.  A load that has been answered must not be touched again.  `loads` may be read until the last of them is answered.
+ *
+ * It runs with no lock held, on the thread of the caller of near_fetch(), or on the client's loader pool (loader.threads):
+ * there when the call has a timeout_ms or the cache a loader.hard_timeout, and for every refresh of a value that is still
+ * in use.  It must be safe to run on several threads at once.
+ *
+ * It may call the library, also near_fetch() for other keys: what such a fetch has to load is loaded right there, on the
+ * same thread, outside the load budget.  For a key that this thread is itself loading the answer is NEAR_ERR_BUSY.  Loaders
+ * that fetch keys whose loaders fetch keys can wait for each other in a circle, as with any locks: such a fetch should
+ * have a timeout_ms.
  */
 typedef void (*near_load_fn)(near_load *loads[], size_t n, void *ctx);
 
@@ -343,14 +350,15 @@ NEAR_API near_status near_load_tag(near_load *load, const char *tag);
 NEAR_API void near_load_not_found(near_load *load);
 
 /* Answer that loading failed, with a negative status of the loader's choice (anything else counts as NEAR_ERR_LOADER).
- * Nothing is cached; everybody waiting gets this status. */
+ * Nothing is cached; everybody waiting gets this status, or the stale value where there is one within grace; and for a
+ * pause (load.retry) those who come later, too. */
 NEAR_API void near_load_fail(near_load *load, near_status status);
 
 typedef struct near_fetch_options {
     size_t   struct_size; /* NEAR_FETCH_OPTIONS_INIT */
     unsigned flags;       /* NEAR_SKIP_L1 | NEAR_NO_FILL */
-    /* bound on the caller's whole wait, where the loader answers later or belongs to another caller; negative: no bound
-     * but the loader's own */
+    /* bound on the caller's whole wait, whatever L2 and the loader do; negative: none but the cache's own timeouts.  At
+     * the deadline each key has its value, a stale one within grace, or NEAR_ERR_TIMEOUT; the rest goes on and is cached */
     int64_t timeout_ms;
     int64_t ttl_ms; /* TTL of what gets loaded; the loader's near_load_ttl() wins; negative: `ttl` */
 } near_fetch_options;
@@ -360,20 +368,31 @@ typedef struct near_fetch_options {
 
 /**
  * Get a value, loading it if neither L1 nor L2 has it.  Concurrent callers of one key share one load (single-flight); a
- * write or invalidation of the key while it loads starts a new one for those who come after it.
+ * write or invalidation of the key while it loads starts a new one for those who come after it.  While another instance
+ * loads the key, its fill is waited for (lease).
+ *
+ * A value past its TTL is, within `grace`, served at once, flagged stale, and refreshed in the background; with
+ * loader.soft_timeout it is served only when the loader takes longer than that or fails.  After a failure the key is not
+ * loaded again before a pause is over (load.retry): till then callers get the stale value, or the same failure.
+ * A value in use is refreshed before its TTL ends (early_refresh.beta), so its readers wait for nobody.
+ *
  * @param value  on NEAR_OK a held value; otherwise NULL.
- * @return NEAR_OK; NEAR_NOT_FOUND; NEAR_ERR_LOADER or the loader's own status; NEAR_ERR_TIMEOUT (the load goes on and is
- *         cached); NEAR_ERR_UNAVAILABLE (only by coherence.on_disconnect=fail); NEAR_ERR_BUSY for a loader asking for the key it is loading; NEAR_ERR_INVALID, also when the cache has
- *         no loader; NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.  A failing L2 is never a reason to fail here.
- * Upholds G1, G2 and, in this process, G8 (one load per key).
- * Threads: any.   Blocks: never on an L1 hit; else for L2, for the loader (on this thread, whatever timeout_ms says) and, up
- * to l2.timeout, for storing what was loaded.
+ * @return NEAR_OK; NEAR_NOT_FOUND; NEAR_ERR_LOADER or the loader's own status; NEAR_ERR_TIMEOUT (timeout_ms or
+ *         loader.hard_timeout: the load goes on and is cached); NEAR_ERR_UNAVAILABLE (only by
+ *         coherence.on_disconnect=fail); NEAR_ERR_BUSY when there was no place in the load budget within
+ *         load.queue_timeout, and for a loader asking for the key it is loading; NEAR_ERR_INVALID, also when the cache has
+ *         no loader; NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED, NEAR_ERR_CLOSED.  A failing L2 is never a
+ *         reason to fail here.
+ * Upholds G1, G2 and G8 (one load per key, in this process and, by leases, over all instances).
+ * Threads: any.   Blocks: never on an L1 hit; else for L2, for the loader or another's and, where that runs on this thread,
+ * up to l2.timeout for storing what was loaded; never longer than timeout_ms.
  */
 NEAR_API near_status near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options,
                                 near_value **value);
 
 /* near_fetch() for many keys: L1 once, L2 once, and one call of the loader for everything that nobody else is loading
- * already.  Arrays and return value as in near_get_many(). */
+ * already (in parts where the load budget asks for it; together with other calls' keys where load.gather says so).
+ * Arrays and return value as in near_get_many(). */
 NEAR_API near_status near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n,
                                      const near_fetch_options *options, near_value **values,
                                      near_status *statuses);

@@ -2,23 +2,27 @@
  * Adaptive: the queues of S3-FIFO (l1/fifos.h) under the rule that does best at present.
  *
  * No policy is right for all traffic, but the queues of S3-FIFO with another share of the small one come close to each: a share of
- * 1 % keeps what is popular for long (LFU, W-TinyLFU), 10 % is S3-FIFO as published, 25 % is 2Q's, half leaves
- * room for what comes back soon and not again (ARC), and CLOCK stands for LRU.  They share queues, marks and ghost, so the real table
- * changes its rule at no cost and keeps all it has.
+ * 1 % keeps what is popular for long (as W-TinyLFU does), 10 % is S3-FIFO as published, 25 % is about 2Q's, half leaves room for
+ * what comes back soon and not again (as ARC does), and CLOCK stands for LRU.  They share queues, marks and ghost, so the real
+ * table changes its rule at no cost and keeps all it has.
  *
- * Which rule does best is tried out: a pool, one for all shards of an L1, has a shadow for each rule, a small table of the same
- * code without values, which sees every access to a sample of the keys and counts its hits.  The sample is as large a part of
- * the keys as the shadows' capacity is of the real one; a cache of up to SHADOW_ENTRIES is followed key by key.
- * Counts are compared every so often and then halved in part (DECAY); the leader must be ahead by a margin to
- * take over.
+ * Which rule does best is tried out.  A pool, one for all shards of an L1, has a shadow for each rule: a small table under the same
+ * code, without values, which sees the accesses to a sample of the keys and counts its hits.  The sample is as large a part of the
+ * keys as the shadows' capacity is of all entries; up to SHADOW_ENTRIES a cache is followed key by key.  After as many accesses
+ * as a shadow has entries the hits are added to what is left of the earlier ones, and the real table takes over the rule that leads
+ * by the margin.
  *
- * Readers report only uses that changed the mark, so a hot key costs nothing; the tick in the marks (2 bits, moved every TICK_SHARE
- * of the entries in new keys) lets even the hottest be seen now and then, or the shadows would take it for a
- * cold one.
+ * Readers report only uses that changed the mark, so a hot key costs nothing.  The tick in the marks (2 bits, moved with every
+ * quarter of the entries in new keys) lets even the hottest be seen now and then, or the shadows would take it for a cold one.
+ * Known limit: the shadows see more of what the real table lacks than of what it has, and the real table carries its past on:
+ * in a loop a little longer than the cache an early change of mind costs what a fixed small queue would have kept.
  *
- * Locks: the pool's is a leaf, only tried: when two threads meet, one access goes unseen.  `leader`, `sample` and `entries` are
- * atomic; who reads an old value of one follows an old rule for one key.
+ * Memory: shadows 19 bytes an entry each, 390 KB in all at most.
+ *
+ * Locks: the pool's is a leaf, and watch() only tries it: when two threads meet, one access goes unseen.  `leader`, `sample` and
+ * the counts of entries are atomic (relaxed: they guard nothing; who reads an old rule follows it for one victim more).
  */
+#include "l1/adaptive.h"
 #include "l1/fifos.h"
 #include "l1/policy.h"
 
@@ -27,19 +31,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef TUNE
-static int
-P(const char *n, int d)
-{
-    const char *e = getenv(n);
-    return e ? atoi(e) : d;
-}
-#else
-#define P(n, d) (d)
-#endif
+enum {
+    /* enough that the difference of two rules is not that of a few keys: with 2048 a cache of 250 000 chose wrongly, with 4096 not;
+     * and 3.9 bytes an entry at 100 000 */
+    SHADOW_ENTRIES     = 4096,
+    SHADOW_CHUNK_SHIFT = 4, /* 1 KiB: the smallest shadows have some hundred entries */
+    /* Of the earlier hits 9/10 are kept, so that the last ten turns of a shadow decide, two thirds of them the last ten: with one
+     * turn alone the leader changes with every burst, and each change costs what the next rule would not have kept. */
+    DECAY_NUM = 9,
+    DECAY_DEN = 10,
+    MARGIN    = 50, /* 1/50: rules that differ by less are as good as each other */
+    TICKS     = 4,
+    TICK_STEP = 4, /* bits 2-3 of a mark */
+    TICK_TURN = 4, /* ticks for as many new keys as there are entries */
+    SCORE     = 16 /* fraction of a hit that scores are kept to */
+};
 
-enum { SHADOW_ENTRIES = 4096, SHADOW_CHUNK_SHIFT = 4, TICKS = 4, TICK_STEP = 4 };
-
+/* In the order of the harm they can do: the first is where we start. */
 static const struct near__fifos_rule rules[] = { { 10, 2 }, { 1, 2 }, { 25, 2 }, { 50, 2 }, { 0, 1 } };
 enum { RULES = NEAR_COUNT_OF(rules) };
 
@@ -47,15 +55,18 @@ struct shadow {
     struct near__table table;
     struct near__fifos fifos;
     uint32_t           hits; /* since the last comparison */
-    double             score;
+    uint64_t           score;
 };
 
 struct pool {
     _Atomic uint8_t   leader;
-    _Atomic uint32_t  sample; /* elements whose mix is not above this are watched */
-    struct near__lock lock;   /* covers the rest */
-    size_t            capacity;
-    uint32_t          seen; /* since the last comparison */
+    _Atomic uint32_t  sample;            /* elements whose mix is below are watched; 0: there are no shadows */
+    _Atomic uint32_t  orders, reporting; /* open ones, and those that know how many entries they hold */
+    _Atomic size_t    entries;           /* of these together */
+    struct near__lock lock;              /* covers the rest */
+    size_t            made_for;          /* entries */
+    size_t            capacity;          /* of a shadow */
+    uint32_t          seen;              /* accesses since the last comparison */
     struct shadow     shadows[RULES];
 };
 
@@ -90,6 +101,8 @@ shadow_open(struct shadow *shadow, struct near__fifos_rule rule, size_t capacity
 {
     near_status status;
 
+    shadow->hits  = 0;
+    shadow->score = 0;
     shadow->table = (struct near__table){
         .capacity    = capacity,
         .chunk_shift = SHADOW_CHUNK_SHIFT,
@@ -141,29 +154,38 @@ shadow_access(struct shadow *shadow, uint32_t element)
         shadow_insert(shadow, element);
         return;
     }
-    near__place_mark_set(place, near__mark_hit(near__place_mark(place), 0, table->count_mask));
+    near__place_mark_set(place, near__mark_hit(near__place_mark(place), 0, atomic_load_explicit(&table->count_mask, memory_order_relaxed)));
     shadow->hits++;
 }
 
 /* ---- the pool */
 
-static near_status
-adaptive_pool_open(void **out, size_t entries)
+static void
+shadows_close_locked(struct pool *pool)
 {
-    struct pool *pool = calloc(1, sizeof(*pool));
-    near_status  status = NEAR_OK;
+    atomic_store_explicit(&pool->sample, 0, memory_order_relaxed);
+    for (size_t i = 0; i < RULES; i++)
+        shadow_close(&pool->shadows[i]);
+}
 
-    *out = NULL;
-    if (pool == NULL)
-        return NEAR_ERR_NOMEM;
-    near__lock_init(&pool->lock, NEAR__RANK_LEAF);
-    size_t max = (size_t)P("SHADOW", SHADOW_ENTRIES);
-    pool->capacity = entries < max ? entries : max;
-    atomic_init(&pool->sample, entries <= max ? UINT32_MAX : (uint32_t)((double)max / (double)entries * 4294967295.0));
+/* Shadows for so many entries in all; what was learnt is forgotten, the rule stays. */
+static near_status
+shadows_open_locked(struct pool *pool, size_t entries)
+{
+    near_status status = NEAR_OK;
+
+    pool->made_for = entries;
+    pool->capacity = entries < SHADOW_ENTRIES ? entries : SHADOW_ENTRIES;
+    pool->seen     = 0;
     for (size_t i = 0; status == NEAR_OK && i < RULES; i++)
         status = shadow_open(&pool->shadows[i], rules[i], pool->capacity);
-    *out = pool;
-    return status;
+    if (status != NEAR_OK) {
+        shadows_close_locked(pool);
+        return status;
+    }
+    atomic_store_explicit(&pool->sample, (uint32_t)((uint64_t)UINT32_MAX * pool->capacity / entries),
+                          memory_order_relaxed);
+    return NEAR_OK;
 }
 
 static void
@@ -171,10 +193,29 @@ adaptive_pool_close(void *state)
 {
     struct pool *pool = state;
 
-    for (size_t i = 0; i < RULES; i++)
-        shadow_close(&pool->shadows[i]);
+    shadows_close_locked(pool); /* nobody else is left */
     near__lock_fini(&pool->lock);
     free(pool);
+}
+
+static near_status
+adaptive_pool_open(void **out, size_t entries)
+{
+    struct pool *pool   = calloc(1, sizeof(*pool));
+    near_status  status = NEAR_OK;
+
+    *out = NULL;
+    if (pool == NULL)
+        return NEAR_ERR_NOMEM;
+    near__lock_init(&pool->lock, NEAR__RANK_LEAF);
+    if (entries != 0)
+        status = shadows_open_locked(pool, entries);
+    if (status != NEAR_OK) {
+        adaptive_pool_close(pool);
+        return status;
+    }
+    *out = pool;
+    return NEAR_OK;
 }
 
 static size_t
@@ -184,70 +225,90 @@ adaptive_pool_bytes(const void *state)
     size_t             bytes = sizeof(*pool);
 
     for (size_t i = 0; i < RULES; i++)
-        bytes += near__table_bytes(&pool->shadows[i].table) + near__fifos_bytes(&pool->shadows[i].fifos);
+        if (pool->shadows[i].table.chunks != NULL)
+            bytes += near__table_bytes(&pool->shadows[i].table) + near__fifos_bytes(&pool->shadows[i].fifos);
     return bytes;
 }
 
 static void
-compare(struct pool *pool)
+compare_locked(struct pool *pool)
 {
-    unsigned leader = pool->leader, best = leader;
-    double decay = P("DECAY", 80) / 100.0;
+    unsigned leader = atomic_load_explicit(&pool->leader, memory_order_relaxed), best = leader;
+
     for (unsigned i = 0; i < RULES; i++) {
-        pool->shadows[i].score = pool->shadows[i].score * decay + pool->shadows[i].hits;
-        pool->shadows[i].hits  = 0;
+        struct shadow *shadow = &pool->shadows[i];
+        shadow->score         = shadow->score * DECAY_NUM / DECAY_DEN + (uint64_t)shadow->hits * SCORE;
+        shadow->hits          = 0;
+    }
+    for (unsigned i = 0; i < RULES; i++)
         if (pool->shadows[i].score > pool->shadows[best].score)
             best = i;
-    }
-    if (P("FORCE", -1) >= 0)
-        best = (unsigned)P("FORCE", 0);
-    if (pool->shadows[best].score > pool->shadows[leader].score * (1 + P("MARGIN", 10) / 1000.0)) {
-#ifdef TUNE
-        if (getenv("VERB"))
-            fprintf(stderr, "%u -> %u\n", leader, best);
-#endif
+    if (pool->shadows[best].score > pool->shadows[leader].score + pool->shadows[leader].score / MARGIN)
         atomic_store_explicit(&pool->leader, (uint8_t)best, memory_order_relaxed);
-    }
+    pool->seen = 0;
+}
+
+/* Not near__lock(): a reader does not wait for a statistic.  A leaf that is only tried cannot be part of a circle. */
+static bool
+pool_try(struct pool *pool)
+{
+    return pthread_mutex_trylock(&pool->lock.mutex) == 0;
+}
+
+static void
+pool_leave(struct pool *pool)
+{
+    pthread_mutex_unlock(&pool->lock.mutex);
+}
+
+/* Elements have chosen shard and bucket already: their bits are mixed anew. */
+static bool
+sampled(const struct pool *pool, uint32_t element)
+{
+    uint32_t mixed = element * 0x9e3779b1u;
+
+    mixed ^= mixed >> 15;
+    mixed *= 0x85ebca6bu;
+    return mixed < atomic_load_explicit(&pool->sample, memory_order_relaxed);
 }
 
 static void
 adaptive_watch(struct near__order *order, uint32_t element, bool hit)
 {
-    struct pool *pool  = order->pool;
-    uint32_t     mixed = element * 0x9e3779b1u;
+    struct pool *pool = order->pool;
 
     (void)hit;
-    mixed ^= mixed >> 15;
-    mixed *= 0x85ebca6bu;
-    if (mixed > atomic_load_explicit(&pool->sample, memory_order_relaxed))
+    if (pool == NULL || !sampled(pool, element) || !pool_try(pool))
         return;
-    if (pthread_mutex_trylock(&pool->lock.mutex) != 0)
-        return;
-    for (unsigned i = 0; i < RULES; i++)
-        shadow_access(&pool->shadows[i], element);
-    if (++pool->seen >= pool->capacity * (size_t)P("EPOCH", 25) / 100 + 1) {
-        pool->seen = 0;
-        compare(pool);
+    if (atomic_load_explicit(&pool->sample, memory_order_relaxed) != 0) { /* again: it might have been in vain */
+        for (unsigned i = 0; i < RULES; i++)
+            shadow_access(&pool->shadows[i], element);
+        if (++pool->seen > pool->capacity)
+            compare_locked(pool);
     }
-    pthread_mutex_unlock(&pool->lock.mutex);
+    pool_leave(pool);
 }
 
 /* ---- one shard */
 
 struct adaptive {
     struct near__fifos fifos;
-    size_t             fresh;
+    size_t             fresh;    /* new keys since the tick moved */
+    size_t             reported; /* entries, to the pool; 0: not yet */
 };
 
 static near_status
 adaptive_open(struct near__order *order)
 {
     struct adaptive *adaptive = calloc(1, sizeof(*adaptive));
+    struct pool     *pool     = order->pool;
 
     if (adaptive == NULL)
         return NEAR_ERR_NOMEM;
     near__fifos_init(&adaptive->fifos, order->table, rules[0]);
     order->state = adaptive;
+    if (pool != NULL)
+        atomic_fetch_add_explicit(&pool->orders, 1, memory_order_relaxed);
     return NEAR_OK;
 }
 
@@ -255,7 +316,13 @@ static void
 adaptive_close(struct near__order *order)
 {
     struct adaptive *adaptive = order->state;
+    struct pool     *pool     = order->pool;
 
+    if (pool != NULL) {
+        atomic_fetch_sub_explicit(&pool->orders, 1, memory_order_relaxed);
+        atomic_fetch_sub_explicit(&pool->reporting, adaptive->reported != 0, memory_order_relaxed);
+        atomic_fetch_sub_explicit(&pool->entries, adaptive->reported, memory_order_relaxed);
+    }
     near__fifos_fini(&adaptive->fifos);
     free(adaptive);
     order->state = NULL;
@@ -273,14 +340,37 @@ static uint8_t
 adaptive_enter(struct near__order *order, uint32_t element)
 {
     struct adaptive *adaptive = order->state;
-    unsigned         tick     = order->table->tick;
+    unsigned         tick     = atomic_load_explicit(&order->table->tick, memory_order_relaxed); /* ours */
 
-    if (P("TICKDIV", 4) && ++adaptive->fresh * (size_t)P("TICKDIV", 4) >= order->table->entries) {
+    if (++adaptive->fresh * TICK_TURN >= order->table->entries) {
         adaptive->fresh = 0;
         atomic_store_explicit(&order->table->tick, (uint8_t)((tick + TICK_STEP) % (TICKS * TICK_STEP)),
                               memory_order_relaxed);
     }
     return near__fifos_enter(&adaptive->fifos, order->table, element);
+}
+
+/* A full table tells the pool how many entries that is, where it changed much; when all have told, the shadows are made to
+ * measure.  (Known beforehand is at most a bound, and where memory is the bound not even that.) */
+static void
+report(struct adaptive *adaptive, struct pool *pool, size_t entries)
+{
+    size_t last = adaptive->reported, all;
+
+    if (entries == 0 || (entries >= last - last / 4 && entries <= last + last / 4))
+        return;
+    atomic_fetch_add_explicit(&pool->reporting, last == 0, memory_order_relaxed);
+    adaptive->reported = entries;
+    all                = atomic_fetch_add_explicit(&pool->entries, entries - last, memory_order_relaxed) + entries - last;
+    if (atomic_load_explicit(&pool->reporting, memory_order_relaxed) <
+            atomic_load_explicit(&pool->orders, memory_order_relaxed) ||
+        !pool_try(pool))
+        return;
+    if (all > pool->made_for / 2 * 3 || all < pool->made_for / 3 * 2) {
+        shadows_close_locked(pool);
+        (void)shadows_open_locked(pool, all); /* without memory for them the rule stays as it is */
+    }
+    pool_leave(pool);
 }
 
 static bool
@@ -289,7 +379,10 @@ adaptive_victim(struct near__order *order, struct near__place *place, uint32_t *
     struct adaptive *adaptive = order->state;
     struct pool     *pool     = order->pool;
 
-    adaptive->fifos.rule = rules[atomic_load_explicit(&pool->leader, memory_order_relaxed)];
+    if (pool != NULL) {
+        report(adaptive, pool, order->table->entries);
+        adaptive->fifos.rule = rules[atomic_load_explicit(&pool->leader, memory_order_relaxed)];
+    }
     return near__fifos_victim(&adaptive->fifos, order->table, place, element);
 }
 
@@ -299,6 +392,24 @@ adaptive_bytes(const struct near__order *order)
     const struct adaptive *adaptive = order->state;
 
     return sizeof(*adaptive) + near__fifos_bytes(&adaptive->fifos);
+}
+
+/* ---- for tests */
+
+unsigned
+near__adaptive_leader(const void *state)
+{
+    const struct pool *pool = state;
+
+    return atomic_load_explicit(&pool->leader, memory_order_relaxed);
+}
+
+size_t
+near__adaptive_made_for(const void *state)
+{
+    const struct pool *pool = state;
+
+    return pool->made_for;
 }
 
 const struct near__policy near__adaptive = {

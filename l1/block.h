@@ -89,8 +89,11 @@ near__block_value_at(unsigned flags, size_t key_size, size_t value_size)
 static inline near_bytes
 near__block_value(const struct near__block *block)
 {
-    return (near_bytes){ (const char *)block + near__block_value_at(block->flags, block->key_size, block->value_size),
-                         block->value_size };
+    size_t at = NEAR__BLOCK_HEAD + near__block_numbers(block->flags) + block->key_size;
+
+    if (__builtin_expect(block->value_size >= NEAR__BLOCK_ALIGN_FROM, 0))
+        return (near_bytes){ (const char *)block + ((at + 63) & ~(size_t)63), block->value_size };
+    return (near_bytes){ (const char *)block + ((at + 3) & ~(size_t)3), block->value_size };
 }
 
 /* In words, the last one overlapping: keys are short, and a call costs as much as comparing 64 bytes. */

@@ -75,30 +75,69 @@ near__l1_judge(unsigned flags, const struct near__block *block, struct near__haz
     return NEAR__UNLIKELY(flags & NEAR__BLOCK_NEGATIVE) ? NEAR__L1_NEGATIVE : (near_value *)value;
 }
 
+/* A slot of a bucket whose tag is the key's: hold its block and see whether it is what is wanted.  NULL: not so simple. */
+static inline __attribute__((always_inline)) near_value *
+near__l1_take(struct near__l1_front *front, struct near__reader *reader, struct near__hazard *hazard,
+              struct near__table *table, struct near__place place, uint64_t hash, near_bytes key, int64_t now)
+{
+    uint32_t                  ref    = near__bucket_ref(place.bucket, place.lane);
+    size_t                    number = front->number;
+    const struct near__block *block  = near__arena_at(&front->view, ref);
+    near_value               *value;
+
+    /* release and the compiler's fence: as in near__hazard_set(); the other half of the fence is membarrier(2) */
+    atomic_store_explicit(&hazard->block, block, memory_order_release);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (NEAR__UNLIKELY(ref == 0 || near__bucket_ref(place.bucket, place.lane) != ref ||
+                       !near__block_is_plain(block, key) || reader->hits_count <= number))
+        goto not_simple;
+    value = (near_value *)((uintptr_t)hazard | NEAR__VALUE_SLOT | NEAR_FROM_L1);
+    if (block->flags & (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE)) {
+        value = near__l1_judge(block->flags, block, hazard, now);
+        if (NEAR__UNLIKELY((uintptr_t)value <= NEAR__VALUE_BITS))
+            goto not_simple;
+    }
+    if (NEAR__UNLIKELY(near__l1_use(table, place.bucket, place.lane)) && front->watch != NULL)
+        near__l1_watch(front, hash);
+    reader->next = hazard + 1;
+    atomic_store_explicit(&reader->hits[number], atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + 1,
+                          memory_order_relaxed);
+    return value;
+not_simple:
+    near__hazard_clear(hazard);
+    return NULL;
+}
+
+/* A free slot of the reader's, if it has one at hand or finds one; NULL: no memory. */
+static inline __attribute__((always_inline)) struct near__hazard *
+near__l1_hazard(struct near__reader *reader)
+{
+    struct near__hazard *hazard = reader->next;
+
+    /* acquire: as in near__hazard_slot() */
+    if (NEAR__LIKELY(atomic_load_explicit(&hazard->block, memory_order_acquire) == NULL))
+        return hazard;
+    return near__hazard_search(reader);
+}
+
 /* near__l1_find(), quickly where it is simple. */
 static inline __attribute__((always_inline)) near_value *
 near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_t now)
 {
-    struct near__reader      *reader  = near__reader_mine;
-    uint32_t                  element = near__element(hash), match, ref;
-    const struct near__block *block;
-    struct near__bucket      *home, *bucket;
-    struct near__hazard      *slot;
-    struct near__table       *table;
-    near_value               *value;
-    unsigned                  lane;
-    size_t                    number;
-    uint64_t                  size;
-    uint16_t                  version;
+    struct near__reader *reader  = near__reader_mine;
+    uint32_t             element = near__element(hash), match;
+    struct near__bucket *home, *bucket;
+    struct near__hazard *hazard;
+    struct near__table  *table;
+    near_value          *value;
+    uint64_t             size;
+    uint16_t             version;
 
     if (NEAR__UNLIKELY(reader == NULL || !front->fast))
         goto slow;
-    slot = reader->next;
-    if (NEAR__UNLIKELY(atomic_load_explicit(&slot->block, memory_order_acquire) != NULL)) {
-        slot = near__hazard_search(reader);
-        if (slot == NULL)
-            return NULL;
-    }
+    hazard = near__l1_hazard(reader);
+    if (NEAR__UNLIKELY(hazard == NULL))
+        return NULL;
     table   = &front->tables[hash & front->shard_mask];
     size    = near__table_size(table);
     home    = near__table_bucket(table, near__table_home(size, element));
@@ -114,31 +153,9 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
             return NULL;
         goto slow;
     }
-    lane  = NEAR__LANE(match);
-    ref   = near__bucket_ref(bucket, lane);
-    block = near__arena_at(&front->view, ref);
-    /* release and the compiler's fence: as in near__hazard_set(); the other half of the fence is membarrier(2) */
-    atomic_store_explicit(&slot->block, block, memory_order_release);
-    atomic_signal_fence(memory_order_seq_cst);
-    if (NEAR__UNLIKELY(ref == 0 || near__bucket_ref(bucket, lane) != ref || !near__block_is_plain(block, key)))
-        goto changed;
-    number = front->number;
-    if (NEAR__UNLIKELY(reader->hits_count <= number))
-        goto changed;
-    value = (near_value *)((uintptr_t)slot | NEAR__VALUE_SLOT | NEAR_FROM_L1);
-    if (block->flags & (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE)) {
-        value = near__l1_judge(block->flags, block, slot, now);
-        if (NEAR__UNLIKELY((uintptr_t)value <= NEAR__VALUE_BITS))
-            goto changed;
-    }
-    if (NEAR__UNLIKELY(near__l1_use(table, bucket, lane)) && front->watch != NULL)
-        near__l1_watch(front, hash);
-    reader->next = slot + 1;
-    atomic_store_explicit(&reader->hits[number], atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + 1,
-                          memory_order_relaxed);
-    return value;
-changed:
-    near__hazard_clear(slot);
+    value = near__l1_take(front, reader, hazard, table, (struct near__place){ bucket, NEAR__LANE(match) }, hash, key, now);
+    if (NEAR__LIKELY(value != NULL))
+        return value;
 slow:
     return near__l1_find((struct near__l1 *)front, hash, key, now);
 }
@@ -179,14 +196,16 @@ near__value_fresh_bits(near_value *value)
 /* One of several holders of a slot: false, he was the last. */
 bool near__value_shared_release(struct near__hazard *slot);
 
+/* Of a counted entry. */
+void near__value_release_counted(near_value *value);
+
 static inline void
 near__value_release(near_value *value)
 {
-    struct near__hazard *slot  = near__value_slot(value);
-    struct near__entry  *entry = near__value_address(value);
+    struct near__hazard *slot = near__value_address(value);
 
-    if (NEAR__UNLIKELY(slot == NULL)) {
-        near__entry_release(&entry);
+    if (NEAR__UNLIKELY(!((uintptr_t)value & NEAR__VALUE_SLOT))) {
+        near__value_release_counted(value);
         return;
     }
     /* Nobody but a holder makes it more, so 0 means that this is the last.  acquire: pairs with the release of the other holders,

@@ -108,8 +108,8 @@ struct stripe {
 
 /* Counted entries to be let go once the lock was dropped. */
 struct dead {
-    struct near__entry *entries[DEAD + 1]; /* one more for a block that nobody has seen */
     unsigned            n;
+    struct near__entry *entries[DEAD + 1]; /* one more for a block that nobody has seen */
 };
 
 struct waiting {
@@ -415,9 +415,10 @@ purge_some_locked(struct near__l1 *l1, struct shard *sh, size_t buckets, struct 
 static void
 clear(struct near__l1 *l1, struct shard *sh)
 {
-    struct dead dead = { .n = 0 };
+    struct dead dead;
     bool        more;
 
+    dead.n = 0;
     near__lock(&sh->lock);
     near__table_clear(sh->table);
     sh->timed      = false;
@@ -821,9 +822,10 @@ bury(void *ctx)
 static bool
 shard_drain(struct near__l1 *l1, struct shard *sh)
 {
-    struct dead dead = { .n = 0 };
+    struct dead dead;
     size_t      before;
 
+    dead.n = 0;
     clear(l1, sh);
     do {
         near__lock(&sh->lock);
@@ -982,28 +984,48 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
     return NULL;
 }
 
-/* Bring the lines that the finds are going to need. */
+/* Where a key of a group seems to be: its home, and there the first slot with its tag; `lane` is NEAR__LANES where there is none. */
+struct seeming {
+    struct near__table *table;
+    struct near__place  place;
+};
+
+/* Three passes, so that the memory accesses of all keys are under way at once: homes, then blocks, then the finds. */
 static void
-prefetch(const struct near__l1 *l1, const uint64_t *hashes, size_t n)
+find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now, near_value **values)
 {
-    const struct near__bucket *homes_of[GROUP];
+    struct near__l1_front *front  = &l1->front;
+    struct near__reader   *reader = near__reader();
+    struct seeming         at[GROUP];
 
     for (size_t i = 0; i < n; i++) {
-        const struct near__table *table = &l1->front.tables[hashes[i] & l1->front.shard_mask];
-
-        homes_of[i] = near__table_bucket(table, near__table_home(near__table_size(table), near__element(hashes[i])));
-        __builtin_prefetch(homes_of[i]);
+        at[i].table        = &front->tables[hashes[i] & front->shard_mask];
+        at[i].place.bucket = near__table_bucket(
+            at[i].table, near__table_home(near__table_size(at[i].table), near__element(hashes[i])));
+        __builtin_prefetch(at[i].place.bucket);
     }
     for (size_t i = 0; i < n; i++) {
-        uint32_t match = near__bucket_match(homes_of[i], near__tag(near__element(hashes[i])));
+        struct near__place *place = &at[i].place;
+        uint32_t            match = near__bucket_match(place->bucket, near__tag(near__element(hashes[i])));
+        const char         *block;
 
-        if (match != 0) {
-            uint32_t    ref   = near__bucket_ref(homes_of[i], NEAR__LANE(match));
-            const char *block = (const char *)block_at(l1, ref);
+        place->lane = match == 0 || near__bucket_stale(at[i].table, place->bucket) ? NEAR__LANES : NEAR__LANE(match);
+        if (place->lane == NEAR__LANES)
+            continue;
+        block = near__arena_at(&front->view, near__bucket_ref(place->bucket, place->lane));
+        __builtin_prefetch(block);
+        __builtin_prefetch(block + CACHE_LINE);
+    }
+    for (size_t i = 0; i < n; i++) {
+        struct near__hazard *hazard = NULL;
 
-            __builtin_prefetch(block);
-            __builtin_prefetch(block + CACHE_LINE);
-        }
+        values[i] = NULL;
+        if (NEAR__LIKELY(at[i].place.lane != NEAR__LANES && reader != NULL))
+            hazard = near__l1_hazard(reader);
+        if (NEAR__LIKELY(hazard != NULL))
+            values[i] = near__l1_take(front, reader, hazard, at[i].table, at[i].place, hashes[i], keys[i], now);
+        if (NEAR__UNLIKELY(values[i] == NULL))
+            values[i] = near__l1_find(l1, hashes[i], keys[i], now);
     }
 }
 
@@ -1014,10 +1036,11 @@ near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes
     for (size_t at = 0; at < n; at += GROUP) {
         size_t group = smaller(n - at, GROUP);
 
-        if (!l1->off)
-            prefetch(l1, hashes + at, group);
-        for (size_t i = at; i < at + group; i++)
-            values[i] = near__l1_hit(&l1->front, hashes[i], keys[i], now);
+        if (l1->front.fast)
+            find_group(l1, hashes + at, keys + at, group, now, values + at);
+        else
+            for (size_t i = at; i < at + group; i++)
+                values[i] = near__l1_find(l1, hashes[i], keys[i], now);
     }
 }
 
@@ -1153,9 +1176,10 @@ enum near__l1_admission
 near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
 {
     struct shard           *sh   = shard_of(l1, entry->hash);
-    struct dead             dead = { .n = 0 };
+    struct dead             dead;
     enum near__l1_admission verdict;
 
+    dead.n = 0;
     if (l1->off)
         return NEAR__L1_TOO_LARGE;
     do {
@@ -1181,8 +1205,9 @@ void
 near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key)
 {
     struct shard *sh   = shard_of(l1, hash);
-    struct dead   dead = { .n = 0 };
+    struct dead   dead;
 
+    dead.n = 0;
     if (l1->off)
         return;
     near__lock(&sh->lock);
@@ -1211,9 +1236,10 @@ near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key)
 {
     struct shard         *sh     = shard_of(l1, hash);
     struct stripe        *stripe = stripe_of(l1, hash);
-    struct dead           dead   = { .n = 0 };
+    struct dead           dead;
     struct near__l1_write write  = { 0, false };
 
+    dead.n = 0;
     if (l1->off)
         return write;
     near__lock(&sh->lock);
@@ -1233,9 +1259,10 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
                    struct near__entry *entry, int64_t now)
 {
     struct shard *sh   = shard_of(l1, hash);
-    struct dead   dead = { .n = 0 };
+    struct dead   dead;
     bool          alone;
 
+    dead.n = 0;
     if (l1->off)
         return;
     near__lock(&sh->lock);
@@ -1260,9 +1287,10 @@ bool
 near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, int64_t now)
 {
     struct shard *sh   = shard_of(l1, entry->hash);
-    struct dead   dead = { .n = 0 };
+    struct dead   dead;
     bool          again;
 
+    dead.n = 0;
     if (l1->off || near__block_wide(entry) ||
         near__block_size(entry, near__block_flags(entry, l1->plain)) > near__heap_largest(&sh->heap))
         return false;
@@ -1355,9 +1383,10 @@ shrink_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 static bool
 upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
 {
-    struct dead dead = { .n = 0 };
+    struct dead dead;
     bool        more = true;
 
+    dead.n = 0;
     for (; steps > 0 && more; steps--) {
         near__lock(&sh->lock);
         purge_some_locked(l1, sh, CLEAR_NOW, &dead);
@@ -1466,6 +1495,14 @@ near__value_ref(near_value *value)
         atomic_fetch_add_explicit(&slot->more, 1, memory_order_relaxed); /* relaxed: the caller holds the value already */
     else
         near__entry_ref(near__value_address(value));
+}
+
+void
+near__value_release_counted(near_value *value)
+{
+    struct near__entry *entry = near__value_address(value);
+
+    near__entry_release(&entry);
 }
 
 bool

@@ -524,7 +524,10 @@ near__table_wants(const struct near__table *table)
         return 0;
     if ((uint64_t)table->entries * NEAR__FILL_SPLIT_DEN > homes * NEAR__FILL_SPLIT_NUM)
         return 1;
-    return homes > 1 && table->entries < homes * NEAR__FILL_JOIN ? -1 : 0;
+    if (homes == 1 || table->entries >= homes * NEAR__FILL_JOIN)
+        return 0;
+    /* in the smallest tables one home less may be too few */
+    return (uint64_t)table->entries * NEAR__FILL_SPLIT_DEN > (homes - 1) * NEAR__FILL_SPLIT_NUM ? 0 : -1;
 }
 
 /* ---- clearing */

@@ -37,7 +37,8 @@ near__secret_init(struct near__secret *secret)
 uint64_t
 near__hash_keyed(const struct near__secret *secret, near_bytes key)
 {
-    return near__hash_keyed_inline(secret, key);
+    return key.size <= 128 ? near__hash_short(secret, key.data, key.size)
+                           : XXH3_64bits_withSecret(key.data, key.size, secret->bytes, sizeof(secret->bytes));
 }
 
 uint64_t
