@@ -65,6 +65,7 @@ thread_ends(void *arg)
 {
     struct record *record = arg;
 
+    near__reader_mine = NULL; /* a later destructor of the same thread that reads must not share it with the next owner */
     near__lock(&process.lock);
     record->owned = false;
     near__unlock(&process.lock);

@@ -35,6 +35,9 @@
 
 static _Atomic int mmap_fails, mprotect_fails, madvise_fails;
 
+/* under both of its names: with large files the headers turn one into the other */
+void *__real_mmap64(void *addr, size_t size, int protection, int flags, int fd, off_t offset);
+void *__wrap_mmap64(void *addr, size_t size, int protection, int flags, int fd, off_t offset);
 void *__real_mmap(void *addr, size_t size, int protection, int flags, int fd, off_t offset);
 void *__wrap_mmap(void *addr, size_t size, int protection, int flags, int fd, off_t offset);
 int   __real_mprotect(void *addr, size_t size, int protection);
@@ -56,6 +59,12 @@ void *
 __wrap_mmap(void *addr, size_t size, int protection, int flags, int fd, off_t offset)
 {
     return fails(&mmap_fails) ? MAP_FAILED : __real_mmap(addr, size, protection, flags, fd, offset);
+}
+
+void *
+__wrap_mmap64(void *addr, size_t size, int protection, int flags, int fd, off_t offset)
+{
+    return fails(&mmap_fails) ? MAP_FAILED : __real_mmap64(addr, size, protection, flags, fd, offset);
 }
 
 int

@@ -25,6 +25,9 @@ void *__real_malloc(size_t size);
 void *__real_calloc(size_t n, size_t size);
 void *__real_aligned_alloc(size_t align, size_t size);
 void *__real_realloc(void *old, size_t size);
+/* under both of its names: with large files the headers turn one into the other */
+void *__real_mmap64(void *addr, size_t size, int protection, int flags, int fd, off_t offset);
+void *__wrap_mmap64(void *addr, size_t size, int protection, int flags, int fd, off_t offset);
 void *__real_mmap(void *addr, size_t size, int protection, int flags, int fd, off_t offset);
 int   __real_mprotect(void *addr, size_t size, int protection);
 void *__wrap_malloc(size_t size);
@@ -70,6 +73,15 @@ __wrap_mmap(void *addr, size_t size, int protection, int flags, int fd, off_t of
 {
     if (!refused())
         return __real_mmap(addr, size, protection, flags, fd, offset);
+    errno = ENOMEM;
+    return MAP_FAILED;
+}
+
+void *
+__wrap_mmap64(void *addr, size_t size, int protection, int flags, int fd, off_t offset)
+{
+    if (!refused())
+        return __real_mmap64(addr, size, protection, flags, fd, offset);
     errno = ENOMEM;
     return MAP_FAILED;
 }
