@@ -1385,10 +1385,12 @@ upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
 {
     struct dead dead;
     bool        more = true;
+    size_t      left = 0;
 
     dead.n = 0;
     for (; steps > 0 && more; steps--) {
         near__lock(&sh->lock);
+        left = sh->timed ? homes(sh) / SWEEP_LAPS + 1 : 0;
         purge_some_locked(l1, sh, CLEAR_NOW, &dead);
         more = shrink_locked(l1, sh, &dead) || sh->stale_left > 0;
         if (!more && near__table_wants(sh->table) < 0)
@@ -1397,7 +1399,7 @@ upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
         near__unlock(&sh->lock);
         let_go(&dead);
     }
-    for (size_t left = homes(sh) / SWEEP_LAPS + 1; left > 0 && sh->timed; left -= smaller(left, CLEAR_NOW)) {
+    for (; left > 0; left -= smaller(left, CLEAR_NOW)) {
         near__lock(&sh->lock);
         sweep_locked(l1, sh, now, smaller(left, CLEAR_NOW), &dead);
         barrier_locked(l1, sh, &dead);
