@@ -13,7 +13,8 @@ enum {
     CHUNK_ALIGN = 64,
     HALF        = NEAR__HAZARD_SLOTS / 2, /* a chunk with more slots taken is left alone: a search then costs two looks a slot */
     HITS_FIRST  = 16,
-    HELD_FIRST  = 64
+    HELD_FIRST  = 64,
+    FEW         = 8 /* a thread seldom holds more than one value */
 };
 
 struct chunk {
@@ -49,7 +50,10 @@ static struct {
     struct record   *records;
     /* barriers */
     _Atomic uint64_t begun, complete;
-    _Atomic size_t   held_count;
+    /* What the last barrier found held, while it is little: read without the lock.  `few_version` is odd while it is being written. */
+    _Atomic uint64_t     few_version;
+    _Atomic size_t       held_count;
+    _Atomic(const void *) few[FEW];
     const void     **held; /* open addressing, a power of two; NULL: free */
     size_t           held_size;
     bool             held_unknown; /* no memory for the set: everything counts as held */
@@ -227,9 +231,12 @@ held_place(const void *block)
 }
 
 static void
-held_add_locked(const void *block)
+held_add_locked(const void *block, size_t number)
 {
     size_t at = held_place(block);
+
+    if (number < FEW)
+        atomic_store_explicit(&process.few[number], block, memory_order_release); /* pairs with held_among_few() */
 
     while (process.held[at] != NULL && process.held[at] != block)
         at = (at + 1) & (process.held_size - 1);
@@ -273,12 +280,13 @@ slots_count_locked(void)
 static void
 held_scan_locked(void)
 {
-    size_t count = slots_count_locked();
+    size_t count = slots_count_locked(), added = 0;
 
+    atomic_fetch_add_explicit(&process.few_version, 1, memory_order_acq_rel); /* odd: what follows is being written */
     process.held_unknown = !held_clear_locked(2 * count + HELD_FIRST);
     if (!process.held_unknown && count > 0) {
         struct record *record;
-        size_t         room = process.held_size / 2, added = 0;
+        size_t         room = process.held_size / 2;
 
         for (record = process.records; record != NULL; record = record->next)
             for (struct chunk *chunk = record->chunks; chunk != NULL; chunk = chunk->next)
@@ -286,15 +294,18 @@ held_scan_locked(void)
                     const void *block = atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire);
                     if (block == NULL)
                         continue;
-                    if (++added > room)
+                    if (added == room)
                         process.held_unknown = true; /* too many came meanwhile: next time */
                     else
-                        held_add_locked(block);
+                        held_add_locked(block, added++);
                 }
     }
+    /* those that came between the two visits are in the set, too, and do no harm there */
     if (process.held_unknown)
-        count = SIZE_MAX;
-    atomic_store_explicit(&process.held_count, count, memory_order_relaxed); /* ordered by `complete` */
+        added = SIZE_MAX;
+    /* release: pairs with held_among_few() */
+    atomic_store_explicit(&process.held_count, added, memory_order_release);
+    atomic_fetch_add_explicit(&process.few_version, 1, memory_order_release);
 }
 
 void
@@ -322,14 +333,31 @@ near__hazard_count(void)
     return atomic_load_explicit(&process.held_count, memory_order_relaxed);
 }
 
+/* 1 held, 0 not held, -1: too many to tell without the lock, or they are being written. */
+static int
+held_among_few(const void *block)
+{
+    /* acquire, all of them: no later one is read before an earlier one; pair with held_scan_locked() */
+    uint64_t version = atomic_load_explicit(&process.few_version, memory_order_acquire);
+    size_t   count   = atomic_load_explicit(&process.held_count, memory_order_acquire);
+    int      held    = 0;
+
+    if (version % 2 != 0 || count > FEW)
+        return -1;
+    for (size_t i = 0; i < count; i++)
+        held |= atomic_load_explicit(&process.few[i], memory_order_acquire) == block;
+    return atomic_load_explicit(&process.few_version, memory_order_acquire) == version ? held : -1;
+}
+
 bool
 near__hazard_held(const void *block)
 {
     bool   held = true;
+    int    few  = held_among_few(block);
     size_t at;
 
-    if (near__hazard_count() == 0)
-        return false;
+    if (few >= 0)
+        return few == 1;
     near__lock(&process.lock);
     if (!process.held_unknown && process.held_size > 0) {
         at = held_place(block);

@@ -74,7 +74,7 @@
 
 enum {
     CACHE_LINE    = 64,
-    SHARD_ENTRIES = 4096,            /* a shard should hold at least so many ... */
+    SHARD_ENTRIES = 1024,            /* a shard should hold at least so many ... */
     SHARD_BYTES   = 4 * 1024 * 1024, /* ... and so much, so that a value of 1 MiB does not sweep it out */
     SHARDS_MAX    = 64,              /* when chosen here */
     ENTRY_BYTES   = 256,             /* expected, where only bytes are known */
