@@ -538,7 +538,8 @@ charge_locked(struct near__l1 *l1, struct shard *sh, size_t bytes, struct dead *
     for (size_t tries = 0; tries < TRIES && dead->n < DEAD / 2; tries++) {
         if (near__heap_charge(&sh->heap, bytes))
             return true;
-        if (!make_room_locked(l1, sh, tries, dead))
+        /* whole slabs are wanted: what has left already must not leave twice */
+        if (!compact_locked(l1, sh, dead) && !make_room_locked(l1, sh, tries, dead))
             return false;
     }
     return false;
@@ -1384,7 +1385,7 @@ static bool
 upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
 {
     struct dead dead;
-    bool        more = true;
+    bool        more = true, more_timed;
 
     dead.n = 0;
     for (; steps > 0 && more; steps--) {
@@ -1397,10 +1398,12 @@ upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
         near__unlock(&sh->lock);
         let_go(&dead);
     }
-    for (size_t left = homes(sh) / SWEEP_LAPS + 1; left > 0 && sh->timed; left -= smaller(left, CLEAR_NOW)) {
+    more_timed = true;
+    for (size_t left = homes(sh) / SWEEP_LAPS + 1; left > 0 && more_timed; left -= smaller(left, CLEAR_NOW)) {
         near__lock(&sh->lock);
         sweep_locked(l1, sh, now, smaller(left, CLEAR_NOW), &dead);
         barrier_locked(l1, sh, &dead);
+        more_timed = sh->timed;
         near__unlock(&sh->lock);
         let_go(&dead);
     }
