@@ -51,6 +51,8 @@ fresh_number(const struct near__entry *entry, int64_t expires)
 {
     int64_t fresh_until = entry->fresh_until < expires ? entry->fresh_until : expires;
 
+    if (fresh_until > entry->born + NEAR__BLOCK_TTL_MAX)
+        fresh_until = entry->born + NEAR__BLOCK_TTL_MAX;
     if (fresh_until == INT64_MIN)
         return near__block_time(entry->born - FORCED_BACK);
     return near__block_time(fresh_until < entry->born - STALE_BACK ? entry->born - STALE_BACK : fresh_until);

@@ -149,11 +149,17 @@ near__block_is(const struct near__block *block, near_bytes key)
 static inline bool
 near__block_is_plain(const struct near__block *block, near_bytes key)
 {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     uint16_t head;
 
     memcpy(&head, block, sizeof(head)); /* flags and key size at once */
-    return (head & (0xff00u | NEAR__BLOCK_EXTERNAL)) == key.size << 8 &&
-           near__block_same(near__block_key(block), key.data, key.size);
+    if ((head & (0xff00u | NEAR__BLOCK_EXTERNAL)) != key.size << 8)
+        return false;
+#else
+    if ((block->flags & NEAR__BLOCK_EXTERNAL) || block->key_size != key.size)
+        return false;
+#endif
+    return near__block_same(near__block_key(block), key.data, key.size);
 }
 
 static inline uint32_t

@@ -58,9 +58,10 @@ static struct {
     size_t           held_size;
     bool             held_unknown; /* no memory for the set: everything counts as held */
     struct burial   *burials;
+    _Atomic uintptr_t buried_from, buried_to; /* all of them lie between */
     uint8_t         *hits_taken;
     size_t           hits_size;
-} process = { .once = PTHREAD_ONCE_INIT };
+} process = { .once = PTHREAD_ONCE_INIT, .buried_from = UINTPTR_MAX };
 
 /* ---- birth and end of records */
 
@@ -75,11 +76,25 @@ thread_ends(void *arg)
     near__unlock(&process.lock);
 }
 
+/* A child must not inherit the lock held: its only thread would wait for ever. */
+static void
+before_fork(void)
+{
+    pthread_mutex_lock(&process.lock.mutex);
+}
+
+static void
+after_fork(void)
+{
+    pthread_mutex_unlock(&process.lock.mutex);
+}
+
 static void
 process_init(void)
 {
     near__lock_init(&process.lock, NEAR__RANK_LEAF);
-    process.key_made    = pthread_key_create(&process.key, thread_ends) == 0;
+    (void)pthread_atfork(before_fork, after_fork, after_fork); /* without memory for it forks are as they were */
+    process.key_made = pthread_key_create(&process.key, thread_ends) == 0;
     if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) != 0)
         atomic_fetch_or_explicit(&near__hazard_flags, NEAR__HAZARD_FENCES, memory_order_relaxed);
 }
@@ -209,12 +224,14 @@ near__hazard_search(struct near__reader *reader)
 uint64_t
 near__hazard_epoch(void)
 {
-    /* What was unlinked before this number was read must be visible to the barrier that begins after it.  membarrier sees to
-     * that: whoever is between the two when it strikes passes a fence there.  Without it a read-modify-write does. */
-    if (near__hazard_fences())
-        return atomic_fetch_add_explicit(&process.begun, 0, memory_order_seq_cst);
-    atomic_signal_fence(memory_order_seq_cst);
+    /* What was unlinked before this number was read must be seen by every reader that the barrier after it finds past its fence:
+     * a fence here, because membarrier strikes the processors one after the other. */
+#if NEAR__TSAN
+    return atomic_fetch_add_explicit(&process.begun, 0, memory_order_seq_cst); /* it does not know fences */
+#else
+    atomic_thread_fence(memory_order_seq_cst);
     return atomic_load_explicit(&process.begun, memory_order_acquire);
+#endif
 }
 
 bool
@@ -399,6 +416,10 @@ burials_over_locked(void)
         one->next = over;
         over      = one;
     }
+    if (process.burials == NULL) {
+        atomic_store_explicit(&process.buried_from, UINTPTR_MAX, memory_order_relaxed);
+        atomic_store_explicit(&process.buried_to, 0, memory_order_relaxed);
+    }
     if (process.burials == NULL)
         atomic_fetch_and_explicit(&near__hazard_flags, ~(unsigned)NEAR__HAZARD_BURIED, memory_order_relaxed);
     return over;
@@ -420,12 +441,17 @@ burials_end(void)
 }
 
 void
-near__hazard_wake(struct near__hazard *slot)
+near__hazard_wake(struct near__hazard *slot, const void *block)
 {
+    uintptr_t at = (uintptr_t)block;
+
     /* The fence that others have from membarrier.  The slot is free already: a thread that takes it meanwhile does not mind. */
     if (near__hazard_fences())
         atomic_fetch_add_explicit(&slot->more, 0, memory_order_seq_cst);
-    if (atomic_load_explicit(&near__hazard_flags, memory_order_relaxed) & NEAR__HAZARD_BURIED)
+    /* relaxed: ordered by the flags, the range only grows while something is buried */
+    if ((atomic_load_explicit(&near__hazard_flags, memory_order_acquire) & NEAR__HAZARD_BURIED) &&
+        at >= atomic_load_explicit(&process.buried_from, memory_order_relaxed) &&
+        at < atomic_load_explicit(&process.buried_to, memory_order_relaxed))
         burials_end();
 }
 
@@ -441,6 +467,10 @@ near__hazard_bury(const void *from, const void *to, void (*end)(void *ctx), void
     near__lock(&process.lock);
     burial->next    = process.burials;
     process.burials = burial;
+    if ((uintptr_t)from < atomic_load_explicit(&process.buried_from, memory_order_relaxed))
+        atomic_store_explicit(&process.buried_from, (uintptr_t)from, memory_order_relaxed);
+    if ((uintptr_t)to > atomic_load_explicit(&process.buried_to, memory_order_relaxed))
+        atomic_store_explicit(&process.buried_to, (uintptr_t)to, memory_order_relaxed);
     atomic_fetch_or_explicit(&near__hazard_flags, NEAR__HAZARD_BURIED, memory_order_seq_cst);
     /* Who empties a slot looks at the flag afterwards.  After this barrier either the slot is seen empty here or the flag there. */
     if (!near__hazard_fences())
