@@ -3,7 +3,7 @@
  *
  * No policy is right for all traffic, but the queues of S3-FIFO with another share of the small one come close to each: a share of
  * 1 % keeps what is popular for long (as W-TinyLFU does), 10 % is S3-FIFO as published, 25 % is about 2Q's, half leaves room for
- * what comes back soon and not again (as ARC does), and the last is LRU.  They share queues, marks and ghost, so the real
+ * what comes back soon and not again (as ARC does), and CLOCK stands for LRU.  They share queues, marks and ghost, so the real
  * table changes its rule at no cost and keeps all it has.
  *
  * Which rule does best is tried out.  A pool, one for all shards of an L1, has a shadow for each rule: a small table under the same
@@ -13,9 +13,11 @@
  * by the margin.
  *
  * Readers report only uses that changed the mark, so a hot key costs nothing.  The tick in the marks (2 bits, moved with every
- * third of the entries in new keys) lets even the hottest be seen now and then, or the shadows would take it for a cold one.
+ * quarter of the entries in new keys) lets even the hottest be seen now and then, or the shadows would take it for a cold one.
  * Known limit: the shadows see more of what the real table lacks than of what it has, and the real table carries its past on:
  * in a loop a little longer than the cache an early change of mind costs what a fixed small queue would have kept.
+ *
+ * In traffic that is nothing but recency CLOCK has up to 7 % fewer hits than LRU.
  *
  * Memory: shadows 19 bytes an entry each, 390 KB in all at most.
  *
@@ -42,7 +44,10 @@ enum {
     DECAY_NUM = 6,
     DECAY_DEN = 7,
     MARGIN    = 50, /* 1/50: rules that differ by less are as good as each other */
-    SCORE     = 16  /* fraction of a hit that scores are kept to */
+    TICKS     = 4,
+    TICK_STEP = 4, /* bits 2-3 of a mark */
+    TICK_TURN = 4, /* ticks for as many new keys as there are entries */
+    SCORE     = 16 /* fraction of a hit that scores are kept to */
 };
 
 /* In the order of the harm they can do: the first is where we start. */
@@ -111,7 +116,7 @@ shadow_open(struct shadow *shadow, struct near__fifos_rule rule, size_t capacity
     };
     status = near__table_init(&shadow->table, 1);
     if (status == NEAR_OK)
-        near__fifos_init(&shadow->fifos, &shadow->table, rule, true);
+        near__fifos_init(&shadow->fifos, &shadow->table, rule);
     return status;
 }
 
@@ -153,8 +158,7 @@ shadow_access(struct shadow *shadow, uint32_t element)
         return;
     }
     near__place_mark_set(place,
-                         near__mark_hit(near__place_mark(place),
-                                        atomic_load_explicit(&table->tick, memory_order_relaxed),
+                         near__mark_hit(near__place_mark(place), 0,
                                         atomic_load_explicit(&table->count_mask, memory_order_relaxed)));
     shadow->hits++;
 }
@@ -295,6 +299,7 @@ adaptive_watch(struct near__order *order, uint32_t element, bool hit)
 
 struct adaptive {
     struct near__fifos fifos;
+    size_t             fresh;    /* new keys since the tick moved */
     size_t             reported; /* entries, to the pool; 0: not yet */
 };
 
@@ -306,7 +311,7 @@ adaptive_open(struct near__order *order)
 
     if (adaptive == NULL)
         return NEAR_ERR_NOMEM;
-    near__fifos_init(&adaptive->fifos, order->table, rules[0], true);
+    near__fifos_init(&adaptive->fifos, order->table, rules[0]);
     order->state = adaptive;
     if (pool != NULL)
         atomic_fetch_add_explicit(&pool->orders, 1, memory_order_relaxed);
@@ -341,7 +346,13 @@ static uint8_t
 adaptive_enter(struct near__order *order, uint32_t element)
 {
     struct adaptive *adaptive = order->state;
+    unsigned         tick     = atomic_load_explicit(&order->table->tick, memory_order_relaxed); /* ours */
 
+    if (++adaptive->fresh * TICK_TURN >= order->table->entries) {
+        adaptive->fresh = 0;
+        atomic_store_explicit(&order->table->tick, (uint8_t)((tick + TICK_STEP) % (TICKS * TICK_STEP)),
+                              memory_order_relaxed);
+    }
     return near__fifos_enter(&adaptive->fifos, order->table, element);
 }
 

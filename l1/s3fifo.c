@@ -11,7 +11,7 @@ s3fifo_open(struct near__order *order)
 
     if (fifos == NULL)
         return NEAR_ERR_NOMEM;
-    near__fifos_init(fifos, order->table, (struct near__fifos_rule){ 10, 2 }, false);
+    near__fifos_init(fifos, order->table, (struct near__fifos_rule){ 10, 2 });
     order->state = fifos;
     return NEAR_OK;
 }
