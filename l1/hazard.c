@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 enum {
-    CHUNK_ALIGN = 64,
+    LINES       = 128, /* what belongs to one thread shares no line with what belongs to another, nor the line beside it */
     HALF        = NEAR__HAZARD_SLOTS / 2, /* a chunk with more slots taken is left alone: a search then costs two looks a slot */
     HITS_FIRST  = 16,
     HELD_FIRST  = 64,
@@ -99,14 +99,23 @@ process_init(void)
         atomic_fetch_or_explicit(&near__hazard_flags, NEAR__HAZARD_FENCES, memory_order_relaxed);
 }
 
+static void *
+lines_new(size_t size)
+{
+    void *memory;
+
+    size   = (size + LINES - 1) / LINES * LINES;
+    memory = aligned_alloc(LINES, size);
+    return memory == NULL ? NULL : memset(memory, 0, size);
+}
+
 static struct chunk *
 chunk_new(void)
 {
-    struct chunk *chunk = aligned_alloc(CHUNK_ALIGN, (sizeof(*chunk) + CHUNK_ALIGN - 1) / CHUNK_ALIGN * CHUNK_ALIGN);
+    struct chunk *chunk = lines_new(sizeof(*chunk));
 
     if (chunk == NULL)
         return NULL;
-    memset(chunk, 0, sizeof(*chunk));
     atomic_init(&chunk->slots[NEAR__HAZARD_SLOTS].block, chunk); /* the end */
     return chunk;
 }
@@ -114,7 +123,7 @@ chunk_new(void)
 static struct record *
 record_new(void)
 {
-    struct record *record = calloc(1, sizeof(*record));
+    struct record *record = lines_new(sizeof(*record));
 
     if (record == NULL)
         return NULL;
@@ -492,7 +501,7 @@ near__reader_hits_grow(struct near__reader *reader, size_t number)
         return false;
     while (count <= number)
         count *= 2;
-    hits = calloc(count, sizeof(*hits));
+    hits = lines_new(count * sizeof(*hits));
     if (hits == NULL)
         return false;
     for (size_t i = 0; i < reader->hits_count; i++)
