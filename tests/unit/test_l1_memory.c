@@ -199,6 +199,7 @@ test_max_bytes_is_what_the_process_grows_by(void **state)
         skip();
     memset(value, 'v', sizeof(value));
     assert_int_equal(near_config_set(config, "l1.max_bytes", "64MiB", NULL), NEAR_OK);
+    assert_int_equal(near_config_set(config, "l2.uri", "none:", NULL), NEAR_OK);
     assert_int_equal(near_client_open(config, &client, NULL), NEAR_OK);
     before = resident(); /* the client without its cache */
     assert_int_equal(near_cache_open(client, "c", NULL, &cache, NULL), NEAR_OK);
