@@ -121,10 +121,10 @@ load_by_hand(near_cache *cache, size_t loads, size_t from)
         int64_t             now  = near__client_now(cache->client);
         uint64_t            hash = near__hash_keyed(&cache->client->secret, key);
         uint64_t            fence;
-        struct near__entry *entry = near__l1_find(cache->l1, hash, key, now);
+        struct near__entry *entry;
         void               *bytes;
 
-        if (entry != NULL)
+        if (near__l1_find(cache->l1, hash, key, now) != NULL)
             fail("not cold");
         fence = near__l1_fence(cache->l1, hash);
         entry = near__entry_new(key, hash, VALUE, &bytes);

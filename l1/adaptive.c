@@ -17,6 +17,8 @@
  * Known limit: the shadows see more of what the real table lacks than of what it has, and the real table carries its past on:
  * in a loop a little longer than the cache an early change of mind costs what a fixed small queue would have kept.
  *
+ * In traffic that is nothing but recency CLOCK has up to 7 % fewer hits than LRU.
+ *
  * Memory: shadows 19 bytes an entry each, 390 KB in all at most.
  *
  * Locks: the pool's is a leaf, and watch() only tries it: when two threads meet, one access goes unseen.  `leader`, `sample` and
@@ -36,10 +38,11 @@ enum {
      * and 3.9 bytes an entry at 100 000 */
     SHADOW_ENTRIES     = 4096,
     SHADOW_CHUNK_SHIFT = 4, /* 1 KiB: the smallest shadows have some hundred entries */
-    /* Of the earlier hits 9/10 are kept, so that the last ten turns of a shadow decide, two thirds of them the last ten: with one
-     * turn alone the leader changes with every burst, and each change costs what the next rule would not have kept. */
-    DECAY_NUM = 9,
-    DECAY_DEN = 10,
+    /* Of the earlier hits 6/7 are kept, so that the last seven turns of a shadow decide.  With one turn alone the leader changes with
+     * every burst, and each change costs what the next rule would not have kept; with many it comes late when the traffic changes
+     * for good (5/6 to 9/10 differ by 0.1 points on the development traces). */
+    DECAY_NUM = 6,
+    DECAY_DEN = 7,
     MARGIN    = 50, /* 1/50: rules that differ by less are as good as each other */
     TICKS     = 4,
     TICK_STEP = 4, /* bits 2-3 of a mark */
@@ -60,7 +63,7 @@ struct shadow {
 
 struct pool {
     _Atomic uint8_t   leader;
-    _Atomic uint32_t  sample;            /* elements whose mix is below are watched; 0: there are no shadows */
+    _Atomic uint32_t  sample; /* elements whose mix is below are watched; 0: there are no shadows */
     _Atomic uint32_t  orders, reporting; /* open ones, and those that know how many entries they hold */
     _Atomic size_t    entries;           /* of these together */
     struct near__lock lock;              /* covers the rest */
@@ -154,7 +157,9 @@ shadow_access(struct shadow *shadow, uint32_t element)
         shadow_insert(shadow, element);
         return;
     }
-    near__place_mark_set(place, near__mark_hit(near__place_mark(place), 0, atomic_load_explicit(&table->count_mask, memory_order_relaxed)));
+    near__place_mark_set(place,
+                         near__mark_hit(near__place_mark(place), 0,
+                                        atomic_load_explicit(&table->count_mask, memory_order_relaxed)));
     shadow->hits++;
 }
 
@@ -280,7 +285,8 @@ adaptive_watch(struct near__order *order, uint32_t element, bool hit)
     (void)hit;
     if (pool == NULL || !sampled(pool, element) || !pool_try(pool))
         return;
-    if (atomic_load_explicit(&pool->sample, memory_order_relaxed) != 0) { /* again: it might have been in vain */
+    if (atomic_load_explicit(&pool->sample, memory_order_relaxed) !=
+        0) { /* again: it might have been in vain */
         for (unsigned i = 0; i < RULES; i++)
             shadow_access(&pool->shadows[i], element);
         if (++pool->seen > pool->capacity)
@@ -361,7 +367,7 @@ report(struct adaptive *adaptive, struct pool *pool, size_t entries)
         return;
     atomic_fetch_add_explicit(&pool->reporting, last == 0, memory_order_relaxed);
     adaptive->reported = entries;
-    all                = atomic_fetch_add_explicit(&pool->entries, entries - last, memory_order_relaxed) + entries - last;
+    all = atomic_fetch_add_explicit(&pool->entries, entries - last, memory_order_relaxed) + entries - last;
     if (atomic_load_explicit(&pool->reporting, memory_order_relaxed) <
             atomic_load_explicit(&pool->orders, memory_order_relaxed) ||
         !pool_try(pool))

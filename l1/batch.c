@@ -5,9 +5,10 @@
 #include <string.h>
 
 enum {
-    REGION     = 4096, /* homes: some 30 000 entries, 256 KiB, a scan of some ten microseconds */
-    SAMPLE     = 8,    /* every eighth home is looked at to guess the rank ... */
-    SAMPLE_MIN = 256   /* ... in regions with more homes than this, where the guess rests on 200 entries and more */
+    REGION = 4096, /* homes: some 30 000 entries, 256 KiB, a scan of some ten microseconds */
+    SAMPLE = 8,    /* every eighth home is looked at to guess the rank ... */
+    SAMPLE_MIN =
+        256 /* ... in regions with more homes than this, where the guess rests on 200 entries and more */
 };
 
 struct region {
@@ -64,14 +65,15 @@ next_region(struct near__batch *batch, const struct near__table *table)
 
 /* How many entries there are of each rank, in every `step`th home. */
 static uint32_t
-count_ranks(const struct near__table *table, const struct near__ranks *ranks, struct region region, uint32_t step,
-            uint32_t counts[256])
+count_ranks(const struct near__table *table, const struct near__ranks *ranks, struct region region,
+            uint32_t step, uint32_t counts[256])
 {
     uint32_t count = 0;
 
     memset(counts, 0, 256 * sizeof(*counts));
     for (uint32_t home = region.first; home < region.end; home += step) {
-        for (struct near__bucket *b = near__table_current(table, home); b != NULL; b = near__table_after(table, b)) {
+        for (struct near__bucket *b = near__table_current(table, home); b != NULL;
+             b                      = near__table_after(table, b)) {
             for (unsigned lanes = near__bucket_occupied(b); lanes != 0; lanes &= lanes - 1) {
                 counts[ranks->of[mark_of(b, (unsigned)__builtin_ctz(lanes))]]++;
                 count++;
@@ -116,7 +118,8 @@ collect(struct near__batch *batch, const struct near__table *table, const struct
 
     batch->count = 0;
     for (uint32_t home = region.first; home < region.end; home++) {
-        for (struct near__bucket *b = near__table_current(table, home); b != NULL; b = near__table_after(table, b)) {
+        for (struct near__bucket *b = near__table_current(table, home); b != NULL;
+             b                      = near__table_after(table, b)) {
             unsigned lanes = lanes_of(b, ranks, least);
             if (lanes == 0)
                 continue;
@@ -171,7 +174,8 @@ near__batch_take(struct near__batch *batch, const struct near__table *table, con
         least = rank_for(counts, batch->room / 2);
         for (unsigned rank = least + 1; rank < 256; rank++)
             above += counts[rank];
-        (void)collect(batch, table, ranks, region, (uint8_t)least, above < batch->room ? batch->room - above : 0);
+        (void)collect(batch, table, ranks, region, (uint8_t)least,
+                      above < batch->room ? batch->room - above : 0);
     }
     sort(batch);
 }
@@ -192,7 +196,8 @@ near__batch_next(struct near__batch *batch, const struct near__table *table, str
                 *place   = (struct near__place){ bucket, NEAR__LANE(match) };
                 *element = near__table_partial(row->home, row->tag);
                 if (near__place_ref(*place) != 0 &&
-                    row->when == (batch->stamps ? *near__table_stamp(table, *place) : near__place_mark(*place)))
+                    row->when ==
+                        (batch->stamps ? *near__table_stamp(table, *place) : near__place_mark(*place)))
                     return true;
             }
         }

@@ -29,7 +29,10 @@ struct near__batch {
     bool                    stamps; /* `when` is a stamp, not a mark */
 };
 
-enum { NEAR__BATCH_SHARE = 32 /* a batch is about 1/32: few of it are used meanwhile, and 32 slots are looked at a victim */ };
+enum {
+    NEAR__BATCH_SHARE =
+        32 /* a batch is about 1/32: few of it are used meanwhile, and 32 slots are looked at a victim */
+};
 
 struct near__ranks {
     uint8_t of[256]; /* by mark */
@@ -41,7 +44,8 @@ void near__batch_fini(struct near__batch *batch);
 /* Room for so many rows; false: no memory, and there was no room at all. */
 bool near__batch_room(struct near__batch *batch, uint32_t room);
 /* The next batch; it may be empty. */
-void near__batch_take(struct near__batch *batch, const struct near__table *table, const struct near__ranks *ranks);
+void near__batch_take(struct near__batch *batch, const struct near__table *table,
+                      const struct near__ranks *ranks);
 /* The next entry of the batch that has the mark (in exact tables: the stamp) it had.  False: the batch is used up. */
 bool   near__batch_next(struct near__batch *batch, const struct near__table *table, struct near__place *place,
                         uint32_t *element);

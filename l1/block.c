@@ -2,6 +2,10 @@
 
 enum { SLOW_SHIFT = 4 }; /* births of what does not expire: units of 16 ms */
 
+#define DAY         (INT64_C(24) * 3600 * 1000 * NEAR_MS)
+#define STALE_BACK  (1 * DAY) /* how long before its birth here an entry may have become stale; longer ago counts as that long */
+#define FORCED_BACK (2 * DAY)
+
 unsigned
 near__block_flags(const struct near__entry *entry, bool plain)
 {
@@ -41,13 +45,17 @@ put_u32(unsigned char *at, uint32_t value)
     return at + sizeof(value);
 }
 
-/* What was stale from its birth is told from all others by being so. */
+/* What must be refreshed whatever its age (INT64_MIN) lies farther back than anything else can. */
 static uint32_t
 fresh_number(const struct near__entry *entry, int64_t expires)
 {
     int64_t fresh_until = entry->fresh_until < expires ? entry->fresh_until : expires;
 
-    return near__block_time(fresh_until <= entry->born ? entry->born - NEAR_MS : fresh_until);
+    if (fresh_until > entry->born + NEAR__BLOCK_TTL_MAX)
+        fresh_until = entry->born + NEAR__BLOCK_TTL_MAX;
+    if (fresh_until == INT64_MIN)
+        return near__block_time(entry->born - FORCED_BACK);
+    return near__block_time(fresh_until < entry->born - STALE_BACK ? entry->born - STALE_BACK : fresh_until);
 }
 
 void
@@ -118,7 +126,7 @@ near__block_meta(const struct near__block *block, int64_t now, struct near__meta
     meta->fresh_until = meta->expires;
     if (block->flags & NEAR__BLOCK_FRESH)
         meta->fresh_until = moment(near__block_u32(block, NEAR__BLOCK_FRESH), now);
-    if (meta->fresh_until < meta->born)
+    if (meta->fresh_until < meta->born - STALE_BACK)
         meta->fresh_until = INT64_MIN;
     if (block->flags & NEAR__BLOCK_COST)
         meta->cost_us = near__block_u32(block, NEAR__BLOCK_COST);

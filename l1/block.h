@@ -5,7 +5,7 @@
  *     1        1           2
  *
  * An entry that carries nothing pays 4 bytes.  The value begins at a multiple of 4, or of 64 when it has 1 KiB or more (such
- * blocks lie at a multiple of 64).  Times are milliseconds of the clock's low 32 bits: right for anything that is less than 24
+ * blocks lie at a multiple of 64).  Times are milliseconds of the clock's low 32 bits: right for anything that is less than 20
  * days away, so nothing expires later than that here.  The birth of an entry that does not expire is kept in units of 16 ms (two
  * years).  What does not fit (long keys, large and adopted values) is EXTERNAL: the block is a pointer to a counted entry.
  *
@@ -36,7 +36,7 @@ enum {
 #define NEAR__BLOCK_KEY_MAX    255
 #define NEAR__BLOCK_VALUE_MAX  65535
 #define NEAR__BLOCK_ALIGN_FROM 1024 /* values of this size and more lie at a multiple of 64 */
-#define NEAR__BLOCK_TTL_MAX    (INT64_C(24) * 24 * 3600 * 1000 * NEAR_MS)
+#define NEAR__BLOCK_TTL_MAX    (INT64_C(20) * 24 * 3600 * 1000 * NEAR_MS)
 
 struct near__block {
     uint8_t       flags;
@@ -149,11 +149,17 @@ near__block_is(const struct near__block *block, near_bytes key)
 static inline bool
 near__block_is_plain(const struct near__block *block, near_bytes key)
 {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     uint16_t head;
 
     memcpy(&head, block, sizeof(head)); /* flags and key size at once */
-    return (head & (0xff00u | NEAR__BLOCK_EXTERNAL)) == key.size << 8 &&
-           near__block_same(near__block_key(block), key.data, key.size);
+    if ((head & (0xff00u | NEAR__BLOCK_EXTERNAL)) != key.size << 8)
+        return false;
+#else
+    if ((block->flags & NEAR__BLOCK_EXTERNAL) || block->key_size != key.size)
+        return false;
+#endif
+    return near__block_same(near__block_key(block), key.data, key.size);
 }
 
 static inline uint32_t

@@ -54,7 +54,8 @@ near__fifos_enter(struct near__fifos *fifos, const struct near__table *table, ui
         near__ring_compact(&fifos->store, &fifos->small, table, (uint8_t)~NEAR__RING_TAG);
         near__ring_compact(&fifos->store, &fifos->main, table, (uint8_t)~NEAR__RING_TAG);
     }
-    near__ring_push(&fifos->store, known || fifos->rule.share == 0 ? &fifos->main : &fifos->small, element, &tag);
+    near__ring_push(&fifos->store, known || fifos->rule.share == 0 ? &fifos->main : &fifos->small, element,
+                    &tag);
     return tag | mark_rest(table, 0);
 }
 

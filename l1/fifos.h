@@ -37,8 +37,8 @@ void    near__fifos_init(struct near__fifos *fifos, struct near__table *table, s
 void    near__fifos_fini(struct near__fifos *fifos);
 void    near__fifos_clear(struct near__fifos *fifos);
 uint8_t near__fifos_enter(struct near__fifos *fifos, const struct near__table *table, uint32_t element);
-bool    near__fifos_victim(struct near__fifos *fifos, const struct near__table *table, struct near__place *place,
-                           uint32_t *element);
-size_t  near__fifos_bytes(const struct near__fifos *fifos); /* without the struct itself */
+bool near__fifos_victim(struct near__fifos *fifos, const struct near__table *table, struct near__place *place,
+                        uint32_t *element);
+size_t near__fifos_bytes(const struct near__fifos *fifos); /* without the struct itself */
 
 #endif

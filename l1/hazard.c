@@ -13,7 +13,8 @@ enum {
     CHUNK_ALIGN = 64,
     HALF        = NEAR__HAZARD_SLOTS / 2, /* a chunk with more slots taken is left alone: a search then costs two looks a slot */
     HITS_FIRST  = 16,
-    HELD_FIRST  = 64
+    HELD_FIRST  = 64,
+    FEW         = 8 /* a thread seldom holds more than one value */
 };
 
 struct chunk {
@@ -49,14 +50,18 @@ static struct {
     struct record   *records;
     /* barriers */
     _Atomic uint64_t begun, complete;
-    _Atomic size_t   held_count;
+    /* What the last barrier found held, while it is little: read without the lock.  `few_version` is odd while it is being written. */
+    _Atomic uint64_t     few_version;
+    _Atomic size_t       held_count;
+    _Atomic(const void *) few[FEW];
     const void     **held; /* open addressing, a power of two; NULL: free */
     size_t           held_size;
     bool             held_unknown; /* no memory for the set: everything counts as held */
     struct burial   *burials;
+    _Atomic uintptr_t buried_from, buried_to; /* all of them lie between */
     uint8_t         *hits_taken;
     size_t           hits_size;
-} process = { .once = PTHREAD_ONCE_INIT };
+} process = { .once = PTHREAD_ONCE_INIT, .buried_from = UINTPTR_MAX };
 
 /* ---- birth and end of records */
 
@@ -71,11 +76,25 @@ thread_ends(void *arg)
     near__unlock(&process.lock);
 }
 
+/* A child must not inherit the lock held: its only thread would wait for ever. */
+static void
+before_fork(void)
+{
+    pthread_mutex_lock(&process.lock.mutex);
+}
+
+static void
+after_fork(void)
+{
+    pthread_mutex_unlock(&process.lock.mutex);
+}
+
 static void
 process_init(void)
 {
     near__lock_init(&process.lock, NEAR__RANK_LEAF);
-    process.key_made    = pthread_key_create(&process.key, thread_ends) == 0;
+    (void)pthread_atfork(before_fork, after_fork, after_fork); /* without memory for it forks are as they were */
+    process.key_made = pthread_key_create(&process.key, thread_ends) == 0;
     if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) != 0)
         atomic_fetch_or_explicit(&near__hazard_flags, NEAR__HAZARD_FENCES, memory_order_relaxed);
 }
@@ -205,12 +224,14 @@ near__hazard_search(struct near__reader *reader)
 uint64_t
 near__hazard_epoch(void)
 {
-    /* What was unlinked before this number was read must be visible to the barrier that begins after it.  membarrier sees to
-     * that: whoever is between the two when it strikes passes a fence there.  Without it a read-modify-write does. */
-    if (near__hazard_fences())
-        return atomic_fetch_add_explicit(&process.begun, 0, memory_order_seq_cst);
-    atomic_signal_fence(memory_order_seq_cst);
+    /* What was unlinked before this number was read must be seen by every reader that the barrier after it finds past its fence:
+     * a fence here, because membarrier strikes the processors one after the other. */
+#if NEAR__TSAN
+    return atomic_fetch_add_explicit(&process.begun, 0, memory_order_seq_cst); /* it does not know fences */
+#else
+    atomic_thread_fence(memory_order_seq_cst);
     return atomic_load_explicit(&process.begun, memory_order_acquire);
+#endif
 }
 
 bool
@@ -227,9 +248,12 @@ held_place(const void *block)
 }
 
 static void
-held_add_locked(const void *block)
+held_add_locked(const void *block, size_t number)
 {
     size_t at = held_place(block);
+
+    if (number < FEW)
+        atomic_store_explicit(&process.few[number], block, memory_order_release); /* pairs with held_among_few() */
 
     while (process.held[at] != NULL && process.held[at] != block)
         at = (at + 1) & (process.held_size - 1);
@@ -273,12 +297,13 @@ slots_count_locked(void)
 static void
 held_scan_locked(void)
 {
-    size_t count = slots_count_locked();
+    size_t count = slots_count_locked(), added = 0;
 
+    atomic_fetch_add_explicit(&process.few_version, 1, memory_order_acq_rel); /* odd: what follows is being written */
     process.held_unknown = !held_clear_locked(2 * count + HELD_FIRST);
     if (!process.held_unknown && count > 0) {
         struct record *record;
-        size_t         room = process.held_size / 2, added = 0;
+        size_t         room = process.held_size / 2;
 
         for (record = process.records; record != NULL; record = record->next)
             for (struct chunk *chunk = record->chunks; chunk != NULL; chunk = chunk->next)
@@ -286,15 +311,18 @@ held_scan_locked(void)
                     const void *block = atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire);
                     if (block == NULL)
                         continue;
-                    if (++added > room)
+                    if (added == room)
                         process.held_unknown = true; /* too many came meanwhile: next time */
                     else
-                        held_add_locked(block);
+                        held_add_locked(block, added++);
                 }
     }
+    /* those that came between the two visits are in the set, too, and do no harm there */
     if (process.held_unknown)
-        count = SIZE_MAX;
-    atomic_store_explicit(&process.held_count, count, memory_order_relaxed); /* ordered by `complete` */
+        added = SIZE_MAX;
+    /* release: pairs with held_among_few() */
+    atomic_store_explicit(&process.held_count, added, memory_order_release);
+    atomic_fetch_add_explicit(&process.few_version, 1, memory_order_release);
 }
 
 void
@@ -322,14 +350,31 @@ near__hazard_count(void)
     return atomic_load_explicit(&process.held_count, memory_order_relaxed);
 }
 
+/* 1 held, 0 not held, -1: too many to tell without the lock, or they are being written. */
+static int
+held_among_few(const void *block)
+{
+    /* acquire, all of them: no later one is read before an earlier one; pair with held_scan_locked() */
+    uint64_t version = atomic_load_explicit(&process.few_version, memory_order_acquire);
+    size_t   count   = atomic_load_explicit(&process.held_count, memory_order_acquire);
+    int      held    = 0;
+
+    if (version % 2 != 0 || count > FEW)
+        return -1;
+    for (size_t i = 0; i < count; i++)
+        held |= atomic_load_explicit(&process.few[i], memory_order_acquire) == block;
+    return atomic_load_explicit(&process.few_version, memory_order_acquire) == version ? held : -1;
+}
+
 bool
 near__hazard_held(const void *block)
 {
     bool   held = true;
+    int    few  = held_among_few(block);
     size_t at;
 
-    if (near__hazard_count() == 0)
-        return false;
+    if (few >= 0)
+        return few == 1;
     near__lock(&process.lock);
     if (!process.held_unknown && process.held_size > 0) {
         at = held_place(block);
@@ -371,6 +416,10 @@ burials_over_locked(void)
         one->next = over;
         over      = one;
     }
+    if (process.burials == NULL) {
+        atomic_store_explicit(&process.buried_from, UINTPTR_MAX, memory_order_relaxed);
+        atomic_store_explicit(&process.buried_to, 0, memory_order_relaxed);
+    }
     if (process.burials == NULL)
         atomic_fetch_and_explicit(&near__hazard_flags, ~(unsigned)NEAR__HAZARD_BURIED, memory_order_relaxed);
     return over;
@@ -392,12 +441,17 @@ burials_end(void)
 }
 
 void
-near__hazard_wake(struct near__hazard *slot)
+near__hazard_wake(struct near__hazard *slot, const void *block)
 {
+    uintptr_t at = (uintptr_t)block;
+
     /* The fence that others have from membarrier.  The slot is free already: a thread that takes it meanwhile does not mind. */
     if (near__hazard_fences())
         atomic_fetch_add_explicit(&slot->more, 0, memory_order_seq_cst);
-    if (atomic_load_explicit(&near__hazard_flags, memory_order_relaxed) & NEAR__HAZARD_BURIED)
+    /* relaxed: ordered by the flags, the range only grows while something is buried */
+    if ((atomic_load_explicit(&near__hazard_flags, memory_order_acquire) & NEAR__HAZARD_BURIED) &&
+        at >= atomic_load_explicit(&process.buried_from, memory_order_relaxed) &&
+        at < atomic_load_explicit(&process.buried_to, memory_order_relaxed))
         burials_end();
 }
 
@@ -413,6 +467,10 @@ near__hazard_bury(const void *from, const void *to, void (*end)(void *ctx), void
     near__lock(&process.lock);
     burial->next    = process.burials;
     process.burials = burial;
+    if ((uintptr_t)from < atomic_load_explicit(&process.buried_from, memory_order_relaxed))
+        atomic_store_explicit(&process.buried_from, (uintptr_t)from, memory_order_relaxed);
+    if ((uintptr_t)to > atomic_load_explicit(&process.buried_to, memory_order_relaxed))
+        atomic_store_explicit(&process.buried_to, (uintptr_t)to, memory_order_relaxed);
     atomic_fetch_or_explicit(&near__hazard_flags, NEAR__HAZARD_BURIED, memory_order_seq_cst);
     /* Who empties a slot looks at the flag afterwards.  After this barrier either the slot is seen empty here or the flag there. */
     if (!near__hazard_fences())

@@ -122,17 +122,19 @@ size_t near__hazard_count(void);
  * The owner of a range of memory gives it up while blocks in it are still held: `end(ctx)` runs once, at the last release or at
  * once when nothing is held.  No lock may be held.  NEAR_ERR_NOMEM: nothing was done. */
 near_status near__hazard_bury(const void *from, const void *to, void (*end)(void *ctx), void *ctx);
-/* The rest of a release while any of the flags is set. */
-void near__hazard_wake(struct near__hazard *slot);
+/* The rest of a release while any of the flags is set; `block` is what the slot named. */
+void near__hazard_wake(struct near__hazard *slot, const void *block);
 
 /* The last holder lets go of a value. */
 static inline void
 near__hazard_release(struct near__hazard *slot)
 {
+    const void *block = atomic_load_explicit(&slot->block, memory_order_relaxed); /* the holder's own */
+
     near__hazard_clear(slot);
     atomic_signal_fence(memory_order_seq_cst); /* the other half is membarrier(2) in near__hazard_bury() */
     if (__builtin_expect(atomic_load_explicit(&near__hazard_flags, memory_order_relaxed) != 0, 0))
-        near__hazard_wake(slot);
+        near__hazard_wake(slot, block);
 }
 
 /* ---- counts of L1 hits, kept by the reading threads */

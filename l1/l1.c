@@ -74,18 +74,20 @@
 
 enum {
     CACHE_LINE    = 64,
-    SHARD_ENTRIES = 4096,            /* a shard should hold at least so many ... */
+    SHARD_ENTRIES = 1024,            /* a shard should hold at least so many ... */
     SHARD_BYTES   = 4 * 1024 * 1024, /* ... and so much, so that a value of 1 MiB does not sweep it out */
     SHARDS_MAX    = 64,              /* when chosen here */
     ENTRY_BYTES   = 256,             /* expected, where only bytes are known */
     STRIPES_MIN   = 1024,            /* a batch of writes must not meet itself at every key */
     STRIPES_MAX   = 16384,           /* 256 KiB: each write needs one */
     SHARDS_LIMIT  = 1024,
+    SHARD_LEAST   = 4096, /* bytes */
     SLAB_PARTS    = 512,             /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
     SLAB_MIN      = 512,
     SLAB_MAX      = 65536,
     GROWTH        = 16,  /* how far an L1 may be resized ... */
     LIMBO         = 128, /* blocks of a shard that may wait for a barrier; a power of two */
+    HELD_LOOKS    = 64,  /* held blocks looked at again after a barrier */
     DEAD          = 32,  /* counted entries let go after one hold of the lock */
     AHEAD_PART    = 64,  /* victims taken ahead of need: so that one barrier serves that part of a shard's entries ... */
     AHEAD_MAX     = 32,  /* ... or so many */
@@ -100,6 +102,7 @@ enum {
 
 #define GROWN_MAX ((size_t)32 << 30) /* ... up to here: what references to 8 bytes can name */
 #define BYTES_MAX ((size_t)1 << 40)  /* more is as good as unbounded */
+#define SLEEP_MAX (INT64_C(4) * 24 * 3600 * 1000 * NEAR_MS) /* what is left of half the circle beyond the longest TTL here */
 
 struct stripe {
     _Atomic uint64_t fence;   /* written under the shard's lock, read by anybody */
@@ -134,7 +137,7 @@ struct shard {
     struct waiting        limbo[LIMBO];
     uint32_t              limbo_from, limbo_n;
     uint32_t             *held; /* blocks that a barrier found held */
-    size_t                held_n, held_room;
+    size_t                held_n, held_room, held_hand, lost; /* lost: blocks that nobody remembers, for want of memory */
 } __attribute__((aligned(CACHE_LINE)));
 
 struct near__l1 {
@@ -150,8 +153,15 @@ struct near__l1 {
     const void *hash_ctx;
     size_t      grow_bytes;
     bool        plain, off;
+    _Atomic int64_t kept; /* when upkeep ran last */
     _Atomic uint64_t epoch __attribute__((aligned(CACHE_LINE))); /* moved by flush: the fence of everything */
 };
+
+static size_t
+smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
 
 /* ---- places */
 
@@ -288,21 +298,26 @@ harvest_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
     return freed;
 }
 
-/* Look again at the blocks that were held. */
+/* Look again at some of the blocks that were held, in rotation: there may be many, and this is under the lock. */
 static size_t
 harvest_held_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
-    size_t kept = 0, freed = 0;
+    size_t freed = 0;
 
-    for (size_t i = 0; i < sh->held_n; i++) {
-        if (dead->n == DEAD || near__hazard_held(block_at(l1, sh->held[i]))) {
-            sh->held[kept++] = sh->held[i];
+    for (size_t looks = smaller(sh->held_n, HELD_LOOKS); looks > 0 && sh->held_n > 0 && dead->n < DEAD; looks--) {
+        uint32_t ref;
+
+        if (sh->held_hand >= sh->held_n)
+            sh->held_hand = 0;
+        ref = sh->held[sh->held_hand];
+        if (near__hazard_held(block_at(l1, ref))) {
+            sh->held_hand++;
             continue;
         }
-        block_free_locked(l1, sh, sh->held[i], dead);
+        block_free_locked(l1, sh, ref, dead);
+        sh->held[sh->held_hand] = sh->held[--sh->held_n];
         freed++;
     }
-    sh->held_n = kept;
     return freed;
 }
 
@@ -334,8 +349,10 @@ retire_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct dead *
 {
     if (sh->limbo_n == LIMBO && harvest_locked(l1, sh, dead) == 0)
         barrier_locked(l1, sh, dead);
-    if (sh->limbo_n == LIMBO)
+    if (sh->limbo_n == LIMBO) {
+        sh->lost++;
         return;
+    }
     if (sh->externals > 0 && (block_at(l1, ref)->flags & NEAR__BLOCK_EXTERNAL))
         sh->prompt = true;
     sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] = (struct waiting){ near__hazard_epoch(), ref };
@@ -551,6 +568,8 @@ slab_room_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
     size_t slab = near__arena_slab_bytes(l1->arena);
 
+    if (sh->heap.bytes > sh->heap.max_bytes) /* shrinking: not now */
+        return false;
     for (size_t tries = 0; sh->heap.bytes + slab > sh->heap.max_bytes; tries++)
         if (tries == TRIES || dead->n >= DEAD / 2 || !(compact_locked(l1, sh, dead) || make_room_locked(l1, sh, tries, dead)))
             return false;
@@ -594,12 +613,6 @@ pay_policy_locked(struct shard *sh)
 
 /* ---- birth and end */
 
-static size_t
-smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 /* The largest power of two that is not above `n`; 1 for 0. */
 static size_t
 power_below(size_t n)
@@ -612,8 +625,8 @@ choose_shards(const struct near__l1_config *config)
 {
     size_t entries = config->max_entries != 0 ? config->max_entries : SIZE_MAX;
 
-    if (config->shards != 0)
-        return smaller(config->shards, power_below(entries)); /* each must be allowed one entry */
+    if (config->shards != 0) /* each must be allowed one entry, and some memory for it */
+        return smaller(smaller(config->shards, power_below(entries)), power_below(config->max_bytes / SHARD_LEAST));
     return smaller(power_below(smaller(entries / SHARD_ENTRIES, config->max_bytes / SHARD_BYTES)), SHARDS_MAX);
 }
 
@@ -709,7 +722,6 @@ shard_fini(struct shard *sh)
 {
     sh->order.policy->close(&sh->order);
     near__table_fini(sh->table);
-    near__heap_fini(&sh->heap);
     near__lock_fini(&sh->lock);
     free(sh->held);
 }
@@ -784,7 +796,7 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1->front.shard_mask  = shards - 1;
     l1->stripe_mask = stripes - 1;
     l1->plain       = config->plain;
-    l1->off         = config->max_bytes == 0;
+    l1->off         = config->max_bytes < SHARD_LEAST / 2;
     l1->hash        = config->hash;
     l1->hash_ctx    = config->hash_ctx;
     l1->policy      = near__policy_named(config->policy);
@@ -830,13 +842,20 @@ shard_drain(struct near__l1 *l1, struct shard *sh)
     clear(l1, sh);
     do {
         near__lock(&sh->lock);
-        before = sh->stale_left + sh->limbo_n + sh->held_n;
+        before = sh->stale_left + sh->limbo_n;
         purge_some_locked(l1, sh, SIZE_MAX, &dead);
         barrier_locked(l1, sh, &dead);
         near__unlock(&sh->lock);
         let_go(&dead);
-    } while (sh->stale_left + sh->limbo_n + sh->held_n < before);
-    return sh->limbo_n + sh->held_n == 0;
+    } while (sh->stale_left + sh->limbo_n < before);
+    near__hazard_barrier(near__hazard_epoch());
+    for (size_t left = sh->held_n / HELD_LOOKS + 1; left > 0; left--) {
+        near__lock(&sh->lock);
+        harvest_held_locked(l1, sh, &dead);
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    }
+    return sh->limbo_n + sh->held_n + sh->lost == 0;
 }
 
 void
@@ -845,7 +864,7 @@ near__l1_free(struct near__l1 **out)
     struct near__l1        *l1   = *out;
     bool                    idle = true;
     struct near__arena_view view;
-    size_t                  range;
+    size_t                  range, slab;
 
     *out = NULL;
     if (l1 == NULL)
@@ -858,13 +877,14 @@ near__l1_free(struct near__l1 **out)
         idle &= shard_drain(l1, &l1->shards[i]);
     view  = l1->front.view;
     range = near__arena_range(l1->arena);
+    slab  = near__arena_slab_bytes(l1->arena); /* slabs are numbered from 1 */
     if (!idle)
         near__arena_trim(l1->arena, SIZE_MAX);
     for (size_t i = 0; i <= l1->front.shard_mask; i++)
         shard_fini(&l1->shards[i]);
     if (!idle) {
         /* without memory to remember it the range stays mapped */
-        near__hazard_bury(view.base, view.base + range, bury, l1->arena);
+        near__hazard_bury(view.base, view.base + slab + range, bury, l1->arena);
         l1->arena = NULL;
     }
     l1_delete(l1);
@@ -1116,7 +1136,8 @@ link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key
         near__l1_use(sh->table, place.bucket, place.lane);
         return true;
     }
-    while (sh->table->entries >= sh->max_entries && dead->n < DEAD / 2)
+    /* one, or after a resize a few more, until the bound is reached */
+    for (int i = 0; sh->table->entries >= sh->max_entries && i < AHEAD_MAX && dead->n < DEAD / 2; i++)
         if (!evict_one_locked(l1, sh, dead))
             break;
     mark = sh->order.policy->enter(&sh->order, element);
@@ -1377,19 +1398,20 @@ shrink_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
         return false;
     if (too_much && compact_locked(l1, sh, dead))
         return true;
-    evict_locked(l1, sh, AHEAD_MAX, dead);
-    return true;
+    return evict_locked(l1, sh, AHEAD_MAX, dead);
 }
 
 static bool
 upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
 {
     struct dead dead;
-    bool        more = true, more_timed;
+    bool        more = true;
+    size_t      left = 0;
 
     dead.n = 0;
     for (; steps > 0 && more; steps--) {
         near__lock(&sh->lock);
+        left = sh->timed ? homes(sh) / SWEEP_LAPS + 1 : 0;
         purge_some_locked(l1, sh, CLEAR_NOW, &dead);
         more = shrink_locked(l1, sh, &dead) || sh->stale_left > 0;
         if (!more && near__table_wants(sh->table) < 0)
@@ -1398,32 +1420,51 @@ upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
         near__unlock(&sh->lock);
         let_go(&dead);
     }
-    more_timed = true;
-    for (size_t left = homes(sh) / SWEEP_LAPS + 1; left > 0 && more_timed; left -= smaller(left, CLEAR_NOW)) {
+    for (; left > 0; left -= smaller(left, CLEAR_NOW)) {
         near__lock(&sh->lock);
         sweep_locked(l1, sh, now, smaller(left, CLEAR_NOW), &dead);
         barrier_locked(l1, sh, &dead);
-        more_timed = sh->timed;
         near__unlock(&sh->lock);
         let_go(&dead);
     }
     near__lock(&sh->lock);
     pay_policy_locked(sh);
+    if (sh->held_n > 0) { /* nobody else may be reclaiming: released since the last barrier? */
+        near__hazard_barrier(near__hazard_epoch());
+        harvest_held_locked(l1, sh, &dead);
+    }
     near__unlock(&sh->lock);
+    let_go(&dead);
     return more;
 }
 
 bool
 near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
 {
-    bool more = false;
+    bool    more = false;
+    int64_t before;
 
     if (l1->off)
         return false;
+    /* times are known around a circle only: what slept through half of it cannot be told from what is yet to come */
+    before = atomic_exchange_explicit(&l1->kept, now, memory_order_relaxed);
+    if (before != 0 && now - before > SLEEP_MAX)
+        near__l1_flush(l1);
     for (size_t i = 0; i <= l1->front.shard_mask; i++)
         more |= upkeep_shard(l1, &l1->shards[i], now, steps);
     near__arena_trim(l1->arena, steps * near__arena_slab_bytes(l1->arena));
     return more;
+}
+
+static size_t
+index_bytes(struct shard *sh)
+{
+    size_t bytes;
+
+    near__lock(&sh->lock);
+    bytes = near__table_bytes(sh->table);
+    near__unlock(&sh->lock);
+    return bytes;
 }
 
 near_status
@@ -1431,8 +1472,12 @@ near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
 {
     size_t shards = l1->front.shard_mask + 1;
 
-    if (l1->off || max_bytes == 0 || max_bytes > l1->grow_bytes || (max_entries != 0 && max_entries < shards))
+    if (l1->off || max_bytes / shards < SHARD_LEAST || max_bytes > l1->grow_bytes ||
+        max_bytes > near__arena_range(l1->arena) || (max_entries != 0 && max_entries < shards))
         return NEAR_ERR_INVALID;
+    for (size_t i = 0; i < shards; i++)
+        if (index_bytes(&l1->shards[i]) > max_bytes / shards / 2) /* which never shrinks */
+            return NEAR_ERR_INVALID;
     near__arena_limit(l1->arena, max_bytes);
     for (size_t i = 0; i < shards; i++) {
         struct shard *sh = &l1->shards[i];

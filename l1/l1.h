@@ -99,7 +99,8 @@ bool near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes k
 bool near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps);
 
 /* New bounds, larger or smaller, in force for the next insert; what is too much leaves step by step, by inserts and upkeep.
- * NEAR_ERR_INVALID: beyond what the addresses reserved at the beginning can hold (16 times the first size). */
+ * NEAR_ERR_INVALID: beyond what the addresses reserved at the beginning can hold (16 times the first size), or so little that the
+ * index, which never shrinks, would take more than half of it. */
 near_status near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries);
 
 struct near__l1_stats {

@@ -69,7 +69,8 @@ static void
 sweep(const struct near__table *table, uint8_t tick)
 {
     for (uint32_t home = 0; home < near__table_homes(table); home++) {
-        for (struct near__bucket *b = near__table_current(table, home); b != NULL; b = near__table_after(table, b)) {
+        for (struct near__bucket *b = near__table_current(table, home); b != NULL;
+             b                      = near__table_after(table, b)) {
             for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
                 uint8_t mark = atomic_load_explicit(&b->marks[lane], memory_order_relaxed), held;
                 if (age_of(mark, tick) <= AGE_HELD)

@@ -74,8 +74,8 @@ sweep_bucket(struct near__bucket *bucket, uint8_t tick)
         _Atomic uint8_t *at   = &bucket->marks[__builtin_ctz(lanes)];
         uint8_t          mark = atomic_load_explicit(at, memory_order_relaxed);
         if ((uint8_t)(tick - mark) > AGE_HELD)
-            atomic_compare_exchange_strong_explicit(at, &mark, (uint8_t)(tick - AGE_HELD), memory_order_relaxed,
-                                                    memory_order_relaxed);
+            atomic_compare_exchange_strong_explicit(at, &mark, (uint8_t)(tick - AGE_HELD),
+                                                    memory_order_relaxed, memory_order_relaxed);
     }
 }
 
@@ -87,7 +87,8 @@ sweep(struct lru *lru, const struct near__table *table)
 
     for (uint32_t i = 0; i < homes / SWEEP_TICKS + 1; i++) {
         lru->sweep = lru->sweep + 1 < homes ? lru->sweep + 1 : 0;
-        for (struct near__bucket *b = near__table_current(table, lru->sweep); b != NULL; b = near__table_after(table, b))
+        for (struct near__bucket *b = near__table_current(table, lru->sweep); b != NULL;
+             b                      = near__table_after(table, b))
             sweep_bucket(b, tick_of(table));
     }
 }
@@ -136,14 +137,15 @@ batch_by_stamps(struct near__batch *batch, const struct near__table *table)
     if (!near__batch_room(batch, (uint32_t)table->entries))
         return;
     for (uint32_t home = 0; home < near__table_homes(table); home++) {
-        for (struct near__bucket *b = near__table_current(table, home); b != NULL; b = near__table_after(table, b)) {
+        for (struct near__bucket *b = near__table_current(table, home); b != NULL;
+             b                      = near__table_after(table, b)) {
             for (unsigned lanes = near__bucket_occupied(b); lanes != 0 && batch->count < batch->room;
                  lanes &= lanes - 1) {
-                struct near__place place = { b, (unsigned)__builtin_ctz(lanes) };
-                batch->rows[batch->count++] =
-                    (struct near__batch_row){ home, *near__table_stamp(table, place),
-                                              atomic_load_explicit(&b->tags.lanes[place.lane], memory_order_relaxed),
-                                              0 };
+                struct near__place place    = { b, (unsigned)__builtin_ctz(lanes) };
+                batch->rows[batch->count++] = (struct near__batch_row){
+                    home, *near__table_stamp(table, place),
+                    atomic_load_explicit(&b->tags.lanes[place.lane], memory_order_relaxed), 0
+                };
             }
         }
     }

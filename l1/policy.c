@@ -3,7 +3,9 @@
 
 #include <string.h>
 
-const struct near__policy *const near__policies[] = { &near__adaptive, &near__lru, &near__lfu, &near__sieve, &near__s3fifo, &near__tinylfu, NULL };
+const struct near__policy *const near__policies[] = {
+    &near__adaptive, &near__lru, &near__lfu, &near__sieve, &near__s3fifo, &near__tinylfu, NULL
+};
 
 const struct near__policy *
 near__policy_named(const char *name)

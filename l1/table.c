@@ -193,8 +193,8 @@ chain_trim(struct near__table *table, struct near__bucket *home)
         if (bucket_ref(last, lane) != 0)
             return;
     uint32_t number = bucket_next(before);
-    atomic_store_explicit(&before->next, 0,
-                          memory_order_relaxed); /* what hung there was empty: nobody misses it */
+    /* release: what hung there is empty now, and who finds it gone sees the version that moved when it was emptied */
+    atomic_store_explicit(&before->next, 0, memory_order_release);
     over_free(table, number);
     table->over_used--;
 }
@@ -547,13 +547,16 @@ near__table_purge(struct near__table *table, uint32_t number, void (*drop)(void 
                   void *ctx)
 {
     struct near__bucket *home = near__table_bucket(table, number), *bucket;
+    uint32_t             ref;
 
     if (!near__bucket_stale(table, home))
         return false;
     for (bucket = home; bucket != NULL; bucket = near__table_after(table, bucket))
         for (unsigned lane = 0; lane < NEAR__LANES; lane++)
-            if (bucket_ref(bucket, lane) != 0)
-                drop(ctx, bucket_ref(bucket, lane));
+            if ((ref = bucket_ref(bucket, lane)) != 0) {
+                slot_empty(bucket, lane); /* before: what is dropped must not be found any more */
+                drop(ctx, ref);
+            }
     chain_drop(table, home);
     /* release: with near__bucket_stale(); who sees the home current sees it empty */
     atomic_store_explicit(&home->generation, atomic_load_explicit(&table->generation, memory_order_relaxed),

@@ -25,14 +25,6 @@
 #include <emmintrin.h>
 #endif
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define NEAR__TSAN 1
-#endif
-#endif
-#ifndef NEAR__TSAN
-#define NEAR__TSAN 0
-#endif
 
 #define NEAR__LANES 8
 
@@ -140,7 +132,7 @@ static inline uint32_t
 near__bucket_match(const struct near__bucket *bucket, uint16_t tag)
 {
     /* acquire: pairs with the release in near__table_insert(); who sees a slot's next tag sees the version that moved before */
-#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__) && !NEAR__TSAN
+#if defined(__SSE2__) && !NEAR__TSAN
     __m128i tags;
 
     /* All lanes in one load, which the language cannot say of atomics: each lane is whole, as the processor's aligned loads are, and

@@ -183,8 +183,8 @@ tinylfu_enter(struct near__order *order, uint32_t element)
 
 /* The front of a queue that was not used since it was put there. */
 static bool
-unused_front(struct tinylfu *tiny, struct near__ring *ring, const struct near__table *table, uint32_t *element,
-             struct near__place *place)
+unused_front(struct tinylfu *tiny, struct near__ring *ring, const struct near__table *table,
+             uint32_t *element, struct near__place *place)
 {
     unsigned count;
 

@@ -26,6 +26,18 @@ struct near__log {
 };
 void near__log(const struct near__log *log, near_log_level level, const char *format, ...) NEAR_PRINTF(3, 4);
 
+/* Built for ThreadSanitizer, which knows no fences and no assembly. */
+#if defined(__SANITIZE_THREAD__)
+#define NEAR__TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define NEAR__TSAN 1
+#endif
+#endif
+#ifndef NEAR__TSAN
+#define NEAR__TSAN 0
+#endif
+
 static inline bool
 near__bytes_equal(near_bytes a, near_bytes b)
 {

@@ -59,9 +59,11 @@ static void
 open_table(struct near__table *table)
 {
     chunks_allowed = SIZE_MAX;
-    *table         = (struct near__table){
-        .chunk_shift = CHUNK_SHIFT, .max_chunks = 4096, .chunk_new = chunk_new, .chunk_free = chunk_free, .element_of = element_of
-    };
+    *table         = (struct near__table){ .chunk_shift = CHUNK_SHIFT,
+                                           .max_chunks  = 4096,
+                                           .chunk_new   = chunk_new,
+                                           .chunk_free  = chunk_free,
+                                           .element_of  = element_of };
     assert_int_equal(near__table_init(table, 1), NEAR_OK);
 }
 
@@ -115,12 +117,14 @@ insert(struct near__table *table, uint32_t key)
 static void
 erase(struct near__table *table, uint32_t key)
 {
-    struct near__bucket *home = near__table_bucket(table, near__table_home(near__table_size(table), element(key)));
+    struct near__bucket *home =
+        near__table_bucket(table, near__table_home(near__table_size(table), element(key)));
 
     for (struct near__bucket *b = home; b != NULL; b = near__table_after(table, b))
         for (unsigned lane = 0; lane < NEAR__LANES; lane++)
             if (near__bucket_ref(b, lane) == key + 1) {
-                assert_int_equal(near__table_erase(table, element(key), (struct near__place){ b, lane }), key + 1);
+                assert_int_equal(near__table_erase(table, element(key), (struct near__place){ b, lane }),
+                                 key + 1);
                 return;
             }
     fail_msg("key %u is not there", key);
@@ -145,7 +149,8 @@ check(const struct near__table *table, uint32_t first, uint32_t end)
         assert_int_equal(search(table, key), key >= first && key < end);
     for (uint32_t home = 0; home < near__table_homes(table); home++) {
         bool free_before = false;
-        for (struct near__bucket *b = near__table_bucket(table, home); b != NULL; b = near__table_after(table, b)) {
+        for (struct near__bucket *b = near__table_bucket(table, home); b != NULL;
+             b                      = near__table_after(table, b)) {
             assert_false(free_before);
             for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
                 found += near__bucket_ref(b, lane) != 0;
@@ -187,7 +192,8 @@ test_split_and_join(void **state)
         balance(&table);
     }
     check(&table, 0, KEYS);
-    assert_in_range(near__table_bytes(&table), bytes, bytes + 2 * (sizeof(struct near__bucket) << CHUNK_SHIFT));
+    assert_in_range(near__table_bytes(&table), bytes,
+                    bytes + 2 * (sizeof(struct near__bucket) << CHUNK_SHIFT));
     close_table(&table);
 }
 
@@ -204,7 +210,8 @@ test_bytes(void **state)
     for (; key < KEYS; key++) {
         insert(&table, key);
         balance(&table);
-        bytes = (double)(near__table_homes(&table) + table.over_used) * sizeof(struct near__bucket) / (key + 1);
+        bytes =
+            (double)(near__table_homes(&table) + table.over_used) * sizeof(struct near__bucket) / (key + 1);
         if (key < 1000)
             continue;
         most  = bytes > most ? bytes : most;
@@ -252,9 +259,11 @@ test_no_memory(void **state)
     open_table(&table);
     near__table_fini(&table);
     chunks_allowed = 0;
-    table          = (struct near__table){
-        .chunk_shift = CHUNK_SHIFT, .max_chunks = 8, .chunk_new = chunk_new, .chunk_free = chunk_free, .element_of = element_of
-    };
+    table          = (struct near__table){ .chunk_shift = CHUNK_SHIFT,
+                                           .max_chunks  = 8,
+                                           .chunk_new   = chunk_new,
+                                           .chunk_free  = chunk_free,
+                                           .element_of  = element_of };
     assert_int_equal(near__table_init(&table, 1), NEAR_ERR_NOMEM);
     assert_int_equal(chunks_live, 0);
 }
@@ -338,7 +347,7 @@ test_readers(void **state)
 {
     static struct race race;
     pthread_t          readers[2];
-    uint32_t           end = 600;
+    uint32_t           end    = 600;
     int                rounds = 0;
 
     (void)state;
@@ -350,7 +359,9 @@ test_readers(void **state)
     }
     for (int i = 0; i < 2; i++)
         assert_int_equal(pthread_create(&readers[i], NULL, read_on, &race), 0);
-    for (; rounds < (int)test_scale(400) || (atomic_load(&race.searches) == 0 && rounds < 4000 && test_scale(100) == 100 && rounds < 1500); rounds++) {
+    for (; rounds < (int)test_scale(400) ||
+           (atomic_load(&race.searches) == 0 && rounds < 4000 && test_scale(100) == 100 && rounds < 1500);
+         rounds++) {
         for (; end < 3000; end++) {
             insert(&race.table, end);
             balance(&race.table);
@@ -377,11 +388,11 @@ static void
 test_marks(void **state)
 {
     (void)state;
-    assert_int_equal(near__mark_hit(17, 99, 0), 99);         /* only time */
-    assert_int_equal(near__mark_hit(0, 0, 3), 1);            /* only counting */
-    assert_int_equal(near__mark_hit(3, 0, 3), 3);            /* to the maximum */
-    assert_int_equal(near__mark_hit(0xa2, 4, 0xf3), 0xa7);   /* the policy's bits stay, the tick is new */
-    assert_int_equal(near__mark_hit(0xaf, 8, 0xf3), 0xab);   /* the old tick goes */
+    assert_int_equal(near__mark_hit(17, 99, 0), 99);       /* only time */
+    assert_int_equal(near__mark_hit(0, 0, 3), 1);          /* only counting */
+    assert_int_equal(near__mark_hit(3, 0, 3), 3);          /* to the maximum */
+    assert_int_equal(near__mark_hit(0xa2, 4, 0xf3), 0xa7); /* the policy's bits stay, the tick is new */
+    assert_int_equal(near__mark_hit(0xaf, 8, 0xf3), 0xab); /* the old tick goes */
     assert_int_equal(near__mark_hit(0x5e, 0x60, 15), 0x6f);
     assert_int_equal(near__mark_hit(0x5f, 0x60, 15), 0x6f);
 }
@@ -390,8 +401,9 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_split_and_join), cmocka_unit_test(test_bytes), cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_generations),    cmocka_unit_test(test_readers), cmocka_unit_test(test_marks),
+        cmocka_unit_test(test_split_and_join), cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_no_memory),      cmocka_unit_test(test_generations),
+        cmocka_unit_test(test_readers),        cmocka_unit_test(test_marks),
     };
 
     return TEST_MAIN(tests, NULL, NULL);
