@@ -126,7 +126,7 @@ struct shard {
     struct near__order    order;
     struct near__heap     heap;
     struct near__l1_stats stats;
-    size_t                max_entries, policy_bytes;
+    size_t                max_entries, max_bytes, policy_bytes; /* the heap gets what the policy leaves */
     bool                  timed;      /* a block that may expire was linked since the last clear */
     uint32_t              stale_left; /* home buckets that may be of an older generation ... */
     uint32_t              stale_hand; /* ... and where to go on emptying them */
@@ -603,12 +603,15 @@ grow_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 
 /* The policy's own memory is paid for, too. */
 static void
-pay_policy_locked(struct shard *sh)
+pay_policy_locked(const struct near__l1 *l1, struct shard *sh)
 {
     size_t bytes = sh->order.policy->bytes(&sh->order);
 
-    near__heap_discharge(&sh->heap, sh->policy_bytes);
-    sh->policy_bytes = near__heap_charge(&sh->heap, bytes) ? bytes : 0;
+    if (l1->policy->pool_bytes != NULL && l1->pool != NULL)
+        bytes += l1->policy->pool_bytes(l1->pool) / (l1->front.shard_mask + 1);
+    sh->policy_bytes = bytes;
+    /* by what it may hold, not by a charge: a full heap would refuse that for ever */
+    near__heap_limit(&sh->heap, bytes < sh->max_bytes / 2 ? sh->max_bytes - bytes : sh->max_bytes / 2);
 }
 
 /* ---- birth and end */
@@ -695,7 +698,8 @@ shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *
     near__lock_init(&sh->lock, NEAR__RANK_SHARD);
     sh->table       = &l1->front.tables[index];
     sh->max_entries = entries_of_shard(config->max_entries, index, shards);
-    near__heap_init(&sh->heap, l1->arena, (uint32_t)index, config->max_bytes / shards);
+    sh->max_bytes   = config->max_bytes / shards;
+    near__heap_init(&sh->heap, l1->arena, (uint32_t)index, sh->max_bytes);
     sh->table->chunk_shift = (uint8_t)__builtin_ctzll(slab / sizeof(struct near__bucket));
     sh->table->color       = (uint16_t)(index * HOMES_APART);
     sh->table->chunk_new   = chunk_new;
@@ -1428,7 +1432,7 @@ upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
         let_go(&dead);
     }
     near__lock(&sh->lock);
-    pay_policy_locked(sh);
+    pay_policy_locked(l1, sh);
     if (sh->held_n > 0) { /* nobody else may be reclaiming: released since the last barrier? */
         near__hazard_barrier(near__hazard_epoch());
         harvest_held_locked(l1, sh, &dead);
@@ -1483,7 +1487,8 @@ near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
         struct shard *sh = &l1->shards[i];
 
         near__lock(&sh->lock);
-        near__heap_limit(&sh->heap, max_bytes / shards);
+        sh->max_bytes = max_bytes / shards;
+        pay_policy_locked(l1, sh);
         sh->max_entries    = entries_of_shard(max_entries, i, shards);
         sh->table->capacity = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
         near__unlock(&sh->lock);
@@ -1506,7 +1511,7 @@ near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats)
         stats->expired += sh->stats.expired;
         stats->too_large += sh->stats.too_large;
         stats->entries += sh->table->entries;
-        stats->bytes += sh->heap.bytes;
+        stats->bytes += sh->heap.bytes + sh->policy_bytes;
         near__unlock(&sh->lock);
     }
 }
