@@ -89,12 +89,14 @@ struct near__generation {
 #define NEAR__FLIGHT_STRIPES 64
 #define NEAR__FLIGHT_CHAINS  16
 #define NEAR__FAILURE_SLOTS  256
+#define NEAR__FAILURES       1024 /* a stripe remembers no more: some megabytes in all when everything fails */
 struct near__flight;
 struct near__failure;
 struct near__flight_stripe {
     struct near__lock      lock; /* rank FLIGHT */
     struct near__flight   *chains[NEAR__FLIGHT_CHAINS];
-    struct near__failure **failures; /* NEAR__FAILURE_SLOTS of them; NULL before the first failure */
+    struct near__failure **failures; /* NEAR__FAILURE_SLOTS chains; NULL before the first failure */
+    size_t                 n_failures;
 };
 
 /* How many loads may run at a time and per second (client/budget.c). */

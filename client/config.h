@@ -62,7 +62,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(negative_ttl, "negative_ttl", DURATION, CACHE, "5s", 0, NEAR__DAY, NULL,                                        \
       "How long 'the store has no such thing' is remembered.  0: not at all.")                                        \
     X(ttl_jitter, "ttl.jitter", COUNT, CACHE, "0", 0, 50, NULL,                                                       \
-      "Each entry's TTL is shortened by a random share of up to this many percent, so that what was stored together " \
+      "The TTL of what is loaded is shortened by a random share of up to this many percent, so that what was loaded together " \
       "does not expire together.")                                                                                    \
     X(grace, "grace", DURATION, CACHE, "0", 0, 3650 * NEAR__DAY, NULL,                                                \
       "How long past its TTL a value is kept to be served, flagged stale, while its loader is slow or fails.  0: not "\

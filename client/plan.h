@@ -52,9 +52,11 @@ struct near__leg *near__plan_add(struct near__plan *plan, struct near__flight *f
 /* Something to fall back on for a leg: takes the value over. */
 void near__plan_fall_back(struct near__plan *plan, struct near__leg *leg, struct near__fallback fallback);
 
-/* Both take the plan over.  run: on this thread, as far as that goes; background: in the pool, or here if that is not possible. */
+/* All take the plan over.  run: on this thread, as far as that goes; background: in the pool, or here if the system gives no thread;
+ * detach: in the pool or not at all, for threads that must not wait. */
 void near__plan_run(struct near__plan *plan);
 void near__plan_background(struct near__plan *plan);
+void near__plan_detach(struct near__plan *plan);
 /* End every leg alike. */
 void near__plan_drop(struct near__plan *plan, near_status status);
 

@@ -24,7 +24,7 @@ struct near__entry {
     const void      *value;      /* in this block, or adopted */
     void (*release)(void *data); /* adopted values: called once when the last holder has gone; else NULL */
     int64_t  born;               /* when this process got it */
-    int64_t  fresh_until;        /* to be refreshed from then on, and served only as stale; client's business */
+    int64_t  fresh_until;        /* served only as stale from then on: the client's business */
     int64_t  expires;            /* not served from then on; NEAR_NEVER */
     uint64_t stamp;              /* version of the L2 entry, 0: none */
     uint64_t generation;         /* of its cache, when it was read or loaded */

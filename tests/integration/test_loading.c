@@ -413,6 +413,40 @@ a_failure_is_remembered_until_the_pause_ends_or_a_write_comes(void **state)
     close_instance(&b);
 }
 
+/* However many keys fail, each is remembered: none makes another one forgotten. */
+static void
+many_failures_are_remembered_each(void **state)
+{
+    enum { N = 3000, ROUNDS = 5 };
+    static near_bytes  keys[N];
+    static char        text[N][16];
+    static near_value *values[N];
+    static near_status statuses[N];
+    struct world      *w     = *state;
+    struct store       store = STORE(.mode = FAIL);
+    struct instance    a;
+    int64_t            began = 0;
+
+    NEEDS(w);
+    OPEN(w, &a, "load.retry", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    for (size_t i = 0; i < N; i++) {
+        snprintf(text[i], sizeof(text[i]), "key%zu", i);
+        keys[i] = near_key(text[i]);
+    }
+    for (int round = 0; round < ROUNDS; round++) { /* pauses of 50, 100, 200, 400, 800 ms */
+        sleep_ms(round > 0 ? 60 << (round - 1) : 0);
+        began = test_now_ms();
+        assert_int_equal(near_fetch_many(a.cache, keys, N, NULL, values, statuses), NEAR_ERR_LOADER);
+    }
+    assert_true(store.keys >= 2 * N); /* the pauses do end */
+    store.keys = 0;
+    assert_int_equal(near_fetch_many(a.cache, keys, N, NULL, values, statuses), NEAR_ERR_LOADER);
+    if (test_now_ms() - began < 200)
+        assert_int_equal(store.keys, 0);
+    close_instance(&a);
+}
+
 /* ---- batches */
 
 static void
@@ -1064,6 +1098,7 @@ main(void)
         OVER_ALL(every_waiter_has_a_deadline_of_its_own),
         OVER_ALL(a_failure_is_shared_by_all_who_wait),
         OVER_ALL(a_failure_is_remembered_until_the_pause_ends_or_a_write_comes),
+        OVER(none, many_failures_are_remembered_each),
         OVER_ALL(a_batch_returns_at_its_deadline_what_it_has),
         OVER_ALL(overlapping_batches_share_loads_key_by_key),
         OVER_ALL(gathered_loads_are_one_call_of_the_loader),
