@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "budget.h"
 #include "cache.h"
 #include "generation.h"
 #include "watch.h"
@@ -70,6 +71,7 @@ sink_cleared(void *ctx, near_bytes name, uint64_t generation)
         return;
     near__generation_doubt(cache, true);
     near__l1_flush(cache->l1);
+    near__budget_slow_start(&cache->budget);
     near__cache_release(cache);
 }
 
@@ -104,6 +106,7 @@ sink_flush(void *ctx)
         for (size_t i = 0; i < n; i++) {
             near__generation_doubt(caches[i], false);
             near__l1_flush(caches[i]->l1);
+            near__budget_slow_start(&caches[i]->budget);
             near__cache_release(caches[i]);
         }
     }

@@ -102,12 +102,13 @@ struct near__flight_stripe {
 /* How many loads may run at a time and per second (client/budget.c). */
 struct near__budget_turn;
 struct near__budget {
-    struct near__lock         lock;            /* leaf */
-    size_t                    open;            /* keys being loaded, of those that count */
-    size_t                    most;            /* 0: no bound */
-    int64_t                   interval, burst; /* ns per key and how much may come at once; 0: no bound */
-    int64_t                   next;            /* when the rate alone would let the next one go */
-    struct near__budget_turn *first, **last;   /* who waits, in order */
+    struct near__lock         lock;             /* leaf */
+    size_t                    open;             /* keys being loaded, of those that count */
+    size_t                    most;             /* 0: no bound */
+    int64_t                   interval, burst;  /* ns per key and how much may come at once; 0: no bound */
+    int64_t                   next;             /* when the rate alone would let the next one go */
+    int64_t                   slow, slow_since; /* ns of slow start, and when it began; 0: it is over */
+    struct near__budget_turn *first, **last;    /* who waits, in order */
 };
 
 /* Keys that another instance is loading (client/watch.c). */

@@ -767,6 +767,72 @@ who_loses_the_lease_waits_for_the_fill(void **state)
     close_instance(&b);
 }
 
+static int
+by_ms(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+/* How long after the answer in one instance a waiter in the other one has it: the median of some, in ms.  Whoever waits that long
+ * polls every 40 ms only. */
+static int64_t
+time_to_wake(struct world *w)
+{
+    enum { N = 9 };
+    struct store    store = STORE(.mode = HOLD);
+    struct instance a, b;
+    int64_t         took[N];
+
+    OPEN(w, &a, "ttl", "60s");
+    OPEN(w, &b, "ttl", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    near_cache_set_loader(b.cache, load_from_store, &store);
+    for (size_t i = 0; i < N; i++) {
+        struct waiter first, second;
+        char          key[16];
+        int64_t       began;
+
+        snprintf(key, sizeof(key), "k%zu", i);
+        start_waiter(&first, a.cache, key, -1);
+        await_held(&store, i + 1);
+        start_waiter(&second, b.cache, key, -1);
+        sleep_ms(100 + 7 * (int64_t)i);
+        began = test_now_ms();
+        answer_version(store.held[i], 1);
+        assert_string_equal(answer_of(&second).text, "v1");
+        took[i] = test_now_ms() - began;
+        assert_string_equal(answer_of(&first).text, "v1");
+    }
+    close_instance(&a);
+    close_instance(&b);
+    qsort(took, N, sizeof(*took), by_ms);
+    return took[N / 2];
+}
+
+static void
+the_bus_wakes_who_waits_for_a_fill(void **state)
+{
+    struct world *w = *state;
+
+    NEEDS(w);
+    assert_true(time_to_wake(w) <= 5 * test_slack());
+}
+
+/* The control: without a bus only the polls do. */
+static void
+control_without_a_bus_a_fill_is_found_by_polling(void **state)
+{
+    struct world *w = *state;
+    int64_t       took;
+
+    NEEDS(w);
+    took = time_to_wake(w);
+    assert_true(took >= 6);
+    assert_true(took <= 60 * test_slack());
+}
+
 /* A holder that does not come back is replaced when its lease ends; its late answer is its callers' alone. */
 static void
 test_race32_a_dead_holder_is_replaced_and_its_fill_refused(void **state)
@@ -1108,6 +1174,8 @@ main(void)
         OVER_ALL(a_value_in_use_is_refreshed_before_its_end),
         OVER(memory, control_beta_0_refreshes_nothing_early),
         OVER_SHARED(who_loses_the_lease_waits_for_the_fill),
+        OVER_HEARD(the_bus_wakes_who_waits_for_a_fill),
+        OVER(memcached, control_without_a_bus_a_fill_is_found_by_polling),
         OVER_SHARED(test_race32_a_dead_holder_is_replaced_and_its_fill_refused),
         OVER_SHARED(one_instance_refreshes_and_all_serve_stale_meanwhile),
         OVER_SHARED(nobody_waits_for_a_lease_from_before_a_clear),
