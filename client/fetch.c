@@ -206,13 +206,14 @@ receive_all(struct fetch *fetch, near_value **values, near_status *statuses)
 static void
 refresh_early(near_cache *cache, near_bytes key, uint64_t hash, const struct near__view *view, int64_t lead)
 {
-    struct near__hit hit = near__l1_look(cache, hash, key, view->now);
+    uint64_t         fence = near__l1_fence(cache->l1, hash);
+    struct near__hit hit   = near__l1_look(cache, hash, key, view->now);
 
     if (hit.value == NULL || hit.negative) { /* gone since */
         near_value_release(hit.value);
         return;
     }
-    near__refresh(cache, key, hash, lead,
+    near__refresh(cache, key, hash, lead, fence,
                   (struct near__fallback){ .value       = hit.value,
                                            .fresh_until = hit.fresh_until,
                                            .expires     = hit.expires,

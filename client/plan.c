@@ -252,7 +252,7 @@ take_found(struct near__plan *plan, struct near__leg *leg, int64_t now)
     }
     land(plan, leg, NEAR_OK, near__value_of(entry, NEAR_FROM_L2, false));
     if (lead > 0)
-        near__refresh(cache, ask->key, ask->hash, lead, fallback_of(ask));
+        near__refresh(cache, ask->key, ask->hash, lead, ask->fence, fallback_of(ask));
 }
 
 /* A value that is to be replaced: what callers get meanwhile. */
@@ -520,7 +520,8 @@ near__plan_run(struct near__plan *plan)
 /* ---- refreshes */
 
 void
-near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, struct near__fallback fallback)
+near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, uint64_t fence,
+              struct near__fallback fallback)
 {
     struct near__plan   *plan   = near__plan_new(cache, 1, near__client_now(cache->client));
     struct near__flight *flight = NULL;
@@ -535,7 +536,10 @@ near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, st
     }
     leg       = near__plan_add(plan, flight, cache->settings.ttl, true);
     leg->lead = lead;
-    near__plan_fall_back(plan, leg, fallback);
+    if (flight->fence == fence)
+        near__plan_fall_back(plan, leg, fallback);
+    else
+        near_value_release(fallback.value);
     near__count(cache, NEAR__early_refreshes, 1);
     near__plan_detach(plan);
 }

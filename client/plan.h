@@ -63,8 +63,9 @@ void near__plan_drop(struct near__plan *plan, near_status status);
 /* How long a lease of the cache's is good: what was asked for, or the shortest that the server keeps reliably. */
 int64_t near__lease_time(const near_cache *cache);
 
-/* A refresh of a key in the background, unless one is under way: `fallback` is what is served meanwhile (taken over). */
-void near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead,
+/* A refresh of a key in the background, unless one is under way.  `fallback` is what is served meanwhile (taken over), unless the
+ * fence has moved from `fence`, captured before the fallback was looked up: then it may be what somebody has removed. */
+void near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, uint64_t fence,
                    struct near__fallback fallback);
 
 #endif
