@@ -1017,10 +1017,10 @@ a_full_budget_says_busy_or_serves_stale(void **state)
     assert_fetch(a.cache, "stale", "!v1");
     assert_int_equal(store.n_held, 1);
     assert_true(stats_of(&a).loads_refused >= 1);
+    store.mode  = ANSWER; /* before: a refresh that is late takes the place, and must give it back */
+    store.newer = 1;
     answer_version(store.held[0], 1);
     assert_string_equal(answer_of(&first).text, "v1");
-    store.mode  = ANSWER;
-    store.newer = 1;
     assert_fetch(a.cache, "other", "v2"); /* the place was given back */
     close_instance(&a);
 }
