@@ -70,7 +70,7 @@ static near_cache *
 open_cache(near_client **client, const char *uri, const char *const *settings)
 {
     near_config *config = near_config_new();
-    near_cache  *cache;
+    near_cache  *cache  = NULL;
     near_error   error;
 
     if (near_config_set(config, "l2.uri", uri, &error) != NEAR_OK)

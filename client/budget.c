@@ -6,6 +6,8 @@
     (NEAR__SEC / 50) /* what a rate lets through at once: 20 ms worth, so that short sleeps do not lower it */
 #define SHARE 4      /* while others wait, nobody gets more than a quarter at once */
 
+#define SLOWEST 16 /* a slow start begins with this fraction */
+
 /* One caller's place in the queue, on its stack. */
 struct near__budget_turn {
     struct near__budget_turn *next;
@@ -20,6 +22,7 @@ near__budget_init(struct near__budget *budget, const struct near__settings *sett
     budget->most = (size_t)settings->load_max_concurrent;
     if (settings->load_rate != 0)
         budget->interval = NEAR__SEC / (int64_t)settings->load_rate;
+    budget->slow  = settings->load_slow_start;
     budget->burst = BURST > budget->interval ? BURST : budget->interval;
 }
 
@@ -29,22 +32,55 @@ near__budget_fini(struct near__budget *budget)
     near__lock_fini(&budget->lock);
 }
 
+/* What slow start leaves of `whole`, in sixteenths of it; it ends by itself. */
+static int64_t
+sixteenths_locked(struct near__budget *budget, int64_t now)
+{
+    int64_t passed = now - budget->slow_since;
+
+    if (budget->slow_since == 0)
+        return SLOWEST;
+    if (passed >= budget->slow) {
+        budget->slow_since = 0;
+        return SLOWEST;
+    }
+    return passed <= 0 ? 1 : 1 + (SLOWEST - 1) * passed / budget->slow;
+}
+
+void
+near__budget_slow_start(struct near__budget *budget)
+{
+    if (budget->slow == 0 || !near__budget_is_bound(budget))
+        return;
+    near__lock(&budget->lock);
+    budget->slow_since = near__now(&near__clock_system);
+    near__unlock(&budget->lock);
+}
+
 /* How many may go now; if none, *when it is worth asking again. */
 static size_t
-free_locked(const struct near__budget *budget, int64_t now, int64_t *when)
+free_locked(struct near__budget *budget, int64_t now, int64_t *when)
 {
-    size_t  places = budget->most != 0 ? budget->most - budget->open : SIZE_MAX;
+    int64_t part     = sixteenths_locked(budget, now);
+    int64_t interval = budget->interval * SLOWEST / part;
+    int64_t burst    = budget->burst > interval ? budget->burst : interval;
+    size_t  most     = budget->most * (size_t)part / SLOWEST;
+    size_t  places   = SIZE_MAX;
     int64_t behind;
 
-    *when = NEAR_NEVER;
-    if (places == 0 || budget->interval == 0)
+    *when = budget->slow_since != 0 ? now + budget->slow / SLOWEST : NEAR_NEVER;
+    if (budget->most != 0) {
+        most   = most > 0 ? most : 1;
+        places = most > budget->open ? most - budget->open : 0;
+    }
+    if (places == 0 || interval == 0)
         return places;
-    behind = now + budget->burst - (budget->next > now ? budget->next : now);
-    if (behind < budget->interval) {
-        *when = now + budget->interval - behind;
+    behind = now + burst - (budget->next > now ? budget->next : now);
+    if (behind < interval) {
+        *when = now + interval - behind;
         return 0;
     }
-    return (size_t)(behind / budget->interval) < places ? (size_t)(behind / budget->interval) : places;
+    return (size_t)(behind / interval) < places ? (size_t)(behind / interval) : places;
 }
 
 static size_t
@@ -58,7 +94,8 @@ take_locked(struct near__budget *budget, size_t want, int64_t now, int64_t *when
         n = want;
     budget->open += budget->most != 0 ? n : 0;
     if (budget->interval != 0 && n > 0)
-        budget->next = (budget->next > now ? budget->next : now) + (int64_t)n * budget->interval;
+        budget->next = (budget->next > now ? budget->next : now) +
+                       (int64_t)n * (budget->interval * SLOWEST / sixteenths_locked(budget, now));
     return n;
 }
 

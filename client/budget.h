@@ -22,5 +22,7 @@ near__budget_is_bound(const struct near__budget *budget)
 /* Up to `want` places; waits for the first until `deadline`.  0: there was none. */
 size_t near__budget_take(struct near__budget *budget, size_t want, int64_t deadline);
 void   near__budget_give(struct near__budget *budget, size_t n);
+/* Much has been forgotten at once: begin again slowly (load.slow_start). */
+void near__budget_slow_start(struct near__budget *budget);
 
 #endif

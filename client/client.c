@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "budget.h"
 #include "cache.h"
 #include "generation.h"
 #include "upkeep.h"
@@ -120,6 +121,7 @@ sink_cleared(void *ctx, near_bytes name, uint64_t generation)
         return;
     near__generation_doubt(cache, true);
     near__l1_flush(cache->l1);
+    near__budget_slow_start(&cache->budget);
     near__cache_release(cache);
 }
 
@@ -154,6 +156,7 @@ sink_flush(void *ctx)
         for (size_t i = 0; i < n; i++) {
             near__generation_doubt(caches[i], false);
             near__l1_flush(caches[i]->l1);
+            near__budget_slow_start(&caches[i]->budget);
             near__cache_release(caches[i]);
         }
     }

@@ -97,23 +97,26 @@ struct near__generation {
 #define NEAR__FLIGHT_STRIPES 64
 #define NEAR__FLIGHT_CHAINS  16
 #define NEAR__FAILURE_SLOTS  256
+#define NEAR__FAILURES       1024 /* a stripe remembers no more: some megabytes in all when everything fails */
 struct near__flight;
 struct near__failure;
 struct near__flight_stripe {
     struct near__lock      lock; /* rank FLIGHT */
     struct near__flight   *chains[NEAR__FLIGHT_CHAINS];
-    struct near__failure **failures; /* NEAR__FAILURE_SLOTS of them; NULL before the first failure */
+    struct near__failure **failures; /* NEAR__FAILURE_SLOTS chains; NULL before the first failure */
+    size_t                 n_failures;
 };
 
 /* How many loads may run at a time and per second (client/budget.c). */
 struct near__budget_turn;
 struct near__budget {
-    struct near__lock         lock;            /* leaf */
-    size_t                    open;            /* keys being loaded, of those that count */
-    size_t                    most;            /* 0: no bound */
-    int64_t                   interval, burst; /* ns per key and how much may come at once; 0: no bound */
-    int64_t                   next;            /* when the rate alone would let the next one go */
-    struct near__budget_turn *first, **last;   /* who waits, in order */
+    struct near__lock         lock;             /* leaf */
+    size_t                    open;             /* keys being loaded, of those that count */
+    size_t                    most;             /* 0: no bound */
+    int64_t                   interval, burst;  /* ns per key and how much may come at once; 0: no bound */
+    int64_t                   next;             /* when the rate alone would let the next one go */
+    int64_t                   slow, slow_since; /* ns of slow start, and when it began; 0: it is over */
+    struct near__budget_turn *first, **last;    /* who waits, in order */
 };
 
 /* Keys that another instance is loading (client/watch.c). */

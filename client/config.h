@@ -62,7 +62,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(negative_ttl, "negative_ttl", DURATION, CACHE, "5s", 0, NEAR__DAY, NULL,                                        \
       "How long 'the store has no such thing' is remembered.  0: not at all.")                                        \
     X(ttl_jitter, "ttl.jitter", COUNT, CACHE, "0", 0, 50, NULL,                                                       \
-      "Each entry's TTL is shortened by a random share of up to this many percent, so that what was stored together " \
+      "The TTL of what is loaded is shortened by a random share of up to this many percent, so that what was loaded together " \
       "does not expire together.")                                                                                    \
     X(grace, "grace", DURATION, CACHE, "0", 0, 3650 * NEAR__DAY, NULL,                                                \
       "How long past its TTL a value is kept to be served, flagged stale, while its loader is slow or fails.  0: not "\
@@ -83,6 +83,9 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "Most keys of this cache that are being loaded at a time in this process.  0: no bound.")                       \
     X(load_rate, "load.rate", COUNT, CACHE, "0", 0, 100000000, NULL,                                                  \
       "Most keys of this cache given to the loader per second in this process.  0: no bound.")                        \
+    X(load_slow_start, "load.slow_start", DURATION, CACHE, "0", 0, 3600 * NEAR__SEC, NULL,                            \
+      "For this long after a clear, or a flush for the bus's sake, load.max_concurrent and load.rate grow evenly from a "\
+      "sixteenth to the whole.  0: they are whole at once.")                                                          \
     X(load_queue_timeout, "load.queue_timeout", DURATION, CACHE, "1s", 0, 3600 * NEAR__SEC, NULL,                     \
       "How long a load waits for its turn under load.max_concurrent and load.rate before its callers get a stale "    \
       "value or NEAR_ERR_BUSY.")                                                                                      \

@@ -38,6 +38,23 @@ make_room(struct fetch *fetch, size_t n)
 
 /* ---- boarding */
 
+/* There is something to fall back on, and the key's last load failed a moment ago: what L2 has can wait for the end of that pause, so
+ * that an origin which is down costs its readers nothing but a look into L1.  True: landed. */
+static bool
+fall_back_at_once(struct fetch *fetch, struct near__flight *flight, const struct near__leg *leg)
+{
+    near_status failed;
+
+    if (!leg->spare)
+        return false;
+    failed = near__flight_throttled(fetch->cache, flight, fetch->view.now);
+    if (failed == NEAR_OK)
+        return false;
+    near__count(fetch->cache, NEAR__loads_throttled, 1);
+    near__flight_land(fetch->cache, flight, failed, NULL);
+    return true;
+}
+
 /* L1 once more, now that the flight has captured its fence: somebody may have filled it in between, and then there is nothing to load
  * (one load per key, always).  What is past its time there is what to fall back on.  True: landed. */
 static bool
@@ -79,7 +96,7 @@ lead(struct fetch *fetch, struct near__flight *flight)
     }
     near__flight_ref(fetch->cache, flight); /* the plan's, beside the seat's */
     leg        = near__plan_add(fetch->plan, flight, fetch->ttl, !(fetch->view.flags & NEAR_NO_FILL));
-    leg->ended = look_into_l1(fetch, flight, leg);
+    leg->ended = look_into_l1(fetch, flight, leg) || fall_back_at_once(fetch, flight, leg);
     return NEAR_MISS;
 }
 
@@ -183,11 +200,12 @@ receive_all(struct fetch *fetch, near_value **values, near_status *statuses)
 static void
 refresh_early(near_cache *cache, near_bytes key, uint64_t hash, const struct near__view *view, int64_t lead)
 {
-    struct near__hit hit = near__l1_look(cache, hash, key, view->now);
+    uint64_t         fence = near__l1_fence(cache->l1, hash);
+    struct near__hit hit   = near__l1_look(cache, hash, key, view->now);
 
     if (hit.value == NULL) /* gone since */
         return;
-    near__refresh(cache, key, hash, lead,
+    near__refresh(cache, key, hash, lead, fence,
                   (struct near__fallback){ .value       = hit.value,
                                            .fresh_until = hit.fresh_until,
                                            .expires     = hit.expires,

@@ -8,15 +8,16 @@
 
 #define FIRST_PAUSE (50 * NEAR_MS) /* after the first failure of a key: most are over by then */
 
-/* A key whose load failed.  One slot per hash bucket: a newcomer takes the place of the old one, which costs that key one attempt
- * too early and keeps the memory bounded. */
+/* A key whose load failed.  Chains of them; those whose pause is long over go when their chain is next added to, and a full stripe
+ * gives up the oldest of the chain: that key is then attempted too early, and memory stays bounded. */
 struct near__failure {
-    uint64_t      hash, fence;
-    int64_t       until; /* no attempt before */
-    unsigned      count; /* failures in a row */
-    near_status   status;
-    size_t        key_size;
-    unsigned char key[];
+    struct near__failure *next;
+    uint64_t              hash, fence;
+    int64_t               until; /* no attempt before */
+    unsigned              count; /* failures in a row */
+    near_status           status;
+    size_t                key_size;
+    unsigned char         key[];
 };
 
 static struct near__flight_stripe *
@@ -29,6 +30,76 @@ static struct near__flight **
 chain_of(struct near__flight_stripe *stripe, uint64_t hash)
 {
     return &stripe->chains[(hash >> 26) % NEAR__FLIGHT_CHAINS];
+}
+
+/* ---- failures */
+
+static struct near__failure **
+failures_of(struct near__flight_stripe *stripe, uint64_t hash)
+{
+    return &stripe->failures[(hash >> 26) % NEAR__FAILURE_SLOTS];
+}
+
+static void
+drop_failure_locked(struct near__flight_stripe *stripe, struct near__failure **at)
+{
+    struct near__failure *failure = *at;
+
+    *at = failure->next;
+    stripe->n_failures--;
+    free(failure);
+}
+
+/* The link to the key's failure, or NULL. */
+static struct near__failure **
+find_failure_locked(struct near__flight_stripe *stripe, const struct near__flight *flight)
+{
+    struct near__failure **at = stripe->failures != NULL ? failures_of(stripe, flight->hash) : NULL;
+
+    for (; at != NULL && *at != NULL; at = &(*at)->next)
+        if ((*at)->hash == flight->hash &&
+            near__bytes_equal((near_bytes){ (*at)->key, (*at)->key_size }, near__flight_key(flight)))
+            return at;
+    return NULL;
+}
+
+/* False: there is none to make in this chain. */
+static bool
+make_room_locked(struct near__flight_stripe *stripe, uint64_t hash, int64_t before)
+{
+    struct near__failure **at;
+
+    if (stripe->failures == NULL)
+        stripe->failures = calloc(NEAR__FAILURE_SLOTS, sizeof(*stripe->failures));
+    if (stripe->failures == NULL)
+        return false;
+    for (at = failures_of(stripe, hash); *at != NULL;)
+        if ((*at)->until < before ||
+            ((*at)->next == NULL && stripe->n_failures >= NEAR__FAILURES)) /* the oldest of a full stripe */
+            drop_failure_locked(stripe, at);
+        else
+            at = &(*at)->next;
+    return stripe->n_failures < NEAR__FAILURES;
+}
+
+static struct near__failure *
+failure_new_locked(struct near__flight_stripe *stripe, const struct near__flight *flight, int64_t before)
+{
+    struct near__failure *failure;
+
+    if (!make_room_locked(stripe, flight->hash, before))
+        return NULL;
+    failure = calloc(1, sizeof(*failure) + flight->key_size);
+    if (failure == NULL)
+        return NULL;
+    failure->hash     = flight->hash;
+    failure->key_size = flight->key_size;
+    if (flight->key_size > 0)
+        memcpy(failure->key, flight->key, flight->key_size);
+    failure->next                      = *failures_of(stripe, flight->hash);
+    *failures_of(stripe, flight->hash) = failure;
+    stripe->n_failures++;
+    return failure;
 }
 
 void
@@ -45,52 +116,11 @@ near__flights_fini(near_cache *cache)
         struct near__flight_stripe *stripe = &cache->flights[i];
 
         for (size_t j = 0; stripe->failures != NULL && j < NEAR__FAILURE_SLOTS; j++)
-            free(stripe->failures[j]);
+            while (stripe->failures[j] != NULL)
+                drop_failure_locked(stripe, &stripe->failures[j]);
         free(stripe->failures);
         near__lock_fini(&stripe->lock);
     }
-}
-
-/* ---- failures */
-
-static struct near__failure **
-slot_of(struct near__flight_stripe *stripe, uint64_t hash)
-{
-    return &stripe->failures[(hash >> 26) % NEAR__FAILURE_SLOTS];
-}
-
-static bool
-is_of(const struct near__failure *failure, const struct near__flight *flight)
-{
-    return failure != NULL && failure->hash == flight->hash &&
-           near__bytes_equal((near_bytes){ failure->key, failure->key_size }, near__flight_key(flight));
-}
-
-static struct near__failure *
-failure_locked(struct near__flight_stripe *stripe, const struct near__flight *flight)
-{
-    struct near__failure *failure = stripe->failures != NULL ? *slot_of(stripe, flight->hash) : NULL;
-
-    return is_of(failure, flight) ? failure : NULL;
-}
-
-static struct near__failure *
-failure_new_locked(struct near__flight_stripe *stripe, const struct near__flight *flight)
-{
-    struct near__failure *failure = calloc(1, sizeof(*failure) + flight->key_size);
-
-    if (stripe->failures == NULL)
-        stripe->failures = calloc(NEAR__FAILURE_SLOTS, sizeof(*stripe->failures));
-    if (failure == NULL || stripe->failures == NULL) {
-        free(failure);
-        return NULL;
-    }
-    failure->hash     = flight->hash;
-    failure->key_size = flight->key_size;
-    if (flight->key_size > 0)
-        memcpy(failure->key, flight->key, flight->key_size);
-    free(*slot_of(stripe, flight->hash));
-    return *slot_of(stripe, flight->hash) = failure;
 }
 
 static int64_t
@@ -105,12 +135,14 @@ static void
 remember_locked(near_cache *cache, struct near__flight_stripe *stripe, const struct near__flight *flight,
                 near_status status)
 {
-    int64_t               retry   = cache->settings.load_retry;
-    int64_t               now     = near__client_now(cache->client);
-    struct near__failure *failure = retry > 0 ? failure_locked(stripe, flight) : NULL;
+    int64_t                retry = cache->settings.load_retry;
+    int64_t                now   = near__client_now(cache->client);
+    struct near__failure **at, *failure;
 
-    if (retry > 0 && failure == NULL)
-        failure = failure_new_locked(stripe, flight);
+    if (retry == 0)
+        return;
+    at      = find_failure_locked(stripe, flight);
+    failure = at != NULL ? *at : failure_new_locked(stripe, flight, now - retry);
     if (failure == NULL)
         return;
     if (now - failure->until > retry || failure->fence != flight->fence)
@@ -124,10 +156,10 @@ remember_locked(near_cache *cache, struct near__flight_stripe *stripe, const str
 static void
 forget_locked(struct near__flight_stripe *stripe, const struct near__flight *flight)
 {
-    if (failure_locked(stripe, flight) == NULL)
-        return;
-    free(*slot_of(stripe, flight->hash));
-    *slot_of(stripe, flight->hash) = NULL;
+    struct near__failure **at = find_failure_locked(stripe, flight);
+
+    if (at != NULL)
+        drop_failure_locked(stripe, at);
 }
 
 near_status
@@ -135,13 +167,13 @@ near__flight_throttled(near_cache *cache, const struct near__flight *flight, int
 {
     struct near__flight_stripe *stripe = stripe_of(cache, flight->hash);
     near_status                 status = NEAR_OK;
-    struct near__failure       *failure;
+    struct near__failure      **at;
 
     near__lock(&stripe->lock);
-    failure = failure_locked(stripe, flight);
+    at = find_failure_locked(stripe, flight);
     /* a write of the key since then is news: then the load may well succeed */
-    if (failure != NULL && now < failure->until && failure->fence == flight->fence)
-        status = failure->status;
+    if (at != NULL && now < (*at)->until && (*at)->fence == flight->fence)
+        status = (*at)->status;
     near__unlock(&stripe->lock);
     return status;
 }

@@ -218,9 +218,9 @@ typedef struct near_value_info {
     size_t      struct_size; /* NEAR_VALUE_INFO_INIT */
     size_t      size;        /* bytes of the value */
     near_source source;      /* the tier that gave this value to this caller */
-    bool        stale;       /* served past its freshness: within grace, or by coherence.on_disconnect=stale */
+    bool        stale;       /* past its freshness: within grace, or while the bus is lost */
     int64_t     age_ms;      /* since this process got it from L2, a loader or a write */
-    int64_t     ttl_ms;      /* until it has to be refreshed here; -1 when it has not, 0 when it should have been */
+    int64_t     ttl_ms;      /* until it has to be refreshed here; -1: never, 0: overdue */
 } near_value_info;
 /* clang-format off */
 #define NEAR_VALUE_INFO_INIT { sizeof(near_value_info), 0, NEAR_FROM_NOWHERE, false, 0, 0 }

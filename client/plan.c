@@ -108,11 +108,9 @@ run_in_pool(struct near__job *job, bool cancelled)
     near__plan_run(plan);
 }
 
-void
-near__plan_background(struct near__plan *plan)
+static near_status
+submit(struct near__plan *plan)
 {
-    near_status status;
-
     if (!plan->background)
         atomic_fetch_add_explicit(&plan->cache->refs, 1, memory_order_relaxed);
     plan->background = true;
@@ -121,10 +119,26 @@ near__plan_background(struct near__plan *plan)
     for (size_t i = 0; i < plan->n; i++)
         if (!plan->legs[i].ended)
             near__flight_lead(plan->cache, plan->legs[i].flight, NULL);
-    status = near__workers_submit(plan->cache->client->workers, &plan->job);
+    return near__workers_submit(plan->cache->client->workers, &plan->job);
+}
+
+void
+near__plan_background(struct near__plan *plan)
+{
+    near_status status = submit(plan);
+
     if (status == NEAR_ERR_NOMEM)
         run_in_pool(&plan->job, false); /* there is no thread but this one */
     else if (status != NEAR_OK)
+        near__plan_drop(plan, status);
+}
+
+void
+near__plan_detach(struct near__plan *plan)
+{
+    near_status status = submit(plan);
+
+    if (status != NEAR_OK)
         near__plan_drop(plan, status);
 }
 
@@ -238,7 +252,7 @@ take_found(struct near__plan *plan, struct near__leg *leg, int64_t now)
     }
     land(plan, leg, NEAR_OK, near__value_of(entry, NEAR_FROM_L2, false));
     if (lead > 0)
-        near__refresh(cache, ask->key, ask->hash, lead, fallback_of(ask));
+        near__refresh(cache, ask->key, ask->hash, lead, ask->fence, fallback_of(ask));
 }
 
 /* A value that is to be replaced: what callers get meanwhile. */
@@ -482,9 +496,10 @@ load_rest(struct near__plan *plan)
         if (n == 0)
             continue;
         terms.generation = plan->hedge ? 0 : plan->generation;
-        near__count(cache, NEAR__misses, n);
-        for (size_t i = 0; i < n; i++)
-            plan->picked[i]->ended = true; /* before: a caller of ours may be gone when it returns */
+        for (size_t i = 0; i < n; i++) {
+            near__count(cache, NEAR__misses, !plan->picked[i]->spare);
+            plan->picked[i]->ended = true;
+        }
         near__load_run(cache, plan->picked, n, &terms);
     }
 }
@@ -505,7 +520,8 @@ near__plan_run(struct near__plan *plan)
 /* ---- refreshes */
 
 void
-near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, struct near__fallback fallback)
+near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, uint64_t fence,
+              struct near__fallback fallback)
 {
     struct near__plan   *plan   = near__plan_new(cache, 1, near__client_now(cache->client));
     struct near__flight *flight = NULL;
@@ -520,7 +536,10 @@ near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, st
     }
     leg       = near__plan_add(plan, flight, cache->settings.ttl, true);
     leg->lead = lead;
-    near__plan_fall_back(plan, leg, fallback);
+    if (flight->fence == fence)
+        near__plan_fall_back(plan, leg, fallback);
+    else
+        near_value_release(fallback.value);
     near__count(cache, NEAR__early_refreshes, 1);
-    near__plan_background(plan);
+    near__plan_detach(plan);
 }

@@ -52,17 +52,20 @@ struct near__leg *near__plan_add(struct near__plan *plan, struct near__flight *f
 /* Something to fall back on for a leg: takes the value over. */
 void near__plan_fall_back(struct near__plan *plan, struct near__leg *leg, struct near__fallback fallback);
 
-/* Both take the plan over.  run: on this thread, as far as that goes; background: in the pool, or here if that is not possible. */
+/* All take the plan over.  run: on this thread, as far as that goes; background: in the pool, or here if the system gives no thread;
+ * detach: in the pool or not at all, for threads that must not wait. */
 void near__plan_run(struct near__plan *plan);
 void near__plan_background(struct near__plan *plan);
+void near__plan_detach(struct near__plan *plan);
 /* End every leg alike. */
 void near__plan_drop(struct near__plan *plan, near_status status);
 
 /* How long a lease of the cache's is good: what was asked for, or the shortest that the server keeps reliably. */
 int64_t near__lease_time(const near_cache *cache);
 
-/* A refresh of a key in the background, unless one is under way: `fallback` is what is served meanwhile (taken over). */
-void near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead,
+/* A refresh of a key in the background, unless one is under way.  `fallback` is what is served meanwhile (taken over), unless the
+ * fence has moved from `fence`, captured before the fallback was looked up: then it may be what somebody has removed. */
+void near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, uint64_t fence,
                    struct near__fallback fallback);
 
 #endif

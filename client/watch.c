@@ -65,7 +65,7 @@ go_on(near_cache *cache, struct near__parked *due, size_t n)
         free(parked);
     }
     if (plan != NULL)
-        near__plan_background(plan);
+        near__plan_detach(plan);
 }
 
 static void

@@ -9,6 +9,7 @@
  * An outcome that is not known, or a refusal that leaves the older value in L2, is followed by one attempt to remove and
  * publish; either way the write is not acknowledged.  No lock is held here.
  */
+#include "budget.h"
 #include "generation.h"
 #include "read.h"
 
@@ -446,6 +447,7 @@ near_clear(near_cache *cache)
     near__l1_flush(cache->l1);
     if (cache->client->ops != NULL || cache->client->coherence != NULL)
         status = clear_others(cache, near__generation_fresh(cache), deadline);
+    near__budget_slow_start(&cache->budget);
     /* again: what was read in between may be of the old generation */
     near__generation_doubt(cache, true);
     near__l1_flush(cache->l1);

@@ -916,8 +916,11 @@ block_take(struct near__heap *heap, unsigned class)
     }
     block = slab_memory(arena, number) + (offset << arena->shift);
     UNPOISON(block, (size_t)sizes.granules << arena->shift);
-    if (offset == slab->free)
+    if (offset == slab->free) {
         slab->free = (uint16_t) * (uint32_t *)(void *)block;
+        if (slab->free != NOTHING) /* its first word is what the take after this one waits for */
+            __builtin_prefetch(slab_memory(arena, number) + ((size_t)slab->free << arena->shift));
+    }
     if (slab->live == 0 && heap->spare == number)
         heap->spare = 0;
     c->free_slots--;

@@ -122,6 +122,16 @@ near__ring_push_entry(struct near__ring_store *store, struct near__ring *ring, u
     near__place_mark_set(place, (uint8_t)(tag | rest));
 }
 
+/* The home of the element that will be popped next: by then its line has come. */
+static void
+prefetch_next(const struct near__ring *ring, const struct near__table *table)
+{
+    const struct near__ring_chunk *first = ring->first;
+
+    if (first != NULL && first->begin < first->end)
+        __builtin_prefetch(near__table_bucket(table, near__table_home(near__table_size(table), first->at[first->begin])));
+}
+
 static bool
 ring_pop(struct near__ring_store *store, struct near__ring *ring, uint32_t *element, uint8_t *tag)
 {
@@ -167,9 +177,11 @@ near__ring_live(struct near__ring_store *store, struct near__ring *ring, const s
 {
     uint8_t tag;
 
-    while (ring_pop(store, ring, element, &tag))
+    while (ring_pop(store, ring, element, &tag)) {
+        prefetch_next(ring, table);
         if (locate(table, *element, tag, place))
             return true;
+    }
     return false;
 }
 

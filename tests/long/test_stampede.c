@@ -328,7 +328,10 @@ early_refreshes_of_a_fleet_are_one_at_a_time(void **state)
         near_cache_set_loader(in[i].cache, load_from_store, &store);
     }
     assert_fetch(in[0].cache, "hot", "v1");
-    until = test_now_ms() + (int64_t)sized(3, 20, 300) * 1000;
+    until = test_now_ms() + (level() == SOAK   ? 300
+                             : level() == LONG ? 20
+                                               : 3) *
+                                1000; /* lives of one second */
     for (size_t i = 0; i < INSTANCES; i++) {
         readers[i] = (struct reader){ .cache = in[i].cache, .until = until };
         pthread_create(&readers[i].thread, NULL, read_hot, &readers[i]);

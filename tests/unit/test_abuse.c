@@ -48,6 +48,12 @@ null_handles_and_pointers_are_refused(void **state)
     assert_int_equal(near_put(NULL, key, key, NULL), NEAR_ERR_INVALID);
     assert_int_equal(near_remove(NULL, key), NEAR_ERR_INVALID);
     assert_int_equal(near_remove(cache, bad), NEAR_ERR_INVALID);
+    assert_int_equal(near_expire(NULL, key), NEAR_ERR_INVALID);
+    assert_int_equal(near_expire(cache, bad), NEAR_ERR_INVALID);
+    assert_int_equal(near_load_unchanged(NULL), NEAR_ERR_INVALID);
+    assert_int_equal(near_load_tag(NULL, "t"), NEAR_ERR_INVALID);
+    assert_null(near_load_previous(NULL));
+    near_load_unkept(NULL);
     assert_int_equal(near_clear(NULL), NEAR_ERR_INVALID);
     assert_int_equal(near_fence(NULL, 0), NEAR_ERR_INVALID);
     assert_int_equal(near_get_copy(cache, key, NULL, 1, &size, NULL), NEAR_ERR_INVALID);

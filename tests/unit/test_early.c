@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static near_cache *cache;
 
@@ -201,6 +202,34 @@ the_budget_counts_and_keeps_its_rate(void **state)
     near__budget_fini(&budget);
 }
 
+static void
+a_slow_start_grows_to_the_whole(void **state)
+{
+    struct near__budget   budget   = { 0 };
+    struct near__settings settings = { .load_max_concurrent = 32, .load_slow_start = 400 * NEAR_MS };
+    size_t                first, half;
+
+    (void)state;
+    near__budget_init(&budget, &settings);
+    assert_int_equal(near__budget_take(&budget, 100, 0), 32); /* nothing was forgotten yet */
+    near__budget_give(&budget, 32);
+    near__budget_slow_start(&budget);
+    first = near__budget_take(&budget, 100, 0);
+    assert_in_range(first, 2, 2 + 6 * test_slack());
+    near__budget_give(&budget, first);
+    nanosleep(&(struct timespec){ 0, 200 * NEAR_MS }, NULL);
+    half = near__budget_take(&budget, 100, 0);
+    assert_true(half >= 14);
+    near__budget_give(&budget, half);
+    nanosleep(&(struct timespec){ 0, 220 * NEAR_MS }, NULL);
+    assert_int_equal(near__budget_take(&budget, 100, 0), 32);
+    /* who waits for a place while it grows is woken by its growing */
+    near__budget_slow_start(&budget);
+    near__budget_give(&budget, 29);
+    assert_true(near__budget_take(&budget, 1, near__now(&near__clock_system) + 2000 * NEAR_MS) == 1);
+    near__budget_fini(&budget);
+}
+
 int
 main(void)
 {
@@ -211,6 +240,7 @@ main(void)
         cmocka_unit_test(the_lead_is_clamped_and_cheap_looks_miss_nothing),
         cmocka_unit_test(the_cost_is_smoothed_and_bounded),
         cmocka_unit_test(the_budget_counts_and_keeps_its_rate),
+        cmocka_unit_test(a_slow_start_grows_to_the_whole),
     };
     return TEST_MAIN(tests, setup, teardown);
 }
