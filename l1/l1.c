@@ -1009,19 +1009,47 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
     return NULL;
 }
 
-/* Where a key of a group seems to be: its home, and there the first slot with its tag; `lane` is NEAR__LANES where there is none. */
+/* Where a key of a group seems to be: the first slot with its tag; `lane` is NEAR__LANES where there is none. */
 struct seeming {
     struct near__table *table;
     struct near__place  place;
+    bool                stale; /* cleared: nothing is there */
 };
 
-/* Three passes, so that the memory accesses of all keys are under way at once: homes, then blocks, then the finds. */
+/* Look for the tag in the bucket and bring the block's lines; false: not there, but there is an overflow bucket, on its way now. */
+static inline bool
+seems_here(const struct near__l1_front *front, struct seeming *at, uint64_t hash)
+{
+    uint32_t             match = near__bucket_match(at->place.bucket, near__tag(near__element(hash)));
+    struct near__bucket *next;
+    const char          *block;
+
+    at->place.lane = NEAR__LANES;
+    if (NEAR__UNLIKELY(match == 0)) {
+        next = near__table_after(at->table, at->place.bucket);
+        if (next == NULL)
+            return true;
+        at->place.bucket = next;
+        __builtin_prefetch(next);
+        return false;
+    }
+    at->place.lane = NEAR__LANE(match);
+    block          = near__arena_at(&front->view, near__bucket_ref(at->place.bucket, at->place.lane));
+    __builtin_prefetch(block);
+    __builtin_prefetch(block + CACHE_LINE);
+    return true;
+}
+
+/* Passes, so that the memory accesses of all keys are under way at once: homes, blocks (and overflow buckets, and their blocks),
+ * then the finds. */
 static void
 find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now, near_value **values)
 {
     struct near__l1_front *front  = &l1->front;
     struct near__reader   *reader = near__reader();
     struct seeming         at[GROUP];
+    uint8_t                overflowed[GROUP];
+    size_t                 others = 0;
 
     for (size_t i = 0; i < n; i++) {
         at[i].table        = &front->tables[hashes[i] & front->shard_mask];
@@ -1029,23 +1057,18 @@ find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, 
             at[i].table, near__table_home(near__table_size(at[i].table), near__element(hashes[i])));
         __builtin_prefetch(at[i].place.bucket);
     }
-    for (size_t i = 0; i < n; i++) {
-        struct near__place *place = &at[i].place;
-        uint32_t            match = near__bucket_match(place->bucket, near__tag(near__element(hashes[i])));
-        const char         *block;
-
-        place->lane = match == 0 || near__bucket_stale(at[i].table, place->bucket) ? NEAR__LANES : NEAR__LANE(match);
-        if (place->lane == NEAR__LANES)
-            continue;
-        block = near__arena_at(&front->view, near__bucket_ref(place->bucket, place->lane));
-        __builtin_prefetch(block);
-        __builtin_prefetch(block + CACHE_LINE);
-    }
+    for (size_t i = 0; i < n; i++)
+        at[i].stale = near__bucket_stale(at[i].table, at[i].place.bucket);
+    for (size_t i = 0; i < n; i++)
+        if (!seems_here(front, &at[i], hashes[i]))
+            overflowed[others++] = (uint8_t)i;
+    for (size_t i = 0; i < others; i++)
+        seems_here(front, &at[overflowed[i]], hashes[overflowed[i]]);
     for (size_t i = 0; i < n; i++) {
         struct near__hazard *hazard = NULL;
 
         values[i] = NULL;
-        if (NEAR__LIKELY(at[i].place.lane != NEAR__LANES && reader != NULL))
+        if (NEAR__LIKELY(at[i].place.lane != NEAR__LANES && reader != NULL && !at[i].stale))
             hazard = near__l1_hazard(reader);
         if (NEAR__LIKELY(hazard != NULL))
             values[i] = near__l1_take(front, reader, hazard, at[i].table, at[i].place, hashes[i], keys[i], now);
