@@ -188,7 +188,7 @@ test_max_bytes_is_what_the_process_grows_by(void **state)
                      { "100 bytes again", 50, 940, 10 } };
     static char  value[KIB(40)];
     const size_t budget = MIB(64);
-    near_config *config = near_config_new();
+    near_config *config;
     near_client *client;
     near_cache  *cache;
     uint64_t     random = 1;
@@ -197,6 +197,8 @@ test_max_bytes_is_what_the_process_grows_by(void **state)
     (void)state;
     if (!TRUE_RSS || test_scale(100) < 100)
         skip();
+    config = near_config_new();
+    assert_non_null(config);
     memset(value, 'v', sizeof(value));
     assert_int_equal(near_config_set(config, "l1.max_bytes", "64MiB", NULL), NEAR_OK);
     assert_int_equal(near_config_set(config, "l2.uri", "none:", NULL), NEAR_OK);
