@@ -464,10 +464,16 @@ near__hazard_wake(struct near__hazard *slot, const void *block)
         burials_end();
 }
 
-near_status
-near__hazard_bury(const void *from, const void *to, void (*end)(void *ctx), void *ctx)
+void *
+near__hazard_grave(void)
 {
-    struct burial *burial = malloc(sizeof(*burial));
+    return malloc(sizeof(struct burial));
+}
+
+near_status
+near__hazard_bury(void *grave, const void *from, const void *to, void (*end)(void *ctx), void *ctx)
+{
+    struct burial *burial = grave != NULL ? grave : malloc(sizeof(*burial));
 
     if (burial == NULL)
         return NEAR_ERR_NOMEM;

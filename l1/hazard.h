@@ -120,8 +120,10 @@ size_t near__hazard_count(void);
 /* ---- values that outlive their L1
  *
  * The owner of a range of memory gives it up while blocks in it are still held: `end(ctx)` runs once, at the last release or at
- * once when nothing is held.  No lock may be held.  NEAR_ERR_NOMEM: nothing was done. */
-near_status near__hazard_bury(const void *from, const void *to, void (*end)(void *ctx), void *ctx);
+ * once when nothing is held.  No lock may be held.  `grave` is memory that was put by for this in better times, taken over here; NULL:
+ * none was, and NEAR_ERR_NOMEM is possible: nothing was done. */
+void       *near__hazard_grave(void);
+near_status near__hazard_bury(void *grave, const void *from, const void *to, void (*end)(void *ctx), void *ctx);
 /* The rest of a release while any of the flags is set; `block` is what the slot named. */
 void near__hazard_wake(struct near__hazard *slot, const void *block);
 

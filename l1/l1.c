@@ -149,6 +149,7 @@ struct near__l1 {
     const struct near__policy *policy;
     void                      *pool; /* what the policy's orders share */
     struct near__arena        *arena;
+    void                      *grave; /* what near__hazard_bury() needs, so that the end cannot fail */
     uint64_t (*hash)(const void *ctx, near_bytes key);
     const void *hash_ctx;
     size_t      grow_bytes;
@@ -278,20 +279,20 @@ harvest_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
     size_t freed = 0;
 
-    while (sh->limbo_n > 0 && dead->n < DEAD) {
-        struct waiting *first = &sh->limbo[sh->limbo_from % LIMBO];
+    for (size_t left = sh->limbo_n; left > 0 && dead->n < DEAD; left--) {
+        struct waiting first = sh->limbo[sh->limbo_from % LIMBO];
 
-        if (!near__hazard_passed(first->epoch))
+        if (!near__hazard_passed(first.epoch))
             break;
-        if (near__hazard_held(block_at(l1, first->ref))) {
-            if (!held_add_locked(sh, first->ref))
-                break; /* no memory to remember it elsewhere: it stays */
-        } else {
-            block_free_locked(l1, sh, first->ref, dead);
-            freed++;
-        }
         sh->limbo_from++;
         sh->limbo_n--;
+        if (!near__hazard_held(block_at(l1, first.ref))) {
+            block_free_locked(l1, sh, first.ref, dead);
+            freed++;
+        } else if (!held_add_locked(sh, first.ref)) {
+            /* no memory to remember it elsewhere: it stays, behind those that need not wait for it */
+            sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] = (struct waiting){ near__hazard_epoch(), first.ref };
+        }
     }
     if (sh->limbo_n == 0)
         sh->prompt = false;
@@ -772,6 +773,7 @@ l1_delete(struct near__l1 *l1)
     if (l1->pool != NULL)
         l1->policy->pool_close(l1->pool);
     near__arena_close(&l1->arena);
+    free(l1->grave);
     free(l1->front.tables);
     free(l1->shards);
     free(l1->stripes);
@@ -807,7 +809,9 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1->front.watch       = l1->policy->watch;
     slab            = choose_slab(config, shards);
     l1->grow_bytes  = choose_range(config, shards, slab);
-    status = l1->shards == NULL || l1->front.tables == NULL || l1->stripes == NULL ? NEAR_ERR_NOMEM : NEAR_OK;
+    l1->grave      = near__hazard_grave();
+    status = l1->shards == NULL || l1->front.tables == NULL || l1->stripes == NULL || l1->grave == NULL ? NEAR_ERR_NOMEM
+                                                                                                        : NEAR_OK;
     if (status == NEAR_OK && !l1->off)
         status = near__arena_open(&l1->arena, smaller(config->max_bytes, l1->grow_bytes), l1->grow_bytes, slab);
     if (status == NEAR_OK && !l1->off) {
@@ -887,8 +891,8 @@ near__l1_free(struct near__l1 **out)
     for (size_t i = 0; i <= l1->front.shard_mask; i++)
         shard_fini(&l1->shards[i]);
     if (!idle) {
-        /* without memory to remember it the range stays mapped */
-        near__hazard_bury(view.base, view.base + slab + range, bury, l1->arena);
+        near__hazard_bury(l1->grave, view.base, view.base + slab + range, bury, l1->arena);
+        l1->grave = NULL;
         l1->arena = NULL;
     }
     l1_delete(l1);

@@ -86,7 +86,8 @@ put(struct near__l1 *l1, const char *key, const char *value)
 static inline bool
 value_is(const near_value *value, const char *expected)
 {
-    return value != NULL && value != NEAR__L1_NEGATIVE && near__bytes_equal(near__value_data(value), text(expected));
+    return value != NULL && value != NEAR__L1_NEGATIVE &&
+           near__bytes_equal(near__value_data(value), text(expected));
 }
 
 /* NULL and the negative answer are held by nobody. */
@@ -109,7 +110,8 @@ finds_at(struct near__l1 *l1, const char *key, int64_t now, const char *value)
 {
     near_value *quick = near__l1_hit((struct near__l1_front *)l1, hash_of(text(key)), text(key), now);
     near_value *slow  = find_at(l1, key, now);
-    bool        right = value == NULL ? quick == NULL && slow == NULL : value_is(quick, value) && value_is(slow, value);
+    bool        right =
+        value == NULL ? quick == NULL && slow == NULL : value_is(quick, value) && value_is(slow, value);
 
     let_go_of(quick);
     let_go_of(slow);

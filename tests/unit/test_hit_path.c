@@ -28,7 +28,7 @@
 
 static _Thread_local bool     counting;
 static _Thread_local unsigned allocations, clocks;
-static void *volatile         sink; /* what is stored here was asked for */
+static void *volatile sink; /* what is stored here was asked for */
 
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t n, size_t size);
@@ -88,10 +88,11 @@ __wrap_clock_gettime(clockid_t id, struct timespec *time)
 /* ---- a client and its values */
 
 enum { KEYS = 3, VALUE_MAX = 2000 };
-static const char *const key_names[KEYS]   = { "k", "user:12345:profile", "a key that is longer than two vectors of sixteen bytes" };
+static const char *const key_names[KEYS]   = { "k", "user:12345:profile",
+                                               "a key that is longer than two vectors of sixteen bytes" };
 static const size_t      value_sizes[KEYS] = { 1, 100, VALUE_MAX };
 
-static near_bytes        keys[KEYS];
+static near_bytes keys[KEYS];
 
 static near_client *client;
 static near_cache  *cache;
@@ -104,7 +105,8 @@ client_up(bool timed)
     near_value      *warm;
 
     options.ttl_ms = timed ? 3600 * 1000 : 0;
-    if (near_client_open(NULL, &client, NULL) != NEAR_OK || near_cache_open(client, "c", NULL, &cache, NULL) != NEAR_OK)
+    if (near_client_open(NULL, &client, NULL) != NEAR_OK ||
+        near_cache_open(client, "c", NULL, &cache, NULL) != NEAR_OK)
         return false;
     for (int i = 0; i < KEYS; i++) {
         near_bytes bytes = { value, value_sizes[i] };
@@ -162,7 +164,7 @@ test_hits_allocate_nothing_and_read_no_clock(void **state)
     assert_int_equal(allocations, 0);
     clocks   = 0;
     counting = true; /* the control: the counters count */
-    sink = malloc(1);
+    sink     = malloc(1);
     free(sink);
     near__now(&near__clock_system);
     counting = false;
@@ -196,7 +198,8 @@ perform(enum subject subject)
             _exit(3);
         break;
     case NOTHING:
-        atomic_store_explicit(&shared_word, atomic_load_explicit(&shared_word, memory_order_acquire) + 1, memory_order_release);
+        atomic_store_explicit(&shared_word, atomic_load_explicit(&shared_word, memory_order_acquire) + 1,
+                              memory_order_release);
         break;
     case LOCKED:
         atomic_fetch_add(&shared_word, 1);
@@ -217,8 +220,7 @@ perform(enum subject subject)
 }
 
 /* The child: what lies between the two traps is looked at. */
-static void __attribute__((noreturn))
-child(enum subject subject)
+static void __attribute__((noreturn)) child(enum subject subject)
 {
     if (!client_up(subject == TIMED) || !clock_is_not_asked() || ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0)
         _exit(2);
@@ -256,8 +258,8 @@ forbidden(const unsigned char *code, uint64_t address)
             lock = true;
         else if (*code == 0xf3 || *code == 0xf2)
             repeat = true;
-        else if (*code != 0x66 && *code != 0x67 && *code != 0x2e && *code != 0x36 && *code != 0x3e && *code != 0x26 &&
-                 *code != 0x64 && *code != 0x65)
+        else if (*code != 0x66 && *code != 0x67 && *code != 0x2e && *code != 0x36 && *code != 0x3e &&
+                 *code != 0x26 && *code != 0x64 && *code != 0x65)
             break;
     }
     if (lock)
@@ -312,13 +314,15 @@ step_through(enum subject subject, struct finding *finding)
     }
     assert_true(WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP);
     for (; finding->instructions < 100000; finding->instructions++) {
-        if (ptrace(PTRACE_GETREGS, pid, NULL, &registers) != 0 || !fetch_code(pid, registers.rip, code) || code[0] == 0xcc)
+        if (ptrace(PTRACE_GETREGS, pid, NULL, &registers) != 0 || !fetch_code(pid, registers.rip, code) ||
+            code[0] == 0xcc)
             break;
         if (finding->what == NULL) {
             finding->what  = forbidden(code, registers.rip);
             finding->where = registers.rip - (uint64_t)(uintptr_t)__executable_start;
         }
-        if (ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL) != 0 || waitpid(pid, &status, 0) != pid || !WIFSTOPPED(status))
+        if (ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL) != 0 || waitpid(pid, &status, 0) != pid ||
+            !WIFSTOPPED(status))
             break;
     }
     kill(pid, SIGKILL);
@@ -338,8 +342,9 @@ test_a_hit_executes_nothing_that_is_locked(void **state)
         skip();
     for (size_t i = 0; i < NEAR_COUNT_OF(hits); i++) {
         assert_true(step_through(hits[i], &finding));
-        print_message("# key of %zu, value of %zu: %u instructions; %s\n", strlen(key_names[i]), value_sizes[i],
-                      finding.instructions - nothing.instructions, finding.what == NULL ? "nothing forbidden" : finding.what);
+        print_message("# key of %zu, value of %zu: %u instructions; %s\n", strlen(key_names[i]),
+                      value_sizes[i], finding.instructions - nothing.instructions,
+                      finding.what == NULL ? "nothing forbidden" : finding.what);
         if (finding.what != NULL)
             print_message("# at %#llx from the program's start\n", (unsigned long long)finding.where);
         assert_null(finding.what);
@@ -370,8 +375,10 @@ test_control_what_is_forbidden_is_seen(void **state)
     static const struct {
         enum subject subject;
         const char  *what;
-    } rows[] = { { LOCKED, "a locked instruction" },      { EXCHANGE, "an exchange with memory" },
-                 { FENCE, "a fence" },                     { ALLOCATION, "a call out of the program" },
+    } rows[] = { { LOCKED, "a locked instruction" },
+                 { EXCHANGE, "an exchange with memory" },
+                 { FENCE, "a fence" },
+                 { ALLOCATION, "a call out of the program" },
                  { CLOCK, "a call out of the program" } };
     struct finding finding;
 

@@ -27,10 +27,10 @@
 enum {
     THREADS = 4,
     KEYS    = 3000,
-    HOLDS   = 32,  /* values a thread holds at most, for long */
-    BOXES   = 64,  /* where values wait for another thread */
+    HOLDS   = 32, /* values a thread holds at most, for long */
+    BOXES   = 64, /* where values wait for another thread */
     BATCH   = 8,
-    TINY    = 12,  /* the head */
+    TINY    = 12, /* the head */
     LARGE   = 70 * 1024,
     ADOPTED = 3000
 };
@@ -274,10 +274,10 @@ keep(struct worker *worker, struct held held, uint64_t dice)
 static void
 take(struct worker *worker, near_value *value, uint32_t key, uint32_t acked, int64_t now)
 {
-    struct storm    *storm = worker->storm;
-    uint64_t         dice  = test_random(&worker->random);
-    near_bytes       data  = near__value_data(value);
-    uint32_t         version = 0;
+    struct storm     *storm   = worker->storm;
+    uint64_t          dice    = test_random(&worker->random);
+    near_bytes        data    = near__value_data(value);
+    uint32_t          version = 0;
     struct near__meta meta;
 
     near__value_meta(value, now, &meta);
@@ -329,7 +329,8 @@ get(struct worker *worker, uint32_t key)
     struct storm *storm = worker->storm;
     uint32_t      acked = atomic_load(&storm->regs[key].acked);
     int64_t       now   = atomic_load(&storm->now);
-    near_value   *value = near__l1_hit((struct near__l1_front *)storm->l1, key_hash(&key), (near_bytes){ &key, sizeof(key) }, now);
+    near_value   *value = near__l1_hit((struct near__l1_front *)storm->l1, key_hash(&key),
+                                       (near_bytes){ &key, sizeof(key) }, now);
 
     if (value == NULL)
         miss(worker, key, now);
@@ -366,12 +367,12 @@ get_many(struct worker *worker, uint32_t first)
 static void
 put_new(struct worker *worker, uint32_t key)
 {
-    struct storm         *storm = worker->storm;
-    struct reg           *reg   = &storm->regs[key];
-    near_bytes            name  = { &key, sizeof(key) };
-    uint64_t              hash  = key_hash(&key);
-    int64_t               now   = atomic_load(&storm->now);
-    struct near__l1_write write = near__l1_write_begin(storm->l1, hash, name);
+    struct storm         *storm   = worker->storm;
+    struct reg           *reg     = &storm->regs[key];
+    near_bytes            name    = { &key, sizeof(key) };
+    uint64_t              hash    = key_hash(&key);
+    int64_t               now     = atomic_load(&storm->now);
+    struct near__l1_write write   = near__l1_write_begin(storm->l1, hash, name);
     uint32_t              version = atomic_fetch_add(&reg->version, 1) + 1;
     struct near__entry   *entry   = make_entry(key, version, now);
 
@@ -385,10 +386,10 @@ put_new(struct worker *worker, uint32_t key)
 static void
 put_alone(struct worker *worker, uint32_t key)
 {
-    struct storm       *storm   = worker->storm;
-    struct reg         *reg     = &storm->regs[key];
-    int64_t             now     = atomic_load(&storm->now);
-    struct near__entry *entry   = make_entry(key, atomic_load(&reg->version) + 1, now);
+    struct storm       *storm = worker->storm;
+    struct reg         *reg   = &storm->regs[key];
+    int64_t             now   = atomic_load(&storm->now);
+    struct near__entry *entry = make_entry(key, atomic_load(&reg->version) + 1, now);
     uint32_t            version;
 
     if (entry == NULL)
@@ -454,8 +455,10 @@ work(void *ctx)
 static void *
 keep_up(void *ctx)
 {
-    static const size_t bounds[][2] = { { BYTES, 0 }, { BYTES / 4, 0 }, { 2 * BYTES, 0 }, { BYTES, KEYS / 4 } };
-    struct storm       *storm       = ctx;
+    static const size_t bounds[][2] = {
+        { BYTES, 0 }, { BYTES / 4, 0 }, { 2 * BYTES, 0 }, { BYTES, KEYS / 4 }
+    };
+    struct storm *storm = ctx;
 
     for (size_t i = 0; atomic_load(&storm->running) > 0; i++) {
         atomic_fetch_add(&storm->now, NEAR_MS);
@@ -535,12 +538,14 @@ storm_differences(struct storm *storm, size_t *found)
     size_t different = 0;
 
     for (uint32_t key = 0; key < KEYS; key++) {
-        near_value *value = near__l1_find(storm->l1, key_hash(&key), (near_bytes){ &key, sizeof(key) }, atomic_load(&storm->now));
+        near_value *value = near__l1_find(storm->l1, key_hash(&key), (near_bytes){ &key, sizeof(key) },
+                                          atomic_load(&storm->now));
         uint32_t    version;
 
         if (value == NULL)
             continue;
-        different += !read_value(near__value_data(value), key, &version) || version != atomic_load(&storm->regs[key].version);
+        different += !read_value(near__value_data(value), key, &version) ||
+                     version != atomic_load(&storm->regs[key].version);
         ++*found;
         near__value_release(value);
     }
@@ -550,7 +555,8 @@ storm_differences(struct storm *storm, size_t *found)
 static uint64_t
 faults(struct storm *storm)
 {
-    return atomic_load(&storm->broken) + atomic_load(&storm->stale) + atomic_load(&storm->backwards) + atomic_load(&storm->late);
+    return atomic_load(&storm->broken) + atomic_load(&storm->stale) + atomic_load(&storm->backwards) +
+           atomic_load(&storm->late);
 }
 
 static void
@@ -562,8 +568,8 @@ test_everything_at_once(void **state)
     while (near__policies[count] != NULL)
         count++;
     for (size_t p = 0; p < count; p++) {
-        struct storm         *storm = storm_new(near__policies[p]->name, operations() / count / THREADS, NO_HARM);
-        size_t                found = 0, different;
+        struct storm *storm = storm_new(near__policies[p]->name, operations() / count / THREADS, NO_HARM);
+        size_t        found = 0, different;
         struct near__l1_stats stats;
 
         assert_true(storm_blow(storm));
@@ -571,9 +577,11 @@ test_everything_at_once(void **state)
         near__l1_resize(storm->l1, BYTES, 0);
         upkeep_all(storm->l1, atomic_load(&storm->now));
         stats = stats_of(storm->l1);
-        print_message("# %s: %llu hits, %llu misses, %llu writes, %llu fills, %llu refused, %llu evictions, %llu expired, %llu passed on, "
+        print_message("# %s: %llu hits, %llu misses, %llu writes, %llu fills, %llu refused, %llu evictions, "
+                      "%llu expired, %llu passed on, "
                       "%llu resizes, %llu too large\n",
-                      near__policies[p]->name, (unsigned long long)stats.hits, (unsigned long long)atomic_load(&storm->misses),
+                      near__policies[p]->name, (unsigned long long)stats.hits,
+                      (unsigned long long)atomic_load(&storm->misses),
                       (unsigned long long)atomic_load(&storm->writes), (unsigned long long)stats.fills,
                       (unsigned long long)stats.fills_refused, (unsigned long long)stats.evictions,
                       (unsigned long long)stats.expired, (unsigned long long)atomic_load(&storm->passed),
@@ -613,7 +621,10 @@ control(enum harm harm, const char *what)
         _exit(storm_blow(storm) && faults(storm) == 0 ? 0 : 1);
     }
     assert_int_equal(waitpid(pid, &status, 0), pid);
-    print_message("# control, %s: %s\n", what, WIFSIGNALED(status) ? "died" : status == 0 ? "not caught" : "caught");
+    print_message("# control, %s: %s\n", what,
+                  WIFSIGNALED(status) ? "died"
+                  : status == 0       ? "not caught"
+                                      : "caught");
     assert_int_not_equal(status, 0);
 }
 
