@@ -53,13 +53,29 @@ fill(const struct l1_peer *peer, void *cache, uint32_t n)
     return true;
 }
 
+/* What the process needs once, however large the cache: libraries, the first thread, what malloc keeps. */
+static void
+warm_up(const struct l1_peer *peer)
+{
+    struct l1_world world = { .keys = 1000 };
+    const char     *why;
+    void           *cache = peer->open(peer, &world, 0, &why);
+
+    if (cache != NULL && fill(peer, cache, 1000))
+        peer->close(cache);
+}
+
 static int
 child_plain(const struct l1_peer *peer, uint32_t n)
 {
     struct l1_world world = { .keys = n };
     const char     *why;
-    double          before = resident();
-    void           *cache  = peer->open(peer, &world, 0, &why);
+    double          before;
+    void           *cache;
+
+    warm_up(peer);
+    before = resident();
+    cache  = peer->open(peer, &world, 0, &why);
 
     if (cache == NULL || !fill(peer, cache, n))
         return 1;
@@ -72,7 +88,7 @@ child_l2_backed(const struct l1_peer *peer, uint32_t n)
 {
     const char *why;
     double      before = 0;
-    void       *cache  = l1_ours_open(peer, UINT64_C(1) << 30, 0, "memory:", &why);
+    void       *cache  = l1_ours_open(peer, UINT64_C(256) << 20, 0, "memory:", &why);
 
     if (cache == NULL || !l1_ours_fill_through_l2(cache, n, look, &before))
         return 1;
@@ -116,8 +132,12 @@ child_budget(const struct l1_peer *peer, uint64_t budget)
     static const struct sizes phases[] = { { 16, 4096 }, { 16, 128 }, { 2048, LARGEST }, { 16, 4096 } };
     const char               *why;
     uint64_t                  random = 7, counted = 0;
-    double                    before = resident(), most = before;
-    void                     *cache = l1_ours_open(peer, budget, 0, "none:", &why);
+    double                    before, most;
+    void                     *cache;
+
+    warm_up(peer);
+    before = most = resident();
+    cache         = l1_ours_open(peer, budget, 0, "none:", &why);
 
     for (size_t i = 0; i < sizeof(phases) / sizeof(phases[0]); i++) {
         if (cache == NULL || !flood(peer, cache, phases[i], budget, &random, &most))

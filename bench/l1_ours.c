@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define AMPLE (UINT64_C(1) << 30) /* bytes: over 1000 an entry, more than any layout needs */
+#define AMPLE (UINT64_C(256) << 20) /* bytes: more than 1 M entries need, as one would size it for them */
 
 struct ours {
     near_client *client;

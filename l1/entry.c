@@ -1,7 +1,8 @@
 /*
  * Entries: birth, holders, end.
  *
- * One malloc per entry: [struct near__entry][key][gap][value].  The gap brings the value to an address
+ * One block per entry, by malloc, or from 8 KiB on by mmap: [struct near__entry][key][gap][value].  Large values come and go in all
+ * sizes, and what malloc cannot give back between them would be memory that nobody counts; pages are given back.  The gap brings the value to an address
  * divisible by 16, or by 64 when it has 4 KiB or more.  The 64 are found inside a plain block that is 48
  * bytes longer, not by aligned_alloc(): glibc would cut a bigger block in three and leave crumbs beside each
  * value, memory that nobody counts.
@@ -16,12 +17,15 @@
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum {
     BLOCK_ALIGN   = 16,       /* what malloc gives */
     VALUE_ALIGN   = 64,       /* a cache line, and the widest vector */
     LARGE         = 4 * 1024, /* from here on the padding is below 1.6 % */
-    MALLOC_HEADER = 8         /* glibc keeps the size before the block */
+    MALLOC_HEADER = 8,        /* glibc keeps the size before the block */
+    PAGE          = 4096,
+    MAPPED_FROM   = 2 * PAGE
 };
 
 _Static_assert(BLOCK_ALIGN > NEAR__VALUE_BITS, "a handle keeps its flags in the address's low bits");
@@ -30,6 +34,35 @@ static uintptr_t
 align_up(uintptr_t at, uintptr_t to)
 {
     return (at + to - 1) & ~(to - 1);
+}
+
+/* Zero but for what malloc leaves behind the fields; mapped_pages is set.  Where the system has no more mappings to give, malloc
+ * does. */
+static struct near__entry *
+block_get(size_t size)
+{
+    size_t              pages = (size + PAGE - 1) / PAGE;
+    struct near__entry *entry = MAP_FAILED;
+
+    if (size >= MAPPED_FROM && pages <= UINT32_MAX)
+        entry = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (entry != MAP_FAILED) {
+        entry->mapped_pages = (uint32_t)pages;
+        return entry;
+    }
+    entry = malloc(size);
+    if (entry != NULL)
+        memset(entry, 0, sizeof(*entry));
+    return entry;
+}
+
+static void
+block_put(struct near__entry *entry)
+{
+    if (entry->mapped_pages != 0)
+        munmap(entry, (size_t)entry->mapped_pages * PAGE);
+    else
+        free(entry);
 }
 
 /* A block with `room` bytes behind the key: the fields set that never change, the others zero. */
@@ -41,10 +74,9 @@ block_new(near_bytes key, uint64_t hash, size_t room)
 
     if (key.size > UINT32_MAX || head > PTRDIFF_MAX || room > PTRDIFF_MAX - head)
         return NULL;
-    entry = malloc(head + room);
+    entry = block_get(head + room);
     if (entry == NULL)
         return NULL;
-    memset(entry, 0, sizeof(*entry));
     atomic_init(&entry->refs, 1);
     entry->key_size = (uint32_t)key.size;
     entry->hash     = hash;
@@ -104,13 +136,14 @@ near__entry_release(struct near__entry **entry)
         return;
     if (e->release != NULL)
         e->release((void *)(uintptr_t)e->value);
-    free(e);
+    block_put(e);
 }
 
 size_t
 near__entry_cost(const struct near__entry *entry)
 {
-    size_t cost = malloc_usable_size((void *)(uintptr_t)entry) + MALLOC_HEADER;
+    size_t cost = entry->mapped_pages != 0 ? (size_t)entry->mapped_pages * PAGE
+                                           : malloc_usable_size((void *)(uintptr_t)entry) + MALLOC_HEADER;
 
     if (entry->adopted)
         cost += align_up(entry->value_size + MALLOC_HEADER, BLOCK_ALIGN); /* as malloc would have given it */

@@ -29,6 +29,7 @@ struct near__entry {
     uint64_t stamp;              /* version of the L2 entry, 0: none */
     uint64_t generation;         /* of its cache, when it was read or loaded */
     uint32_t cost_us;            /* of the load that made it */
+    uint32_t mapped_pages;       /* of 4 KiB: this block came from mmap; 0: from malloc */
     bool     negative;           /* "the store has no such thing": no value */
     bool     adopted;            /* value lies in memory that was taken over */
 

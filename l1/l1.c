@@ -82,7 +82,7 @@ enum {
     STRIPES_MAX   = 16384,           /* 256 KiB: each write needs one */
     SHARDS_LIMIT  = 1024,
     SHARD_LEAST   = 4096, /* bytes */
-    SLAB_PARTS    = 512,             /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
+    SLAB_PARTS    = 256,             /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
     SLAB_MIN      = 512,
     SLAB_MAX      = 65536,
     GROWTH        = 16,  /* how far an L1 may be resized ... */
