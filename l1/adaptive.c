@@ -226,12 +226,14 @@ adaptive_pool_open(void **out, size_t entries)
 static size_t
 adaptive_pool_bytes(const void *state)
 {
-    const struct pool *pool  = state;
-    size_t             bytes = sizeof(*pool);
+    struct pool *pool  = (struct pool *)(uintptr_t)state;
+    size_t       bytes = sizeof(*pool);
 
+    near__lock(&pool->lock);
     for (size_t i = 0; i < RULES; i++)
         if (pool->shadows[i].table.chunks != NULL)
             bytes += near__table_bytes(&pool->shadows[i].table) + near__fifos_bytes(&pool->shadows[i].fifos);
+    near__unlock(&pool->lock);
     return bytes;
 }
 
