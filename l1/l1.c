@@ -96,6 +96,8 @@ enum {
     HOMES_APART   = 37,  /* how far the first buckets of neighbouring shards lie apart: odd, so that all places are used */
     GROUP         = 32,  /* keys whose memory accesses overlap */
     RETRIES       = 8,   /* looks again when a bucket changed during a miss; then it is one */
+    PAY_EVERY     = 256, /* inserts between two looks at what the policy itself holds */
+    TRIM_MAX      = 8 << 20, /* bytes given back at a time: some hundred microseconds */
     CLEAR_NOW     = 64,  /* buckets that a clear empties itself */
     SWEEP_LAPS    = 40   /* calls of upkeep for one lap of looking for expired entries: 4 s at ten a second */
 };
@@ -127,6 +129,7 @@ struct shard {
     struct near__heap     heap;
     struct near__l1_stats stats;
     size_t                max_entries, max_bytes, policy_bytes; /* the heap gets what the policy leaves */
+    unsigned              since_paid; /* inserts since the policy's memory was looked at */
     bool                  timed;      /* a block that may expire was linked since the last clear */
     uint32_t              stale_left; /* home buckets that may be of an older generation ... */
     uint32_t              stale_hand; /* ... and where to go on emptying them */
@@ -1218,6 +1221,10 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, n
 static void
 ahead_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
+    if (++sh->since_paid == PAY_EVERY) {
+        sh->since_paid = 0;
+        pay_policy_locked(l1, sh);
+    }
     if (sh->limbo_n >= LIMBO / 2 && harvest_locked(l1, sh, dead) == 0)
         barrier_locked(l1, sh, dead);
     if (sh->pressed && sh->limbo_n < ahead(sh) && sh->heap.bytes + near__arena_slab_bytes(l1->arena) > sh->heap.max_bytes)
@@ -1469,6 +1476,23 @@ upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
     return more;
 }
 
+/* Give pages back that the heaps may no longer fill: because of what the policies hold, or a smaller bound. */
+static void
+trim(struct near__l1 *l1)
+{
+    size_t allowed = 0, committed;
+
+    for (size_t i = 0; i <= l1->front.shard_mask; i++) {
+        near__lock(&l1->shards[i].lock);
+        allowed += l1->shards[i].heap.max_bytes;
+        near__unlock(&l1->shards[i].lock);
+    }
+    near__arena_limit(l1->arena, smaller(allowed, near__arena_range(l1->arena)));
+    committed = near__arena_committed(l1->arena);
+    if (committed > allowed)
+        near__arena_trim(l1->arena, smaller(committed - allowed, TRIM_MAX));
+}
+
 bool
 near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
 {
@@ -1483,7 +1507,7 @@ near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
         near__l1_flush(l1);
     for (size_t i = 0; i <= l1->front.shard_mask; i++)
         more |= upkeep_shard(l1, &l1->shards[i], now, steps);
-    near__arena_trim(l1->arena, steps * near__arena_slab_bytes(l1->arena));
+    trim(l1);
     return more;
 }
 

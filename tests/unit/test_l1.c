@@ -730,7 +730,7 @@ test_too_large_is_half_of_a_shard(void **state)
 
     (void)state;
     assert_int_equal(put_sized(l1, "64 KiB in 1 MiB", 64 * 1024), NEAR__L1_ADMITTED);
-    assert_int_equal(put_sized(l1, "a", 511 * 1024), NEAR__L1_ADMITTED);
+    assert_int_equal(put_sized(l1, "a", 500 * 1024), NEAR__L1_ADMITTED);
     assert_int_equal(put_sized(l1, "b", 512 * 1024), NEAR__L1_TOO_LARGE); /* its overhead is over */
     assert_int_equal(stats_of(l1).too_large, 1);
     assert_int_equal(put(l1, "c", "small"), NEAR__L1_ADMITTED);
