@@ -1196,7 +1196,7 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, n
         drop_locked(l1, sh, entry->hash, key, dead);
         return NEAR__L1_EXPIRED;
     }
-    if (entry_cost(l1, sh, entry) <= sh->heap.max_bytes / 2)
+    if (entry_cost(l1, sh, entry) <= sh->max_bytes / 2)
         ref = block_new_locked(l1, sh, entry, key, dead);
     if (ref == 0 && dead->n >= DEAD / 2)
         return AGAIN;
@@ -1478,7 +1478,7 @@ upkeep_shard(struct near__l1 *l1, struct shard *sh, int64_t now, size_t steps)
 
 /* Give pages back that the heaps may no longer fill: because of what the policies hold, or a smaller bound. */
 static void
-trim(struct near__l1 *l1)
+trim(struct near__l1 *l1, size_t steps)
 {
     size_t allowed = 0, committed;
 
@@ -1491,6 +1491,8 @@ trim(struct near__l1 *l1)
     committed = near__arena_committed(l1->arena);
     if (committed > allowed)
         near__arena_trim(l1->arena, smaller(committed - allowed, TRIM_MAX));
+    else
+        near__arena_trim(l1->arena, steps * near__arena_slab_bytes(l1->arena)); /* nobody needs them just now */
 }
 
 bool
@@ -1507,7 +1509,7 @@ near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
         near__l1_flush(l1);
     for (size_t i = 0; i <= l1->front.shard_mask; i++)
         more |= upkeep_shard(l1, &l1->shards[i], now, steps);
-    trim(l1);
+    trim(l1, steps);
     return more;
 }
 
