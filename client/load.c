@@ -180,7 +180,10 @@ prepare_entry(const struct batch *batch, near_load *load, int64_t now)
     if (load->ask.ttl == 0)
         return;
     load->ask.ttl -= now - batch->started;
-    load->keep = load->keep && load->ask.ttl > 0;
+    if (load->ask.ttl == 0)
+        load->ask.ttl = -1; /* 0 would be for ever */
+    /* a load slower than its TTL still makes something to fall back on */
+    load->keep = load->keep && near__kept_for(batch->cache, entry->negative, load->ask.ttl) > 0;
 }
 
 /* Tell other instances, who may be waiting for our lease, what was stored.  Moves no fence anywhere; a loss costs nobody more than

@@ -92,11 +92,13 @@ near__entry_date(const near_cache *cache, struct near__entry *entry, int64_t bor
     entry->expires     = near__time_after(entry->fresh_until, entry->negative ? 0 : cache->settings.grace);
 }
 
-/* How long L2 keeps what is good for `ttl`: grace longer.  0: for ever. */
+/* How long L2 keeps what is good for `ttl`: grace longer.  0: for ever; below 0: it has ended already, perhaps with its grace. */
 static inline int64_t
 near__kept_for(const near_cache *cache, bool negative, int64_t ttl)
 {
-    return ttl == 0 || negative ? ttl : near__time_after(ttl, cache->settings.grace);
+    if (ttl == 0 || negative)
+        return ttl;
+    return ttl < 0 ? ttl + cache->settings.grace : near__time_after(ttl, cache->settings.grace);
 }
 
 /* Milliseconds for the wire: rounded up, 0 only for "never". */

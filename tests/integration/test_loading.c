@@ -99,6 +99,27 @@ a_failing_loader_is_answered_with_the_stale_value(void **state)
     close_instance(&a);
 }
 
+/* A load that takes longer than its TTL is stale when it comes, and all the better than nothing. */
+static void
+a_load_slower_than_its_ttl_is_kept_to_fall_back_on(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.delay_ms = 150);
+    struct instance a;
+    near_value     *value;
+
+    NEEDS(w);
+    OPEN(w, &a, SHORT_TTL, "grace", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    assert_fetch(a.cache, "k", "v1");
+    assert_int_equal(near_get(a.cache, near_key("k"), &value), NEAR_MISS);
+    store.mode = HOLD;
+    assert_fetch(a.cache, "k", "!v1"); /* at once */
+    await_held(&store, 1);
+    answer_version(store.held[0], 1);
+    close_instance(&a);
+}
+
 static void
 control_without_grace_a_failing_loader_fails(void **state)
 {
@@ -234,8 +255,10 @@ test_race37_a_refresh_does_not_revive_a_removed_key(void **state)
     assert_fetch(a.cache, "control", "!v1");
     await_held(&store, 2);
     assert_int_equal(near_remove(a.cache, near_key("k")), NEAR_OK);
-    answer_version(store.held[0], 2);
-    answer_version(store.held[1], 2);
+    for (size_t i = 0; i < 2; i++) {
+        near_load_ttl(store.held[i], 60000); /* the loads began a while ago */
+        answer_version(store.held[i], 2);
+    }
     assert_int_equal(near_get(a.cache, near_key("k"), &value), NEAR_MISS);
     await_get(a.cache, "control", "v2"); /* the control: without the removal it is kept */
     store.mode = FAIL;
@@ -854,7 +877,7 @@ the_bus_wakes_who_waits_for_a_fill(void **state)
     struct world *w = *state;
 
     NEEDS(w);
-    assert_true(time_to_wake(w) <= 5 * test_slack());
+    assert_true(time_to_wake(w) <= 12 * test_slack()); /* polls alone: 20 ms on average */
 }
 
 /* The control: without a bus only the polls do. */
@@ -1191,6 +1214,7 @@ main(void)
         OVER_ALL(a_stale_value_is_served_at_once_and_refreshed_behind),
         OVER_ALL(a_get_does_not_serve_what_is_past_its_ttl),
         OVER_ALL(a_failing_loader_is_answered_with_the_stale_value),
+        OVER_ALL(a_load_slower_than_its_ttl_is_kept_to_fall_back_on),
         OVER_ALL(control_without_grace_a_failing_loader_fails),
         OVER_ALL(grace_ends),
         OVER_ALL(a_removal_takes_the_fallback_with_it_and_expire_leaves_it),
