@@ -74,7 +74,7 @@
 
 enum {
     CACHE_LINE    = 64,
-    SHARD_ENTRIES = 1024,            /* a shard should hold at least so many ... */
+    SHARD_ENTRIES = 2048,            /* a shard should hold at least so many ... */
     SHARD_BYTES   = 4 * 1024 * 1024, /* ... and so much, so that a value of 1 MiB does not sweep it out */
     SHARDS_MAX    = 64,              /* when chosen here */
     ENTRY_BYTES   = 256,             /* expected, where only bytes are known */
@@ -91,6 +91,7 @@ enum {
     DEAD          = 32,  /* counted entries let go after one hold of the lock */
     AHEAD_PART    = 64,  /* victims taken ahead of need: so that one barrier serves that part of a shard's entries ... */
     AHEAD_MAX     = 32,  /* ... or so many */
+    SHRINK_TRIES  = 128,  /* the same for a slab while there is more than is allowed: upkeep sees to that */
     TRIES         = 4096, /* rounds of eviction for one block before it is given up */
     HOMES_FIRST   = 4,   /* buckets of an empty shard */
     HOMES_APART   = 37,  /* how far the first buckets of neighbouring shards lie apart: odd, so that all places are used */
@@ -571,11 +572,11 @@ static bool
 slab_room_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
     size_t slab = near__arena_slab_bytes(l1->arena);
+    size_t most = sh->heap.bytes > sh->heap.max_bytes ? SHRINK_TRIES : TRIES;
 
-    if (sh->heap.bytes > sh->heap.max_bytes) /* shrinking: not now */
-        return false;
     for (size_t tries = 0; sh->heap.bytes + slab > sh->heap.max_bytes; tries++)
-        if (tries == TRIES || dead->n >= DEAD / 2 || !(compact_locked(l1, sh, dead) || make_room_locked(l1, sh, tries, dead)))
+        if (tries == most || dead->n >= DEAD / 2 ||
+            !(compact_locked(l1, sh, dead) || make_room_locked(l1, sh, tries, dead)))
             return false;
     return true;
 }

@@ -11,7 +11,7 @@
 #include <string.h>
 
 enum {
-    SHARD_ENTRIES = 1024, /* the rule of l1.c */
+    SHARD_ENTRIES = 2048, /* the rule of l1.c */
     SHARDS_MAX    = 64,
     CHUNK_SHIFT   = 6, /* buckets of 4 KiB */
     EXACT_SHIFT   = 8, /* at least so many home bits in exact runs: 2^24 keys can be told apart */
