@@ -115,7 +115,7 @@ near__block_same_short(const unsigned char *a, const unsigned char *b, size_t si
     return true;
 }
 
-static inline bool
+static inline int
 near__block_same16(const unsigned char *a, const unsigned char *b)
 {
 #if defined(__SSE2__)
@@ -134,7 +134,8 @@ near__block_same(const unsigned char *a, const unsigned char *b, size_t size)
     for (size_t at = 16; __builtin_expect(at < size - 16, 0); at += 16)
         if (!near__block_same16(a + at, b + at))
             return false;
-    return near__block_same16(a, b) & near__block_same16(a + size - 16, b + size - 16);
+    /* both, without a branch between */
+    return (near__block_same16(a, b) & near__block_same16(a + size - 16, b + size - 16)) != 0;
 }
 
 static inline bool
