@@ -22,8 +22,8 @@
  *    by default) against acknowledged writes, typically one message's delivery.  With memcached and no bus:
  *    never older than `l1.max_ttl` (1 s there).  doc/guarantees.md states every promise, G0 to G8.
  *  - Writes that bypass nearcache are not seen before the entry's TTL (at most `l1.max_ttl` in L1).
- *  - L1 looks at the time as often as it can afford: a TTL may end some milliseconds late there.  A TTL of more than 20
- *    days counts as 20 days in L1.
+ *  - L1 looks at the time as often as it can afford: a TTL may end some milliseconds late there.  One of more than 20 days
+ *    counts as 20 days in L1 (large and adopted values keep theirs).
  *  - Names: a server given by name is resolved by the system's resolver when a connection is made, and no deadline ends
  *    that.  Where DNS may hang, give addresses.
  *  - Clocks: durations are measured with CLOCK_BOOTTIME.  No promise needs synchronised clocks.
@@ -221,9 +221,10 @@ typedef struct near_value_info {
     size_t      size;        /* bytes of the value */
     near_source source;      /* the tier that gave this value to this caller */
     bool        stale;       /* past its freshness: within grace, or while the bus is lost */
-    int64_t     age_ms;      /* since this process got it from L2, a loader or a write; -1: not known (an entry of L1 that
-                                does not expire, in a cache without L2) */
-    int64_t     ttl_ms;      /* until it has to be refreshed here; -1: never, 0: overdue */
+    /* since this process got it from L2, a loader or a write; -1: not known (an entry that does not expire, in a cache
+     * without L2) */
+    int64_t age_ms;
+    int64_t ttl_ms; /* until it has to be refreshed here; -1: never, 0: overdue */
 } near_value_info;
 /* clang-format off */
 #define NEAR_VALUE_INFO_INIT { sizeof(near_value_info), 0, NEAR_FROM_NOWHERE, false, 0, 0 }
