@@ -108,10 +108,80 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         .hash        = hash_key,
         .hash_ctx    = &client->secret,
     };
-    status = near__l1_new(&cache->l1, &config);
+    cache->wanted_bytes   = config.max_bytes;
+    cache->wanted_entries = config.max_entries;
+    status                = near__l1_new(&cache->l1, &config);
     if (status != NEAR_OK)
         return near__fail(error, status, "cache %s: cannot make its L1: %s", cache->name,
                           near_status_text(status));
+    return NEAR_OK;
+}
+
+/* The L1s' bounds again, each its part of l1.total_bytes.  Returns the last refusal: an index that is already larger than its part,
+ * for one; that L1 keeps the bounds it had. */
+static near_status
+share_locked(near_client *client)
+{
+    size_t      total = (size_t)client->settings.l1_total_bytes, sum = 0, bytes;
+    near_status status = NEAR_OK, one;
+
+    for (near_cache *cache = client->caches; cache != NULL; cache = cache->next)
+        sum += cache->wanted_bytes;
+    for (near_cache *cache = client->caches; cache != NULL; cache = cache->next) {
+        if (cache->wanted_bytes == 0)
+            continue;
+        bytes = cache->wanted_bytes;
+        if (total != 0 && sum > total)
+            bytes = (size_t)((double)total / (double)sum * (double)bytes);
+        one    = near__l1_resize(cache->l1, bytes, cache->wanted_entries);
+        status = one != NEAR_OK ? one : status;
+    }
+    return status;
+}
+
+static void
+share(near_client *client, const char *when)
+{
+    near_status status;
+
+    if (client->settings.l1_total_bytes == 0)
+        return;
+    near__lock(&client->lock);
+    status = share_locked(client);
+    near__unlock(&client->lock);
+    if (status != NEAR_OK)
+        near__log(&client->log, NEAR_LOG_WARN, "l1.total_bytes: %s, not every cache could get its part: %s",
+                  when, near_status_text(status));
+}
+
+near_status
+near_cache_resize(near_cache *cache, size_t max_bytes, size_t max_entries, near_error *error)
+{
+    near_status status = near__cache_check(cache);
+    size_t      bytes, entries;
+
+    if (error != NULL)
+        *error = (near_error){ .code = NEAR_OK };
+    if (status != NEAR_OK)
+        return near__fail(error, status, "near_cache_resize: %s", near_status_text(status));
+    near__lock(&cache->client->lock);
+    bytes                 = cache->wanted_bytes;
+    entries               = cache->wanted_entries;
+    cache->wanted_bytes   = max_bytes;
+    cache->wanted_entries = max_entries;
+    status                = max_bytes == 0 || bytes == 0 ? NEAR_ERR_INVALID : share_locked(cache->client);
+    if (status != NEAR_OK) { /* all as it was */
+        cache->wanted_bytes   = bytes;
+        cache->wanted_entries = entries;
+        (void)share_locked(cache->client);
+    }
+    near__unlock(&cache->client->lock);
+    if (status != NEAR_OK)
+        return near__fail(error, status,
+                          "cache %s: its L1 cannot be made %zu bytes and %zu entries large: it grows to 16 "
+                          "times what it was "
+                          "opened with, and not below twice its index",
+                          cache->name, max_bytes, max_entries);
     return NEAR_OK;
 }
 
@@ -166,6 +236,7 @@ near_cache_open(near_client *client, const char *name, const near_config *overri
         near__cache_free(cache);
         return status;
     }
+    share(client, "a cache was opened");
     near__upkeep_start(client);
     *pcache = cache;
     return NEAR_OK;
@@ -212,6 +283,7 @@ near_cache_close(near_cache *cache)
     near__lock(&client->lock);
     near__cache_unlink_locked(cache);
     near__unlock(&client->lock);
+    share(client, "a cache was closed");
     near__cache_await_loads(cache,
                             near__time_after(near__client_now(client), client->settings.close_timeout));
     near__cache_release(cache);

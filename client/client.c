@@ -56,7 +56,8 @@ near__client_now_exact(near_client *client)
 int64_t
 near__client_now_coarse(const near_client *client)
 {
-    return clock_read(CLOCK_MONOTONIC_COARSE) + atomic_load_explicit(&client->boot_offset, memory_order_relaxed);
+    return clock_read(CLOCK_MONOTONIC_COARSE) +
+           atomic_load_explicit(&client->boot_offset, memory_order_relaxed);
 }
 
 int64_t

@@ -70,10 +70,11 @@ struct near_client {
     struct near__workers     *workers; /* the loader pool */
     bool bus_on_l2; /* the bus's server is the L2's, and the backend announces: one atomic step */
 
-    _Atomic int64_t boot_offset; /* what CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC: the machine slept for that long */
-    int64_t         coarse_step; /* resolution of the coarse clock: it may be late by that */
-    _Atomic int64_t tick;        /* the time as the scheduler tells it, to 1 ms; 0: it does not, ask the clock */
-    _Atomic bool    tick_wanted; /* somebody had to ask the clock */
+    _Atomic int64_t
+        boot_offset; /* what CLOCK_BOOTTIME is ahead of CLOCK_MONOTONIC: the machine slept for that long */
+    int64_t            coarse_step; /* resolution of the coarse clock: it may be late by that */
+    _Atomic int64_t    tick; /* the time as the scheduler tells it, to 1 ms; 0: it does not, ask the clock */
+    _Atomic bool       tick_wanted;    /* somebody had to ask the clock */
     struct near__timer upkeep, ticker; /* client/upkeep.c, whose thread the next two belong to */
     unsigned           ticks_left;
     bool               ticking;
@@ -139,18 +140,19 @@ struct near__gather {
 };
 
 struct near_cache {
-    _Atomic unsigned           refs;
-    near_client               *client;
-    near_cache                *next;
-    uint64_t                   id; /* counts up: the list is in falling order */
-    char                       name[NEAR__CACHE_NAME_MAX + 1];
-    char                       prefix[64 + NEAR__CACHE_NAME_MAX + 2]; /* of L2 keys, without the separator */
-    size_t                     prefix_size;
-    struct near__settings      settings;
-    int64_t                    max_ttl; /* l1.max_ttl, or its stricter default */
-    struct near__l1           *l1;
-    near_load_fn               loader;
-    void                      *loader_ctx;
+    _Atomic unsigned      refs;
+    near_client          *client;
+    near_cache           *next;
+    uint64_t              id; /* counts up: the list is in falling order */
+    char                  name[NEAR__CACHE_NAME_MAX + 1];
+    char                  prefix[64 + NEAR__CACHE_NAME_MAX + 2]; /* of L2 keys, without the separator */
+    size_t                prefix_size;
+    struct near__settings settings;
+    int64_t               max_ttl;                 /* l1.max_ttl, or its stricter default */
+    size_t           wanted_bytes, wanted_entries; /* bounds of its L1 before l1.total_bytes; client's lock */
+    struct near__l1 *l1;
+    near_load_fn     loader;
+    void            *loader_ctx;
     struct near__generation    generation;
     struct near__flight_stripe flights[NEAR__FLIGHT_STRIPES];
     struct near__budget        budget;

@@ -34,6 +34,9 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
 #define NEAR__OPTIONS(X)                                                                                              \
     X(l1_max_bytes, "l1.max_bytes", SIZE, CACHE, "64MiB", 0, NEAR__TIB, NULL,                                         \
       "Memory of this cache's L1, overhead included.  0 keeps nothing in the process.")                               \
+    X(l1_total_bytes, "l1.total_bytes", SIZE, CLIENT, "0", 0, NEAR__TIB, NULL,                                        \
+      "Memory of the L1s of all caches together.  Where their l1.max_bytes are more than that, each gets its part, in "  \
+      "proportion, whenever a cache is opened, closed or resized.  0: each has its own bound only.")                  \
     X(l1_max_entries, "l1.max_entries", COUNT, CACHE, "0", 0, INT64_C(1) << 32, NULL,                                 \
       "Most entries in this cache's L1.  0: only l1.max_bytes bounds it.")                                            \
     X(l1_policy, "l1.policy", CHOICE, CACHE, "adaptive", 0, 0, "adaptive | lru | lfu | sieve | s3fifo | tinylfu",     \

@@ -240,8 +240,8 @@ answered(near_cache *cache, const struct near__view *view, uint64_t hash, near_b
 
 /* One key that L1 has not answered: a seat on a flight.  What follows is only for those who miss, the exact time first of all. */
 static near_status
-miss(struct fetch *fetch, near_cache *cache, const near_fetch_options *options, struct near__view *view, size_t index,
-     size_t left, near_bytes key, uint64_t hash)
+miss(struct fetch *fetch, near_cache *cache, const near_fetch_options *options, struct near__view *view,
+     size_t index, size_t left, near_bytes key, uint64_t hash)
 {
     if (fetch->cache == NULL) {
         near__view_exact(cache, view);

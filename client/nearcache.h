@@ -203,6 +203,17 @@ NEAR_API void near_set_log(near_client *client, near_log_fn fn, void *ctx);
 NEAR_API near_status near_cache_open(near_client *client, const char *name, const near_config *overrides,
                                      near_cache **cache, near_error *error);
 
+/**
+ * Give a cache's L1 other bounds while it is in use.  A larger one is in force at once; what is too much for a smaller one leaves
+ * step by step, within seconds.  Where l1.total_bytes bounds all caches of the client together, the parts are dealt out again.
+ * @param max_bytes    l1.max_bytes, not 0.
+ * @param max_entries  l1.max_entries; 0: only the bytes bound it.
+ * @return NEAR_OK; NEAR_ERR_INVALID when it is more than 16 times what the cache was opened with, less than its index needs, or when
+ *         the cache keeps nothing in L1 (all stays as it was); NEAR_ERR_CLOSED, NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API near_status near_cache_resize(near_cache *cache, size_t max_bytes, size_t max_entries, near_error *error);
+
 /* Close a cache before its client; NULL is fine.  No other call on it may be running or follow; values still held stay
  * valid.  What is in L2 stays there.  Threads: one.  Blocks: until loads under way are answered, up to close.timeout. */
 NEAR_API void near_cache_close(near_cache *cache);

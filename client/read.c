@@ -73,13 +73,15 @@ hit_back(near_cache *cache)
 struct near__hit
 near__l1_look(near_cache *cache, uint64_t hash, near_bytes key, int64_t now)
 {
-    near_value      *value = near__l1_find(cache->l1, hash, key, now);
+    near_value       *value = near__l1_find(cache->l1, hash, key, now);
     struct near__meta meta;
 
     if (value == NULL)
         return (struct near__hit){ .value = NULL };
     if (value == NEAR__L1_NEGATIVE)
-        return (struct near__hit){ .value = NULL, .negative = true, .fresh_until = NEAR_NEVER, .expires = NEAR_NEVER };
+        return (struct near__hit){
+            .value = NULL, .negative = true, .fresh_until = NEAR_NEVER, .expires = NEAR_NEVER
+        };
     hit_back(cache);
     near__value_meta(value, now, &meta);
     return (struct near__hit){
@@ -436,7 +438,8 @@ get_missing(near_cache *cache, const struct near__view *view, struct missing *mi
 
 /* One key of the batch that L1 lacks: to be asked of L2, if there is one. */
 static near_status
-add_missing(near_cache *cache, struct missing *missing, size_t index, size_t left, near_bytes key, uint64_t hash)
+add_missing(near_cache *cache, struct missing *missing, size_t index, size_t left, near_bytes key,
+            uint64_t hash)
 {
     if (cache->client->ops == NULL) {
         near__count(cache, NEAR__misses, 1);
@@ -458,7 +461,8 @@ near__l1_answer_group(near_cache *cache, const struct near__view *view, const ne
     size_t other = 0;
 
     for (size_t i = 0; i < n; i++)
-        hashes[i] = near__hash_keyed_inline(&cache->client->secret, statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i]);
+        hashes[i] = near__hash_keyed_inline(&cache->client->secret,
+                                            statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i]);
     if (__builtin_expect(!asks_l1(view), 0)) {
         for (size_t i = 0; i < n; i++)
             if (statuses[i] >= 0)

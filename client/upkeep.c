@@ -43,15 +43,17 @@ tick(void *ctx)
     near_client *client = ctx;
     int64_t      now    = near__client_now_exact(client);
 
-    if (client->ticks_left == 0 && atomic_exchange_explicit(&client->tick_wanted, false, memory_order_relaxed))
+    if (client->ticks_left == 0 &&
+        atomic_exchange_explicit(&client->tick_wanted, false, memory_order_relaxed))
         client->ticks_left = LAP;
     else if (client->ticks_left > 0)
         client->ticks_left--;
-    client->ticking = client->ticks_left > 0 ||
-                      atomic_load_explicit(&client->tick, memory_order_relaxed) != 0; /* one more look for word */
+    client->ticking = client->ticks_left > 0 || atomic_load_explicit(&client->tick, memory_order_relaxed) !=
+                                                    0; /* one more look for word */
     /* relaxed: a time orders nothing */
     atomic_store_explicit(&client->tick, client->ticks_left > 0 ? now : 0, memory_order_relaxed);
-    if (client->ticking && near__timer_arm(&client->scheduler, &client->ticker, near__time_after(now, NEAR_MS)) != NEAR_OK) {
+    if (client->ticking &&
+        near__timer_arm(&client->scheduler, &client->ticker, near__time_after(now, NEAR_MS)) != NEAR_OK) {
         client->ticking = false;
         atomic_store_explicit(&client->tick, 0, memory_order_relaxed);
     }
@@ -64,7 +66,7 @@ upkeep(void *ctx)
     near_cache  *cache;
     uint64_t     id   = UINT64_MAX;
     bool         more = false, timed = false;
-    int64_t      now  = near__client_now_exact(client);
+    int64_t      now = near__client_now_exact(client);
 
     while ((cache = cache_before(client, id)) != NULL) {
         id = cache->id;
@@ -75,7 +77,10 @@ upkeep(void *ctx)
     if (!client->ticking && atomic_load_explicit(&client->tick_wanted, memory_order_relaxed))
         tick(client);
     near__timer_arm(&client->scheduler, &client->upkeep,
-                    near__time_after(now, (more ? MORE_MS : timed ? BUSY_MS : IDLE_MS) * NEAR_MS));
+                    near__time_after(now, (more    ? MORE_MS
+                                           : timed ? BUSY_MS
+                                                   : IDLE_MS) *
+                                              NEAR_MS));
 }
 
 void

@@ -50,8 +50,8 @@
 #define GRANULE_BITS 3
 #define FINE_CLASSES                                                                                         \
     256 /* up to here each multiple of the granule is a class: overhead per entry is what small ones pay */
-#define LINE      ((size_t)64)   /* blocks of this size and more ... */
-#define LINE_FROM ((size_t)1024) /* ... lie at a multiple of it: values are promised to (l1/block.h) */
+#define LINE      ((size_t)64)    /* blocks of this size and more ... */
+#define LINE_FROM ((size_t)1024)  /* ... lie at a multiple of it: values are promised to (l1/block.h) */
 #define LEVELS    6               /* 64^6 slabs: more than references can name */
 #define META_STEP ((size_t)65536) /* records are opened in steps of this many bytes */
 #define WIDE_SLAB ((size_t)32768) /* from here on a record has a cache line to itself (0.2 %) */

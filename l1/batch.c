@@ -190,7 +190,8 @@ near__batch_next(struct near__batch *batch, const struct near__table *table, str
     while (batch->next < batch->count) {
         row = &batch->rows[batch->next++];
         if (batch->next < batch->count && batch->rows[batch->next].home < near__table_homes(table))
-            __builtin_prefetch(near__table_bucket(table, batch->rows[batch->next].home)); /* the next victim's */
+            __builtin_prefetch(
+                near__table_bucket(table, batch->rows[batch->next].home)); /* the next victim's */
         bucket = row->home < near__table_homes(table) ? near__table_current(table, row->home) : NULL;
         for (; bucket != NULL; bucket = near__table_after(table, bucket)) {
             for (uint32_t match = near__bucket_match(bucket, row->tag); match != 0;

@@ -2,8 +2,10 @@
 
 enum { SLOW_SHIFT = 4 }; /* births of what does not expire: units of 16 ms */
 
-#define DAY         (INT64_C(24) * 3600 * 1000 * NEAR_MS)
-#define STALE_BACK  (1 * DAY) /* how long before its birth here an entry may have become stale; longer ago counts as that long */
+#define DAY (INT64_C(24) * 3600 * 1000 * NEAR_MS)
+#define STALE_BACK                                                                                           \
+    (1 *                                                                                                     \
+     DAY) /* how long before its birth here an entry may have become stale; longer ago counts as that long */
 #define FORCED_BACK (2 * DAY)
 
 unsigned
@@ -29,7 +31,8 @@ near__block_flags(const struct near__entry *entry, bool plain)
 bool
 near__block_wide(const struct near__entry *entry)
 {
-    return entry->adopted || entry->key_size > NEAR__BLOCK_KEY_MAX || entry->value_size > NEAR__BLOCK_VALUE_MAX;
+    return entry->adopted || entry->key_size > NEAR__BLOCK_KEY_MAX ||
+           entry->value_size > NEAR__BLOCK_VALUE_MAX;
 }
 
 size_t

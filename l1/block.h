@@ -185,8 +185,9 @@ unsigned near__block_flags(const struct near__entry *entry, bool plain);
 bool   near__block_wide(const struct near__entry *entry);
 size_t near__block_size(const struct near__entry *entry, unsigned flags);
 /* `key` is the entry's, which need not lie in it. */
-void   near__block_write(struct near__block *block, const struct near__entry *entry, near_bytes key, unsigned flags);
-void   near__block_write_external(struct near__block *block, struct near__entry *entry);
+void near__block_write(struct near__block *block, const struct near__entry *entry, near_bytes key,
+                       unsigned flags);
+void near__block_write_external(struct near__block *block, struct near__entry *entry);
 #define NEAR__BLOCK_EXTERNAL_SIZE 16
 
 /* What there is to know of an entry, times on the clock's scale. */

@@ -80,7 +80,7 @@ block_new(near_bytes key, uint64_t hash, size_t room)
     atomic_init(&entry->refs, 1);
     entry->key_size = (uint32_t)key.size;
     entry->hash     = hash;
-    entry->expires  = entry->fresh_until = NEAR_NEVER;
+    entry->expires = entry->fresh_until = NEAR_NEVER;
     if (key.size > 0)
         memcpy(entry->key, key.data, key.size);
     return entry;

@@ -48,7 +48,8 @@ near__l1_use(const struct near__table *table, struct near__bucket *bucket, unsig
     uint8_t count_mask = atomic_load_explicit(&table->count_mask, memory_order_relaxed);
     uint8_t mark;
 
-    if (NEAR__LIKELY(old == (tick | (count_mask & 15)))) /* used in this tick and as often as can be counted */
+    if (NEAR__LIKELY(old ==
+                     (tick | (count_mask & 15)))) /* used in this tick and as often as can be counted */
         return false;
     mark = near__mark_hit(old, tick, count_mask);
     if (mark == old)
@@ -100,7 +101,8 @@ near__l1_take(struct near__l1_front *front, struct near__reader *reader, struct 
     if (NEAR__UNLIKELY(near__l1_use(table, place.bucket, place.lane)) && front->watch != NULL)
         near__l1_watch(front, hash);
     reader->next = hazard + 1;
-    atomic_store_explicit(&reader->hits[number], atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + 1,
+    atomic_store_explicit(&reader->hits[number],
+                          atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + 1,
                           memory_order_relaxed);
     return value;
 not_simple:
@@ -153,7 +155,8 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
             return NULL;
         goto slow;
     }
-    value = near__l1_take(front, reader, hazard, table, (struct near__place){ bucket, NEAR__LANE(match) }, hash, key, now);
+    value = near__l1_take(front, reader, hazard, table, (struct near__place){ bucket, NEAR__LANE(match) },
+                          hash, key, now);
     if (NEAR__LIKELY(value != NULL))
         return value;
 slow:
@@ -210,7 +213,8 @@ near__value_release(near_value *value)
     }
     /* Nobody but a holder makes it more, so 0 means that this is the last.  acquire: pairs with the release of the other holders,
      * what they read comes before the block's reuse. */
-    if (NEAR__UNLIKELY(atomic_load_explicit(&slot->more, memory_order_acquire) != 0) && near__value_shared_release(slot))
+    if (NEAR__UNLIKELY(atomic_load_explicit(&slot->more, memory_order_acquire) != 0) &&
+        near__value_shared_release(slot))
         return;
     near__hazard_release(slot);
 }

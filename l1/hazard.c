@@ -10,11 +10,13 @@
 #include <unistd.h>
 
 enum {
-    LINES       = 128, /* what belongs to one thread shares no line with what belongs to another, nor the line beside it */
-    HALF        = NEAR__HAZARD_SLOTS / 2, /* a chunk with more slots taken is left alone: a search then costs two looks a slot */
-    HITS_FIRST  = 16,
-    HELD_FIRST  = 64,
-    FEW         = 8 /* a thread seldom holds more than one value */
+    LINES =
+        128, /* what belongs to one thread shares no line with what belongs to another, nor the line beside it */
+    HALF = NEAR__HAZARD_SLOTS /
+           2, /* a chunk with more slots taken is left alone: a search then costs two looks a slot */
+    HITS_FIRST = 16,
+    HELD_FIRST = 64,
+    FEW        = 8 /* a thread seldom holds more than one value */
 };
 
 struct chunk {
@@ -26,7 +28,7 @@ struct record {
     struct near__reader reader; /* first: a reader is its record */
     struct record      *next;   /* registry's lock */
     struct chunk       *chunks, *current;
-    bool                owned;  /* by a living thread; registry's lock */
+    bool                owned; /* by a living thread; registry's lock */
 };
 
 struct burial {
@@ -43,24 +45,24 @@ _Atomic unsigned                   near__hazard_flags;
  * The process's own state.  `lock` is a leaf and covers everything but the atomics.
  */
 static struct {
-    pthread_once_t   once;
-    pthread_key_t    key; /* its destructor gives a thread's record back */
-    bool             key_made;
+    pthread_once_t    once;
+    pthread_key_t     key; /* its destructor gives a thread's record back */
+    bool              key_made;
     struct near__lock lock;
-    struct record   *records;
+    struct record    *records;
     /* barriers */
     _Atomic uint64_t begun, complete;
     /* What the last barrier found held, while it is little: read without the lock.  `few_version` is odd while it is being written. */
-    _Atomic uint64_t     few_version;
-    _Atomic size_t       held_count;
+    _Atomic uint64_t      few_version;
+    _Atomic size_t        held_count;
     _Atomic(const void *) few[FEW];
-    const void     **held; /* open addressing, a power of two; NULL: free */
-    size_t           held_size;
-    bool             held_unknown; /* no memory for the set: everything counts as held */
-    struct burial   *burials;
-    _Atomic uintptr_t buried_from, buried_to; /* all of them lie between */
-    uint8_t         *hits_taken;
-    size_t           hits_size;
+    const void          **held; /* open addressing, a power of two; NULL: free */
+    size_t                held_size;
+    bool                  held_unknown; /* no memory for the set: everything counts as held */
+    struct burial        *burials;
+    _Atomic uintptr_t     buried_from, buried_to; /* all of them lie between */
+    uint8_t              *hits_taken;
+    size_t                hits_size;
 } process = { .once = PTHREAD_ONCE_INIT, .buried_from = UINTPTR_MAX };
 
 /* ---- birth and end of records */
@@ -70,7 +72,8 @@ thread_ends(void *arg)
 {
     struct record *record = arg;
 
-    near__reader_mine = NULL; /* a later destructor of the same thread that reads must not share it with the next owner */
+    near__reader_mine =
+        NULL; /* a later destructor of the same thread that reads must not share it with the next owner */
     near__lock(&process.lock);
     record->owned = false;
     near__unlock(&process.lock);
@@ -93,7 +96,8 @@ static void
 process_init(void)
 {
     near__lock_init(&process.lock, NEAR__RANK_LEAF);
-    (void)pthread_atfork(before_fork, after_fork, after_fork); /* without memory for it forks are as they were */
+    (void)pthread_atfork(before_fork, after_fork,
+                         after_fork); /* without memory for it forks are as they were */
     process.key_made = pthread_key_create(&process.key, thread_ends) == 0;
     if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) != 0)
         atomic_fetch_or_explicit(&near__hazard_flags, NEAR__HAZARD_FENCES, memory_order_relaxed);
@@ -202,7 +206,8 @@ near__hazard_search(struct near__reader *reader)
     struct near__hazard *slot   = record->current->slots;
     struct chunk        *chunk;
 
-    if (reader->next == &slot[NEAR__HAZARD_SLOTS] && atomic_load_explicit(&slot->block, memory_order_acquire) == NULL) {
+    if (reader->next == &slot[NEAR__HAZARD_SLOTS] &&
+        atomic_load_explicit(&slot->block, memory_order_acquire) == NULL) {
         reader->next = slot; /* once round; acquire: as in near__hazard_slot() */
         return slot;
     }
@@ -262,7 +267,8 @@ held_add_locked(const void *block, size_t number)
     size_t at = held_place(block);
 
     if (number < FEW)
-        atomic_store_explicit(&process.few[number], block, memory_order_release); /* pairs with held_among_few() */
+        atomic_store_explicit(&process.few[number], block,
+                              memory_order_release); /* pairs with held_among_few() */
 
     while (process.held[at] != NULL && process.held[at] != block)
         at = (at + 1) & (process.held_size - 1);
@@ -308,7 +314,8 @@ held_scan_locked(void)
 {
     size_t count = slots_count_locked(), added = 0;
 
-    atomic_fetch_add_explicit(&process.few_version, 1, memory_order_acq_rel); /* odd: what follows is being written */
+    atomic_fetch_add_explicit(&process.few_version, 1,
+                              memory_order_acq_rel); /* odd: what follows is being written */
     process.held_unknown = !held_clear_locked(2 * count + HELD_FIRST);
     if (!process.held_unknown && count > 0) {
         struct record *record;
@@ -349,7 +356,8 @@ near__hazard_barrier(uint64_t epoch)
     if (!near__hazard_fences())
         syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
     held_scan_locked();
-    atomic_store_explicit(&process.complete, number, memory_order_release); /* pairs with near__hazard_passed() */
+    atomic_store_explicit(&process.complete, number,
+                          memory_order_release); /* pairs with near__hazard_passed() */
     near__unlock(&process.lock);
 }
 

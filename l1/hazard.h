@@ -37,14 +37,15 @@ struct near__hazard {
 
 /* What a thread reads with; each field belongs to that thread, `hits` may be read by others (relaxed). */
 struct near__reader {
-    struct near__hazard *next;       /* where to look for a free slot first */
-    _Atomic uint64_t    *hits;       /* counts per L1, by its number: plain additions, no other thread writes */
+    struct near__hazard *next; /* where to look for a free slot first */
+    _Atomic uint64_t    *hits; /* counts per L1, by its number: plain additions, no other thread writes */
     size_t               hits_count; /* numbers below this have a count */
 };
 
 #define NEAR__INSIDE __attribute__((visibility("hidden"))) /* reached without the global offset table */
 
-extern _Thread_local struct near__reader *near__reader_mine __attribute__((tls_model("initial-exec"))) NEAR__INSIDE;
+extern _Thread_local struct near__reader *near__reader_mine __attribute__((tls_model("initial-exec")))
+NEAR__INSIDE;
 
 /* What makes a release more than a store: bit 0, membarrier is not to be had (set before the first record exists); bit 1, something
  * is buried. */
@@ -91,9 +92,11 @@ near__hazard_set(struct near__hazard *slot, const void *block)
     /* release: a later content of the slot still says that what was read before is done (pairs with the scan) */
     atomic_store_explicit(&slot->block, block, memory_order_release);
     if (__builtin_expect(near__hazard_fences(), 0))
-        atomic_fetch_add_explicit(&slot->more, 0, memory_order_seq_cst); /* a full fence that ThreadSanitizer knows */
+        atomic_fetch_add_explicit(&slot->more, 0,
+                                  memory_order_seq_cst); /* a full fence that ThreadSanitizer knows */
     else
-        atomic_signal_fence(memory_order_seq_cst); /* the other half is membarrier(2) in near__hazard_barrier() */
+        atomic_signal_fence(
+            memory_order_seq_cst); /* the other half is membarrier(2) in near__hazard_barrier() */
 }
 
 /* Empty the slot: the release pairs with the scan's acquire. */
@@ -104,7 +107,6 @@ near__hazard_clear(struct near__hazard *slot)
 }
 
 /* ---- reclaiming */
-
 
 /* The number to retire a block with, taken after it was unlinked. */
 uint64_t near__hazard_epoch(void);
@@ -123,7 +125,8 @@ size_t near__hazard_count(void);
  * once when nothing is held.  No lock may be held.  `grave` is memory that was put by for this in better times, taken over here; NULL:
  * none was, and NEAR_ERR_NOMEM is possible: nothing was done. */
 void       *near__hazard_grave(void);
-near_status near__hazard_bury(void *grave, const void *from, const void *to, void (*end)(void *ctx), void *ctx);
+near_status near__hazard_bury(void *grave, const void *from, const void *to, void (*end)(void *ctx),
+                              void *ctx);
 /* The rest of a release while any of the flags is set; `block` is what the slot named. */
 void near__hazard_wake(struct near__hazard *slot, const void *block);
 
@@ -152,7 +155,8 @@ near__hits_add(struct near__reader *reader, size_t number, uint64_t n)
 {
     if (__builtin_expect(number >= reader->hits_count, 0) && !near__reader_hits_grow(reader, number))
         return;
-    atomic_store_explicit(&reader->hits[number], atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + n,
+    atomic_store_explicit(&reader->hits[number],
+                          atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + n,
                           memory_order_relaxed);
 }
 

@@ -82,30 +82,34 @@ enum {
     STRIPES_MAX   = 16384,           /* 256 KiB: each write needs one */
     SHARDS_LIMIT  = 1024,
     SHARD_LEAST   = 4096, /* bytes */
-    SLAB_PARTS    = 256,             /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
-    SLAB_MIN      = 512,
-    SLAB_MAX      = 65536,
-    GROWTH        = 16,  /* how far an L1 may be resized ... */
-    LIMBO         = 128, /* blocks of a shard that may wait for a barrier; a power of two */
-    HELD_LOOKS    = 64,  /* held blocks looked at again after a barrier */
-    DEAD          = 32,  /* counted entries let go after one hold of the lock */
-    AHEAD_PART    = 64,  /* victims taken ahead of need: so that one barrier serves that part of a shard's entries ... */
-    AHEAD_MAX     = 32,  /* ... or so many */
-    SHRINK_TRIES  = 128,  /* the same for a slab while there is more than is allowed: upkeep sees to that */
-    TRIES         = 4096, /* rounds of eviction for one block before it is given up */
-    HOMES_FIRST   = 4,   /* buckets of an empty shard */
-    HOMES_APART   = 37,  /* how far the first buckets of neighbouring shards lie apart: odd, so that all places are used */
-    GROUP         = 32,  /* keys whose memory accesses overlap */
-    RETRIES       = 8,   /* looks again when a bucket changed during a miss; then it is one */
-    PAY_EVERY     = 256, /* inserts between two looks at what the policy itself holds */
-    TRIM_MAX      = 8 << 20, /* bytes given back at a time: some hundred microseconds */
-    CLEAR_NOW     = 64,  /* buckets that a clear empties itself */
-    SWEEP_LAPS    = 40   /* calls of upkeep for one lap of looking for expired entries: 4 s at ten a second */
+    SLAB_PARTS = 256, /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
+    SLAB_MIN   = 512,
+    SLAB_MAX   = 65536,
+    GROWTH     = 16,  /* how far an L1 may be resized ... */
+    LIMBO      = 128, /* blocks of a shard that may wait for a barrier; a power of two */
+    HELD_LOOKS = 64,  /* held blocks looked at again after a barrier */
+    DEAD       = 32,  /* counted entries let go after one hold of the lock */
+    AHEAD_PART =
+        64, /* victims taken ahead of need: so that one barrier serves that part of a shard's entries ... */
+    AHEAD_MAX    = 32,   /* ... or so many */
+    SHRINK_TRIES = 128,  /* the same for a slab while there is more than is allowed: upkeep sees to that */
+    TRIES        = 4096, /* rounds of eviction for one block before it is given up */
+    HOMES_FIRST  = 4,    /* buckets of an empty shard */
+    HOMES_APART =
+        37, /* how far the first buckets of neighbouring shards lie apart: odd, so that all places are used */
+    GROUP      = 32,      /* keys whose memory accesses overlap */
+    RETRIES    = 8,       /* looks again when a bucket changed during a miss; then it is one */
+    PAY_EVERY  = 256,     /* inserts between two looks at what the policy itself holds */
+    TRIM_MAX   = 8 << 20, /* bytes given back at a time: some hundred microseconds */
+    CLEAR_NOW  = 64,      /* buckets that a clear empties itself */
+    SWEEP_LAPS = 40 /* calls of upkeep for one lap of looking for expired entries: 4 s at ten a second */
 };
 
 #define GROWN_MAX ((size_t)32 << 30) /* ... up to here: what references to 8 bytes can name */
 #define BYTES_MAX ((size_t)1 << 40)  /* more is as good as unbounded */
-#define SLEEP_MAX (INT64_C(4) * 24 * 3600 * 1000 * NEAR_MS) /* what is left of half the circle beyond the longest TTL here */
+#define SLEEP_MAX                                                                                            \
+    (INT64_C(4) * 24 * 3600 * 1000 *                                                                         \
+     NEAR_MS) /* what is left of half the circle beyond the longest TTL here */
 
 struct stripe {
     _Atomic uint64_t fence;   /* written under the shard's lock, read by anybody */
@@ -140,8 +144,8 @@ struct shard {
     size_t                externals;
     struct waiting        limbo[LIMBO];
     uint32_t              limbo_from, limbo_n;
-    uint32_t             *held; /* blocks that a barrier found held */
-    size_t                held_n, held_room, held_hand, lost; /* lost: blocks that nobody remembers, for want of memory */
+    uint32_t             *held;                /* blocks that a barrier found held */
+    size_t held_n, held_room, held_hand, lost; /* lost: blocks that nobody remembers, for want of memory */
 } __attribute__((aligned(CACHE_LINE)));
 
 struct near__l1 {
@@ -155,10 +159,10 @@ struct near__l1 {
     struct near__arena        *arena;
     void                      *grave; /* what near__hazard_bury() needs, so that the end cannot fail */
     uint64_t (*hash)(const void *ctx, near_bytes key);
-    const void *hash_ctx;
-    size_t      grow_bytes;
-    bool        plain, off;
-    _Atomic int64_t kept; /* when upkeep ran last */
+    const void      *hash_ctx;
+    size_t           grow_bytes;
+    bool             plain, off;
+    _Atomic int64_t  kept;                                       /* when upkeep ran last */
     _Atomic uint64_t epoch __attribute__((aligned(CACHE_LINE))); /* moved by flush: the fence of everything */
 };
 
@@ -222,7 +226,8 @@ home_of(const struct shard *sh, uint32_t element)
 
 /* The key's slot.  Equal elements do not make equal keys (G0). */
 static bool
-lookup_locked(const struct near__l1 *l1, const struct shard *sh, uint64_t hash, near_bytes key, struct near__place *place)
+lookup_locked(const struct near__l1 *l1, const struct shard *sh, uint64_t hash, near_bytes key,
+              struct near__place *place)
 {
     uint32_t             element = near__element(hash);
     struct near__bucket *bucket  = near__table_bucket(sh->table, home_of(sh, element));
@@ -230,7 +235,8 @@ lookup_locked(const struct near__l1 *l1, const struct shard *sh, uint64_t hash, 
     if (near__bucket_stale(sh->table, bucket))
         return false;
     for (; bucket != NULL; bucket = near__table_after(sh->table, bucket))
-        for (uint32_t match = near__bucket_match(bucket, near__tag(element)); match != 0; match = NEAR__LANE_NEXT(match)) {
+        for (uint32_t match = near__bucket_match(bucket, near__tag(element)); match != 0;
+             match          = NEAR__LANE_NEXT(match)) {
             unsigned lane = NEAR__LANE(match);
             uint32_t ref  = near__bucket_ref(bucket, lane);
 
@@ -295,7 +301,8 @@ harvest_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
             freed++;
         } else if (!held_add_locked(sh, first.ref)) {
             /* no memory to remember it elsewhere: it stays, behind those that need not wait for it */
-            sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] = (struct waiting){ near__hazard_epoch(), first.ref };
+            sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] =
+                (struct waiting){ near__hazard_epoch(), first.ref };
         }
     }
     if (sh->limbo_n == 0)
@@ -309,7 +316,8 @@ harvest_held_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
     size_t freed = 0;
 
-    for (size_t looks = smaller(sh->held_n, HELD_LOOKS); looks > 0 && sh->held_n > 0 && dead->n < DEAD; looks--) {
+    for (size_t looks = smaller(sh->held_n, HELD_LOOKS); looks > 0 && sh->held_n > 0 && dead->n < DEAD;
+         looks--) {
         uint32_t ref;
 
         if (sh->held_hand >= sh->held_n)
@@ -364,7 +372,8 @@ retire_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct dead *
 }
 
 static void
-unlink_locked(struct near__l1 *l1, struct shard *sh, uint32_t element, struct near__place place, struct dead *dead)
+unlink_locked(struct near__l1 *l1, struct shard *sh, uint32_t element, struct near__place place,
+              struct dead *dead)
 {
     uint32_t ref = near__table_erase(sh->table, element, place);
 
@@ -492,9 +501,9 @@ evict_locked(struct near__l1 *l1, struct shard *sh, size_t n, struct dead *dead)
 static bool
 move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
 {
-    struct moving      *moving = ctx;
-    struct shard       *sh     = moving->shard;
-    struct near__block *block  = block_at(moving->l1, from);
+    struct moving       *moving = ctx;
+    struct shard        *sh     = moving->shard;
+    struct near__block  *block  = block_at(moving->l1, from);
     struct near__bucket *bucket;
 
     if (sh->limbo_n == LIMBO || (block->flags & NEAR__BLOCK_EXTERNAL))
@@ -506,7 +515,8 @@ move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
                 memcpy(block_at(moving->l1, to), block, bytes);
                 /* release: pairs with the reader's acquire, the copy is complete */
                 atomic_store_explicit(&bucket->refs[lane], to, memory_order_release);
-                sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] = (struct waiting){ near__hazard_epoch(), from };
+                sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] =
+                    (struct waiting){ near__hazard_epoch(), from };
                 return true;
             }
     return false;
@@ -634,8 +644,10 @@ choose_shards(const struct near__l1_config *config)
     size_t entries = config->max_entries != 0 ? config->max_entries : SIZE_MAX;
 
     if (config->shards != 0) /* each must be allowed one entry, and some memory for it */
-        return smaller(smaller(config->shards, power_below(entries)), power_below(config->max_bytes / SHARD_LEAST));
-    return smaller(power_below(smaller(entries / SHARD_ENTRIES, config->max_bytes / SHARD_BYTES)), SHARDS_MAX);
+        return smaller(smaller(config->shards, power_below(entries)),
+                       power_below(config->max_bytes / SHARD_LEAST));
+    return smaller(power_below(smaller(entries / SHARD_ENTRIES, config->max_bytes / SHARD_BYTES)),
+                   SHARDS_MAX);
 }
 
 static size_t
@@ -664,7 +676,8 @@ choose_range(const struct near__l1_config *config, size_t shards, size_t slab)
     size_t range = bytes > grown ? bytes : grown;
 
     if (config->max_entries != 0 && config->max_entries < BYTES_MAX / GROWTH / SLAB_MAX)
-        range = smaller(range, GROWTH * config->max_entries * SLAB_MAX + 2 * NEAR__HEAP_CLASSES_MAX * shards * slab);
+        range = smaller(range,
+                        GROWTH * config->max_entries * SLAB_MAX + 2 * NEAR__HEAP_CLASSES_MAX * shards * slab);
     return range;
 }
 
@@ -695,7 +708,8 @@ chunk_free(void *ctx, void *chunk)
 }
 
 static near_status
-shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *config, size_t index, size_t shards)
+shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *config, size_t index,
+           size_t shards)
 {
     size_t      slab = near__arena_slab_bytes(l1->arena);
     near_status status;
@@ -710,11 +724,12 @@ shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *
     sh->table->chunk_new   = chunk_new;
     sh->table->chunk_free  = chunk_free;
     sh->table->chunk_ctx   = &sh->heap;
-    sh->table->max_chunks  = l1->grow_bytes / shards / slab / 2 + 2; /* an entry takes more than its share of the index */
+    sh->table->max_chunks =
+        l1->grow_bytes / shards / slab / 2 + 2; /* an entry takes more than its share of the index */
     sh->table->capacity    = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
     sh->table->element_of  = element_of;
     sh->table->element_ctx = l1;
-    status                = near__table_init(sh->table, HOMES_FIRST);
+    status                 = near__table_init(sh->table, HOMES_FIRST);
     if (status != NEAR_OK)
         return status;
     sh->order.policy = l1->policy;
@@ -799,25 +814,27 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1      = lines_new(sizeof(*l1));
     if (l1 == NULL)
         return NEAR_ERR_NOMEM;
-    l1->front.number      = near__hits_open();
-    l1->shards      = lines_new(shards * sizeof(struct shard));
-    l1->front.tables = lines_new(shards * sizeof(struct near__table));
-    l1->stripes     = calloc(stripes, sizeof(*l1->stripes));
-    l1->front.shard_mask  = shards - 1;
-    l1->stripe_mask = stripes - 1;
-    l1->plain       = config->plain;
-    l1->off         = config->max_bytes < SHARD_LEAST / 2;
-    l1->hash        = config->hash;
-    l1->hash_ctx    = config->hash_ctx;
-    l1->policy      = near__policy_named(config->policy);
-    l1->front.watch       = l1->policy->watch;
-    slab            = choose_slab(config, shards);
-    l1->grow_bytes  = choose_range(config, shards, slab);
-    l1->grave      = near__hazard_grave();
-    status = l1->shards == NULL || l1->front.tables == NULL || l1->stripes == NULL || l1->grave == NULL ? NEAR_ERR_NOMEM
-                                                                                                        : NEAR_OK;
+    l1->front.number     = near__hits_open();
+    l1->shards           = lines_new(shards * sizeof(struct shard));
+    l1->front.tables     = lines_new(shards * sizeof(struct near__table));
+    l1->stripes          = calloc(stripes, sizeof(*l1->stripes));
+    l1->front.shard_mask = shards - 1;
+    l1->stripe_mask      = stripes - 1;
+    l1->plain            = config->plain;
+    l1->off              = config->max_bytes < SHARD_LEAST / 2;
+    l1->hash             = config->hash;
+    l1->hash_ctx         = config->hash_ctx;
+    l1->policy           = near__policy_named(config->policy);
+    l1->front.watch      = l1->policy->watch;
+    slab                 = choose_slab(config, shards);
+    l1->grow_bytes       = choose_range(config, shards, slab);
+    l1->grave            = near__hazard_grave();
+    status = l1->shards == NULL || l1->front.tables == NULL || l1->stripes == NULL || l1->grave == NULL
+                 ? NEAR_ERR_NOMEM
+                 : NEAR_OK;
     if (status == NEAR_OK && !l1->off)
-        status = near__arena_open(&l1->arena, smaller(config->max_bytes, l1->grow_bytes), l1->grow_bytes, slab);
+        status =
+            near__arena_open(&l1->arena, smaller(config->max_bytes, l1->grow_bytes), l1->grow_bytes, slab);
     if (status == NEAR_OK && !l1->off) {
         l1->front.view = near__arena_view(l1->arena);
         if (l1->policy->pool_open != NULL)
@@ -906,7 +923,8 @@ near__l1_free(struct near__l1 **out)
 
 /* The block in a slot, announced; NULL: the slot has changed hands meanwhile and is empty now. */
 static const struct near__block *
-announce(const struct near__l1 *l1, struct near__hazard *slot, const struct near__bucket *bucket, unsigned lane)
+announce(const struct near__l1 *l1, struct near__hazard *slot, const struct near__bucket *bucket,
+         unsigned lane)
 {
     /* acquire: pairs with the release of whoever published the reference, the block is complete */
     uint32_t ref = near__bucket_ref(bucket, lane);
@@ -945,8 +963,8 @@ hand_out_external(struct near__l1 *l1, struct near__reader *reader, struct near_
 
 /* The entry was found and its block is announced: what the caller gets. */
 static near_value *
-hand_out(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *slot, const struct near__block *block,
-         int64_t now)
+hand_out(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *slot,
+         const struct near__block *block, int64_t now)
 {
     near_value *value;
 
@@ -992,9 +1010,10 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
         return NULL;
     table = &l1->front.tables[hash & l1->front.shard_mask];
     for (int tries = 0; tries < RETRIES; tries++) {
-        uint64_t             size    = near__table_size(table);
-        struct near__bucket *home    = near__table_bucket(table, near__table_home(size, element)), *bucket = home;
-        uint16_t             version = near__bucket_version(home);
+        uint64_t             size   = near__table_size(table);
+        struct near__bucket *home   = near__table_bucket(table, near__table_home(size, element)),
+                            *bucket = home;
+        uint16_t version            = near__bucket_version(home);
 
         if (near__bucket_stale(table, home))
             break;
@@ -1051,7 +1070,8 @@ seems_here(const struct near__l1_front *front, struct seeming *at, uint64_t hash
 /* Passes, so that the memory accesses of all keys are under way at once: homes, blocks (and overflow buckets, and their blocks),
  * then the finds. */
 static void
-find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now, near_value **values)
+find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now,
+           near_value **values)
 {
     struct near__l1_front *front  = &l1->front;
     struct near__reader   *reader = near__reader();
@@ -1079,7 +1099,8 @@ find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, 
         if (NEAR__LIKELY(at[i].place.lane != NEAR__LANES && reader != NULL && !at[i].stale))
             hazard = near__l1_hazard(reader);
         if (NEAR__LIKELY(hazard != NULL))
-            values[i] = near__l1_take(front, reader, hazard, at[i].table, at[i].place, hashes[i], keys[i], now);
+            values[i] =
+                near__l1_take(front, reader, hazard, at[i].table, at[i].place, hashes[i], keys[i], now);
         if (NEAR__UNLIKELY(values[i] == NULL))
             values[i] = near__l1_find(l1, hashes[i], keys[i], now);
     }
@@ -1119,7 +1140,8 @@ fence_move_locked(struct near__l1 *l1, uint64_t hash)
 
 /* A block with the entry in it, not linked yet; 0: there is no room. */
 static uint32_t
-block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key, struct dead *dead)
+block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key,
+                 struct dead *dead)
 {
     unsigned flags = near__block_flags(entry, l1->plain);
     size_t   size  = near__block_size(entry, flags);
@@ -1156,7 +1178,8 @@ entry_cost(const struct near__l1 *l1, const struct shard *sh, const struct near_
 
 /* Put the block where the key's older one is, or into a slot of its own. */
 static bool
-link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key, uint32_t ref, struct dead *dead)
+link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key, uint32_t ref,
+            struct dead *dead)
 {
     uint32_t           element = near__element(hash), old;
     struct near__place place;
@@ -1211,7 +1234,7 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, n
         atomic_store_explicit(&l1->front.timed, true, memory_order_relaxed);
     }
     if (!link_locked(l1, sh, entry->hash, key, ref, dead)) {
-            block_free_locked(l1, sh, ref, dead); /* nobody has seen it */
+        block_free_locked(l1, sh, ref, dead); /* nobody has seen it */
         return NEAR__L1_TOO_LARGE;
     }
     sh->stats.fills++;
@@ -1228,7 +1251,8 @@ ahead_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
     }
     if (sh->limbo_n >= LIMBO / 2 && harvest_locked(l1, sh, dead) == 0)
         barrier_locked(l1, sh, dead);
-    if (sh->pressed && sh->limbo_n < ahead(sh) && sh->heap.bytes + near__arena_slab_bytes(l1->arena) > sh->heap.max_bytes)
+    if (sh->pressed && sh->limbo_n < ahead(sh) &&
+        sh->heap.bytes + near__arena_slab_bytes(l1->arena) > sh->heap.max_bytes)
         evict_locked(l1, sh, 1, dead);
     settle_locked(l1, sh, dead);
 }
@@ -1236,7 +1260,7 @@ ahead_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 enum near__l1_admission
 near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
 {
-    struct shard           *sh   = shard_of(l1, entry->hash);
+    struct shard           *sh = shard_of(l1, entry->hash);
     struct dead             dead;
     enum near__l1_admission verdict;
 
@@ -1265,7 +1289,7 @@ near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, 
 void
 near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key)
 {
-    struct shard *sh   = shard_of(l1, hash);
+    struct shard *sh = shard_of(l1, hash);
     struct dead   dead;
 
     dead.n = 0;
@@ -1298,7 +1322,7 @@ near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key)
     struct shard         *sh     = shard_of(l1, hash);
     struct stripe        *stripe = stripe_of(l1, hash);
     struct dead           dead;
-    struct near__l1_write write  = { 0, false };
+    struct near__l1_write write = { 0, false };
 
     dead.n = 0;
     if (l1->off)
@@ -1319,7 +1343,7 @@ void
 near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t hash, near_bytes key,
                    struct near__entry *entry, int64_t now)
 {
-    struct shard *sh   = shard_of(l1, hash);
+    struct shard *sh = shard_of(l1, hash);
     struct dead   dead;
     bool          alone;
 
@@ -1328,7 +1352,8 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
         return;
     near__lock(&sh->lock);
     alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
-    while (entry != NULL && alone && admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead) == AGAIN) {
+    while (entry != NULL && alone &&
+           admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead) == AGAIN) {
         near__unlock(&sh->lock);
         let_go(&dead);
         near__lock(&sh->lock);
@@ -1337,7 +1362,8 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
     stripe_of(l1, hash)->writers--;
     fence_move_locked(l1, hash);
     if (entry == NULL || !alone)
-        drop_locked(l1, sh, hash, key, &dead); /* a belt: begin dropped it, and inserts have been refused since */
+        drop_locked(l1, sh, hash, key,
+                    &dead); /* a belt: begin dropped it, and inserts have been refused since */
     sh->stats.fills_refused += entry != NULL && !alone;
     ahead_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
@@ -1347,7 +1373,7 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
 bool
 near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, int64_t now)
 {
-    struct shard *sh   = shard_of(l1, entry->hash);
+    struct shard *sh = shard_of(l1, entry->hash);
     struct dead   dead;
     bool          again;
 
@@ -1379,11 +1405,13 @@ expired(const struct near__block *block, int64_t now)
 {
     if (block->flags & NEAR__BLOCK_EXTERNAL)
         return near__block_external(block)->expires <= now;
-    return (block->flags & NEAR__BLOCK_EXPIRES) && near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now);
+    return (block->flags & NEAR__BLOCK_EXPIRES) &&
+           near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now);
 }
 
 static bool
-find_expired(const struct near__l1 *l1, struct shard *sh, uint32_t home, int64_t now, struct near__place *place)
+find_expired(const struct near__l1 *l1, struct shard *sh, uint32_t home, int64_t now,
+             struct near__place *place)
 {
     struct near__bucket *bucket = near__table_bucket(sh->table, home);
 
@@ -1493,7 +1521,8 @@ trim(struct near__l1 *l1, size_t steps)
     if (committed > allowed)
         near__arena_trim(l1->arena, smaller(committed - allowed, TRIM_MAX));
     else
-        near__arena_trim(l1->arena, steps * near__arena_slab_bytes(l1->arena)); /* nobody needs them just now */
+        near__arena_trim(l1->arena,
+                         steps * near__arena_slab_bytes(l1->arena)); /* nobody needs them just now */
 }
 
 bool
@@ -1543,7 +1572,7 @@ near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
         near__lock(&sh->lock);
         sh->max_bytes = max_bytes / shards;
         pay_policy_locked(l1, sh);
-        sh->max_entries    = entries_of_shard(max_entries, i, shards);
+        sh->max_entries     = entries_of_shard(max_entries, i, shards);
         sh->table->capacity = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
         near__unlock(&sh->lock);
     }
@@ -1599,7 +1628,8 @@ near__value_ref(near_value *value)
     struct near__hazard *slot = near__value_slot(value);
 
     if (slot != NULL)
-        atomic_fetch_add_explicit(&slot->more, 1, memory_order_relaxed); /* relaxed: the caller holds the value already */
+        atomic_fetch_add_explicit(&slot->more, 1,
+                                  memory_order_relaxed); /* relaxed: the caller holds the value already */
     else
         near__entry_ref(near__value_address(value));
 }

@@ -25,7 +25,8 @@ struct near__l1;
 struct near__l1_config {
     size_t max_bytes;   /* 0: keeps nothing */
     size_t max_entries; /* 0: no bound but the bytes */
-    unsigned shards;    /* power of two, at most 65536; 0: chosen so that a shard holds some thousand entries and no less than
+    unsigned
+        shards; /* power of two, at most 65536; 0: chosen so that a shard holds some thousand entries and no less than
                            4 MiB, 64 at most.  Never more shards than max_entries.  1 makes the policy's order one. */
     const char *policy; /* a name from near__policies */
     bool        plain;  /* keep no birth times of entries that do not expire: 4 bytes less each */
@@ -45,8 +46,8 @@ near_value *near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, in
 #define NEAR__L1_NEGATIVE ((near_value *)(uintptr_t)NEAR__VALUE_BITS)
 
 /* The same for many keys at once, their memory accesses overlapped.  Writes values[i] for each. */
-void near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now,
-                        near_value **values);
+void near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n,
+                        int64_t now, near_value **values);
 
 /* The fence of a key: opaque, compared for equality only.  Capture it before the slower tier is asked.
  * Acquire: pairs with the release of whoever moves it, so what is asked afterwards is at least as new as that invalidation. */
@@ -106,7 +107,8 @@ near_status near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_en
 struct near__l1_stats {
     uint64_t fills, fills_refused, evictions, expired, too_large; /* counters */
     uint64_t hits;                                                /* values handed out, negative ones not */
-    uint64_t entries, bytes; /* levels; bytes: the arena's slabs and everything outside it but the fences (16 bytes a stripe: one
+    uint64_t entries,
+        bytes; /* levels; bytes: the arena's slabs and everything outside it but the fences (16 bytes a stripe: one
                                 stripe for 4 entries expected, 1024 to 65536 of them, so 16 KiB to 1 MiB) */
 };
 void near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats);

@@ -129,7 +129,8 @@ prefetch_next(const struct near__ring *ring, const struct near__table *table)
     const struct near__ring_chunk *first = ring->first;
 
     if (first != NULL && first->begin < first->end)
-        __builtin_prefetch(near__table_bucket(table, near__table_home(near__table_size(table), first->at[first->begin])));
+        __builtin_prefetch(
+            near__table_bucket(table, near__table_home(near__table_size(table), first->at[first->begin])));
 }
 
 static bool

@@ -266,7 +266,7 @@ near__table_init(struct near__table *table, uint32_t buckets)
 {
     table->chunk_mask = (1u << table->chunk_shift) - 1;
     table->chunks     = calloc(table->max_chunks, sizeof(struct near__bucket *));
-    table->over   = calloc(table->max_chunks, sizeof(struct near__bucket *));
+    table->over       = calloc(table->max_chunks, sizeof(struct near__bucket *));
     if (table->exact && table->max_chunks == 1)
         table->stamps = calloc((size_t)2 * NEAR__LANES << table->chunk_shift, sizeof(uint32_t));
     if (table->chunks == NULL || table->over == NULL || (table->exact && table->stamps == NULL) ||

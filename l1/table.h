@@ -25,7 +25,6 @@
 #include <emmintrin.h>
 #endif
 
-
 #define NEAR__LANES 8
 
 /*
@@ -66,16 +65,18 @@ struct near__table {
     uint8_t          chunk_shift; /* log2 of the buckets in a chunk */
     bool             exact;       /* hits are reported to the policy under the lock (the simulator) */
     uint32_t         chunk_mask;  /* buckets in a chunk - 1 */
-    uint16_t         color;       /* where in a chunk the first one lies: many small tables would else meet in the same few sets of
+    uint16_t
+        color; /* where in a chunk the first one lies: many small tables would else meet in the same few sets of
                                      the processor's cache */
-    struct near__bucket **over;   /* directory of overflow buckets, fixed, max_chunks of them */
+    struct near__bucket **over; /* directory of overflow buckets, fixed, max_chunks of them */
     /* the rest, on lines of its own: shard's lock */
-    size_t max_chunks __attribute__((aligned(64))); /* of a directory; homes and overflows share nothing but the source */
-    uint32_t              over_chunks, chunks_used;
-    uint32_t              over_free; /* chain of free overflow buckets through `next`, number + 1 */
-    size_t                entries;   /* slots in use, of the current generation */
-    uint32_t              over_used; /* overflow buckets in chains */
-    size_t                capacity;  /* entries the owner will keep at most; 0: bounded by bytes only */
+    size_t max_chunks
+        __attribute__((aligned(64))); /* of a directory; homes and overflows share nothing but the source */
+    uint32_t over_chunks, chunks_used;
+    uint32_t over_free; /* chain of free overflow buckets through `next`, number + 1 */
+    size_t   entries;   /* slots in use, of the current generation */
+    uint32_t over_used; /* overflow buckets in chains */
+    size_t   capacity;  /* entries the owner will keep at most; 0: bounded by bytes only */
     /* a chunk of zeroed memory (1 << chunk_shift buckets), or NULL; and its return at the end */
     void *(*chunk_new)(void *ctx);
     void (*chunk_free)(void *ctx, void *chunk);

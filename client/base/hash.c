@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <sys/random.h>
 
-
 bool
 near__random(void *buffer, size_t size)
 {

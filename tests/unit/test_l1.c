@@ -232,9 +232,9 @@ test_a_newer_value_replaces(void **state)
 static void
 insert_twice(size_t size, unsigned refs_while_kept)
 {
-    struct near__l1    *l1   = l1_open(1 << 20, 0, 0);
-    uint64_t            hash = hash_of(text("a"));
-    void               *room = NULL;
+    struct near__l1    *l1    = l1_open(1 << 20, 0, 0);
+    uint64_t            hash  = hash_of(text("a"));
+    void               *room  = NULL;
     struct near__entry *entry = near__entry_new(text("a"), hash, size, &room);
 
     memset(room, '1', size);
@@ -307,11 +307,11 @@ test_G0_equal_hashes_do_not_mix_keys(void **state)
     static const struct {
         near_bytes  key;
         const char *value;
-    } rows[]                 = { { { "alice", 5 }, "hers" },
-                                 { { "bob", 3 }, "his" },
-                                 { { "alic", 4 }, "prefix" },
-                                 { { "alice\0", 6 }, "longer" },
-                                 { { "", 0 }, "none" } };
+    } rows[]                      = { { { "alice", 5 }, "hers" },
+                                      { { "bob", 3 }, "his" },
+                                      { { "alic", 4 }, "prefix" },
+                                      { { "alice\0", 6 }, "longer" },
+                                      { { "", 0 }, "none" } };
     struct near__l1_config config = l1_config(1 << 20, 0, 0, "lru");
     const uint64_t         hash   = SAME;
     struct near__l1       *l1;
@@ -379,7 +379,8 @@ test_an_entry_is_served_until_it_expires(void **state)
 static void
 test_expiry_is_right_wherever_the_clock_stands(void **state)
 {
-    static const int64_t starts[] = { 0, INT64_C(0x7fffffff) * NEAR_MS, INT64_C(0xffffffff) * NEAR_MS, INT64_C(0x1fffffffe) * NEAR_MS };
+    static const int64_t starts[] = { 0, INT64_C(0x7fffffff) * NEAR_MS, INT64_C(0xffffffff) * NEAR_MS,
+                                      INT64_C(0x1fffffffe) * NEAR_MS };
     struct near__l1     *l1       = l1_open(1 << 20, 0, 0);
     const int64_t        day      = INT64_C(24) * 3600 * 1000 * NEAR_MS;
 
@@ -423,7 +424,8 @@ test_stale_is_told(void **state)
         assert_int_equal((uintptr_t)value & (NEAR__VALUE_STALE | NEAR__VALUE_SOURCE), NEAR_FROM_L1);
         let_go_of(value);
         value = find_at(l1, "a", 100 * NEAR_MS);
-        assert_int_equal((uintptr_t)value & (NEAR__VALUE_STALE | NEAR__VALUE_SOURCE), NEAR__VALUE_STALE | NEAR_FROM_L1);
+        assert_int_equal((uintptr_t)value & (NEAR__VALUE_STALE | NEAR__VALUE_SOURCE),
+                         NEAR__VALUE_STALE | NEAR_FROM_L1);
         let_go_of(value);
     }
     near__l1_free(&l1);
@@ -432,8 +434,8 @@ test_stale_is_told(void **state)
 static void
 test_absence_is_an_answer(void **state)
 {
-    struct near__l1    *l1   = l1_open(1 << 20, 0, 0);
-    uint64_t            hash = hash_of(text("a"));
+    struct near__l1    *l1    = l1_open(1 << 20, 0, 0);
+    uint64_t            hash  = hash_of(text("a"));
     struct near__entry *entry = entry_of(text("a"), hash, text(""));
 
     (void)state;
@@ -508,10 +510,14 @@ test_values_in_the_arena_are_aligned(void **state)
             near_value         *value;
 
             memset(room, (int)length, sizes[i]);
-            assert_int_equal(near__l1_insert(l1, entry, near__l1_fence(l1, entry->hash), 0), NEAR__L1_ADMITTED);
+            assert_int_equal(near__l1_insert(l1, entry, near__l1_fence(l1, entry->hash), 0),
+                             NEAR__L1_ADMITTED);
             value = near__l1_find(l1, entry->hash, name, 0);
             assert_non_null(value);
-            assert_int_equal((uintptr_t)near__value_data(value).data % (sizes[i] < 1024 ? 4 : length > 255 ? 16 : 64), 0);
+            assert_int_equal((uintptr_t)near__value_data(value).data % (sizes[i] < 1024 ? 4
+                                                                        : length > 255  ? 16
+                                                                                        : 64),
+                             0);
             assert_int_equal(near__value_data(value).size, sizes[i]);
             assert_memory_equal(near__value_data(value).data, room, sizes[i]);
             let_go_of(value);
@@ -579,7 +585,7 @@ test_every_policy_keeps_what_is_used(void **state)
     for (size_t p = 0; near__policies[p] != NULL; p++) {
         struct near__l1_config config = l1_config(SIZE_MAX, HOLDS, 1, near__policies[p]->name);
         struct near__l1       *l1     = l1_open_with(&config);
-        int                    kept   = 0, others = 0;
+        int                    kept = 0, others = 0;
 
         for (int i = 0; i < HOLDS; i++) {
             snprintf(key, sizeof(key), "%d", i);
@@ -602,8 +608,8 @@ test_every_policy_keeps_what_is_used(void **state)
             else
                 others += finds(l1, key, key);
         }
-        print_message("# %s: keeps %d of %d that are used, %d of %d that are not\n", near__policies[p]->name, kept, HOLDS / 4,
-                      others, HOLDS - HOLDS / 4);
+        print_message("# %s: keeps %d of %d that are used, %d of %d that are not\n", near__policies[p]->name,
+                      kept, HOLDS / 4, others, HOLDS - HOLDS / 4);
         assert_in_range(kept, HOLDS / 4 * 9 / 10, HOLDS / 4);
         assert_int_equal(stats_of(l1).entries, HOLDS);
         near__l1_free(&l1);
@@ -761,7 +767,8 @@ test_a_large_value_finds_room_among_many_adopted(void **state)
 
             snprintf(key, sizeof(key), "%d", i);
             entry = near__entry_adopt(text(key), hash_of(text(key)), data, sizeof(data), NULL);
-            assert_int_equal(near__l1_insert(l1, entry, near__l1_fence(l1, entry->hash), 0), NEAR__L1_ADMITTED);
+            assert_int_equal(near__l1_insert(l1, entry, near__l1_fence(l1, entry->hash), 0),
+                             NEAR__L1_ADMITTED);
             near__entry_release(&entry);
         }
         evictions = stats_of(l1).evictions;
@@ -801,9 +808,10 @@ test_no_bytes_keep_nothing(void **state)
 static void
 test_settings_that_make_no_sense_are_invalid(void **state)
 {
-    const struct near__l1_config bad[] = { l1_config(1 << 20, 0, 3, "lru"), l1_config(1 << 20, 0, 2048, "lru"),
-                                           l1_config(1 << 20, 0, 0, "no such policy"), l1_config(1 << 20, 0, 0, ""),
-                                           l1_config(1 << 20, 0, 0, NULL) };
+    const struct near__l1_config bad[] = { l1_config(1 << 20, 0, 3, "lru"),
+                                           l1_config(1 << 20, 0, 2048, "lru"),
+                                           l1_config(1 << 20, 0, 0, "no such policy"),
+                                           l1_config(1 << 20, 0, 0, ""), l1_config(1 << 20, 0, 0, NULL) };
     struct near__l1             *l1;
 
     (void)state;
@@ -825,9 +833,9 @@ static void
 test_adopted_bytes_count(void **state)
 {
     static char         data[10000];
-    struct near__l1    *l1    = l1_open(1 << 20, 0, 0);
-    uint64_t            hash  = hash_of(text("a"));
-    struct near__entry *entry = near__entry_adopt(text("a"), hash, data, sizeof(data), NULL);
+    struct near__l1    *l1     = l1_open(1 << 20, 0, 0);
+    uint64_t            hash   = hash_of(text("a"));
+    struct near__entry *entry  = near__entry_adopt(text("a"), hash, data, sizeof(data), NULL);
     uint64_t            before = stats_of(l1).bytes;
 
     (void)state;
@@ -1000,7 +1008,7 @@ test_want_of_memory_is_answered(void **state)
     struct near__l1_config config = l1_config(1 << 20, 0, 4, "lru");
     struct near__l1       *l1     = NULL;
     size_t                 failed = 0;
-    int                    data = 0;
+    int                    data   = 0;
 
     (void)state;
     allocations = 0;
@@ -1011,7 +1019,8 @@ test_want_of_memory_is_answered(void **state)
         if (near__l1_new(&l1, &config) == NEAR_OK) {
             struct near__entry *entry = entry_of(text("a"), hash_of(text("a")), text("1"));
 
-            if (entry != NULL && near__l1_insert(l1, entry, near__l1_fence(l1, entry->hash), 0) == NEAR__L1_ADMITTED)
+            if (entry != NULL &&
+                near__l1_insert(l1, entry, near__l1_fence(l1, entry->hash), 0) == NEAR__L1_ADMITTED)
                 assert_true(finds(l1, "a", "1"));
             near__entry_release(&entry);
             near__l1_free(&l1);

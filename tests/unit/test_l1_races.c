@@ -42,7 +42,7 @@ expire_all(struct near__l1 *l1)
 static enum near__l1_admission
 fill(struct near__l1 *l1, const char *key, const char *value, uint64_t fence)
 {
-    struct near__entry     *entry   = entry_of(text(key), hash_of(text(key)), text(value));
+    struct near__entry     *entry = entry_of(text(key), hash_of(text(key)), text(value));
     enum near__l1_admission verdict;
 
     entry->expires = LATER;
@@ -769,7 +769,8 @@ static void
 storm_get(struct storm *storm, uint64_t key)
 {
     uint64_t    hash = storm_hash(&key), acked = atomic_load(&storm->l2[key].acked), fence;
-    near_value *value = near__l1_hit((struct near__l1_front *)storm->l1, hash, (near_bytes){ &key, sizeof(key) }, 0);
+    near_value *value =
+        near__l1_hit((struct near__l1_front *)storm->l1, hash, (near_bytes){ &key, sizeof(key) }, 0);
     struct near__entry *entry;
 
     if (value != NULL) {
@@ -839,7 +840,7 @@ storm_differences(struct storm *storm)
     size_t different = 0;
 
     for (uint64_t key = 0; key < KEYS; key++) {
-        near_value    *value = near__l1_find(storm->l1, storm_hash(&key), (near_bytes){ &key, sizeof(key) }, 0);
+        near_value *value = near__l1_find(storm->l1, storm_hash(&key), (near_bytes){ &key, sizeof(key) }, 0);
         struct payload payload = { key, storm->l2[key].version };
 
         if (value != NULL)
