@@ -212,7 +212,8 @@ NEAR_API near_status near_cache_open(near_client *client, const char *name, cons
  *         the cache keeps nothing in L1 (all stays as it was); NEAR_ERR_CLOSED, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: never.
  */
-NEAR_API near_status near_cache_resize(near_cache *cache, size_t max_bytes, size_t max_entries, near_error *error);
+NEAR_API near_status near_cache_resize(near_cache *cache, size_t max_bytes, size_t max_entries,
+                                       near_error *error);
 
 /* Close a cache before its client; NULL is fine.  No other call on it may be running or follow; values still held stay
  * valid.  What is in L2 stays there.  Threads: one.  Blocks: until loads under way are answered, up to close.timeout. */
