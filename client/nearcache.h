@@ -22,6 +22,8 @@
  *    by default) against acknowledged writes, typically one message's delivery.  With memcached and no bus:
  *    never older than `l1.max_ttl` (1 s there).  doc/guarantees.md states every promise, G0 to G8.
  *  - Writes that bypass nearcache are not seen before the entry's TTL (at most `l1.max_ttl` in L1).
+ *  - L1 looks at the time as often as it can afford: a TTL may end some milliseconds late there.  One of more than 20 days
+ *    counts as 20 days in L1 (large and adopted values keep theirs).
  *  - Names: a server given by name is resolved by the system's resolver when a connection is made, and no deadline ends
  *    that.  Where DNS may hang, give addresses.
  *  - Clocks: durations are measured with CLOCK_BOOTTIME.  No promise needs synchronised clocks.
@@ -210,7 +212,8 @@ NEAR_API near_status near_cache_open(near_client *client, const char *name, cons
  *         the cache keeps nothing in L1 (all stays as it was); NEAR_ERR_CLOSED, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: never.
  */
-NEAR_API near_status near_cache_resize(near_cache *cache, size_t max_bytes, size_t max_entries, near_error *error);
+NEAR_API near_status near_cache_resize(near_cache *cache, size_t max_bytes, size_t max_entries,
+                                       near_error *error);
 
 /* Close a cache before its client; NULL is fine.  No other call on it may be running or follow; values still held stay
  * valid.  What is in L2 stays there.  Threads: one.  Blocks: until loads under way are answered, up to close.timeout. */
@@ -230,15 +233,17 @@ typedef struct near_value_info {
     size_t      size;        /* bytes of the value */
     near_source source;      /* the tier that gave this value to this caller */
     bool        stale;       /* past its freshness: within grace, or while the bus is lost */
-    int64_t     age_ms;      /* since this process got it from L2, a loader or a write */
-    int64_t     ttl_ms;      /* until it has to be refreshed here; -1: never, 0: overdue */
+    /* since this process got it from L2, a loader or a write; -1: not known (an entry that does not expire, in a cache
+     * without L2) */
+    int64_t age_ms;
+    int64_t ttl_ms; /* until it has to be refreshed here; -1: never, 0: overdue */
 } near_value_info;
 /* clang-format off */
 #define NEAR_VALUE_INFO_INIT { sizeof(near_value_info), 0, NEAR_FROM_NOWHERE, false, 0, 0 }
 /* clang-format on */
 
-/* The value's bytes, never written again, valid until this holder releases it.  Aligned to 16 bytes, to 64 when the
- * value has 4 KiB or more (an adopted one lies where the loader put it).  NULL gives {NULL, 0}.  Threads: any. */
+/* The value's bytes, never written again, valid until this holder releases it.  Aligned to 4 bytes, to 64 when the value
+ * has 4 KiB or more (an adopted one lies where the loader put it).  NULL gives {NULL, 0}.  Threads: any. */
 NEAR_API near_bytes near_value_bytes(const near_value *value);
 
 /* Where the value came from and how fresh it is.  `info` must be initialised with NEAR_VALUE_INFO_INIT.  Threads: any. */
@@ -247,7 +252,9 @@ NEAR_API void near_value_get_info(const near_value *value, near_value_info *info
 /* One more holder; give each back with near_value_release().  Returns its argument.  Threads: any. */
 NEAR_API near_value *near_value_ref(near_value *value);
 
-/* Give a value back.  NULL is fine; any thread may release; valid after the client was closed, too.  Never blocks. */
+/* Give a value back.  NULL is fine; any thread may release; valid after the client was closed, too.  Never blocks.
+ * A value may be held for any length of time: it keeps its own memory from being used again, and nothing else (after the
+ * client was closed, the cache's address range as well, without what is free in it). */
 NEAR_API void near_value_release(near_value *value);
 
 /* ------------------------------------------------------------------------------------------------ reading */
@@ -337,10 +344,11 @@ NEAR_API void near_load_ttl(near_load *load, int64_t ttl_ms);
  * answered with that failure. */
 NEAR_API near_status near_load_set(near_load *load, near_bytes value);
 
-/* Answer with memory that the library takes over, without copying: `release(data)` is called once, from any thread, when
- * the last holder has let go (also when this call fails).  `release` may be NULL.  As near_load_set() otherwise.
- * `release` runs wherever the last holder lets go, perhaps on the bus's thread: it must not block and must not close a
- * client or a cache. */
+/* Answer with memory that the library takes over, without copying: `release(data)` is called once, from any thread, soon
+ * after the last holder has let go, once no reader can be looking at it any more (also when this call fails).  L1 is a
+ * holder while it keeps the value.  `release` may be NULL.  As near_load_set() otherwise.
+ * `release` runs wherever that is noticed, perhaps on the bus's thread or the scheduler's: it must not block and must not
+ * close a client or a cache. */
 NEAR_API near_status near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *data));
 
 /* The value that this load is to replace, for a conditional query to the store; NULL when there is none.  Borrowed until the load
