@@ -40,7 +40,8 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(l1_max_entries, "l1.max_entries", COUNT, CACHE, "0", 0, INT64_C(1) << 32, NULL,                                 \
       "Most entries in this cache's L1.  0: only l1.max_bytes bounds it.")                                            \
     X(l1_policy, "l1.policy", CHOICE, CACHE, "adaptive", 0, 0, "adaptive | lru | lfu | sieve | s3fifo | tinylfu",     \
-      "Which entries leave L1 for room.  adaptive: follows whichever of the others does best on this cache's keys.")                                                                             \
+      "Which entries leave L1 for room.  adaptive: keeps two queues and turns"  \
+      " to the rule between them that shadow caches of sampled keys show to do best.")                                                                             \
     X(l1_shards, "l1.shards", COUNT, CACHE, "0", 0, 1024, NULL,                                                       \
       "Independently locked parts of L1, a power of two.  0: chosen from the size.")                                  \
     X(l1_max_ttl, "l1.max_ttl", DURATION, CACHE, "60s", 0, 365 * NEAR__DAY, NULL,                                     \

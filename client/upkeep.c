@@ -2,7 +2,7 @@
  * Upkeep of the L1s, and the tick.
  *
  * Upkeep runs ten times a second while there is something to do (entries that may expire, a clear to finish, a bound that has
- * shrunk), once a second otherwise.  It works in small steps, so that nobody waits for a shard for long.
+ * shrunk) and for clients with a bus, whose coarse clock must hear soon that the machine has slept; once a second otherwise.  It works in small steps, so that nobody waits for a shard for long.
  *
  * The tick is the time that hits on caches without a bus are judged by: reading a clock would cost as much as the hit.  It is
  * written every millisecond while somebody reads, and that is found out by stopping: for a moment every LAP ticks it says 0, readers

@@ -7,7 +7,7 @@
  *    BEFORE it asked anybody slower, and is admitted only if that fence has not moved, checked under the lock that also orders
  *    the invalidation (races 1-5, doc/rules.md).
  *  - A hit takes no lock, executes no locked instruction or fence, allocates nothing and writes nothing that others write but
- *    the entry's use mark, and that only when it changes.  A value is valid as long as somebody holds it, and keeps nothing
+ *    the entry's use mark, and that only when it changes (adaptive then tries a lock, for the few keys it samples).  A value is valid as long as somebody holds it, and keeps nothing
  *    alive but its own memory (l1/hazard.h).
  *  - Time is a parameter: `now` is near__now() of the caller's clock.
  *
@@ -26,7 +26,7 @@ struct near__l1_config {
     size_t max_bytes;   /* 0: keeps nothing */
     size_t max_entries; /* 0: no bound but the bytes */
     unsigned
-        shards; /* power of two, at most 65536; 0: chosen so that a shard holds some thousand entries and no less than
+        shards; /* power of two, at most 1024; 0: chosen so that a shard holds some thousand entries and no less than
                            4 MiB, 64 at most.  Never more shards than max_entries.  1 makes the policy's order one. */
     const char *policy; /* a name from near__policies */
     bool        plain;  /* keep no birth times of entries that do not expire: 4 bytes less each */
@@ -109,7 +109,7 @@ struct near__l1_stats {
     uint64_t hits;                                                /* values handed out, negative ones not */
     uint64_t entries,
         bytes; /* levels; bytes: the arena's slabs and everything outside it but the fences (16 bytes a stripe: one
-                                stripe for 4 entries expected, 1024 to 65536 of them, so 16 KiB to 1 MiB) */
+                                stripe for 16 entries expected, 1024 to 16384 of them, so 16 to 256 KiB) */
 };
 void near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats);
 
