@@ -169,6 +169,7 @@ near_expire(near_cache *cache, near_bytes key)
     uint64_t              hash;
     struct near__l1_write token;
     struct near__entry   *aged = NULL;
+    uint64_t              fence;
 
     if (status == NEAR_OK)
         status = near__key_check(key);
@@ -178,6 +179,8 @@ near_expire(near_cache *cache, near_bytes key)
     deadline = near__time_after(now, cache->client->settings.l2_timeout);
     hash     = near__hash_keyed(&cache->client->secret, key);
     near__count(cache, NEAR__expires, 1);
+    fence =
+        near__l1_fence(cache->l1, hash); /* before the look: what is written after it must not be undone */
     if (cache->client->ops == NULL) {
         struct near__hit hit = near__l1_look(cache, hash, key, now);
 
@@ -185,6 +188,8 @@ near_expire(near_cache *cache, near_bytes key)
         near_value_release(hit.value);
     }
     token = near__l1_write_begin(cache->l1, hash, key);
+    if (token.fence != fence + 1) /* our own begin moves it by one */
+        near__entry_release(&aged);
     if (cache->client->ops != NULL)
         status = age_in_l2(cache, key, deadline);
     if (status == NEAR_OK)

@@ -186,6 +186,7 @@ run(struct fetch *fetch)
 static void
 receive_all(struct fetch *fetch, near_value **values, near_status *statuses)
 {
+    near__workers_wait_begins(fetch->cache->client->workers);
     for (size_t i = 0; i < fetch->n; i++) {
         struct seat *seat = &fetch->seats[i];
 
@@ -193,6 +194,7 @@ receive_all(struct fetch *fetch, near_value **values, near_status *statuses)
                                                   fetch->deadline, &values[seat->index]);
         near__flight_release(fetch->cache, &seat->flight);
     }
+    near__workers_wait_ends(fetch->cache->client->workers);
     if (fetch->seats != &fetch->one)
         free(fetch->seats);
 }
@@ -209,7 +211,8 @@ refresh_early(near_cache *cache, near_bytes key, uint64_t hash, const struct nea
                   (struct near__fallback){ .value       = hit.value,
                                            .fresh_until = hit.fresh_until,
                                            .expires     = hit.expires,
-                                           .cost_us     = hit.cost_us });
+                                           .cost_us     = hit.cost_us,
+                                           .forced      = hit.fresh_until == NEAR__FRESH_FORCED });
 }
 
 static void

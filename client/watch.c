@@ -96,6 +96,8 @@ near__watch_init(near_cache *cache)
 void
 near__watch_fini(near_cache *cache)
 {
+    /* the last reference: a leg that was parked beside the close may have armed it once more */
+    near__timer_disarm(&cache->client->scheduler, &cache->watch.timer);
     near__lock_fini(&cache->watch.lock);
 }
 

@@ -18,14 +18,21 @@ struct near__workers {
     struct near__job *first, **last;
     unsigned          refs; /* threads, and the owner */
     unsigned          capacity, threads, idle, waiting;
+    unsigned          away; /* threads whose job waits for another job */
     bool              stopping;
     struct worker     each[];
 };
 
+/* Which pool the calling thread belongs to. */
+static _Thread_local struct near__workers *mine;
+
+enum { SUBSTITUTES = 4 }; /* so many times the threads: nested fetches are seldom deeper */
+
 struct near__workers *
 near__workers_new(unsigned threads)
 {
-    struct near__workers *workers = calloc(1, sizeof(*workers) + threads * sizeof(struct worker));
+    struct near__workers *workers =
+        calloc(1, sizeof(*workers) + (size_t)SUBSTITUTES * threads * sizeof(struct worker));
 
     if (workers == NULL)
         return NULL;
@@ -85,6 +92,7 @@ work(void *ctx)
     struct near__workers *workers = self->workers;
     struct near__job     *job;
 
+    mine = workers;
     near__lock(&workers->lock);
     while (!workers->stopping) {
         job = take_locked(workers);
@@ -118,14 +126,43 @@ start_locked(struct near__workers *workers)
     workers->refs++;
 }
 
+/* Another thread, if there is work for it and it may be. */
+static void
+staff_locked(struct near__workers *workers, unsigned jobs)
+{
+    if (!workers->stopping && jobs > workers->idle && workers->threads < workers->capacity + workers->away &&
+        workers->threads < SUBSTITUTES * workers->capacity)
+        start_locked(workers);
+}
+
+void
+near__workers_wait_begins(struct near__workers *workers)
+{
+    if (workers == NULL || mine != workers)
+        return;
+    near__lock(&workers->lock);
+    workers->away++;
+    staff_locked(workers, workers->waiting);
+    near__unlock(&workers->lock);
+}
+
+void
+near__workers_wait_ends(struct near__workers *workers)
+{
+    if (workers == NULL || mine != workers)
+        return;
+    near__lock(&workers->lock);
+    workers->away--;
+    near__unlock(&workers->lock);
+}
+
 near_status
 near__workers_submit(struct near__workers *workers, struct near__job *job)
 {
     near_status status = NEAR_OK;
 
     near__lock(&workers->lock);
-    if (!workers->stopping && workers->waiting >= workers->idle && workers->threads < workers->capacity)
-        start_locked(workers);
+    staff_locked(workers, workers->waiting + 1);
     if (workers->stopping)
         status = NEAR_ERR_CLOSED;
     else if (workers->threads == 0)

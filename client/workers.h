@@ -24,6 +24,10 @@ struct near__workers;
 struct near__workers *near__workers_new(unsigned threads);
 /* NEAR_OK: it will run.  NEAR_ERR_CLOSED, NEAR_ERR_NOMEM (there is no thread and none can be made): it is still the caller's. */
 near_status near__workers_submit(struct near__workers *workers, struct near__job *job);
+/* Around a wait for what another job of the pool may have to do first (a loader that fetches): if the calling thread is one of the
+ * pool's, another one may be started in its place, up to four times the number. */
+void near__workers_wait_begins(struct near__workers *workers);
+void near__workers_wait_ends(struct near__workers *workers);
 /* No new jobs; those waiting are cancelled, in this thread; those running are waited for until `deadline`.  How many are left. */
 unsigned near__workers_stop(struct near__workers *workers, int64_t deadline);
 /* After stop; NULL inside is fine. */

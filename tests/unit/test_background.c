@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Threads of this process with that name. */
 static unsigned
@@ -272,6 +273,76 @@ stopping_is_bounded_when_a_job_hangs(void **state)
     sem_destroy(&hold);
 }
 
+/* ---- a loader that fetches what only the pool can load */
+
+struct nest {
+    near_cache      *cache;
+    _Atomic unsigned inner_asked, outer_runs;
+};
+
+static void
+load_nested(near_load *loads[], size_t n, void *ctx)
+{
+    struct nest *nest = ctx;
+
+    for (size_t i = 0; i < n; i++) {
+        near_value *inner = NULL;
+
+        if (near_load_key(loads[i]).size == strlen("outer")) {
+            atomic_store(&nest->outer_runs, 1);
+            while (atomic_load(&nest->inner_asked) ==
+                   0) /* by another caller, whose plan waits for this pool */
+                usleep(1000);
+            usleep(50000);
+            near_value_release(near_fetch(nest->cache, near_key("i"), NULL, &inner) == NEAR_OK ? inner
+                                                                                               : NULL);
+        }
+        near_load_set(loads[i], near_key("x"));
+    }
+}
+
+static void *
+fetch_inner(void *ctx)
+{
+    struct nest       *nest    = ctx;
+    near_fetch_options options = NEAR_FETCH_OPTIONS_INIT;
+    near_value        *value   = NULL;
+
+    options.timeout_ms = 20000;
+    while (atomic_load(&nest->outer_runs) == 0)
+        usleep(1000);
+    atomic_store(&nest->inner_asked, 1);
+    if (near_fetch(nest->cache, near_key("i"), &options, &value) == NEAR_OK)
+        near_value_release(value);
+    return NULL;
+}
+
+static void
+a_nested_fetch_does_not_starve_the_pool(void **state)
+{
+    near_config       *config  = near_config_new();
+    near_fetch_options options = NEAR_FETCH_OPTIONS_INIT;
+    struct nest        nest    = { .cache = NULL };
+    near_client       *client;
+    near_value        *value = NULL;
+    pthread_t          other;
+
+    (void)state;
+    assert_int_equal(near_config_set(config, "l2.uri", "none:", NULL), NEAR_OK);
+    assert_int_equal(near_config_set(config, "loader.threads", "1", NULL), NEAR_OK);
+    assert_int_equal(near_client_open(config, &client, NULL), NEAR_OK);
+    assert_int_equal(near_cache_open(client, "c", NULL, &nest.cache, NULL), NEAR_OK);
+    near_cache_set_loader(nest.cache, load_nested, &nest);
+    assert_int_equal(pthread_create(&other, NULL, fetch_inner, &nest), 0);
+    options.timeout_ms = 10000; /* with a deadline the loader runs in the pool: its only thread */
+    assert_int_equal(near_fetch(nest.cache, near_key("outer"), &options, &value), NEAR_OK);
+    near_value_release(value);
+    pthread_join(other, NULL);
+    near_cache_close(nest.cache);
+    assert_int_equal(near_client_close(client, NULL), NEAR_OK);
+    near_config_free(config);
+}
+
 int
 main(void)
 {
@@ -283,6 +354,7 @@ main(void)
         cmocka_unit_test_setup_teardown(disarming_waits_for_the_function, open_scheduler, close_scheduler),
         cmocka_unit_test(the_pool_runs_each_job_once_on_few_threads),
         cmocka_unit_test(stopping_is_bounded_when_a_job_hangs),
+        cmocka_unit_test(a_nested_fetch_does_not_starve_the_pool),
     };
     return TEST_MAIN(tests, NULL, NULL);
 }
