@@ -458,22 +458,30 @@ void
 near__l1_answer_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
                       uint64_t *hashes, near_value **values, near_status *statuses)
 {
-    size_t other = 0;
+    near_bytes sound[NEAR__GROUP] = { { NULL, 0 } }; /* the keys, the refused ones empty */
+    size_t     other              = 0;
 
-    for (size_t i = 0; i < n; i++)
-        hashes[i] = near__hash_keyed_inline(&cache->client->secret,
-                                            statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i]);
+    for (size_t i = 0; i < n; i++) {
+        sound[i]  = statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i];
+        hashes[i] = near__hash_keyed_inline(&cache->client->secret, sound[i]);
+    }
     if (__builtin_expect(!asks_l1(view), 0)) {
         for (size_t i = 0; i < n; i++)
             if (statuses[i] >= 0)
                 not_asked(cache, view, &statuses[i]);
         return;
     }
-    near__l1_find_many(cache->l1, hashes, keys, n, view->now, values);
+    near__l1_find_many(cache->l1, hashes, sound, n, view->now, values);
     for (size_t i = 0; i < n; i++) {
         near_value *hit = values[i];
 
         values[i] = NULL;
+        if (NEAR__UNLIKELY(statuses[i] < 0 &&
+                           (uintptr_t)hit > NEAR__VALUE_BITS)) { /* somebody has an empty key */
+            near__value_release(hit);
+            hit_back(cache);
+            hit = NULL;
+        }
         if (__builtin_expect(statuses[i] >= 0 && usable(cache, view, hit), 1))
             statuses[i] = take_hit(cache, view, hit, &values[i]);
         else

@@ -137,6 +137,7 @@ shadow_insert(struct shadow *shadow, uint32_t element)
     uint32_t            victim;
 
     while (table->entries >= table->capacity) {
+        table->full = table->entries;
         if (!near__fifos_victim(&shadow->fifos, table, &place, &victim))
             return;
         near__table_erase(table, victim, place);

@@ -59,10 +59,13 @@ block_get(size_t size)
 static void
 block_put(struct near__entry *entry)
 {
-    if (entry->mapped_pages != 0)
-        munmap(entry, (size_t)entry->mapped_pages * PAGE);
-    else
+    size_t bytes = (size_t)entry->mapped_pages * PAGE;
+
+    if (bytes == 0)
         free(entry);
+    else if (munmap(entry, bytes) !=
+             0) /* no room to note that a mapping has a hole now: its pages go all the same */
+        madvise(entry, bytes, MADV_DONTNEED);
 }
 
 /* A block with `room` bytes behind the key: the fields set that never change, the others zero. */

@@ -62,7 +62,7 @@ near__fifos_enter(struct near__fifos *fifos, const struct near__table *table, ui
 static size_t
 entries_of(const struct near__table *table)
 {
-    return table->capacity != 0 ? table->capacity : table->entries;
+    return near__table_fill(table);
 }
 
 /* The ghost follows the number of entries where that is not fixed. */
@@ -117,6 +117,8 @@ near__fifos_victim(struct near__fifos *fifos, const struct near__table *table, s
     size_t entries = entries_of(table), share = entries - entries * fifos->rule.share / 100;
 
     ghost_fit(fifos, table);
+    if (near__rings_short(fifos->small.count + fifos->main.count, table->entries))
+        return near__table_any(table, &fifos->any, element, place);
     if (fifos->rule.share == 0)
         near__ring_append(&fifos->main, &fifos->small);
     while (fifos->small.count + fifos->main.count > 0) {

@@ -54,7 +54,11 @@ near__l1_use(const struct near__table *table, struct near__bucket *bucket, unsig
     mark = near__mark_hit(old, tick, count_mask);
     if (mark == old)
         return false;
-    /* relaxed, and perhaps lost when two write at once: a mark is a hint */
+    /* Relaxed.  A count or a tick may be lost when two write at once: they are hints.  Bits that the policy itself wrote must not be
+     * overwritten by what they were: an exchange, and if it fails the use is lost. */
+    if (count_mask & 0xf0)
+        return atomic_compare_exchange_strong_explicit(&bucket->marks[lane], &old, mark, memory_order_relaxed,
+                                                       memory_order_relaxed);
     atomic_store_explicit(&bucket->marks[lane], mark, memory_order_relaxed);
     return true;
 }

@@ -458,7 +458,7 @@ clear(struct near__l1 *l1, struct shard *sh)
     do {
         purge_some_locked(l1, sh, CLEAR_NOW, &dead);
         settle_locked(l1, sh, &dead);
-        more = sh->externals > sh->held_n && sh->stale_left > 0; /* adopted values are let go at once */
+        more = sh->externals > 0 && sh->stale_left > 0; /* adopted values are let go at once */
         near__unlock(&sh->lock);
         let_go(&dead);
         if (more)
@@ -474,6 +474,7 @@ evict_one_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
     struct near__place place;
     uint32_t           element;
 
+    sh->table->full = sh->table->entries;
     if (!sh->order.policy->victim(&sh->order, &place, &element))
         return false;
     unlink_locked(l1, sh, element, place, dead);
@@ -871,12 +872,12 @@ shard_drain(struct near__l1 *l1, struct shard *sh)
     clear(l1, sh);
     do {
         near__lock(&sh->lock);
-        before = sh->stale_left + sh->limbo_n;
+        before = sh->limbo_n;
         purge_some_locked(l1, sh, SIZE_MAX, &dead);
         barrier_locked(l1, sh, &dead);
         near__unlock(&sh->lock);
         let_go(&dead);
-    } while (sh->stale_left + sh->limbo_n < before);
+    } while (sh->stale_left > 0 || sh->limbo_n < before);
     near__hazard_barrier(near__hazard_epoch());
     for (size_t left = sh->held_n / HELD_LOOKS + 1; left > 0; left--) {
         near__lock(&sh->lock);
@@ -1199,9 +1200,14 @@ link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key
         if (!evict_one_locked(l1, sh, dead))
             break;
     mark = sh->order.policy->enter(&sh->order, element);
-    if (!near__table_insert(sh->table, element, ref, mark, &place) &&
-        !(slab_room_locked(l1, sh, dead) && near__table_insert(sh->table, element, ref, mark, &place)))
-        return false;
+    if (!near__table_insert(sh->table, element, ref, mark, &place)) {
+        if (!slab_room_locked(l1, sh, dead))
+            return false;
+        mark = sh->order.policy->enter(
+            &sh->order, element); /* making room may have met the first one's element, and dropped it */
+        if (!near__table_insert(sh->table, element, ref, mark, &place))
+            return false;
+    }
     grow_locked(l1, sh, dead);
     return true;
 }

@@ -89,7 +89,7 @@ lfu_enter(struct near__order *order, uint32_t element)
 {
     struct lfu         *lfu     = order->state;
     struct near__table *table   = order->table;
-    size_t              entries = table->capacity > table->entries ? table->capacity : table->entries;
+    size_t              entries = near__table_fill(table);
 
     (void)element;
     if (++lfu->fresh * 2 >= entries) {

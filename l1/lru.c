@@ -98,7 +98,7 @@ lru_enter(struct near__order *order, uint32_t element)
 {
     struct lru         *lru     = order->state;
     struct near__table *table   = order->table;
-    size_t              entries = table->capacity > table->entries ? table->capacity : table->entries;
+    size_t              entries = near__table_fill(table);
 
     (void)element;
     if (++lru->fresh * (size_t)TICKS >= entries) {

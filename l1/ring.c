@@ -216,24 +216,31 @@ near__ring_compact(struct near__ring_store *store, struct near__ring *ring, cons
     near__ring_clear(store, &old);
 }
 
+/* The hand counts slots and moves by a home and a lane: an erasure fills its slot again from the chain's end, so whoever took the first
+ * lane each time would take what came last and never see the others. */
 bool
 near__table_any(const struct near__table *table, uint32_t *hand, uint32_t *element, struct near__place *place)
 {
-    uint32_t             homes = near__table_homes(table);
+    uint32_t             homes = near__table_homes(table), home;
+    unsigned             first;
     struct near__bucket *bucket;
 
-    for (uint32_t i = 0; i < homes; i++) {
-        *hand  = *hand + 1 < homes ? *hand + 1 : 0;
-        bucket = near__table_bucket(table, *hand);
+    for (uint32_t i = 0; i < 2 * homes; i++) {
+        *hand += NEAR__LANES + 1;
+        if (*hand / NEAR__LANES >= homes)
+            *hand %= NEAR__LANES;
+        home   = *hand / NEAR__LANES;
+        first  = i < homes ? *hand % NEAR__LANES : 0; /* once round from some lane on, then all lanes */
+        bucket = near__table_bucket(table, home);
         if (near__bucket_stale(table, bucket))
             continue;
-        for (; bucket != NULL; bucket = near__table_after(table, bucket)) {
-            for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
+        for (; bucket != NULL; bucket = near__table_after(table, bucket), first = 0) {
+            for (unsigned lane = first; lane < NEAR__LANES; lane++) {
                 *place = (struct near__place){ bucket, lane };
                 if (near__place_ref(*place) == 0)
                     continue;
                 *element = near__table_partial(
-                    *hand, atomic_load_explicit(&bucket->tags.lanes[lane], memory_order_relaxed));
+                    home, atomic_load_explicit(&bucket->tags.lanes[lane], memory_order_relaxed));
                 return true;
             }
         }

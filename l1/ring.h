@@ -65,7 +65,15 @@ near__rings_full(size_t elements, size_t entries)
     return elements > entries + entries / 4 + 64;
 }
 
-/* Any entry at all, for a queue that lost its elements because there was no memory for them.  `hand`: a home, kept by the caller.
+/* Whether so many elements are too few for so many entries: some have lost theirs (no memory for it, or a use that wrote an old tag
+ * back).  Then any entry is taken now and then, until those are among them. */
+static inline bool
+near__rings_short(size_t elements, size_t entries)
+{
+    return elements + entries / 32 + 16 < entries;
+}
+
+/* Any entry at all, for a queue that lost its elements because there was no memory for them.  `hand`: kept by the caller.
  * False: the table is empty. */
 bool near__table_any(const struct near__table *table, uint32_t *hand, uint32_t *element,
                      struct near__place *place);

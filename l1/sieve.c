@@ -94,6 +94,8 @@ sieve_victim(struct near__order *order, struct near__place *place, uint32_t *ele
 {
     struct sieve *sieve = order->state;
 
+    if (near__rings_short(sieve->ahead.count + sieve->passed.count, order->table->entries))
+        return near__table_any(order->table, &sieve->any, element, place);
     if (!order->textbook && sieve->taken > PATIENCE * order->table->entries)
         sieve_turn(sieve);
     for (int turns = 0; turns < 3;

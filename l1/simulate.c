@@ -311,6 +311,7 @@ insert(struct near__simulator *simulator, const struct key *key)
     if (simulator->policy->watch != NULL)
         simulator->policy->watch(order, key->element, false);
     while (table->entries >= key->shard->capacity) {
+        order->table->full = order->table->entries;
         if (!simulator->policy->victim(order, &place, &victim))
             return;
         near__table_erase(table, victim, place);

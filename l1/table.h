@@ -76,6 +76,7 @@ struct near__table {
     uint32_t over_free; /* chain of free overflow buckets through `next`, number + 1 */
     size_t   entries;   /* slots in use, of the current generation */
     uint32_t over_used; /* overflow buckets in chains */
+    size_t   full;      /* entries when a victim was last asked for; 0: never (set by whoever asks) */
     size_t   capacity;  /* entries the owner will keep at most; 0: bounded by bytes only */
     /* a chunk of zeroed memory (1 << chunk_shift buckets), or NULL; and its return at the end */
     void *(*chunk_new)(void *ctx);
@@ -284,6 +285,16 @@ void near__table_clear(struct near__table *table);
 /* Empties the chain of a home of an old generation and makes it current; `drop` gets each reference.  False: it was current. */
 bool near__table_purge(struct near__table *table, uint32_t home, void (*drop)(void *ctx, uint32_t ref),
                        void *ctx);
+
+/* How many entries it holds when it is full: what policies measure their queues by.  A bound that memory does not let it reach says
+ * nothing. */
+static inline size_t
+near__table_fill(const struct near__table *table)
+{
+    if (table->full != 0)
+        return table->full;
+    return table->capacity > table->entries ? table->capacity : table->entries;
+}
 
 /* Exact tables: the time of a slot's last use. */
 uint32_t *near__table_stamp(const struct near__table *table, struct near__place place);

@@ -162,7 +162,7 @@ tinylfu_close(struct near__order *order)
 static size_t
 entries_of(const struct near__table *table)
 {
-    return table->capacity != 0 ? table->capacity : table->entries;
+    return near__table_fill(table);
 }
 
 static uint8_t
@@ -225,6 +225,8 @@ tinylfu_victim(struct near__order *order, struct near__place *place, uint32_t *e
     struct near__place candidate;
     uint32_t           newer;
 
+    if (near__rings_short(tiny->window.count + tiny->main.count + tiny->has_opponent, order->table->entries))
+        return near__table_any(order->table, &tiny->any, element, place);
     while (tiny->window.count > window || tiny->main.count == 0) {
         if (!unused_front(tiny, &tiny->window, order->table, &newer, &candidate))
             break;

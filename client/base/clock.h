@@ -34,7 +34,8 @@ near__wall_ms(const struct near__clock *clock)
 static inline int64_t
 near__time_after(int64_t now, int64_t duration)
 {
-    return now > 0 && duration > NEAR_NEVER - now ? NEAR_NEVER : now + duration; /* times before the boot are negative */
+    return now > 0 && duration > NEAR_NEVER - now ? NEAR_NEVER
+                                                  : now + duration; /* times before the boot are negative */
 }
 
 /* Milliseconds until `deadline`, rounded up, for poll(2): 0 when it has passed, capped at an hour. */

@@ -40,6 +40,7 @@ struct peer {
     _Atomic uint64_t        invalidated; /* how many */
     _Atomic uint64_t        flushed;
     _Atomic uint64_t        flushed_open; /* of them: while the gate was open */
+    _Atomic bool            opened;       /* `coherence` is there */
     _Atomic int64_t         last_at;
     _Atomic unsigned        log_lines;
     char                    log_text[512]; /* the newest line; the thread's until the peer is stopped */
@@ -97,8 +98,8 @@ sink_flush(void *ctx)
 
     if (p->on_flush != NULL)
         p->on_flush(p);
-    if (atomic_load(&p->flushed) > 0 &&
-        gate_is_open(p)) /* at the first one, open() may not have returned yet */
+    if (atomic_load(&p->flushed) > 0 && atomic_load(&p->opened) && /* open() may not have returned yet */
+        gate_is_open(p))
         atomic_fetch_add(&p->flushed_open, 1);
     atomic_fetch_add(&p->flushed, 1);
 }
@@ -136,6 +137,7 @@ peer_open(struct peer *p)
 
     p->log = (struct near__log){ log_write, p };
     assert_int_equal(near__coherence_open(&p->coherence, &config, &error), NEAR_OK);
+    atomic_store(&p->opened, true);
 }
 
 static void
