@@ -2,7 +2,8 @@
  * Upkeep of the L1s, and the tick.
  *
  * Upkeep runs ten times a second while there is something to do (entries that may expire, a clear to finish, a bound that has
- * shrunk) and for clients with a bus, whose coarse clock must hear soon that the machine has slept; once a second otherwise.  It works in small steps, so that nobody waits for a shard for long.
+ * shrunk) and for clients with a bus, whose coarse clock must hear soon that the machine has slept; once a second otherwise.
+ * It works in small steps, so that nobody waits for a shard for long.
  *
  * The tick is the time that hits on caches without a bus are judged by: reading a clock would cost as much as the hit.  It is
  * written every millisecond while somebody reads, and that is found out by stopping: for a moment every LAP ticks it says 0, readers
@@ -65,21 +66,21 @@ upkeep(void *ctx)
     near_client *client = ctx;
     near_cache  *cache;
     uint64_t     id   = UINT64_MAX;
-    bool         more = false, timed = false;
+    bool         more = false, busy = client->coherence != NULL;
     int64_t      now = near__client_now_exact(client);
 
     while ((cache = cache_before(client, id)) != NULL) {
         id = cache->id;
         more |= near__l1_upkeep(cache->l1, now, STEPS);
-        timed |= near__l1_timed(cache->l1);
+        busy |= near__l1_timed(cache->l1);
         near__cache_release(cache);
     }
     if (!client->ticking && atomic_load_explicit(&client->tick_wanted, memory_order_relaxed))
         tick(client);
     near__timer_arm(&client->scheduler, &client->upkeep,
-                    near__time_after(now, (more    ? MORE_MS
-                                           : timed ? BUSY_MS
-                                                   : IDLE_MS) *
+                    near__time_after(now, (more   ? MORE_MS
+                                           : busy ? BUSY_MS
+                                                  : IDLE_MS) *
                                               NEAR_MS));
 }
 
