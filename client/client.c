@@ -346,10 +346,9 @@ near_client_open(const near_config *config, near_client **pclient, near_error *e
     if (pclient == NULL)
         return near__fail(error, NEAR_ERR_INVALID, "near_client_open: client must not be NULL");
     *pclient = NULL;
-    client   = aligned_alloc(_Alignof(near_client), sizeof(*client));
+    client   = near__zeroed(_Alignof(near_client), sizeof(*client));
     if (client == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
-    memset(client, 0, sizeof(*client));
     client->refs  = 1;
     client->clock = near__clock_system;
     clock_prepare(client);

@@ -60,16 +60,6 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     age(aging, &envelope);
 }
 
-static near_status
-item_status(const struct near_l2_item *item)
-{
-    if (item->answer == NEAR_L2_DONE)
-        return NEAR_OK;
-    if (item->answer == NEAR_L2_ABSENT)
-        return NEAR_MISS;
-    return item->status != NEAR_OK ? item->status : NEAR_ERR_TIMEOUT;
-}
-
 /* One attempt: NEAR_OK, NEAR_MISS when somebody came in between, or why not. */
 static near_status
 age_once(near_cache *cache, struct near__wire *wire, near_bytes key, int64_t deadline)
@@ -82,7 +72,7 @@ age_once(near_cache *cache, struct near__wire *wire, near_bytes key, int64_t dea
     *item = (struct near_l2_item){ .key = item->key };
     client->ops->get_many(client->l2, item, 1, deliver, &aging, deadline);
     near__count(cache, NEAR__l2_requests, 1);
-    status = item_status(item);
+    status = near__item_status(item);
     if (status == NEAR_MISS)
         return NEAR_OK; /* nothing is there */
     if (status == NEAR_OK) {
@@ -96,7 +86,7 @@ age_once(near_cache *cache, struct near__wire *wire, near_bytes key, int64_t dea
         else
             client->ops->remove_many(client->l2, aging.stamp != 0 ? NEAR_L2_IF_STAMP : NEAR_L2_ALWAYS, item,
                                      1, NULL, deadline);
-        status = item_status(item);
+        status = near__item_status(item);
     }
     free(aging.bytes);
     return status;

@@ -455,18 +455,6 @@ near__flight_fail(near_cache *cache, struct near__flight *flight, near_status st
         near__flight_release(cache, &flight);
 }
 
-bool
-near__flight_is_done(near_cache *cache, struct near__flight *flight)
-{
-    struct near__flight_stripe *stripe = stripe_of(cache, flight->hash);
-    bool                        done;
-
-    near__lock(&stripe->lock);
-    done = flight->done;
-    near__unlock(&stripe->lock);
-    return done;
-}
-
 /* ---- waiting */
 
 /* Whether the fallback may be served: what was written or removed since must not come back. */

@@ -85,7 +85,6 @@ bool near__flight_claim(near_cache *cache, struct near__flight *flight);
 void near__flight_land(near_cache *cache, struct near__flight *flight, near_status status, near_value *value);
 /* The loader has failed: lands, unless the other one of two ways is still open; is remembered, unless load.retry is 0. */
 void near__flight_fail(near_cache *cache, struct near__flight *flight, near_status status);
-bool near__flight_is_done(near_cache *cache, struct near__flight *flight);
 
 /* The failure to answer with because the key's load failed a short while ago, or NEAR_OK. */
 near_status near__flight_throttled(near_cache *cache, const struct near__flight *flight, int64_t now);

@@ -110,16 +110,6 @@ encode_item(struct near_l2_item *item, uint64_t value, uint8_t *bytes)
 }
 
 static near_status
-item_status(const struct near_l2_item *item)
-{
-    if (item->answer == NEAR_L2_DONE)
-        return NEAR_OK;
-    if (item->answer == NEAR_L2_ABSENT)
-        return NEAR_MISS;
-    return item->status != NEAR_OK ? item->status : NEAR_ERR_TIMEOUT;
-}
-
-static near_status
 store(near_cache *cache, uint64_t value, enum near_l2_mode mode, struct near_l2_announce *announce,
       int64_t deadline)
 {
@@ -133,7 +123,7 @@ store(near_cache *cache, uint64_t value, enum near_l2_mode mode, struct near_l2_
     encode_item(near__wire_add_generation(&wire, cache), value, bytes);
     near__count(cache, NEAR__l2_requests, 1);
     client->ops->set_many(client->l2, mode, wire.items, 1, announce, deadline);
-    status = item_status(&wire.items[0]);
+    status = near__item_status(&wire.items[0]);
     near__wire_close(&wire);
     return status;
 }
@@ -162,7 +152,7 @@ load(near_cache *cache, int64_t deadline, uint64_t *value)
     near__wire_add_generation(&wire, cache);
     near__count(cache, NEAR__l2_requests, 1);
     client->ops->get_many(client->l2, wire.items, 1, deliver, &found, deadline);
-    status = item_status(&wire.items[0]);
+    status = near__item_status(&wire.items[0]);
     if (status == NEAR_OK && found.value == 0) {
         near__count(cache, NEAR__l2_corrupt, 1);
         wire.items[0].answer = NEAR_L2_NOT_TRIED;

@@ -247,7 +247,7 @@ static near_status
 get_below(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key, int64_t timeout_ms,
           near_value **value)
 {
-    struct near__ask  ask = { .key = key, .hash = hash, .fence = near__l1_fence(cache->l1, hash) };
+    struct near__ask  ask = { .key = key, .hash = hash };
     struct near__ask *one = &ask;
     uint64_t          generation;
 
@@ -255,6 +255,7 @@ get_below(near_cache *cache, const struct near__view *view, uint64_t hash, near_
         near__count(cache, NEAR__misses, 1);
         return NEAR_MISS;
     }
+    ask.fence = near__l1_fence(cache->l1, hash);
     near__tier_read(cache, &one, 1, l2_deadline(cache, view->now, timeout_ms), &generation);
     return settle(cache, view, &ask, value);
 }
@@ -314,9 +315,9 @@ get_plain(near_cache *cache, near_bytes key, near_value **hit, uint64_t *hash)
     if (NEAR__LIKELY((uintptr_t)*hit > NEAR__VALUE_BITS && !((uintptr_t)*hit & NEAR__VALUE_STALE)))
         return *hit;
     if ((uintptr_t)*hit > NEAR__VALUE_BITS) {
-        near__value_release(*hit);
+        near__value_release(*hit); /* past its time: as good as absent here */
         hit_back(cache);
-        *hash = 0;
+        *hit = NULL;
     }
     return NULL;
 }

@@ -29,7 +29,7 @@ bool near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t
 
 /* The same for a group of keys whose statuses are prepared (an error stays, NEAR_MISS is what L1 could not answer); gives their
  * hashes. */
-#define NEAR__GROUP 32
+#define NEAR__GROUP NEAR__L1_GROUP
 void near__l1_answer_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
                            uint64_t *hashes, near_value **values, near_status *statuses);
 

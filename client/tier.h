@@ -52,6 +52,17 @@ struct near__wire {
 /* Room for `n` items with keys of `key_bytes` in all (user keys, without prefixes).  NEAR_OK or NEAR_ERR_NOMEM. */
 near_status near__wire_open(struct near__wire *wire, const near_cache *cache, size_t n, size_t key_bytes);
 void        near__wire_close(struct near__wire *wire);
+
+/* What the backend said of a conditional write: NEAR_MISS when the condition did not hold. */
+static inline near_status
+near__item_status(const struct near_l2_item *item)
+{
+    if (item->answer == NEAR_L2_DONE)
+        return NEAR_OK;
+    if (item->answer == NEAR_L2_ABSENT)
+        return NEAR_MISS;
+    return item->status != NEAR_OK ? item->status : NEAR_ERR_TIMEOUT;
+}
 /* Free the values that the caller had malloc'ed for the items. */
 void                 near__wire_free_values(struct near__wire *wire);
 struct near_l2_item *near__wire_add(struct near__wire *wire, const near_cache *cache, near_bytes key);

@@ -79,10 +79,9 @@ static void *
 shadow_chunk_new(void *ctx)
 {
     size_t bytes = sizeof(struct near__bucket) << SHADOW_CHUNK_SHIFT;
-    void  *chunk = aligned_alloc(sizeof(struct near__bucket), bytes);
 
     (void)ctx;
-    return chunk == NULL ? NULL : memset(chunk, 0, bytes);
+    return near__zeroed(sizeof(struct near__bucket), bytes);
 }
 
 static void

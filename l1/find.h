@@ -114,18 +114,6 @@ not_simple:
     return NULL;
 }
 
-/* A free slot of the reader's, if it has one at hand or finds one; NULL: no memory. */
-static inline __attribute__((always_inline)) struct near__hazard *
-near__l1_hazard(struct near__reader *reader)
-{
-    struct near__hazard *hazard = reader->next;
-
-    /* acquire: as in near__hazard_slot() */
-    if (NEAR__LIKELY(atomic_load_explicit(&hazard->block, memory_order_acquire) == NULL))
-        return hazard;
-    return near__hazard_search(reader);
-}
-
 /* near__l1_find(), quickly where it is simple. */
 static inline __attribute__((always_inline)) near_value *
 near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_t now)
@@ -141,7 +129,7 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
 
     if (NEAR__UNLIKELY(reader == NULL || !front->fast))
         goto slow;
-    hazard = near__l1_hazard(reader);
+    hazard = near__hazard_slot(reader);
     if (NEAR__UNLIKELY(hazard == NULL))
         return NULL;
     table   = &front->tables[hash & front->shard_mask];

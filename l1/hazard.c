@@ -56,9 +56,9 @@ static struct {
     _Atomic uint64_t      few_version;
     _Atomic size_t        held_count;
     _Atomic(const void *) few[FEW];
-    const void          **held; /* open addressing, a power of two; NULL: free */
-    size_t                held_size;
-    bool                  held_unknown; /* no memory for the set: everything counts as held */
+    const void          **held;                 /* open addressing, a power of two; NULL: free */
+    size_t                held_size, held_room; /* in use, and allocated */
+    bool                  held_unknown;         /* no memory for the set: everything counts as held */
     struct burial        *burials;
     _Atomic uintptr_t     buried_from, buried_to; /* all of them lie between */
     uint8_t              *hits_taken;
@@ -103,20 +103,10 @@ process_init(void)
         atomic_fetch_or_explicit(&near__hazard_flags, NEAR__HAZARD_FENCES, memory_order_relaxed);
 }
 
-static void *
-lines_new(size_t size)
-{
-    void *memory;
-
-    size   = (size + LINES - 1) / LINES * LINES;
-    memory = aligned_alloc(LINES, size);
-    return memory == NULL ? NULL : memset(memory, 0, size);
-}
-
 static struct chunk *
 chunk_new(void)
 {
-    struct chunk *chunk = lines_new(sizeof(*chunk));
+    struct chunk *chunk = near__zeroed(LINES, sizeof(*chunk));
 
     if (chunk == NULL)
         return NULL;
@@ -127,7 +117,7 @@ chunk_new(void)
 static struct record *
 record_new(void)
 {
-    struct record *record = lines_new(sizeof(*record));
+    struct record *record = near__zeroed(LINES, sizeof(*record));
 
     if (record == NULL)
         return NULL;
@@ -275,64 +265,74 @@ held_add_locked(const void *block, size_t number)
     process.held[at] = block;
 }
 
-/* Room for `count` blocks at half load; empty. */
+/* Room for `count` blocks at half load; empty.  No larger than that: each barrier clears it. */
 static bool
 held_clear_locked(size_t count)
 {
-    size_t       size = process.held_size == 0 ? HELD_FIRST : process.held_size;
+    size_t       size = HELD_FIRST;
     const void **held;
 
     while (size < 2 * count)
         size *= 2;
-    if (size != process.held_size) {
+    if (size > process.held_room) {
         held = realloc(process.held, size * sizeof(const void *));
         if (held == NULL)
             return false;
         process.held      = held;
-        process.held_size = size;
+        process.held_room = size;
     }
-    memset(process.held, 0, process.held_size * sizeof(const void *));
+    process.held_size = size;
+    memset(process.held, 0, size * sizeof(const void *));
     return true;
 }
 
-static size_t
-slots_count_locked(void)
+/* Every block that a slot names now.  acquire: pairs with near__hazard_clear() and _set(), what the holder read comes before the
+ * reuse.  `visit` says whether to go on; false: it did not. */
+static bool
+slots_visit_locked(bool (*visit)(void *ctx, const void *block), void *ctx)
 {
-    size_t count = 0;
-
     for (struct record *record = process.records; record != NULL; record = record->next)
         for (struct chunk *chunk = record->chunks; chunk != NULL; chunk = chunk->next)
-            for (unsigned i = 0; i < NEAR__HAZARD_SLOTS; i++)
-                /* acquire: pairs with near__hazard_clear() and _set(): what the holder read comes before the reuse */
-                count += atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire) != NULL;
-    return count;
+            for (unsigned i = 0; i < NEAR__HAZARD_SLOTS; i++) {
+                const void *block = atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire);
+
+                if (block != NULL && !visit(ctx, block))
+                    return false;
+            }
+    return true;
+}
+
+static bool
+count_one(void *ctx, const void *block)
+{
+    (void)block;
+    ++*(size_t *)ctx;
+    return true;
+}
+
+/* The set is made for so many; more came meanwhile: next time. */
+static bool
+add_one(void *ctx, const void *block)
+{
+    size_t *added = ctx;
+
+    if (*added == process.held_size / 2)
+        return false;
+    held_add_locked(block, (*added)++);
+    return true;
 }
 
 /* Slots that fill up between the two visits hold blocks that are still linked: a retired one cannot be announced any more. */
 static void
 held_scan_locked(void)
 {
-    size_t count = slots_count_locked(), added = 0;
+    size_t count = 0, added = 0;
 
+    slots_visit_locked(count_one, &count);
     atomic_fetch_add_explicit(&process.few_version, 1,
                               memory_order_acq_rel); /* odd: what follows is being written */
-    process.held_unknown = !held_clear_locked(2 * count + HELD_FIRST);
-    if (!process.held_unknown && count > 0) {
-        struct record *record;
-        size_t         room = process.held_size / 2;
-
-        for (record = process.records; record != NULL; record = record->next)
-            for (struct chunk *chunk = record->chunks; chunk != NULL; chunk = chunk->next)
-                for (unsigned i = 0; i < NEAR__HAZARD_SLOTS && !process.held_unknown; i++) {
-                    const void *block = atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire);
-                    if (block == NULL)
-                        continue;
-                    if (added == room)
-                        process.held_unknown = true; /* too many came meanwhile: next time */
-                    else
-                        held_add_locked(block, added++);
-                }
-    }
+    process.held_unknown =
+        !held_clear_locked(2 * count + HELD_FIRST) || (count > 0 && !slots_visit_locked(add_one, &added));
     /* those that came between the two visits are in the set, too, and do no harm there */
     if (process.held_unknown)
         added = SIZE_MAX;
@@ -406,16 +406,11 @@ near__hazard_held(const void *block)
 /* ---- burials */
 
 static bool
-range_held_locked(const char *from, const char *to)
+lies_outside(void *ctx, const void *block)
 {
-    for (struct record *record = process.records; record != NULL; record = record->next)
-        for (struct chunk *chunk = record->chunks; chunk != NULL; chunk = chunk->next)
-            for (unsigned i = 0; i < NEAR__HAZARD_SLOTS; i++) {
-                const char *block = atomic_load_explicit(&chunk->slots[i].block, memory_order_acquire);
-                if (block != NULL && block >= from && block < to)
-                    return true;
-            }
-    return false;
+    const struct burial *burial = ctx;
+
+    return (const char *)block < burial->from || (const char *)block >= burial->to;
 }
 
 /* Burials of which nothing is held any more, taken off the list. */
@@ -425,7 +420,7 @@ burials_over_locked(void)
     struct burial *over = NULL, **link = &process.burials, *one;
 
     while ((one = *link) != NULL) {
-        if (range_held_locked(one->from, one->to)) {
+        if (!slots_visit_locked(lies_outside, one)) {
             link = &one->next;
             continue;
         }
@@ -436,9 +431,8 @@ burials_over_locked(void)
     if (process.burials == NULL) {
         atomic_store_explicit(&process.buried_from, UINTPTR_MAX, memory_order_relaxed);
         atomic_store_explicit(&process.buried_to, 0, memory_order_relaxed);
-    }
-    if (process.burials == NULL)
         atomic_fetch_and_explicit(&near__hazard_flags, ~(unsigned)NEAR__HAZARD_BURIED, memory_order_relaxed);
+    }
     return over;
 }
 
@@ -515,7 +509,7 @@ near__reader_hits_grow(struct near__reader *reader, size_t number)
         return false;
     while (count <= number)
         count *= 2;
-    hits = lines_new(count * sizeof(*hits));
+    hits = near__zeroed(LINES, count * sizeof(*hits));
     if (hits == NULL)
         return false;
     for (size_t i = 0; i < reader->hits_count; i++)

@@ -97,7 +97,7 @@ enum {
     HOMES_FIRST  = 4,    /* buckets of an empty shard */
     HOMES_APART =
         37, /* how far the first buckets of neighbouring shards lie apart: odd, so that all places are used */
-    GROUP      = 32,      /* keys whose memory accesses overlap */
+    GROUP      = NEAR__L1_GROUP,
     RETRIES    = 8,       /* looks again when a bucket changed during a miss; then it is one */
     PAY_EVERY  = 256,     /* inserts between two looks at what the policy itself holds */
     TRIM_MAX   = 8 << 20, /* bytes given back at a time: some hundred microseconds */
@@ -776,16 +776,6 @@ shards_init(struct near__l1 *l1, const struct near__l1_config *config, size_t sh
     return status;
 }
 
-static void *
-lines_new(size_t size)
-{
-    void *memory = aligned_alloc(CACHE_LINE, (size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
-
-    if (memory != NULL)
-        memset(memory, 0, size);
-    return memory;
-}
-
 static void
 l1_delete(struct near__l1 *l1)
 {
@@ -812,12 +802,12 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
         return NEAR_ERR_INVALID;
     shards  = choose_shards(config);
     stripes = choose_stripes(config, shards);
-    l1      = lines_new(sizeof(*l1));
+    l1      = near__zeroed(CACHE_LINE, sizeof(*l1));
     if (l1 == NULL)
         return NEAR_ERR_NOMEM;
     l1->front.number     = near__hits_open();
-    l1->shards           = lines_new(shards * sizeof(struct shard));
-    l1->front.tables     = lines_new(shards * sizeof(struct near__table));
+    l1->shards           = near__zeroed(CACHE_LINE, shards * sizeof(struct shard));
+    l1->front.tables     = near__zeroed(CACHE_LINE, shards * sizeof(struct near__table));
     l1->stripes          = calloc(stripes, sizeof(*l1->stripes));
     l1->front.shard_mask = shards - 1;
     l1->stripe_mask      = stripes - 1;
@@ -981,13 +971,6 @@ hand_out(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *
     return value;
 }
 
-static void
-use(struct near__l1 *l1, size_t index, struct near__bucket *bucket, unsigned lane, uint32_t element)
-{
-    if (near__l1_use(&l1->front.tables[index], bucket, lane) && l1->front.watch != NULL)
-        l1->front.watch(&l1->shards[index].order, element, true);
-}
-
 void
 near__l1_watch(struct near__l1_front *front, uint64_t hash)
 {
@@ -1026,7 +1009,8 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
 
                 if (block == NULL || !near__block_is(block, key))
                     continue;
-                use(l1, hash & l1->front.shard_mask, bucket, lane, element);
+                if (near__l1_use(table, bucket, lane) && l1->front.watch != NULL)
+                    near__l1_watch(&l1->front, hash);
                 return hand_out(l1, reader, slot, block, now);
             }
         if (near__table_settled(table, size, home, version))
@@ -1098,7 +1082,7 @@ find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, 
 
         values[i] = NULL;
         if (NEAR__LIKELY(at[i].place.lane != NEAR__LANES && reader != NULL && !at[i].stale))
-            hazard = near__l1_hazard(reader);
+            hazard = near__hazard_slot(reader);
         if (NEAR__LIKELY(hazard != NULL))
             values[i] =
                 near__l1_take(front, reader, hazard, at[i].table, at[i].place, hashes[i], keys[i], now);
@@ -1139,21 +1123,35 @@ fence_move_locked(struct near__l1 *l1, uint64_t hash)
     atomic_fetch_add_explicit(&stripe_of(l1, hash)->fence, 1, memory_order_release);
 }
 
-/* A block with the entry in it, not linked yet; 0: there is no room. */
+/* Whether the entry is copied into the arena, and how; else its block is a pointer. */
+static bool
+lives_in_arena(const struct near__l1 *l1, const struct shard *sh, const struct near__entry *entry,
+               unsigned *flags, size_t *size)
+{
+    *flags = near__block_flags(entry, l1->plain);
+    *size  = near__block_size(entry, *flags);
+    return !near__block_wide(entry) && *size <= near__heap_largest(&sh->heap);
+}
+
+/* A block with the entry in it, not linked yet; 0: there is no room, or it would take more than half of the shard's. */
 static uint32_t
 block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key,
                  struct dead *dead)
 {
-    unsigned flags = near__block_flags(entry, l1->plain);
-    size_t   size  = near__block_size(entry, flags);
+    unsigned flags;
+    size_t   size;
     uint32_t ref;
 
-    if (!near__block_wide(entry) && size <= near__heap_largest(&sh->heap)) {
+    if (lives_in_arena(l1, sh, entry, &flags, &size)) {
+        if (near__heap_class_bytes(&sh->heap, size) > sh->max_bytes / 2)
+            return 0;
         ref = obtain_locked(l1, sh, size, dead);
         if (ref != 0)
             near__block_write(block_at(l1, ref), entry, key, flags);
         return ref;
     }
+    if (near__entry_cost(entry) + NEAR__BLOCK_EXTERNAL_SIZE > sh->max_bytes / 2)
+        return 0;
     ref = obtain_locked(l1, sh, NEAR__BLOCK_EXTERNAL_SIZE, dead);
     if (ref == 0)
         return 0;
@@ -1165,16 +1163,6 @@ block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entr
     near__entry_ref(entry);
     sh->externals++;
     return ref;
-}
-
-static size_t
-entry_cost(const struct near__l1 *l1, const struct shard *sh, const struct near__entry *entry)
-{
-    size_t size = near__block_size(entry, near__block_flags(entry, l1->plain));
-
-    if (near__block_wide(entry) || size > near__heap_largest(&sh->heap))
-        return near__entry_cost(entry) + NEAR__BLOCK_EXTERNAL_SIZE;
-    return near__heap_class_bytes(&sh->heap, size);
 }
 
 /* Put the block where the key's older one is, or into a slot of its own. */
@@ -1220,14 +1208,13 @@ static enum near__l1_admission
 admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key, int64_t now,
              struct dead *dead)
 {
-    uint32_t ref = 0;
+    uint32_t ref;
 
     if (entry->expires <= now) {
         drop_locked(l1, sh, entry->hash, key, dead);
         return NEAR__L1_EXPIRED;
     }
-    if (entry_cost(l1, sh, entry) <= sh->max_bytes / 2)
-        ref = block_new_locked(l1, sh, entry, key, dead);
+    ref = block_new_locked(l1, sh, entry, key, dead);
     if (ref == 0 && dead->n >= DEAD / 2)
         return AGAIN;
     if (ref == 0) {
@@ -1382,10 +1369,11 @@ near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, i
     struct shard *sh = shard_of(l1, entry->hash);
     struct dead   dead;
     bool          again;
+    unsigned      flags;
+    size_t        size;
 
     dead.n = 0;
-    if (l1->off || near__block_wide(entry) ||
-        near__block_size(entry, near__block_flags(entry, l1->plain)) > near__heap_largest(&sh->heap))
+    if (l1->off || !lives_in_arena(l1, sh, entry, &flags, &size))
         return false;
     do {
         near__lock(&sh->lock);

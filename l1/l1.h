@@ -45,7 +45,8 @@ void near__l1_free(struct near__l1 **l1);
 near_value *near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now);
 #define NEAR__L1_NEGATIVE ((near_value *)(uintptr_t)NEAR__VALUE_BITS)
 
-/* The same for many keys at once, their memory accesses overlapped.  Writes values[i] for each. */
+/* The same for many keys at once, their memory accesses overlapped, NEAR__L1_GROUP of them at a time.  Writes values[i] for each. */
+#define NEAR__L1_GROUP 32
 void near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n,
                         int64_t now, near_value **values);
 

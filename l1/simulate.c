@@ -44,10 +44,8 @@ static void *
 chunk_new(void *ctx)
 {
     const struct near__table *table = ctx;
-    size_t                    bytes = sizeof(struct near__bucket) << table->chunk_shift;
-    void                     *chunk = aligned_alloc(sizeof(struct near__bucket), bytes);
 
-    return chunk == NULL ? NULL : memset(chunk, 0, bytes);
+    return near__zeroed(sizeof(struct near__bucket), sizeof(struct near__bucket) << table->chunk_shift);
 }
 
 static void

@@ -111,10 +111,8 @@ sketch_fit(struct tinylfu *tiny, size_t entries)
     if (entries <= tiny->sketch_for / 2 * 3 && entries >= tiny->sketch_for / 2)
         return;
     free(tiny->sketch);
-    tiny->lines  = (uint32_t)(entries / SKETCH_SHARE + 1);
-    tiny->sketch = aligned_alloc(SKETCH_LINE, (size_t)tiny->lines * SKETCH_LINE);
-    if (tiny->sketch != NULL)
-        memset(tiny->sketch, 0, (size_t)tiny->lines * SKETCH_LINE);
+    tiny->lines      = (uint32_t)(entries / SKETCH_SHARE + 1);
+    tiny->sketch     = near__zeroed(SKETCH_LINE, (size_t)tiny->lines * SKETCH_LINE);
     tiny->sketch_for = entries;
     tiny->additions  = 0;
 }

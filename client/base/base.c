@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 near_status
@@ -55,4 +56,14 @@ near_bytes
 near_key(const char *text)
 {
     return (near_bytes){ text, text != NULL ? strlen(text) : 0 };
+}
+
+void *
+near__zeroed(size_t align, size_t size)
+{
+    void *memory;
+
+    size   = (size + align - 1) & ~(align - 1); /* aligned_alloc() wants a multiple */
+    memory = aligned_alloc(align, size);
+    return memory == NULL ? NULL : memset(memory, 0, size);
 }
