@@ -13,6 +13,7 @@
 #include "generation.h"
 #include "l1/policy.h"
 #include "load.h"
+#include "tags.h"
 #include "upkeep.h"
 #include "watch.h"
 
@@ -30,6 +31,7 @@ near__cache_free(near_cache *cache)
     near__l1_free(&cache->l1);
     near__flights_fini(cache);
     near__generation_fini(&cache->generation);
+    near__tags_fini(&cache->tags);
     near__watch_fini(cache);
     near__gather_fini(&cache->gather);
     near__budget_fini(&cache->budget);
@@ -65,6 +67,7 @@ cache_new(near_client *client, const char *name)
                                           client->settings.l2_key_prefix, name);
     near__flights_init(cache);
     near__generation_init(&cache->generation);
+    near__tags_init(&cache->tags);
     near__watch_init(cache);
     near__gather_init(&cache->gather);
     near__budget_init(&cache->budget, &client->settings);

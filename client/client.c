@@ -16,6 +16,7 @@
 #include "budget.h"
 #include "cache.h"
 #include "generation.h"
+#include "tags.h"
 #include "upkeep.h"
 #include "watch.h"
 
@@ -126,6 +127,19 @@ sink_cleared(void *ctx, near_bytes name, uint64_t generation)
     near__cache_release(cache);
 }
 
+static void
+sink_tagged(void *ctx, near_bytes name, near_bytes tag, uint64_t lineage, uint64_t moment)
+{
+    near_client *client = ctx;
+    near_cache  *cache  = find_cache(client, name);
+
+    if (cache == NULL)
+        return;
+    near__tags_told(cache, tag, (struct near__tag_clock){ lineage, moment });
+    near__l1_invalidate_tag(cache->l1, near__hash_keyed(&client->secret, tag));
+    near__cache_release(cache);
+}
+
 /* The next caches in falling order of id, each with a reference. */
 static size_t
 next_caches(near_client *client, uint64_t below, near_cache **caches, size_t capacity)
@@ -156,6 +170,7 @@ sink_flush(void *ctx)
         below = caches[n - 1]->id;
         for (size_t i = 0; i < n; i++) {
             near__generation_doubt(caches[i], false);
+            near__tags_doubt(caches[i]);
             near__l1_flush(caches[i]->l1);
             near__budget_slow_start(&caches[i]->budget);
             near__cache_release(caches[i]);
@@ -276,7 +291,7 @@ open_coherence(near_client *client, near_error *error)
         .heartbeat       = settings->coherence_heartbeat,
         .serve_window    = settings->coherence_serve_window,
         .connect_timeout = settings->l2_connect_timeout,
-        .sink            = { client, sink_invalidate, sink_filled, sink_cleared, sink_flush },
+        .sink            = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush },
     };
     client->bus_on_l2 = client->traits.announces && near__uri_same_server(&client->bus_uri, &client->l2_uri);
     return near__coherence_open(&client->coherence, &config, error);

@@ -95,6 +95,21 @@ struct near__generation {
         epoch; /* moved by everything that makes it doubtful; a reader installs only what it began to read in this epoch */
 };
 
+/* What is known of a cache's tags (client/tags.c). */
+struct near__tag_clock {
+    uint64_t lineage, moment; /* lineage 0: not known */
+};
+struct near__tag_seen;
+struct near__tags {
+    _Atomic bool           used; /* sticky: a tag was met */
+    struct near__lock      lock; /* leaf; the rest */
+    struct near__tag_clock clock;
+    bool                   known;
+    int64_t                learned;
+    uint64_t               epoch; /* moved by everything that makes it doubtful */
+    struct near__tag_seen *seen;  /* NULL before the first one */
+};
+
 #define NEAR__FLIGHT_STRIPES 64
 #define NEAR__FLIGHT_CHAINS  16
 #define NEAR__FAILURE_SLOTS  256
@@ -154,6 +169,7 @@ struct near_cache {
     near_load_fn     loader;
     void            *loader_ctx;
     struct near__generation    generation;
+    struct near__tags          tags;
     struct near__flight_stripe flights[NEAR__FLIGHT_STRIPES];
     struct near__budget        budget;
     struct near__watch         watch;

@@ -41,7 +41,7 @@ age(struct aging *aging, struct near__envelope *envelope)
     envelope->stamp          = near__stamp();
     envelope->soft_expiry_ms = NEAR__SOFT_FORCED;
     aging->ttl_ms            = envelope->hard_expiry_ms - wall;
-    aging->size              = near__envelope_size(envelope->key, envelope->payload);
+    aging->size              = near__envelope_size(envelope);
     aging->bytes             = malloc(aging->size);
     if (aging->bytes != NULL) /* else it is removed: all that is lost is what to fall back on */
         near__envelope_encode(envelope, aging->bytes);

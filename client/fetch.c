@@ -15,6 +15,7 @@ struct seat {
     size_t               index;  /* of the key */
     struct near__flight *flight; /* a reference */
     bool                 leads;
+    uint32_t             label_clock; /* when it was taken */
 };
 
 struct fetch {
@@ -22,6 +23,7 @@ struct fetch {
     struct near__view  view;
     int64_t            deadline; /* of the caller; NEAR_NEVER */
     int64_t            ttl;
+    bool               anew;    /* a second try: see near__flight_board_anew() */
     struct near__plan *plan;    /* what we lead; NULL: nothing yet */
     size_t             n, left; /* seats taken; keys that may still need one */
     struct seat       *seats, one;
@@ -107,8 +109,9 @@ board(struct fetch *fetch, size_t index, near_bytes key, uint64_t hash)
     struct seat *seat   = &fetch->seats[fetch->n];
     near_status  status = NEAR_MISS;
 
-    *seat = (struct seat){ .index = index };
-    switch (near__flight_board(fetch->cache, key, hash, fetch, &seat->flight)) {
+    *seat = (struct seat){ .index = index, .label_clock = near__l1_label_clock(fetch->cache->l1) };
+    switch ((fetch->anew ? near__flight_board_anew : near__flight_board)(fetch->cache, key, hash, fetch,
+                                                                         &seat->flight)) {
     case NEAR__BOARD_NOMEM:
         return NEAR_ERR_NOMEM;
     case NEAR__BOARD_SELF:
@@ -183,6 +186,17 @@ run(struct fetch *fetch)
 
 /* ---- answers */
 
+/* The flight was under way when we joined it, and so was, before us, the invalidation of a tag that its value turns out to have. */
+static bool
+overtaken(const struct fetch *fetch, const struct seat *seat, const near_value *value)
+{
+    return value != NULL && !fetch->anew &&
+           near__l1_value_outdated(fetch->cache->l1, value, seat->label_clock);
+}
+
+static near_status once_more(const struct fetch *first, const struct near__flight *flight,
+                             near_value **value);
+
 static void
 receive_all(struct fetch *fetch, near_value **values, near_status *statuses)
 {
@@ -192,11 +206,35 @@ receive_all(struct fetch *fetch, near_value **values, near_status *statuses)
 
         statuses[seat->index] = near__flight_wait(fetch->cache, seat->flight, fetch->view.now,
                                                   fetch->deadline, &values[seat->index]);
+        if (__builtin_expect(overtaken(fetch, seat, values[seat->index]), 0)) {
+            near_value_release(values[seat->index]);
+            statuses[seat->index] = once_more(fetch, seat->flight, &values[seat->index]);
+        }
         near__flight_release(fetch->cache, &seat->flight);
     }
     near__workers_wait_ends(fetch->cache->client->workers);
     if (fetch->seats != &fetch->one)
         free(fetch->seats);
+}
+
+/* One key again, from a flight that is newer than every invalidation so far. */
+static near_status
+once_more(const struct fetch *first, const struct near__flight *flight, near_value **value)
+{
+    struct fetch again  = { .cache    = first->cache,
+                            .view     = first->view,
+                            .deadline = first->deadline,
+                            .ttl      = first->ttl,
+                            .anew     = true,
+                            .left     = 1 };
+    near_status  status = NEAR_ERR_NOMEM;
+
+    *value = NULL;
+    if (make_room(&again, 1))
+        status = board(&again, 0, near__flight_key(flight), flight->hash);
+    run(&again);
+    receive_all(&again, value, &status);
+    return status;
 }
 
 static void

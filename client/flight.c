@@ -247,9 +247,9 @@ is_own_loader(const struct near__flight *flight, const void *call)
     return flight->leader != NULL && flight->leader != call && pthread_equal(flight->thread, pthread_self());
 }
 
-enum near__boarding
-near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void *call,
-                   struct near__flight **flight)
+static enum near__boarding
+board(near_cache *cache, near_bytes key, uint64_t hash, const void *call, bool anew,
+      struct near__flight **flight)
 {
     struct near__flight_stripe *stripe   = stripe_of(cache, hash);
     struct near__flight        *fresh    = flight_new(key, hash, call); /* not under the lock */
@@ -257,6 +257,7 @@ near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void 
     bool                        detached = false;
     struct near__flight        *found;
     uint64_t                    fence;
+    uint32_t                    clock;
 
     *flight = NULL;
     if (fresh == NULL)
@@ -264,16 +265,18 @@ near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void 
     near__lock(&stripe->lock);
     fence = near__l1_fence(cache->l1,
                            hash); /* under the lock: a later comer's is never older than the flight's */
+    clock = near__l1_label_clock(cache->l1);
     found = find_locked(stripe, key, hash);
-    if (found != NULL && found->fence != fence) {
+    if (found != NULL && (found->fence != fence || (anew && found->label_clock != clock))) {
         unlink_locked(stripe, found);
         detached = true;
         found    = NULL;
     }
     if (found == NULL) {
-        boarding     = NEAR__BOARD_LEAD;
-        fresh->fence = fence;
-        fresh->refs  = 1; /* until it lands */
+        boarding           = NEAR__BOARD_LEAD;
+        fresh->fence       = fence;
+        fresh->refs        = 1; /* until it lands */
+        fresh->label_clock = clock;
         link_locked(stripe, fresh);
         found = fresh;
         fresh = NULL;
@@ -290,6 +293,20 @@ near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void 
         near__count(cache, NEAR__flights_detached, 1);
     *flight = found;
     return boarding;
+}
+
+enum near__boarding
+near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void *call,
+                   struct near__flight **flight)
+{
+    return board(cache, key, hash, call, false, flight);
+}
+
+enum near__boarding
+near__flight_board_anew(near_cache *cache, near_bytes key, uint64_t hash, const void *call,
+                        struct near__flight **flight)
+{
+    return board(cache, key, hash, call, true, flight);
 }
 
 void
@@ -462,7 +479,8 @@ static bool
 may_fall_back(const near_cache *cache, const struct near__flight *flight, int64_t now)
 {
     return flight->fallback.value != NULL && now < flight->fallback.expires &&
-           near__l1_fence(cache->l1, flight->hash) == flight->fence;
+           near__l1_fence(cache->l1, flight->hash) == flight->fence &&
+           !near__l1_value_outdated(cache->l1, flight->fallback.value, near__l1_label_clock(cache->l1));
 }
 
 /* Until when a caller who came at `since` prefers waiting to the fallback. */

@@ -45,6 +45,7 @@ struct near__flight {
     const void *leader; /* stripe's lock: identity of the leading call while it is on its thread, else NULL */
     pthread_t   thread; /* of the leader */
     uint64_t    hash, fence; /* fixed */
+    uint32_t    label_clock; /* fixed: the L1's clock of tags, captured with the fence */
     size_t      key_size;
     unsigned char key[];
 };
@@ -63,6 +64,10 @@ void near__flights_fini(near_cache *cache); /* nobody waits any more */
  * flight->fence is the fence to fill L1 with: it was captured now, so what the caller asks next is newer. */
 enum near__boarding near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void *call,
                                        struct near__flight **flight);
+/* The same for one whose last flight landed with a value that a tag's invalidation had overtaken before he boarded: nothing is joined
+ * that is older than the newest invalidation of any tag. */
+enum near__boarding near__flight_board_anew(near_cache *cache, near_bytes key, uint64_t hash,
+                                            const void *call, struct near__flight **flight);
 /* This thread now works on it for `leader`; NULL: nobody's thread does, it will be answered from elsewhere. */
 void near__flight_lead(near_cache *cache, struct near__flight *flight, const void *leader);
 

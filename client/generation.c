@@ -23,8 +23,8 @@ near__generation_fini(struct near__generation *generation)
 }
 
 /* Without a bus nobody would tell us of another instance's clear: then a shared cache's generation is never simply known. */
-static bool
-would_hear_of_a_clear(const near_cache *cache, int64_t now)
+bool
+near__hears(const near_cache *cache, int64_t now)
 {
     const near_client *client = cache->client;
 
@@ -37,7 +37,7 @@ bool
 near__generation_known(near_cache *cache, int64_t now, uint64_t *value, uint64_t *epoch)
 {
     struct near__generation *generation = &cache->generation;
-    bool                     hears      = would_hear_of_a_clear(cache, now);
+    bool                     hears      = near__hears(cache, now);
     bool                     known, recent;
 
     near__lock(&generation->lock);
@@ -97,16 +97,13 @@ near__generation_decode(near_bytes stored, near_bytes key)
     return near__le64_get(envelope.payload.data);
 }
 
-/* The generation's item, its stored form in `bytes` (STORED_SIZE). */
-static void
-encode_item(struct near_l2_item *item, uint64_t value, uint8_t *bytes)
+void
+near__number_encode(struct near_l2_item *item, near_bytes payload, uint8_t *bytes)
 {
-    uint8_t               payload[8];
-    struct near__envelope envelope = { .stamp = near__stamp(), .key = item->key, .payload = { payload, 8 } };
+    struct near__envelope envelope = { .stamp = near__stamp(), .key = item->key, .payload = payload };
 
-    near__le64_put(payload, value);
     near__envelope_encode(&envelope, bytes);
-    item->value = (near_bytes){ bytes, near__envelope_size(envelope.key, envelope.payload) };
+    item->value = (near_bytes){ bytes, near__envelope_size(&envelope) };
 }
 
 static near_status
@@ -115,12 +112,14 @@ store(near_cache *cache, uint64_t value, enum near_l2_mode mode, struct near_l2_
 {
     near_client      *client = cache->client;
     struct near__wire wire;
-    uint8_t           bytes[STORED_SIZE];
+    uint8_t           number[8], bytes[STORED_SIZE];
     near_status       status = near__wire_open(&wire, cache, 1, 0);
 
     if (status != NEAR_OK)
         return status;
-    encode_item(near__wire_add_generation(&wire, cache), value, bytes);
+    near__le64_put(number, value);
+    near__number_encode(near__wire_add_generation(&wire, cache), (near_bytes){ number, sizeof(number) },
+                        bytes);
     near__count(cache, NEAR__l2_requests, 1);
     client->ops->set_many(client->l2, mode, wire.items, 1, announce, deadline);
     status = near__item_status(&wire.items[0]);

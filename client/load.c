@@ -8,6 +8,7 @@
 #include "budget.h"
 #include "early.h"
 #include "read.h"
+#include "tags.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,7 @@ struct near_load {
     bool                  fill_l1;
     bool                  unkept; /* the loader's word: answer it, do not store it */
     bool                  keep;   /* finishing: there is an entry, and it is worth storing */
+    struct near__labels  *labels; /* the loader's tags, until the answer takes them over */
     near_status           status; /* answer: NEAR_OK, NEAR_NOT_FOUND or an error */
     enum { PENDING, ANSWERED, FINISHED } state;
 };
@@ -135,6 +137,7 @@ batch_drop(struct batch *batch)
     for (size_t i = 0; i < batch->n; i++) {
         near_value_release(batch->loads[i].previous.value);
         near__flight_release(batch->cache, &batch->loads[i].flight);
+        free(batch->loads[i].labels);
     }
     batch_free(batch);
 }
@@ -262,6 +265,31 @@ finish_one(struct batch *batch, near_load *load, int64_t now)
         near__entry_release(&entry);
 }
 
+/* With tags: not what one of them has overtaken (nor into L1), nor what L2 cannot judge. */
+static bool
+goes_to_l2(const near_load *load)
+{
+    const struct near__labels *labels = load->ask.entry->labels;
+
+    return labels == NULL || (labels->lineage != 0 && load->ask.labelled == NEAR__LABELS_GOOD);
+}
+
+static void
+judge_labels(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks, int64_t deadline)
+{
+    size_t any = 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (loads[i]->ask.lease != 0 && loads[i]->keep && loads[i]->ask.entry->labels != NULL &&
+            loads[i]->ask.entry->labels->lineage != 0)
+            asks[any++] = &loads[i]->ask;
+    if (any == 0)
+        return;
+    near__tags_judge(batch->cache, asks, any, asks[0]->clock, deadline);
+    for (size_t i = 0; i < n; i++)
+        loads[i]->keep = loads[i]->keep && loads[i]->ask.labelled != NEAR__LABELS_OLD;
+}
+
 /* `loads[i]` are ANSWERED and nobody else's; `asks` has room for n. */
 static void
 finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks)
@@ -272,14 +300,16 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
     size_t      keep = 0, drop = 0;
     bool        stored = false;
 
+    for (size_t i = 0; i < n; i++)
+        if (loads[i]->ask.entry != NULL)
+            prepare_entry(batch, loads[i], now);
+    judge_labels(batch, loads, n, asks, deadline);
     for (size_t i = 0; i < n; i++) {
         near_load *load = loads[i];
 
-        if (load->ask.entry != NULL)
-            prepare_entry(batch, load, now);
         if (load->ask.lease == 0)
             continue;
-        if (load->keep && batch->terms.generation != 0)
+        if (load->keep && batch->terms.generation != 0 && goes_to_l2(load))
             asks[keep++] = &load->ask;
         else
             asks[n - ++drop] = &load->ask;
@@ -296,6 +326,7 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
     for (size_t i = 0; i < n; i++) {
         near_value_release(loads[i]->previous.value);
         near__flight_release(cache, &loads[i]->flight); /* and with it the key */
+        free(loads[i]->labels);
     }
 }
 
@@ -536,7 +567,9 @@ near_load_ttl(near_load *load, int64_t ttl_ms)
 near_status
 near_load_tag(near_load *load, const char *tag)
 {
-    return load == NULL || tag == NULL ? NEAR_ERR_INVALID : NEAR_ERR_UNSUPPORTED;
+    if (load == NULL || tag == NULL)
+        return NEAR_ERR_INVALID;
+    return near__tags_add(load->batch->cache, &load->labels, near_key(tag));
 }
 
 void
@@ -560,6 +593,21 @@ cost_since(const struct batch *batch)
     return us > UINT32_MAX ? UINT32_MAX : (uint32_t)us;
 }
 
+/* The loader's tags, with the clocks of before the load: what a tag's invalidation has overtaken since is outdated at birth. */
+static struct near__labels *
+take_labels(near_load *load)
+{
+    struct near__labels *labels = load->labels;
+
+    load->labels = NULL;
+    if (labels == NULL)
+        return NULL;
+    labels->clock   = load->ask.label_clock;
+    labels->lineage = load->ask.clock.lineage;
+    labels->moment  = load->ask.clock.moment;
+    return labels;
+}
+
 /* The one way an answer takes.  Takes `entry` over. */
 static void
 answer(near_load *load, near_status status, struct near__entry *entry)
@@ -574,8 +622,10 @@ answer(near_load *load, near_status status, struct near__entry *entry)
     }
     if (status < 0)
         near__count(batch->cache, NEAR__load_failures, 1);
-    if (entry != NULL)
+    if (entry != NULL) {
         entry->cost_us = cost_since(batch);
+        entry->labels  = take_labels(load);
+    }
     near__lock(&batch->lock);
     if (load->state != PENDING) { /* answered twice, and the memory is still there: the first answer stands */
         near__unlock(&batch->lock);

@@ -362,7 +362,9 @@ NEAR_API near_status near_load_unchanged(near_load *load);
 /* What this load is answered with goes to those who wait for it and is stored nowhere.  Before the answer. */
 NEAR_API void near_load_unkept(near_load *load);
 
-/* Label the value.  Tags are not part of this version: NEAR_ERR_UNSUPPORTED, and the load goes on without.  Before the answer. */
+/* Label the value: near_invalidate_tag() makes everybody forget all values with that tag.  Up to 16 tags of 1 to 255 bytes; before
+ * the answer.  NEAR_OK; NEAR_ERR_INVALID (empty), NEAR_ERR_TOO_LARGE (a tag or their number), NEAR_ERR_NOMEM: the load goes on
+ * without that one. */
 NEAR_API near_status near_load_tag(near_load *load, const char *tag);
 
 /* Answer that the store has no such thing: callers get NEAR_NOT_FOUND, remembered for `negative_ttl`. */
@@ -428,9 +430,12 @@ typedef struct near_put_options {
     unsigned flags;       /* NEAR_NO_FILL: write L2, do not keep in L1 */
     int64_t  timeout_ms;  /* bound on the L2 part; negative: l2.timeout */
     int64_t  ttl_ms;      /* 0: never expires; negative: `ttl` */
+    const char *const
+          *tags; /* labels for near_invalidate_tag(), see near_load_tag(); may be NULL when tag_count is 0 */
+    size_t tag_count;
 } near_put_options;
 /* clang-format off */
-#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1 }
+#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1, NULL, 0 }
 /* clang-format on */
 
 /**
@@ -463,6 +468,17 @@ NEAR_API near_status near_remove_many(near_cache *cache, const near_bytes *keys,
  * NEAR_MISS meanwhile.  A load of the key that is under way will not be cached.  Without grace, and for what is only known not to
  * exist, this is near_remove().  Errors as near_put(). */
 NEAR_API near_status near_expire(near_cache *cache, near_bytes key);
+
+/**
+ * Forget every value of this cache that carries `tag`, in L2 and in every instance, in O(1), however many there are: what was there
+ * is never answered again (its memory returns by TTL and eviction).  A load that is under way when its tag is invalidated serves
+ * those who asked before and is not kept.  Upholds G1 and G2 as near_remove() does.  Where no bus tells of it, other instances
+ * notice with their next read of L2, and in L1 after l1.max_ttl.
+ * @param tag  1 to 255 bytes.
+ * @return as near_clear(); NEAR_ERR_INVALID, NEAR_ERR_TOO_LARGE.
+ * Threads: any.   Blocks: for up to three exchanges with L2, l2.timeout in all; once more when the outcome is unknown.
+ */
+NEAR_API near_status near_invalidate_tag(near_cache *cache, const char *tag);
 
 /* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
  * memory in L2 returns by TTL and eviction).  Errors as near_put().  Threads: any.  Blocks: as near_put(). */
@@ -533,7 +549,9 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(loads_refused, c, "keys", "loads not begun because the load budget was used up")                       \
     X(load_timeouts, c, "keys", "loads given up after loader.hard_timeout")                                  \
     X(hedges, c, "keys", "loads begun because L2 was slow to answer")                                        \
-    X(expires, c, "keys", "keys declared stale by near_expire")
+    X(expires, c, "keys", "keys declared stale by near_expire")                                              \
+    X(tag_invalidations, c, "tags", "tags invalidated by this process")                                      \
+    X(l2_old_tags, c, "entries", "L2 entries refused: one of their tags was invalidated")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

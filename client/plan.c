@@ -34,7 +34,10 @@ near__plan_add(struct near__plan *plan, struct near__flight *flight, int64_t ttl
 
     *leg = (struct near__leg){
         .flight  = flight,
-        .ask     = { .key = near__flight_key(flight), .hash = flight->hash, .fence = flight->fence },
+        .ask     = { .key         = near__flight_key(flight),
+                     .hash        = flight->hash,
+                     .fence       = flight->fence,
+                     .label_clock = flight->label_clock },
         .ttl     = ttl,
         .fill_l1 = fill_l1,
     };
@@ -354,10 +357,11 @@ look_again(struct near__plan *plan, struct near__leg **legs, size_t n, int64_t d
     asks = (struct near__ask **)&now[n];
     for (size_t i = 0; i < n; i++)
         if (legs[i]->ask.side != 0) {
-            now[i].key   = legs[i]->ask.key;
-            now[i].hash  = legs[i]->ask.hash;
-            now[i].fence = legs[i]->ask.fence;
-            asks[m++]    = &now[i];
+            now[i].key         = legs[i]->ask.key;
+            now[i].hash        = legs[i]->ask.hash;
+            now[i].fence       = legs[i]->ask.fence;
+            now[i].label_clock = legs[i]->ask.label_clock;
+            asks[m++]          = &now[i];
         }
     if (m > 0)
         near__tier_read(plan->cache, asks, m, deadline, &generation);

@@ -255,7 +255,8 @@ get_below(near_cache *cache, const struct near__view *view, uint64_t hash, near_
         near__count(cache, NEAR__misses, 1);
         return NEAR_MISS;
     }
-    ask.fence = near__l1_fence(cache->l1, hash);
+    ask.fence       = near__l1_fence(cache->l1, hash);
+    ask.label_clock = near__l1_label_clock(cache->l1);
     near__tier_read(cache, &one, 1, l2_deadline(cache, view->now, timeout_ms), &generation);
     return settle(cache, view, &ask, value);
 }
@@ -448,8 +449,10 @@ add_missing(near_cache *cache, struct missing *missing, size_t index, size_t lef
     }
     if (missing->asks == NULL && !missing_open(missing, left))
         return NEAR_ERR_NOMEM;
-    missing->asks[missing->n] =
-        (struct near__ask){ .key = key, .hash = hash, .fence = near__l1_fence(cache->l1, hash) };
+    missing->asks[missing->n]     = (struct near__ask){ .key         = key,
+                                                        .hash        = hash,
+                                                        .fence       = near__l1_fence(cache->l1, hash),
+                                                        .label_clock = near__l1_label_clock(cache->l1) };
     missing->pointers[missing->n] = &missing->asks[missing->n];
     missing->index[missing->n++]  = index;
     return NEAR_MISS;

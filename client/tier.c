@@ -12,6 +12,7 @@
 #include "flight.h"
 #include "generation.h"
 #include "l2/envelope.h"
+#include "tags.h"
 
 uint64_t
 near__stamp(void)
@@ -31,10 +32,14 @@ near__stamp(void)
  *   prefix name '!' key              the lease beside an entry that is being refreshed: so the entry stays in use meanwhile
  *   prefix name '%' 32 hex digits    the same for a hashed key
  *   prefix name '@generation'        the generation
- * A cache's name holds none of : # ! % @, so they cannot meet. */
+ *   prefix name '@tags'              the clock of its tags
+ *   prefix name '=' tag              a tag's last invalidation
+ *   prefix name '~' 32 hex digits    the same for a tag whose name cannot be a key
+ * A cache's name holds none of : # ! % @ = ~, so they cannot meet. */
 
 #define HASHED_KEY     (1 + 32)
 #define GENERATION_KEY "@generation"
+#define CLOCK_KEY      "@tags"
 
 static bool
 takes_key(const near_cache *cache, near_bytes key)
@@ -134,6 +139,20 @@ near__wire_add_side(struct near__wire *wire, const near_cache *cache, near_bytes
 }
 
 struct near_l2_item *
+near__wire_add_tag(struct near__wire *wire, const near_cache *cache, near_bytes tag)
+{
+    return add_key(wire, cache, tag, '=', '~');
+}
+
+struct near_l2_item *
+near__wire_add_clock(struct near__wire *wire, const near_cache *cache)
+{
+    char *at = put(wire->keys, cache->prefix, cache->prefix_size);
+
+    return add_item(wire, put(at, CLOCK_KEY, sizeof(CLOCK_KEY) - 1));
+}
+
+struct near_l2_item *
 near__wire_add_generation(struct near__wire *wire, const near_cache *cache)
 {
     char *at = put(wire->keys, cache->prefix, cache->prefix_size);
@@ -161,7 +180,13 @@ near__tier_encode(const near_cache *cache, const struct near__entry *entry, unsi
     };
     uint8_t *bytes;
 
-    *size = near__envelope_size(envelope.key, envelope.payload);
+    if (entry->labels != NULL) {
+        envelope.tags    = entry->labels->n;
+        envelope.lineage = entry->labels->lineage;
+        envelope.moment  = entry->labels->moment;
+        envelope.names   = (near_bytes){ entry->labels->names, entry->labels->names_size };
+    }
+    *size = near__envelope_size(&envelope);
     bytes = malloc(*size);
     if (bytes != NULL)
         near__envelope_encode(&envelope, bytes);
@@ -169,9 +194,11 @@ near__tier_encode(const near_cache *cache, const struct near__entry *entry, unsi
 }
 
 struct reading {
-    near_cache *cache;
-    int64_t     now, wall_ms;
-    uint64_t    generation; /* as read in this exchange; 0: not */
+    near_cache            *cache;
+    int64_t                now, wall_ms;
+    uint64_t               generation; /* as read in this exchange; 0: not */
+    struct near__tag_clock clock;      /* alike */
+    bool                   no_clock;   /* L2's word that there is none */
 };
 
 /* Nanoseconds until a wall time; may be negative.  0 is never. */
@@ -213,6 +240,20 @@ set_expiry(const struct reading *reading, struct near__ask *ask, struct near__en
     return entry->expires > reading->now;
 }
 
+/* False: no memory. */
+static bool
+take_labels(const struct reading *reading, const struct near__ask *ask, struct near__entry *entry,
+            const struct near__envelope *envelope)
+{
+    entry->labels = near__tags_of(reading->cache, envelope->tags, envelope->names);
+    if (entry->labels == NULL)
+        return false;
+    entry->labels->clock   = ask->label_clock;
+    entry->labels->lineage = envelope->lineage;
+    entry->labels->moment  = envelope->moment;
+    return true;
+}
+
 static void
 take_entry(const struct reading *reading, struct near__ask *ask, const struct near__envelope *envelope)
 {
@@ -230,6 +271,12 @@ take_entry(const struct reading *reading, struct near__ask *ask, const struct ne
     entry->generation = envelope->generation;
     entry->cost_us    = envelope->cost_us;
     ask->stamp        = envelope->stamp;
+    if (envelope->tags != 0 && !take_labels(reading, ask, entry, envelope)) {
+        near__entry_release(&entry);
+        ask->found  = NEAR__UNREACHABLE;
+        ask->status = NEAR_ERR_NOMEM;
+        return;
+    }
     if (!set_expiry(reading, ask, entry, envelope)) {
         ask->found = NEAR__OUTDATED;
         near__entry_release(&entry);
@@ -249,6 +296,10 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
 
     if (ask == NULL) {
         reading->generation = near__generation_decode(stored, item->key);
+        return;
+    }
+    if (item->user == reading) {
+        reading->clock = near__tags_decode(stored, item->key);
         return;
     }
     result = near__envelope_decode(&envelope, stored, ask->key);
@@ -307,15 +358,18 @@ unreachable(struct near__ask **asks, size_t n, near_status status)
     }
 }
 
-/* One exchange; with `generation` not NULL it is read as well: its item's answer comes back in it. */
+#define OWN 2 /* items of our own in an exchange: the generation and the clock of tags */
+
+/* One exchange; with `generation` not NULL it is read as well: its item's answer comes back in it.  With `clock` that of the tags,
+ * too. */
 static void
 read_batch(near_cache *cache, struct reading *reading, struct near__ask **asks, size_t n, int64_t deadline,
-           struct near_l2_item *generation)
+           struct near_l2_item *generation, bool clock)
 {
     near_client      *client = cache->client;
     struct near__wire wire;
 
-    if (near__wire_open(&wire, cache, n + 1, key_bytes(asks, n)) != NEAR_OK) {
+    if (near__wire_open(&wire, cache, n + OWN, key_bytes(asks, n)) != NEAR_OK) {
         unreachable(asks, n, NEAR_ERR_NOMEM);
         return;
     }
@@ -323,12 +377,15 @@ read_batch(near_cache *cache, struct reading *reading, struct near__ask **asks, 
         near__wire_add(&wire, cache, asks[i]->key)->user = asks[i];
     if (generation != NULL)
         near__wire_add_generation(&wire, cache);
+    if (clock)
+        near__wire_add_clock(&wire, cache)->user = reading;
     near__count(cache, NEAR__l2_requests, 1);
     client->ops->get_many(client->l2, wire.items, wire.n, deliver, reading, deadline);
     for (size_t i = 0; i < n; i++)
         take_answer(cache, &wire.items[i]);
     if (generation != NULL)
         *generation = wire.items[n];
+    reading->no_clock = clock && wire.items[wire.n - 1].answer == NEAR_L2_ABSENT;
     near__wire_close(&wire);
 }
 
@@ -362,6 +419,32 @@ check_generation(near_cache *cache, struct near__ask **asks, size_t n, uint64_t 
         near__generation_doubt(cache, false);
 }
 
+/* Entries one of whose tags was invalidated since must not be served. */
+static void
+check_labels(near_cache *cache, struct near__ask **asks, size_t n, struct near__tag_clock clock,
+             int64_t deadline)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < n && !any; i++)
+        any = asks[i]->entry != NULL && asks[i]->entry->labels != NULL;
+    if (!any)
+        return;
+    near__tags_judge(cache, asks, n, clock, deadline);
+    for (size_t i = 0; i < n; i++) {
+        if (asks[i]->entry == NULL || asks[i]->entry->labels == NULL ||
+            asks[i]->labelled == NEAR__LABELS_GOOD)
+            continue;
+        near__entry_release(&asks[i]->entry);
+        if (asks[i]->labelled == NEAR__LABELS_UNKNOWN) {
+            unreachable(&asks[i], 1, asks[i]->status);
+            continue;
+        }
+        asks[i]->found = NEAR__OUTDATED;
+        near__count(cache, NEAR__l2_old_tags, 1);
+    }
+}
+
 void
 near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline, uint64_t *generation)
 {
@@ -374,11 +457,20 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t de
     near_status         unknown = NEAR_OK;
     uint64_t            epoch;
     bool                known = near__generation_known(cache, reading.now, generation, &epoch);
+    uint64_t            tags_epoch;
+    bool                ask_clock = near__tags_wanted(cache, reading.now, &reading.clock, &tags_epoch);
 
-    for (size_t at = 0; at < n; at += NEAR_L2_BATCH - 1) {
-        size_t part = n - at < NEAR_L2_BATCH - 1 ? n - at : NEAR_L2_BATCH - 1;
-        read_batch(cache, &reading, asks + at, part, deadline, !known && at == 0 ? &item : NULL);
+    for (size_t at = 0; at < n; at += NEAR_L2_BATCH - OWN) {
+        size_t part = n - at < NEAR_L2_BATCH - OWN ? n - at : NEAR_L2_BATCH - OWN;
+        read_batch(cache, &reading, asks + at, part, deadline, !known && at == 0 ? &item : NULL,
+                   ask_clock && at == 0);
     }
+    if (ask_clock && reading.clock.lineage != 0)
+        near__tags_learn(cache, reading.clock, tags_epoch);
+    else if (reading.no_clock) /* one is made now, before the load that will need it */
+        near__tags_now(cache, &reading.clock, deadline);
+    for (size_t i = 0; i < n; i++)
+        asks[i]->clock = reading.clock;
     if (!known && item.answer == NEAR_L2_DONE && reading.generation != 0) {
         *generation = reading.generation;
         near__generation_learn(cache, *generation, epoch);
@@ -390,6 +482,7 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t de
                                          : NEAR_ERR_UNAVAILABLE; /* not known: nothing can be judged */
     } /* else: cannot be read just now; one read within l1.max_ttl goes on (a ring with one dead server) */
     check_generation(cache, asks, n, *generation, unknown);
+    check_labels(cache, asks, n, reading.clock, deadline);
 }
 
 /* ---- leases */
@@ -426,7 +519,7 @@ encode_marker(near_bytes key, uint64_t lease, uint64_t generation, size_t *size)
     };
     uint8_t *bytes;
 
-    *size = near__envelope_size(key, envelope.payload);
+    *size = near__envelope_size(&envelope);
     bytes = malloc(*size);
     if (bytes != NULL)
         near__envelope_encode(&envelope, bytes);

@@ -19,13 +19,23 @@ enum near__found {
     NEAR__UNREACHABLE /* L2 could not say; `status` */
 };
 
+/* Whether an entry with tags may be served. */
+enum near__labelled {
+    NEAR__LABELS_GOOD,
+    NEAR__LABELS_OLD,    /* a tag was invalidated after its value was asked for */
+    NEAR__LABELS_UNKNOWN /* L2 could not say; `status` */
+};
+
 struct near__ask {
-    near_bytes          key;
-    uint64_t            hash;
-    uint64_t            fence; /* captured before L2 is asked */
-    struct near__entry *entry; /* FOUND: a reference of the ask's owner.  fill: what to store */
-    enum near__found    found;
-    near_status         status; /* UNREACHABLE: why */
+    near_bytes             key;
+    uint64_t               hash;
+    uint64_t               fence;       /* captured before L2 is asked */
+    uint32_t               label_clock; /* alike: the L1's clock of tags */
+    enum near__labelled    labelled;
+    struct near__tag_clock clock; /* L2's clock of tags, as read or known before the load */
+    struct near__entry    *entry; /* FOUND: a reference of the ask's owner.  fill: what to store */
+    enum near__found       found;
+    near_status            status; /* UNREACHABLE: why */
     uint64_t stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED: of what lies there; 0: not to be had */
     int64_t  soft_until; /* FOUND, STALE: end of its TTL, however long L1 may keep it; NEAR_NEVER */
     bool     refresh;    /* FOUND, and to be replaced all the same */
@@ -68,6 +78,9 @@ void                 near__wire_free_values(struct near__wire *wire);
 struct near_l2_item *near__wire_add(struct near__wire *wire, const near_cache *cache, near_bytes key);
 /* The lease beside an entry that stays in use while it is refreshed. */
 struct near_l2_item *near__wire_add_side(struct near__wire *wire, const near_cache *cache, near_bytes key);
+/* A tag, and the clock of all tags (client/tags.h). */
+struct near_l2_item *near__wire_add_tag(struct near__wire *wire, const near_cache *cache, near_bytes tag);
+struct near_l2_item *near__wire_add_clock(struct near__wire *wire, const near_cache *cache);
 /* The item of the cache's generation. */
 struct near_l2_item *near__wire_add_generation(struct near__wire *wire, const near_cache *cache);
 

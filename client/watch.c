@@ -114,7 +114,10 @@ near__watch_park(near_cache *cache, const struct near__leg *leg)
         return false;
     parked->leg = (struct near__leg){
         .flight  = leg->flight,
-        .ask     = { .key = leg->ask.key, .hash = leg->ask.hash, .fence = leg->ask.fence },
+        .ask     = { .key         = leg->ask.key,
+                     .hash        = leg->ask.hash,
+                     .fence       = leg->ask.fence,
+                     .label_clock = leg->ask.label_clock },
         .ttl     = leg->ttl,
         .lead    = leg->lead,
         .fill_l1 = leg->fill_l1,

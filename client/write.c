@@ -9,12 +9,16 @@
  * An outcome that is not known, or a refusal that leaves the older value in L2, is followed by one attempt to remove and
  * publish; either way the write is not acknowledged.  No lock is held here.
  */
+#include "announce.h"
 #include "budget.h"
 #include "generation.h"
 #include "read.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/le.h"
+#include "tags.h"
 
 struct write {
     size_t                index; /* in the caller's arrays */
@@ -26,45 +30,20 @@ struct write {
 };
 
 struct writing {
-    near_cache   *cache;
-    struct write *writes;
-    size_t        n;
-    bool          fill_l1;
-    int64_t       ttl; /* ns; 0 never expires */
-    int64_t       now, deadline;
-    int64_t       repair; /* deadline of all repairs of this call; 0: none was needed yet */
-    uint64_t      generation;
-    near_bytes   *keys;    /* of the writes; NULL where nobody has to be told */
-    near_status   refused; /* why nothing of this call can be stored */
+    near_cache             *cache;
+    struct write           *writes;
+    size_t                  n;
+    bool                    fill_l1;
+    int64_t                 ttl; /* ns; 0 never expires */
+    int64_t                 now, deadline;
+    int64_t                 repair; /* deadline of all repairs of this call; 0: none was needed yet */
+    uint64_t                generation;
+    near_bytes             *keys; /* of the writes; NULL where nobody has to be told */
+    const near_put_options *options;
+    uint32_t                label_clock; /* before anything was written */
+    struct near__tag_clock  clock;       /* L2's, alike */
+    near_status             refused;     /* why nothing of this call can be stored */
 };
-
-/* ---- messages */
-
-/* The message for keys[0..n), to be freed; NULL where there is no bus.  *status says why if there should be one. */
-static uint8_t *
-encode_message(near_cache *cache, enum near__message_kind kind, const near_bytes *keys, size_t n,
-               size_t *size, near_status *status)
-{
-    uint8_t *message = NULL;
-
-    *status = NEAR_OK;
-    if (cache->client->coherence == NULL)
-        return NULL;
-    *status = near__message_encode(kind, near__coherence_sender(cache->client->coherence),
-                                   near_key(cache->name), keys, n, &message, size);
-    return message;
-}
-
-static struct near_l2_announce
-announcement(const near_client *client, uint8_t *message, size_t size)
-{
-    return (struct near_l2_announce){
-        .channel  = near_key(client->channel),
-        .message  = message,
-        .size     = size,
-        .stamp_at = NEAR__MESSAGE_STAMP_AT,
-    };
-}
 
 /* ---- one exchange with L2 for part of the writes, all puts or all removals, with its message */
 
@@ -87,12 +66,11 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
 
 /* L2 first, then the message; in one step where the backend can.  NEAR_OK: what was written is announced. */
 static near_status
-exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *message, size_t size,
+exchange(struct writing *writing, struct near__wire *wire, bool put, struct near__announcing *announcing,
          int64_t deadline)
 {
-    near_client             *client   = writing->cache->client;
-    struct near_l2_announce  announce = announcement(client, message, size);
-    struct near_l2_announce *with     = message != NULL && client->bus_on_l2 ? &announce : NULL;
+    near_client             *client = writing->cache->client;
+    struct near_l2_announce *with   = announcing->with;
 
     near__count(writing->cache, NEAR__l2_requests, client->ops != NULL);
     if (client->ops == NULL)
@@ -101,14 +79,15 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *me
         client->ops->set_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
     else
         client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
-    if (message == NULL)
+    if (announcing->message == NULL)
         return NEAR_OK;
     if (with == NULL)
-        return near__coherence_publish(client->coherence, message, size, deadline, NULL);
-    for (size_t i = 0; announce.stream != 0 && i < wire->n; i++)
+        return near__coherence_publish(client->coherence, announcing->message, announcing->size, deadline,
+                                       NULL);
+    for (size_t i = 0; with->stream != 0 && i < wire->n; i++)
         if (wire->items[i].answer == NEAR_L2_UNKNOWN) {
             near__coherence_doubt(client->coherence,
-                                  announce.stream); /* its echo may come late, and must then be heard */
+                                  with->stream); /* its echo may come late, and must then be heard */
             near__count(writing->cache, NEAR__bus_send_failures, 1);
             return NEAR_OK;
         }
@@ -158,12 +137,13 @@ repair_deadline(struct writing *writing)
 static void
 write_l2(struct writing *writing, size_t at, size_t n, bool put)
 {
-    near_cache       *cache   = writing->cache;
-    const near_bytes *keys    = writing->keys + at;
-    struct near__wire wire    = { 0 };
-    uint8_t          *message = NULL;
-    size_t            size = 0, bytes = 0;
+    near_cache       *cache = writing->cache;
+    const near_bytes *keys  = writing->keys + at;
+    struct near__wire wire  = { 0 };
+    size_t            bytes = 0;
     near_status       status;
+
+    struct near__announcing announcing = { .message = NULL };
 
     for (size_t i = 0; i < n; i++)
         bytes += keys[i].size;
@@ -171,18 +151,18 @@ write_l2(struct writing *writing, size_t at, size_t n, bool put)
     for (size_t i = 0; status == NEAR_OK && i < n; i++)
         near__wire_add(&wire, cache, keys[i]);
     if (status == NEAR_OK)
-        message = encode_message(cache, NEAR__MESSAGE_INVALIDATE, keys, n, &size, &status);
+        status = near__announce_begin(cache, NEAR__MESSAGE_INVALIDATE, keys, n, &announcing);
     if (status == NEAR_OK && put && cache->client->ops != NULL && !encode_values(writing, &wire, at))
         status = NEAR_ERR_NOMEM;
     if (status == NEAR_OK)
-        status = exchange(writing, &wire, put, message, size, writing->deadline);
+        status = exchange(writing, &wire, put, &announcing, writing->deadline);
     for (size_t i = 0; i < n; i++)
         writing->writes[at + i].status = status != NEAR_OK ? status : item_status(&wire.items[i]);
     near__wire_free_values(&wire);
     if (wire.n == n && keep_doubtful(&wire, status))
-        exchange(writing, &wire, false, message, size, repair_deadline(writing));
+        exchange(writing, &wire, false, &announcing, repair_deadline(writing));
     near__wire_close(&wire);
-    free(message);
+    free(announcing.message);
 }
 
 /* ---- the bracket: per part, so that two keys of a large batch that share a stripe seldom void each other */
@@ -222,6 +202,26 @@ part_of(const struct writing *writing, size_t at)
     return fit < NEAR_L2_BATCH ? fit : NEAR_L2_BATCH;
 }
 
+/* The tags' clock for the labels of all, and the tags themselves made where L2 has none. */
+static near_status
+prepare_labels(struct writing *writing)
+{
+    near_cache       *cache = writing->cache;
+    struct near__ask  ask   = { .entry = writing->writes[0].entry };
+    struct near__ask *one   = &ask;
+    near_status       status;
+
+    status = near__tags_now(cache, &writing->clock, writing->deadline);
+    if (status != NEAR_OK)
+        return status;
+    for (size_t i = 0; i < writing->n; i++) {
+        writing->writes[i].entry->labels->lineage = writing->clock.lineage;
+        writing->writes[i].entry->labels->moment  = writing->clock.moment;
+    }
+    near__tags_judge(cache, &one, 1, writing->clock, writing->deadline); /* all have the same tags */
+    return ask.labelled == NEAR__LABELS_UNKNOWN ? ask.status : NEAR_OK;
+}
+
 /* The keys as an array, and a generation to write with.  What cannot be stored for want of one is removed: the old value must not
  * stay, and a removal needs none. */
 static void
@@ -239,6 +239,8 @@ prepare(struct writing *writing, bool *put)
     if (!*put || cache->client->ops == NULL)
         return;
     writing->refused = near__generation_for_write(cache, writing->deadline, &writing->generation);
+    if (writing->refused == NEAR_OK && writing->options->tag_count > 0)
+        writing->refused = prepare_labels(writing);
     if (writing->refused == NEAR_OK)
         return;
     *put              = false;
@@ -284,6 +286,16 @@ add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
     if (value.size > 0)
         memcpy(bytes, value.data, value.size);
     near__entry_date(cache, write->entry, writing->now, writing->ttl);
+    for (size_t i = 0; i < writing->options->tag_count; i++) {
+        near_status status =
+            near__tags_add(cache, &write->entry->labels, near_key(writing->options->tags[i]));
+        if (status != NEAR_OK) {
+            near__entry_release(&write->entry);
+            return status;
+        }
+    }
+    if (write->entry->labels != NULL)
+        write->entry->labels->clock = writing->label_clock;
     writing->n++;
     return NEAR_OK;
 }
@@ -310,7 +322,12 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
     if (status != NEAR_OK || n == 0)
         return status;
     near__options_take(&mine, sizeof(mine), options);
-    writing         = (struct writing){ .cache = cache, .now = near__client_now(cache->client) };
+    if (mine.tag_count > 0 && mine.tags == NULL)
+        return near__refuse_all(statuses, n, NEAR_ERR_INVALID);
+    writing         = (struct writing){ .cache       = cache,
+                                        .now         = near__client_now(cache->client),
+                                        .options     = &mine,
+                                        .label_clock = near__l1_label_clock(cache->l1) };
     writing.fill_l1 = !(mine.flags & NEAR_NO_FILL);
     writing.ttl     = near__duration(mine.ttl_ms, cache->settings.ttl);
     writing.deadline =
@@ -399,38 +416,18 @@ near_remove(near_cache *cache, near_bytes key)
 static near_status
 clear_others(near_cache *cache, uint64_t fresh, int64_t deadline)
 {
-    near_client            *client = cache->client;
     unsigned char           number[8];
     near_bytes              key = { number, sizeof(number) };
-    struct near_l2_announce announce;
-    uint8_t                *message;
-    size_t                  size;
+    struct near__announcing announcing;
     near_status             status;
 
-    for (size_t i = 0; i < sizeof(number); i++)
-        number[i] = (unsigned char)(fresh >> (8 * i));
-    message = encode_message(cache, NEAR__MESSAGE_CLEAR, &key, 1, &size, &status);
+    near__le64_put(number, fresh);
+    status = near__announce_begin(cache, NEAR__MESSAGE_CLEAR, &key, 1, &announcing);
     if (status != NEAR_OK)
         return status;
-    announce = announcement(client, message, message != NULL ? size : 0);
-    if (client->ops != NULL)
-        status = near__generation_renew(cache, fresh, message != NULL && client->bus_on_l2 ? &announce : NULL,
-                                        deadline);
-    if (message != NULL && client->bus_on_l2 && status == NEAR_OK)
-        near__count(cache, NEAR__bus_sent, 1);
-    else if (message != NULL && client->bus_on_l2 && announce.stream != 0)
-        near__coherence_doubt(client->coherence, announce.stream);
-    else if (message != NULL && !client->bus_on_l2) {
-        /* whatever became of the write: if its outcome is unknown, the others must look */
-        near_status told;
-
-        if (status != NEAR_OK)
-            deadline = near__time_after(near__client_now(client), client->settings.l2_timeout);
-        told   = near__coherence_publish(client->coherence, message, size, deadline, NULL);
-        status = status != NEAR_OK ? status : told;
-    }
-    free(message);
-    return status;
+    if (cache->client->ops != NULL)
+        status = near__generation_renew(cache, fresh, announcing.with, deadline);
+    return near__announce_end(cache, &announcing, status, deadline);
 }
 
 near_status

@@ -110,6 +110,13 @@ dispatch(struct near__coherence *c, const struct near__message *m)
         case NEAR__MESSAGE_CLEAR:
             sink->cleared(sink->ctx, m->cache, near__le64_get(key.data));
             break;
+        case NEAR__MESSAGE_TAG: {
+            const uint8_t *tail = (const uint8_t *)key.data + key.size - NEAR__MESSAGE_TAG_TAIL;
+
+            key.size -= NEAR__MESSAGE_TAG_TAIL;
+            sink->tagged(sink->ctx, m->cache, key, near__le64_get(tail), near__le64_get(tail + 8));
+            break;
+        }
         }
     }
 }

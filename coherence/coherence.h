@@ -24,6 +24,8 @@ struct near__coherence_sink {
     void (*filled)(void *ctx, near_bytes cache,
                    near_bytes key); /* somebody stored it: wake who waits for it */
     void (*cleared)(void *ctx, near_bytes cache, uint64_t generation);
+    void (*tagged)(void *ctx, near_bytes cache, near_bytes tag, uint64_t lineage,
+                   uint64_t moment); /* the tag was invalidated */
     void (*flush)(
         void *ctx); /* distrust everything: move all fences, drop all L1, forget known generations */
 };

@@ -128,7 +128,9 @@ keys_make_sense(const struct near__message *message)
     }
     if (at != message->keys.size)
         return false;
-    return message->kind != NEAR__MESSAGE_CLEAR || (message->count == 1 && key.size == CLEAR_GENERATION);
+    if (message->kind == NEAR__MESSAGE_CLEAR)
+        return message->count == 1 && key.size == CLEAR_GENERATION;
+    return message->kind != NEAR__MESSAGE_TAG || (message->count == 1 && key.size > NEAR__MESSAGE_TAG_TAIL);
 }
 
 bool
@@ -141,7 +143,7 @@ near__message_decode(struct near__message *message, near_bytes bytes)
         return false;
     if (memcmp(at, magic, sizeof(magic)) != 0 || at[AT_VERSION] != MESSAGE_VERSION)
         return false;
-    if (at[AT_KIND] < NEAR__MESSAGE_INVALIDATE || at[AT_KIND] > NEAR__MESSAGE_CLEAR)
+    if (at[AT_KIND] < NEAR__MESSAGE_INVALIDATE || at[AT_KIND] > NEAR__MESSAGE_TAG)
         return false;
     if (near__le32_get(at + AT_SIZE) != bytes.size)
         return false;

@@ -17,13 +17,16 @@
 #define NEAR__MESSAGE_HEADER   40
 #define NEAR__MESSAGE_KIND_AT  5
 #define NEAR__MESSAGE_STAMP_AT 16
+#define NEAR__MESSAGE_TAG_TAIL 16
 #define NEAR__MESSAGE_MAX      (256u << 10) /* a receiver refuses more */
 #define NEAR__MESSAGE_KEYS     (64u << 10)  /* a sender starts a new message beyond this many bytes of keys */
 
 enum near__message_kind {
     NEAR__MESSAGE_INVALIDATE = 1, /* keys were written or removed */
     NEAR__MESSAGE_FILLED     = 2, /* keys were loaded and stored: wakes waiters, moves no fence */
-    NEAR__MESSAGE_CLEAR = 3 /* the cache has a new generation: the one key is its 8 bytes, little-endian */
+    NEAR__MESSAGE_CLEAR = 3, /* the cache has a new generation: the one key is its 8 bytes, little-endian */
+    NEAR__MESSAGE_TAG =
+        4 /* a tag was invalidated: its name, and behind it 16 bytes, lineage and moment, little-endian */
 };
 
 struct near__message {

@@ -1,6 +1,9 @@
 #include "l1/block.h"
 
-enum { SLOW_SHIFT = 4 }; /* births of what does not expire: units of 16 ms */
+enum {
+    SLOW_SHIFT  = 4, /* births of what does not expire: units of 16 ms */
+    LABELS_HEAD = 6  /* clock and how many */
+};
 
 #define DAY (INT64_C(24) * 3600 * 1000 * NEAR_MS)
 #define STALE_BACK                                                                                           \
@@ -25,6 +28,8 @@ near__block_flags(const struct near__entry *entry, bool plain)
         flags |= NEAR__BLOCK_STAMP;
     if (entry->negative)
         flags |= NEAR__BLOCK_NEGATIVE;
+    if (entry->labels != NULL)
+        flags |= NEAR__BLOCK_LABELS;
     return flags;
 }
 
@@ -38,7 +43,11 @@ near__block_wide(const struct near__entry *entry)
 size_t
 near__block_size(const struct near__entry *entry, unsigned flags)
 {
-    return near__block_value_at(flags, entry->key_size, entry->value_size) + entry->value_size;
+    size_t end = near__block_value_at(flags, entry->key_size, entry->value_size) + entry->value_size;
+
+    if (!(flags & NEAR__BLOCK_LABELS))
+        return end;
+    return ((end + 3) & ~(size_t)3) + LABELS_HEAD + entry->labels->n * sizeof(entry->labels->stripes[0]);
 }
 
 static unsigned char *
@@ -46,6 +55,14 @@ put_u32(unsigned char *at, uint32_t value)
 {
     memcpy(at, &value, sizeof(value));
     return at + sizeof(value);
+}
+
+static void
+put_labels(unsigned char *at, const struct near__labels *labels)
+{
+    memcpy(at, &labels->clock, sizeof(labels->clock));
+    memcpy(at + sizeof(labels->clock), &labels->n, sizeof(labels->n));
+    memcpy(at + LABELS_HEAD, labels->stripes, labels->n * sizeof(labels->stripes[0]));
 }
 
 /* What must be refreshed whatever its age (INT64_MIN) lies farther back than anything else can. */
@@ -90,6 +107,27 @@ near__block_write(struct near__block *block, const struct near__entry *entry, ne
     if (entry->value_size > 0)
         memcpy((char *)block + near__block_value_at(flags, entry->key_size, entry->value_size), entry->value,
                entry->value_size);
+    if (flags & NEAR__BLOCK_LABELS)
+        put_labels((unsigned char *)(uintptr_t)near__block_labels(block), entry->labels);
+}
+
+void
+near__block_take_labels(const struct near__block *block, struct near__labels *labels)
+{
+    const unsigned char *at = near__block_labels(block);
+
+    memcpy(&labels->clock, at, sizeof(labels->clock));
+    memcpy(&labels->n, at + sizeof(labels->clock), sizeof(labels->n));
+    memcpy(labels->stripes, at + LABELS_HEAD, labels->n * sizeof(labels->stripes[0]));
+}
+
+bool
+near__block_outdated(const struct near__block *block, const struct near__label_clock *clock)
+{
+    struct near__labels labels;
+
+    near__block_take_labels(block, &labels);
+    return near__labels_moved(clock, labels.clock, labels.stripes, labels.n);
 }
 
 void

@@ -1,7 +1,7 @@
 /*
  * A block: what L1 keeps of one entry, in one piece of the arena.
  *
- *   flags | key size | value size | the numbers that the flags name, 4 or 12 bytes each | key | gap | value
+ *   flags | key size | value size | the numbers that the flags name, 4 or 12 bytes each | key | gap | value | gap | labels
  *     1        1           2
  *
  * An entry that carries nothing pays 4 bytes.  The value begins at a multiple of 4, or of 64 when it has 1 KiB or more (such
@@ -29,7 +29,9 @@ enum {
     NEAR__BLOCK_COST     = 8,  /* u32: microseconds of the load */
     NEAR__BLOCK_STAMP    = 16, /* u64 stamp, u32 low half of the generation */
     NEAR__BLOCK_NEGATIVE = 32,
-    NEAR__BLOCK_EXTERNAL = 64
+    NEAR__BLOCK_EXTERNAL = 64,
+    NEAR__BLOCK_LABELS =
+        128 /* behind the value, at a multiple of 4: u32 clock, u16 how many, their stripes */
 };
 
 #define NEAR__BLOCK_HEAD       4
@@ -95,6 +97,20 @@ near__block_value(const struct near__block *block)
         return (near_bytes){ (const char *)block + ((at + 63) & ~(size_t)63), block->value_size };
     return (near_bytes){ (const char *)block + ((at + 3) & ~(size_t)3), block->value_size };
 }
+
+/* The labels of a block that has some: behind the value. */
+static inline const unsigned char *
+near__block_labels(const struct near__block *block)
+{
+    near_bytes value = near__block_value(block);
+
+    return (const unsigned char *)value.data + ((value.size + 3) & ~(size_t)3);
+}
+
+/* Clock and stripes of such a block. */
+void near__block_take_labels(const struct near__block *block, struct near__labels *labels);
+/* Whether a tag of the block was invalidated since it was asked for. */
+bool near__block_outdated(const struct near__block *block, const struct near__label_clock *clock);
 
 /* In words, the last one overlapping: keys are short, and a call costs as much as comparing 64 bytes. */
 static inline bool

@@ -139,6 +139,7 @@ near__entry_release(struct near__entry **entry)
         return;
     if (e->release != NULL)
         e->release((void *)(uintptr_t)e->value);
+    free(e->labels);
     block_put(e);
 }
 
@@ -148,6 +149,8 @@ near__entry_cost(const struct near__entry *entry)
     size_t cost = entry->mapped_pages != 0 ? (size_t)entry->mapped_pages * PAGE
                                            : malloc_usable_size((void *)(uintptr_t)entry) + MALLOC_HEADER;
 
+    if (entry->labels != NULL)
+        cost += malloc_usable_size(entry->labels) + MALLOC_HEADER;
     if (entry->adopted)
         cost += align_up(entry->value_size + MALLOC_HEADER, BLOCK_ALIGN); /* as malloc would have given it */
     return cost;

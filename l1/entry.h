@@ -12,9 +12,7 @@
 #ifndef NEAR_L1_ENTRY_H
 #define NEAR_L1_ENTRY_H
 
-#include "base/base.h"
-
-#include <stdatomic.h>
+#include "l1/labels.h"
 
 struct near__entry {
     _Atomic uint32_t refs;
@@ -32,6 +30,8 @@ struct near__entry {
     uint32_t mapped_pages;       /* of 4 KiB: this block came from mmap; 0: from malloc */
     bool     negative;           /* "the store has no such thing": no value */
     bool     adopted;            /* value lies in memory that was taken over */
+
+    struct near__labels *labels; /* its own, from malloc; NULL: it has none */
 
     unsigned char key[];
 };

@@ -23,6 +23,7 @@ struct near__l1_front {
     size_t       number; /* of its count of hits */
     bool         fast;   /* the fast path may be taken: it keeps something, and membarrier is to be had */
     _Atomic bool timed;  /* sticky: an entry that may expire was admitted */
+    _Atomic(struct near__label_clock *) labels; /* NULL: no tag was ever seen */
 };
 
 #define NEAR__LIKELY(x)   __builtin_expect(!!(x), 1)
@@ -63,12 +64,18 @@ near__l1_use(const struct near__table *table, struct near__bucket *bucket, unsig
     return true;
 }
 
-/* What an announced arena block is worth now: a handle on the slot, NEAR__L1_NEGATIVE or NULL (expired). */
+/* What an announced arena block is worth now: a handle on the slot, NEAR__L1_NEGATIVE or NULL (expired, or a tag was
+ * invalidated). */
 static inline near_value *
-near__l1_judge(unsigned flags, const struct near__block *block, struct near__hazard *slot, int64_t now)
+near__l1_judge(const struct near__l1_front *front, unsigned flags, const struct near__block *block,
+               struct near__hazard *slot, int64_t now)
 {
     uintptr_t value = (uintptr_t)slot | NEAR__VALUE_SLOT | NEAR_FROM_L1;
 
+    /* acquire: pairs with the release of whoever made the clock, before the block was linked */
+    if ((flags & NEAR__BLOCK_LABELS) &&
+        near__block_outdated(block, atomic_load_explicit(&front->labels, memory_order_acquire)))
+        return NULL;
     if ((flags & NEAR__BLOCK_EXPIRES) &&
         NEAR__UNLIKELY(near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now)))
         return NULL;
@@ -97,8 +104,9 @@ near__l1_take(struct near__l1_front *front, struct near__reader *reader, struct 
                        !near__block_is_plain(block, key) || reader->hits_count <= number))
         goto not_simple;
     value = (near_value *)((uintptr_t)hazard | NEAR__VALUE_SLOT | NEAR_FROM_L1);
-    if (block->flags & (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE)) {
-        value = near__l1_judge(block->flags, block, hazard, now);
+    if (block->flags &
+        (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE | NEAR__BLOCK_LABELS)) {
+        value = near__l1_judge(front, block->flags, block, hazard, now);
         if (NEAR__UNLIKELY((uintptr_t)value <= NEAR__VALUE_BITS))
             goto not_simple;
     }

@@ -784,6 +784,7 @@ l1_delete(struct near__l1 *l1)
         l1->policy->pool_close(l1->pool);
     near__arena_close(&l1->arena);
     free(l1->grave);
+    free(atomic_load_explicit(&l1->front.labels, memory_order_relaxed)); /* nobody else is left */
     free(l1->front.tables);
     free(l1->shards);
     free(l1->stripes);
@@ -933,6 +934,14 @@ announce(const struct near__l1 *l1, struct near__hazard *slot, const struct near
     return NULL;
 }
 
+/* Whether a tag of theirs was invalidated since. */
+static bool
+outdated(const struct near__l1 *l1, const struct near__labels *labels)
+{
+    return labels != NULL && near__labels_moved(atomic_load_explicit(&l1->front.labels, memory_order_acquire),
+                                                labels->clock, labels->stripes, labels->n);
+}
+
 /* A counted entry found through its block: the reference is taken while the block is announced. */
 static near_value *
 hand_out_external(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *slot,
@@ -941,7 +950,9 @@ hand_out_external(struct near__l1 *l1, struct near__reader *reader, struct near_
     struct near__entry *entry = near__block_external(block);
     near_value         *value = NULL;
 
-    if (entry->expires > now && entry->negative) {
+    if (outdated(l1, entry->labels)) {
+        value = NULL;
+    } else if (entry->expires > now && entry->negative) {
         value = entry->fresh_until > now ? NEAR__L1_NEGATIVE : NULL;
     } else if (entry->expires > now) {
         near__entry_ref(entry);
@@ -961,7 +972,7 @@ hand_out(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *
 
     if (block->flags & NEAR__BLOCK_EXTERNAL)
         return hand_out_external(l1, reader, slot, block, now);
-    value = near__l1_judge(block->flags, block, slot, now);
+    value = near__l1_judge(&l1->front, block->flags, block, slot, now);
     if (value == NULL || value == NEAR__L1_NEGATIVE) {
         near__hazard_clear(slot);
         return value;
@@ -1114,6 +1125,59 @@ near__l1_fence(const struct near__l1 *l1, uint64_t hash)
            atomic_load_explicit(&l1->epoch, memory_order_acquire);
 }
 
+/* ---- tags */
+
+/* Made when the first tag is met.  NULL: no memory. */
+static struct near__label_clock *
+label_clock(struct near__l1 *l1)
+{
+    struct near__label_clock *clock = atomic_load_explicit(&l1->front.labels, memory_order_acquire);
+    struct near__label_clock *mine;
+
+    if (clock != NULL)
+        return clock;
+    mine = calloc(1, sizeof(*mine));
+    if (mine == NULL)
+        return NULL;
+    /* release: pairs with the acquires of readers */
+    if (atomic_compare_exchange_strong_explicit(&l1->front.labels, &clock, mine, memory_order_acq_rel,
+                                                memory_order_acquire))
+        return mine;
+    free(mine);
+    return clock;
+}
+
+uint32_t
+near__l1_label_clock(const struct near__l1 *l1)
+{
+    const struct near__label_clock *clock = atomic_load_explicit(&l1->front.labels, memory_order_acquire);
+
+    /* acquire: pairs with the release below, so what is asked afterwards is at least as new as that invalidation */
+    return clock != NULL ? atomic_load_explicit(&clock->now, memory_order_acquire) : 0;
+}
+
+/* The clock first: who captures the new moment asks L2 after this call began.  Everything captured before is behind the stripe
+ * when this returns. */
+void
+near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash)
+{
+    struct near__label_clock *clock = l1->off ? NULL : label_clock(l1);
+    _Atomic uint32_t         *stripe;
+    uint32_t                  moment, old;
+
+    if (clock == NULL) {
+        near__l1_flush(l1); /* no memory to be exact with */
+        return;
+    }
+    stripe = &clock->stripes[near__label_stripe(hash)];
+    moment = atomic_fetch_add_explicit(&clock->now, 1, memory_order_acq_rel) + 1;
+    old    = atomic_load_explicit(stripe, memory_order_relaxed);
+    while (near__label_after(moment, old) &&
+           !atomic_compare_exchange_weak_explicit(stripe, &old, moment, memory_order_seq_cst,
+                                                  memory_order_relaxed))
+        ; /* somebody else's moment: the later one stays */
+}
+
 /* ---- filling */
 
 static void
@@ -1210,7 +1274,7 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, n
 {
     uint32_t ref;
 
-    if (entry->expires <= now) {
+    if (entry->expires <= now || (entry->labels != NULL && label_clock(l1) == NULL)) {
         drop_locked(l1, sh, entry->hash, key, dead);
         return NEAR__L1_EXPIRED;
     }
@@ -1226,6 +1290,7 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, n
         sh->timed = true;
         atomic_store_explicit(&l1->front.timed, true, memory_order_relaxed);
     }
+    sh->timed |= entry->labels != NULL; /* to be swept as well */
     if (!link_locked(l1, sh, entry->hash, key, ref, dead)) {
         block_free_locked(l1, sh, ref, dead); /* nobody has seen it */
         return NEAR__L1_TOO_LARGE;
@@ -1394,11 +1459,16 @@ near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, i
 
 /* ---- upkeep */
 
+/* Past its time, or a tag of its was invalidated: gone for readers already. */
 static bool
-expired(const struct near__block *block, int64_t now)
+expired(const struct near__l1 *l1, const struct near__block *block, int64_t now)
 {
     if (block->flags & NEAR__BLOCK_EXTERNAL)
-        return near__block_external(block)->expires <= now;
+        return near__block_external(block)->expires <= now ||
+               outdated(l1, near__block_external(block)->labels);
+    if ((block->flags & NEAR__BLOCK_LABELS) &&
+        near__block_outdated(block, atomic_load_explicit(&l1->front.labels, memory_order_acquire)))
+        return true;
     return (block->flags & NEAR__BLOCK_EXPIRES) &&
            near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now);
 }
@@ -1416,7 +1486,7 @@ find_expired(const struct near__l1 *l1, struct shard *sh, uint32_t home, int64_t
             uint32_t ref = near__bucket_ref(bucket, lane);
 
             *place = (struct near__place){ bucket, lane };
-            if (ref != 0 && expired(block_at(l1, ref), now))
+            if (ref != 0 && expired(l1, block_at(l1, ref), now))
                 return true;
         }
     }
@@ -1614,6 +1684,23 @@ near__value_meta(const near_value *value, int64_t now, struct near__meta *meta)
         .generation  = entry->generation,
         .cost_us     = entry->cost_us,
     };
+}
+
+bool
+near__l1_value_outdated(const struct near__l1 *l1, const near_value *value, uint32_t until)
+{
+    const struct near__entry *entry = near__value_address(value);
+    const struct near__block *block;
+    struct near__labels       labels;
+
+    if (near__value_slot(value) == NULL)
+        return entry->labels != NULL && near__label_after(until, entry->labels->clock) &&
+               outdated(l1, entry->labels);
+    block = near__slot_block(near__value_slot(value));
+    if (!(block->flags & NEAR__BLOCK_LABELS))
+        return false;
+    near__block_take_labels(block, &labels);
+    return near__label_after(until, labels.clock) && outdated(l1, &labels);
 }
 
 void

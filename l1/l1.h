@@ -75,6 +75,14 @@ void near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key);
 /* Everything: moves all fences at once, drops all. */
 void near__l1_flush(struct near__l1 *l1);
 
+/* The clock of tags: capture it with the fence, before the slower tier is asked, for the labels of what it brings. */
+uint32_t near__l1_label_clock(const struct near__l1 *l1);
+/* Everything that carries the tag with this hash (near__hash_keyed of its name), now or in a fill under way: gone, in O(1). */
+void near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash);
+/* Whether a tag of a value was invalidated since its value was asked for, and perhaps before `until`, a clock captured later (a
+ * stripe remembers only its last move, so with two of them the answer is yes). */
+bool near__l1_value_outdated(const struct near__l1 *l1, const near_value *value, uint32_t until);
+
 /*
  * A write of this process brackets its L2 write with these two (G1).  begin: invalidates.  end: admits the new entry if no
  * invalidation came and no other local write of the stripe overlapped (either order of their L2 writes is then possible, so

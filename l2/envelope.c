@@ -33,9 +33,11 @@ enum {
 static const uint8_t magic[4] = { 'N', 'r', 'C', 1 };
 
 size_t
-near__envelope_size(near_bytes key, near_bytes payload)
+near__envelope_size(const struct near__envelope *envelope)
 {
-    return NEAR__ENVELOPE_HEADER + key.size + payload.size;
+    size_t tags = envelope->tags != 0 ? NEAR__ENVELOPE_CLOCK + envelope->names.size : 0;
+
+    return NEAR__ENVELOPE_HEADER + envelope->key.size + tags + envelope->payload.size;
 }
 
 /* Everything but the checksum itself. */
@@ -64,7 +66,7 @@ near__envelope_encode(const struct near__envelope *envelope, uint8_t *out)
     memcpy(out + AT_MAGIC, magic, sizeof(magic));
     out[AT_VERSION] = NEAR__ENVELOPE_VERSION;
     out[AT_FLAGS]   = (uint8_t)envelope->flags;
-    near__le16_put(out + AT_TAGS, 0);
+    near__le16_put(out + AT_TAGS, (uint16_t)envelope->tags);
     near__le64_put(out + AT_STAMP, envelope->stamp);
     near__le64_put(out + AT_SOFT, (uint64_t)envelope->soft_expiry_ms);
     near__le64_put(out + AT_HARD, (uint64_t)envelope->hard_expiry_ms);
@@ -73,7 +75,13 @@ near__envelope_encode(const struct near__envelope *envelope, uint8_t *out)
     near__le32_put(out + AT_RAW_SIZE, (uint32_t)envelope->payload.size);
     near__le32_put(out + AT_SIZE, (uint32_t)envelope->payload.size);
     near__le64_put(out + AT_GENERATION, envelope->generation);
-    end = append(append(out + NEAR__ENVELOPE_HEADER, envelope->key), envelope->payload);
+    end = append(out + NEAR__ENVELOPE_HEADER, envelope->key);
+    if (envelope->tags != 0) {
+        near__le64_put(end, envelope->lineage);
+        near__le64_put(end + 8, envelope->moment);
+        end = append(end + NEAR__ENVELOPE_CLOCK, envelope->names);
+    }
+    end = append(end, envelope->payload);
     near__le64_put(out + AT_CHECKSUM, checksum(out, (size_t)(end - out)));
 }
 
@@ -82,12 +90,13 @@ static bool
 header_is_sound(const uint8_t *at, size_t size)
 {
     uint32_t raw, stored;
+    uint64_t sum;
 
     if (size < NEAR__ENVELOPE_HEADER || memcmp(at + AT_MAGIC, magic, sizeof(magic)) != 0)
         return false;
     if (at[AT_VERSION] != NEAR__ENVELOPE_VERSION || (at[AT_FLAGS] & ~KNOWN_FLAGS) != 0)
         return false;
-    if (near__le16_get(at + AT_TAGS) != 0)
+    if (near__le16_get(at + AT_TAGS) > NEAR__ENVELOPE_TAGS)
         return false;
     raw    = near__le32_get(at + AT_RAW_SIZE);
     stored = near__le32_get(at + AT_SIZE);
@@ -95,7 +104,36 @@ header_is_sound(const uint8_t *at, size_t size)
         return false;
     if ((at[AT_FLAGS] & NEAR__ENVELOPE_NEGATIVE) != 0 && stored != 0)
         return false;
-    return (uint64_t)NEAR__ENVELOPE_HEADER + near__le32_get(at + AT_KEY_SIZE) + stored == size;
+    sum = (uint64_t)NEAR__ENVELOPE_HEADER + near__le32_get(at + AT_KEY_SIZE) + stored;
+    return near__le16_get(at + AT_TAGS) == 0 ? sum == size : sum + NEAR__ENVELOPE_CLOCK < size;
+}
+
+/* Whether the names fill their place exactly. */
+static bool
+names_are_sound(near_bytes names, unsigned n)
+{
+    const uint8_t *bytes = names.data;
+    size_t         at    = 0;
+
+    for (; n > 0 && at < names.size && bytes[at] > 0; n--)
+        at += (size_t)1 + bytes[at];
+    return n == 0 && at == names.size;
+}
+
+/* What lies between key and payload; false: it makes no sense. */
+static bool
+take_tags(struct near__envelope *envelope, const uint8_t *at, size_t size)
+{
+    envelope->tags = near__le16_get(at + AT_TAGS);
+    if (envelope->tags == 0)
+        return true;
+    at += NEAR__ENVELOPE_HEADER + envelope->key.size;
+    envelope->lineage = near__le64_get(at);
+    envelope->moment  = near__le64_get(at + 8);
+    envelope->names =
+        (near_bytes){ at + NEAR__ENVELOPE_CLOCK, size - NEAR__ENVELOPE_HEADER - envelope->key.size -
+                                                     envelope->payload.size - NEAR__ENVELOPE_CLOCK };
+    return names_are_sound(envelope->names, envelope->tags);
 }
 
 enum near__envelope_result
@@ -115,7 +153,9 @@ near__envelope_decode(struct near__envelope *envelope, near_bytes stored, near_b
     envelope->cost_us        = near__le32_get(at + AT_COST);
     envelope->generation     = near__le64_get(at + AT_GENERATION);
     envelope->key            = (near_bytes){ at + NEAR__ENVELOPE_HEADER, near__le32_get(at + AT_KEY_SIZE) };
-    envelope->payload.data   = at + NEAR__ENVELOPE_HEADER + envelope->key.size;
     envelope->payload.size   = near__le32_get(at + AT_SIZE);
+    envelope->payload.data   = at + stored.size - envelope->payload.size;
+    if (!take_tags(envelope, at, stored.size))
+        return NEAR__ENVELOPE_CORRUPT;
     return near__bytes_equal(envelope->key, key) ? NEAR__ENVELOPE_OK : NEAR__ENVELOPE_WRONG_KEY;
 }

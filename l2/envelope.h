@@ -1,11 +1,11 @@
 /*
  * The L2 entry: what the bytes in the shared tier look like.  Little-endian, 64 bytes of header, then the full key, then the
- * payload, and not a byte more.
+ * payload, and not a byte more (the tags, if there are any, between the two).
  *
  *   0  4  magic "NrC\x01"         24  8  hard expiry          48  8  namespace generation
  *   4  1  format version (1)     32  4  load cost, us         56  8  checksum: XXH64 seed 0 over bytes 0..55 and 64..end
  *   5  1  flags                   36  4  key size              64  .  key, then payload
- *   6  2  tags (0 in version 1)   40  4  payload size, raw
+ *   6  2  tags (at most 16)       40  4  payload size, raw
  *   8  8  stamp                   44  4  payload size, stored
  *  16  8  soft expiry            (expiries: wall clock ms since 1970, 0: never)
  *
@@ -32,6 +32,10 @@ struct near__envelope {
     uint64_t   generation;
     near_bytes key;
     near_bytes payload;
+    /* of the tags: how many, the clock of tags before the value was asked for, and their names, each a byte of size and its bytes */
+    unsigned   tags;
+    uint64_t   lineage, moment;
+    near_bytes names;
 };
 
 enum near__envelope_result {
@@ -40,8 +44,11 @@ enum near__envelope_result {
     NEAR__ENVELOPE_WRONG_KEY /* sound, but another key's */
 };
 
+#define NEAR__ENVELOPE_TAGS  16 /* the most tags of an entry */
+#define NEAR__ENVELOPE_CLOCK 16 /* lineage and moment, before the names of the tags; not there without tags */
+
 /* Bytes that near__envelope_encode() will write. */
-size_t near__envelope_size(near_bytes key, near_bytes payload);
+size_t near__envelope_size(const struct near__envelope *envelope);
 /* Write `envelope` to `out`, which has near__envelope_size() bytes. */
 void near__envelope_encode(const struct near__envelope *envelope, uint8_t *out);
 /* Read and check.  On OK, key and payload point into `stored`.  `key` is what was asked for. */

@@ -78,6 +78,12 @@ sink_filled(void *ctx, near_bytes cache, near_bytes key)
 }
 
 static void
+sink_tagged(void *ctx, near_bytes cache, near_bytes tag, uint64_t lineage, uint64_t moment)
+{
+    (void)ctx, (void)cache, (void)tag, (void)lineage, (void)moment;
+}
+
+static void
 sink_cleared(void *ctx, near_bytes cache, uint64_t generation)
 {
     (void)ctx;
@@ -131,7 +137,7 @@ peer_open(struct peer *p)
         .heartbeat       = 10 * MS,
         .serve_window    = p->window != 0 ? p->window : WINDOW,
         .connect_timeout = CONNECT_TIMEOUT,
-        .sink            = { p, sink_invalidate, sink_filled, sink_cleared, sink_flush },
+        .sink            = { p, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush },
     };
     near_error error;
 

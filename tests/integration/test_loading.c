@@ -655,7 +655,7 @@ be_free(struct store *store, near_load *load)
         near_load_unkept(load);
         near_load_set(load, near_key("passing"));
     } else {
-        if (near_load_tag(load, "tag") != NEAR_ERR_UNSUPPORTED)
+        if (near_load_tag(load, "tag") != NEAR_OK)
             abort();
         near_load_ttl(load, 10000);
         near_load_set(load, near_key("timed"));

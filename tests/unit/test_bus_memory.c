@@ -45,6 +45,12 @@ sink_filled(void *ctx, near_bytes cache, near_bytes key)
 }
 
 static void
+sink_tagged(void *ctx, near_bytes cache, near_bytes tag, uint64_t lineage, uint64_t moment)
+{
+    (void)ctx, (void)cache, (void)tag, (void)lineage, (void)moment;
+}
+
+static void
 sink_cleared(void *ctx, near_bytes cache, uint64_t generation)
 {
     (void)ctx;
@@ -69,7 +75,7 @@ peer_open(struct peer *p, const char *name)
         .client_name  = "test",
         .heartbeat    = 10 * NEAR_MS,
         .serve_window = 50 * NEAR_MS,
-        .sink         = { p, sink_invalidate, sink_filled, sink_cleared, sink_flush },
+        .sink         = { p, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush },
     };
 
     memset(p, 0, sizeof(*p));

@@ -163,6 +163,12 @@ sink_filled(void *ctx, near_bytes cache, near_bytes key)
 }
 
 static void
+sink_tagged(void *ctx, near_bytes cache, near_bytes tag, uint64_t lineage, uint64_t moment)
+{
+    (void)ctx, (void)cache, (void)tag, (void)lineage, (void)moment;
+}
+
+static void
 sink_cleared(void *ctx, near_bytes cache, uint64_t generation)
 {
     (void)ctx;
@@ -203,7 +209,7 @@ configuration(void)
         .heartbeat       = HEARTBEAT,
         .serve_window    = WINDOW,
         .connect_timeout = 100 * MS,
-        .sink            = { NULL, sink_invalidate, sink_filled, sink_cleared, sink_flush },
+        .sink            = { NULL, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush },
     };
 }
 

@@ -1,0 +1,513 @@
+/*
+ * Tags: one call makes everybody forget all values that carry a label, whoever loaded them, wherever they lie, and whatever was under
+ * way.  Over every pair of tiers; two or three clients stand for instances.
+ */
+#include "world.h"
+
+#include <hiredis/hiredis.h>
+#include <sched.h>
+
+WORLD(none, TIER_NONE)
+WORLD(memory, TIER_MEMORY)
+WORLD(redis, TIER_REDIS)
+WORLD(both, TIER_MEMCACHED_BUS)
+WORLD(memcached, TIER_MEMCACHED)
+
+#define LARGE (100 * 1024) /* lives outside of L1's arena */
+
+/* Tags of a key: "all" and its first letter.  "large..." has a value that begins with the version and is filled up. */
+static void
+answer_tagged(near_load *load, unsigned version)
+{
+    static char filler[LARGE];
+    near_bytes  key    = near_load_key(load);
+    char        tag[2] = { *(const char *)key.data, '\0' };
+    char        text[32];
+
+    near_load_tag(load, "all");
+    near_load_tag(load, tag);
+    if (tag[0] != 'l') {
+        answer_version(load, version);
+        return;
+    }
+    snprintf(text, sizeof(text), "v%u", version);
+    char *bytes = malloc(LARGE);
+    memcpy(bytes, filler, LARGE);
+    memcpy(bytes, text, strlen(text));
+    near_load_adopt(load, bytes, LARGE, free);
+}
+
+static void
+load_tagged(struct store *store, near_load *load)
+{
+    answer_tagged(load, 1 + store->newer);
+}
+
+static void
+hold(struct store *store, near_load *load)
+{
+    pthread_mutex_lock(&store->lock);
+    store->held[store->n_held] = load;
+    store->n_held++;
+    pthread_mutex_unlock(&store->lock);
+}
+
+/* A tag is invalidated after the store was written. */
+static void
+change(struct store *store, near_cache *cache, const char *tag)
+{
+    store->newer++;
+    assert_int_equal(near_invalidate_tag(cache, tag), NEAR_OK);
+}
+
+static char *
+starts(near_cache *cache, const char *key)
+{
+    static char   text[3];
+    struct answer answer = fetch(cache, key);
+
+    memcpy(text, answer.text, 2);
+    return text;
+}
+
+/* ---- one instance */
+
+static void
+an_invalidated_tag_takes_its_values_and_no_others(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = load_tagged);
+    struct instance a;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    for (int round = 0; round < 2; round++) {
+        assert_fetch(a.cache, "a1", "v1");
+        assert_fetch(a.cache, "a2", "v1");
+        assert_fetch(a.cache, "b1", "v1");
+        assert_string_equal(starts(a.cache, "large"), "v1");
+    }
+    assert_int_equal(store.keys, 4);
+    change(&store, a.cache, "a");
+    assert_fetch(a.cache, "a1", "v2");
+    assert_fetch(a.cache, "a2", "v2");
+    assert_fetch(a.cache, "b1", "v1"); /* the others stay */
+    assert_string_equal(starts(a.cache, "large"), "v1");
+    assert_int_equal(store.keys, 6);
+    change(&store, a.cache, "l");
+    assert_string_equal(starts(a.cache, "large"), "v3");
+    assert_fetch(a.cache, "a1", "v2");
+    change(&store, a.cache, "all");
+    assert_fetch(a.cache, "a1", "v4");
+    assert_fetch(a.cache, "b1", "v4");
+    assert_string_equal(starts(a.cache, "large"), "v4");
+    assert_int_equal(stats_of(&a).tag_invalidations, 3);
+    close_instance(&a);
+}
+
+static void
+a_get_does_not_see_what_a_tag_took(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = load_tagged);
+    struct instance a;
+    near_bytes      keys[2] = { near_key("a1"), near_key("b1") };
+    near_value     *values[2];
+    near_status     statuses[2];
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    assert_fetch(a.cache, "a1", "v1");
+    assert_fetch(a.cache, "b1", "v1");
+    assert_int_equal(near_get_many(a.cache, keys, 2, values, statuses), NEAR_OK);
+    assert_int_equal(statuses[0], NEAR_OK);
+    near_value_release(values[0]);
+    near_value_release(values[1]);
+    change(&store, a.cache, "a");
+    assert_int_equal(near_get_many(a.cache, keys, 2, values, statuses), NEAR_OK);
+    assert_int_equal(statuses[0], NEAR_MISS);
+    assert_int_equal(statuses[1], NEAR_OK);
+    near_value_release(values[1]);
+    assert_int_equal(near_get(a.cache, keys[0], &values[0]), NEAR_MISS);
+    close_instance(&a);
+}
+
+static void
+puts_have_tags(void **state)
+{
+    struct world    *w       = *state;
+    near_put_options options = NEAR_PUT_OPTIONS_INIT;
+    const char      *tags[]  = { "x", "y", "x" };
+    struct instance  a;
+    near_value      *value;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    options.tags      = tags;
+    options.tag_count = 3;
+    for (unsigned skip = 0; skip < 2; skip++) { /* from L1, and from L2 */
+        near_get_options how = NEAR_GET_OPTIONS_INIT;
+
+        if (skip && w->tier == TIER_NONE)
+            continue;
+        how.flags = skip ? NEAR_SKIP_L1 : 0;
+        assert_int_equal(near_put(a.cache, near_key("k"), near_key("v"), &options), NEAR_OK);
+        assert_int_equal(near_put(a.cache, near_key("plain"), near_key("v"), NULL), NEAR_OK);
+        assert_int_equal(near_get_with(a.cache, near_key("k"), &how, &value), NEAR_OK);
+        near_value_release(value);
+        assert_int_equal(near_invalidate_tag(a.cache, "z"), NEAR_OK);
+        assert_int_equal(near_get_with(a.cache, near_key("k"), &how, &value), NEAR_OK);
+        near_value_release(value);
+        assert_int_equal(near_invalidate_tag(a.cache, "y"), NEAR_OK);
+        assert_int_equal(near_get_with(a.cache, near_key("k"), &how, &value), NEAR_MISS);
+        assert_int_equal(near_get_with(a.cache, near_key("plain"), &how, &value), NEAR_OK);
+        near_value_release(value);
+    }
+    close_instance(&a);
+}
+
+static void
+tags_have_limits(void **state)
+{
+    struct world    *w       = *state;
+    near_put_options options = NEAR_PUT_OPTIONS_INIT;
+    char             names[17][300];
+    const char      *tags[17];
+    struct instance  a;
+
+    OPEN(w, &a, "ttl", "60s");
+    for (int i = 0; i < 17; i++) {
+        snprintf(names[i], sizeof(names[i]), "tag %d", i);
+        tags[i] = names[i];
+    }
+    options.tags      = tags;
+    options.tag_count = 17;
+    assert_int_equal(near_put(a.cache, near_key("k"), near_key("v"), &options), NEAR_ERR_TOO_LARGE);
+    options.tag_count = 16;
+    assert_int_equal(near_put(a.cache, near_key("k"), near_key("v"), &options), NEAR_OK);
+    memset(names[0], 'x', 256);
+    names[0][256] = '\0';
+    assert_int_equal(near_put(a.cache, near_key("k"), near_key("v"), &options), NEAR_ERR_TOO_LARGE);
+    assert_int_equal(near_invalidate_tag(a.cache, names[0]), NEAR_ERR_TOO_LARGE);
+    names[0][255] = '\0'; /* too long for a key of memcached: hashed */
+    assert_int_equal(near_put(a.cache, near_key("k"), near_key("v"), &options), NEAR_OK);
+    assert_int_equal(near_invalidate_tag(a.cache, names[0]), NEAR_OK);
+    names[0][0] = '\0';
+    assert_int_equal(near_put(a.cache, near_key("k"), near_key("v"), &options), NEAR_ERR_INVALID);
+    assert_int_equal(near_invalidate_tag(a.cache, ""), NEAR_ERR_INVALID);
+    assert_int_equal(near_invalidate_tag(a.cache, NULL), NEAR_ERR_INVALID);
+    assert_int_equal(near_invalidate_tag(NULL, "x"), NEAR_ERR_INVALID);
+    options.tags = NULL;
+    assert_int_equal(near_put(a.cache, near_key("k"), near_key("v"), &options), NEAR_ERR_INVALID);
+    close_instance(&a);
+}
+
+/* ---- loads under way */
+
+static void
+a_load_that_its_tag_overtook_is_not_kept(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = load_tagged);
+    struct instance a;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    for (int seen = 0; seen < 2; seen++) { /* a tag nobody knows yet, and one that everybody knows */
+        store.answer = hold;
+        store.n_held = 0;
+        assert_string_equal(fetch_within(a.cache, seen ? "c2" : "c1", 50).text, "[-1]");
+        await_held(&store, 1);
+        change(&store, a.cache, "c");
+        store.answer = load_tagged;
+        answer_tagged(store.held[0], 1); /* read before the change */
+        await_fetch(a.cache, seen ? "c2" : "c1", seen ? "v3" : "v2");
+    }
+    close_instance(&a);
+}
+
+struct fetcher {
+    near_cache   *cache;
+    const char   *key;
+    struct answer answer;
+};
+
+static void *
+run_fetcher(void *ctx)
+{
+    struct fetcher *fetcher = ctx;
+
+    fetcher->answer = fetch(fetcher->cache, fetcher->key);
+    return NULL;
+}
+
+static int
+has_coalesced(void *ctx)
+{
+    return stats_of(ctx).coalesced >= 1;
+}
+
+static void
+who_comes_after_the_invalidation_gets_nothing_older(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = hold);
+    struct instance a;
+    struct fetcher  before, after;
+    pthread_t       first, second;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    before = after = (struct fetcher){ .cache = a.cache, .key = "d" };
+    assert_int_equal(pthread_create(&first, NULL, run_fetcher, &before), 0);
+    await_held(&store, 1);
+    change(&store, a.cache, "d");
+    assert_int_equal(pthread_create(&second, NULL, run_fetcher, &after), 0);
+    assert_true(test_wait_for(has_coalesced, &a, 10000 * test_slack())); /* it waits for the old load ... */
+    store.answer = load_tagged;
+    answer_tagged(store.held[0], 1);
+    pthread_join(first, NULL);
+    pthread_join(second, NULL);
+    assert_string_equal(before.answer.text, "v1"); /* he asked before */
+    assert_string_equal(after.answer.text,
+                        "v2"); /* ... and has another one when it turns out to be too old */
+    assert_fetch(a.cache, "d", "v2");
+    close_instance(&a);
+}
+
+/* ---- several instances */
+
+static void
+meet_tags(struct instance *a, struct instance *b)
+{
+    assert_int_equal(near_invalidate_tag(a->cache, "none of ours"), NEAR_OK);
+    assert_int_equal(near_invalidate_tag(b->cache, "none of ours"), NEAR_OK);
+}
+
+static void
+the_other_instance_forgets_too(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = load_tagged);
+    struct instance a, b;
+    bool            heard = w->tier != TIER_MEMCACHED;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    OPEN(w, &b, "ttl", "60s", "l1.max_ttl", heard ? "60s" : "20ms");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    near_cache_set_loader(b.cache, load_from_store, &store);
+    if (!heard) /* there a cache asks for the clock of tags once it has met one: its first load has to do without */
+        meet_tags(&a, &b);
+    for (unsigned round = 1; round <= 5; round++) {
+        char text[8];
+
+        snprintf(text, sizeof(text), "v%u", round);
+        assert_fetch(a.cache, "e1", text);
+        assert_fetch(b.cache, "e1", text);
+        assert_fetch(b.cache, "e2", text);
+        change(&store, a.cache, "e");
+        if (heard)
+            assert_int_equal(near_fence(b.client, 5000), NEAR_OK);
+        else
+            sleep_ms(25);
+    }
+    assert_fetch(b.cache, "e1", "v6"); /* not the old one out of L2 */
+    assert_fetch(b.cache, "e2", "v6");
+    assert_int_equal(store.keys, 12); /* each time one load per key, all instances together */
+    close_instance(&a);
+    close_instance(&b);
+}
+
+static void
+control_without_the_call_the_old_value_stays(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = load_tagged);
+    struct instance a, b;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    OPEN(w, &b, "ttl", "60s", "l1.max_ttl", "20ms");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    near_cache_set_loader(b.cache, load_from_store, &store);
+    meet_tags(&a, &b);
+    assert_fetch(a.cache, "f", "v1");
+    store.newer = 1;
+    assert_int_equal(near_invalidate_tag(a.cache, "other"), NEAR_OK);
+    sleep_ms(25);
+    assert_fetch(a.cache, "f", "v1");
+    assert_fetch(b.cache, "f", "v1");
+    close_instance(&a);
+    close_instance(&b);
+}
+
+/* A key of its own of the cache's, gone as if evicted. */
+static void
+evict(const struct world *w, const char *pattern)
+{
+    redisContext *c    = redisConnectUnix(w->redis->socket);
+    redisReply   *keys = redisCommand(c, "KEYS %s", pattern), *reply;
+
+    assert_true(keys != NULL && keys->type == REDIS_REPLY_ARRAY && keys->elements == 1);
+    reply = redisCommand(c, "DEL %b", keys->element[0]->str, keys->element[0]->len);
+    assert_true(reply != NULL && reply->integer == 1);
+    freeReplyObject(reply);
+    freeReplyObject(keys);
+    redisFree(c);
+}
+
+static void
+what_L2_forgets_of_tags_never_revives_a_value(void **state)
+{
+    static const char *const patterns[] = { "*=g", "*@tags" };
+    struct world            *w          = *state;
+
+    NEEDS(w);
+    for (unsigned i = 0; i < 2; i++) {
+        struct store    store = STORE(.answer = load_tagged);
+        struct instance a, b;
+
+        OPEN(w, &a, "ttl", "60s");
+        near_cache_set_loader(a.cache, load_from_store, &store);
+        near_clear(a.cache);
+        assert_fetch(a.cache, "g1", "v1");
+        assert_fetch(a.cache, "h", "v1");
+        change(&store, a.cache, "g");
+        evict(w, patterns[i]);
+        OPEN(w, &b, "ttl", "60s"); /* knows nothing */
+        near_cache_set_loader(b.cache, load_from_store, &store);
+        assert_fetch(b.cache, "g1", "v2"); /* L2 has v1, and nothing that says it was invalidated */
+        assert_fetch(b.cache, "h", i == 0 ? "v1" : "v2"); /* without the clock, a miss too much */
+        assert_fetch(b.cache, "g1", "v2");
+        close_instance(&b);
+        OPEN(w, &b, "ttl", "60s");
+        near_cache_set_loader(b.cache, load_from_store, &store);
+        store.newer = 5;
+        assert_fetch(b.cache, "g1", "v2"); /* what was loaded anew is kept: one miss, not many */
+        close_instance(&b);
+        close_instance(&a);
+    }
+}
+
+static void
+one_message_whatever_the_number_of_entries(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = load_tagged);
+    struct instance a;
+    size_t          n = test_scale(10000);
+    uint64_t        sent;
+    char            key[32];
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    for (size_t i = 0; i < n; i++) {
+        snprintf(key, sizeof(key), "i%zu", i);
+        assert_fetch(a.cache, key, "v1");
+    }
+    sent = stats_of(&a).bus_sent;
+    change(&store, a.cache, "i");
+    assert_int_equal(stats_of(&a).bus_sent - sent, w->tier == TIER_MEMCACHED ? 0 : 1);
+    for (size_t i = 0; i < n; i += 97) {
+        snprintf(key, sizeof(key), "i%zu", i);
+        assert_fetch(a.cache, key, "v2");
+    }
+    close_instance(&a);
+}
+
+/* ---- all at once: who has been told of an invalidation sees nothing older, in any thread of any instance */
+
+struct hammer {
+    struct store    *store;
+    struct instance *in;
+    _Atomic unsigned acknowledged; /* versions up to this one were invalidated and fenced */
+    _Atomic bool     stop;
+    _Atomic unsigned stale, reads;
+};
+
+static void *
+hammer_reads(void *ctx)
+{
+    struct hammer *hammer = ctx;
+    char           key[8];
+
+    for (unsigned i = 0; !atomic_load(&hammer->stop); i++) {
+        unsigned      least = atomic_load(&hammer->acknowledged);
+        struct answer answer;
+
+        snprintf(key, sizeof(key), "j%u", i % 7);
+        answer = fetch(hammer->in->cache, key);
+        if (answer.status == NEAR_OK && strtoul(answer.text + 1, NULL, 10) < least)
+            hammer->stale++;
+        hammer->reads++;
+    }
+    return NULL;
+}
+
+static void
+nobody_reads_what_an_acknowledged_invalidation_took(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = load_tagged);
+    struct instance in[2];
+    struct hammer   hammers[2];
+    pthread_t       threads[4];
+    unsigned        rounds = (unsigned)test_scale(1000);
+
+    NEEDS(w);
+    for (int i = 0; i < 2; i++) {
+        OPEN(w, &in[i], "ttl", "60s");
+        near_cache_set_loader(in[i].cache, load_from_store, &store);
+        hammers[i] = (struct hammer){ .store = &store, .in = &in[i] };
+    }
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, hammer_reads, &hammers[i % 2]), 0);
+    for (unsigned round = 0; round < rounds; round++) {
+        while (hammers[0].reads < round ||
+               hammers[1].reads < round) /* in step: each read meets something new */
+            sched_yield();
+        store.newer++;
+        if (near_invalidate_tag(in[round % 2].cache, "j") != NEAR_OK)
+            continue;
+        hammers[round % 2].acknowledged = 1 + store.newer; /* own writes: at once */
+        if (near_fence(in[1 - round % 2].client, 5000) == NEAR_OK)
+            hammers[1 - round % 2].acknowledged = 1 + store.newer;
+    }
+    for (int i = 0; i < 2; i++)
+        hammers[i].stop = true;
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    assert_int_equal(hammers[0].stale + hammers[1].stale, 0);
+    assert_true(hammers[0].acknowledged > rounds / 2);
+    close_instance(&in[0]);
+    close_instance(&in[1]);
+}
+
+#define OVER_SHARED(test) OVER(memory, test), OVER(redis, test), OVER(both, test), OVER(memcached, test)
+#define OVER_ALL(test)    OVER(none, test), OVER_SHARED(test)
+#define OVER_HEARD(test)  OVER(memory, test), OVER(redis, test), OVER(both, test)
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        OVER_ALL(an_invalidated_tag_takes_its_values_and_no_others),
+        OVER_ALL(a_get_does_not_see_what_a_tag_took),
+        OVER_ALL(puts_have_tags),
+        OVER(memory, tags_have_limits),
+        OVER_ALL(a_load_that_its_tag_overtook_is_not_kept),
+        OVER_ALL(who_comes_after_the_invalidation_gets_nothing_older),
+        OVER_SHARED(the_other_instance_forgets_too),
+        OVER_SHARED(control_without_the_call_the_old_value_stays),
+        OVER(redis, what_L2_forgets_of_tags_never_revives_a_value),
+        OVER_SHARED(one_message_whatever_the_number_of_entries),
+        OVER_HEARD(nobody_reads_what_an_acknowledged_invalidation_took),
+    };
+    return TEST_MAIN(tests, NULL, NULL);
+}
