@@ -26,7 +26,7 @@ enum near__message_kind {
     NEAR__MESSAGE_FILLED     = 2, /* keys were loaded and stored: wakes waiters, moves no fence */
     NEAR__MESSAGE_CLEAR = 3, /* the cache has a new generation: the one key is its 8 bytes, little-endian */
     NEAR__MESSAGE_TAG =
-        4 /* a tag was invalidated: its name, and behind it 16 bytes, lineage and moment, little-endian */
+        5 /* a tag was invalidated: its name, and behind it 16 bytes, lineage and moment, little-endian */
 };
 
 struct near__message {
