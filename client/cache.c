@@ -96,6 +96,10 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         cache->max_ttl = NEAR_NEVER;
     if (!settings->set[NEAR__OPTION_l1_max_ttl] && client->traits.shared && client->coherence == NULL)
         cache->max_ttl = NEAR__SEC; /* nobody tells us of writes: see the option's help */
+    cache->bare  = settings->l2_envelope == NEAR__ENVELOPE_NONE && client->ops != NULL;
+    cache->codec = near__settings_codec(settings);
+    if (!settings->set[NEAR__OPTION_l1_max_ttl] && cache->bare)
+        cache->max_ttl = NEAR__SEC; /* nor of those of other programs, bus or no bus */
     near__early_init(cache);
     near__budget_fini(&cache->budget);
     near__budget_init(&cache->budget, settings); /* with the cache's own */

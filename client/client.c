@@ -323,6 +323,7 @@ client_free(near_client *client)
     near__scheduler_fini(&client->scheduler);
     near__client_log_fini(client);
     near__lock_fini(&client->lock);
+    near__packer_fini(&client->packer);
     explicit_bzero(client, sizeof(*client)); /* passwords */
     free(client);
 }

@@ -20,6 +20,7 @@
 #include "config.h"
 #include "l1/find.h"
 #include "l2/backend.h"
+#include "l2/compress.h"
 #include "scheduler.h"
 #include "stats.h"
 #include "workers.h"
@@ -82,6 +83,7 @@ struct near_client {
     struct near__lock     lock;      /* rank CLIENT */
     near_cache           *caches;    /* list, newest first */
     uint64_t              opened;    /* caches ever: the newest one's id */
+    struct near__packer   packer;    /* contexts of compression for all caches */
     struct near__l1_stats closed_l1; /* counters of caches that were closed */
 };
 
@@ -151,8 +153,11 @@ struct near_cache {
     int64_t               max_ttl;                 /* l1.max_ttl, or its stricter default */
     size_t           wanted_bytes, wanted_entries; /* bounds of its L1 before l1.total_bytes; client's lock */
     struct near__l1 *l1;
-    near_load_fn     loader;
-    void            *loader_ctx;
+    enum near__codec codec;          /* of what it stores in L2 */
+    struct near__gain          gain; /* and how much that has helped */
+    bool                       bare; /* l2.envelope = none: values lie in L2 as they are */
+    near_load_fn               loader;
+    void                      *loader_ctx;
     struct near__generation    generation;
     struct near__flight_stripe flights[NEAR__FLIGHT_STRIPES];
     struct near__budget        budget;

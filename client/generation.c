@@ -40,6 +40,11 @@ near__generation_known(near_cache *cache, int64_t now, uint64_t *value, uint64_t
     bool                     hears      = would_hear_of_a_clear(cache, now);
     bool                     known, recent;
 
+    if (cache->bare) {
+        *value = NEAR__GENERATION_BARE;
+        *epoch = 0;
+        return true;
+    }
     near__lock(&generation->lock);
     /* not for ever even with a bus: L2 may have lost the key since and another instance made a new one, which is not announced;
      * and a key that is read now and then is not the first to be evicted */
@@ -92,7 +97,8 @@ near__generation_decode(near_bytes stored, near_bytes key)
 {
     struct near__envelope envelope;
 
-    if (near__envelope_decode(&envelope, stored, key) != NEAR__ENVELOPE_OK || envelope.payload.size != 8)
+    if (near__envelope_decode(&envelope, stored, key) != NEAR__ENVELOPE_OK || envelope.flags != 0 ||
+        envelope.payload.size != 8)
         return 0;
     return near__le64_get(envelope.payload.data);
 }

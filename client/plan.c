@@ -364,7 +364,7 @@ look_again(struct near__plan *plan, struct near__leg **legs, size_t n, int64_t d
     for (size_t i = 0; m > 0 && i < n; i++) {
         struct near__ask *mine = &legs[i]->ask;
 
-        if (now[i].found != NEAR__FOUND || now[i].stamp == mine->stamp) {
+        if (now[i].found != NEAR__FOUND || (mine->found != NEAR__ABSENT && now[i].stamp == mine->stamp)) {
             near__entry_release(&now[i].entry);
             continue;
         }

@@ -211,7 +211,7 @@ near__batch_check(const near_cache *cache, const near_bytes *keys, size_t n, nea
             values[i] = NULL;
         if (statuses == NULL)
             continue;
-        statuses[i] = status != NEAR_OK ? status : near__key_check(keys[i]);
+        statuses[i] = status != NEAR_OK ? status : near__tier_key_check(cache, keys[i]);
         if (statuses[i] == NEAR_OK)
             statuses[i] = NEAR_MISS;
     }
@@ -271,7 +271,7 @@ get_one(near_cache *cache, near_bytes key, unsigned flags, int64_t timeout_ms, n
         return NEAR_ERR_INVALID;
     *value = NULL;
     if (status == NEAR_OK)
-        status = near__key_check(key);
+        status = near__tier_key_check(cache, key);
     if (status != NEAR_OK)
         return status;
     view = near__view_of(cache, flags);

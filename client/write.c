@@ -18,9 +18,9 @@
 
 struct write {
     size_t                index; /* in the caller's arrays */
-    near_bytes            key;
+    near_bytes            key, value;
     uint64_t              hash;
-    struct near__entry   *entry; /* put: the new value; else NULL */
+    struct near__entry   *entry; /* put: what L1 is to keep; NULL: nothing */
     struct near__l1_write token;
     near_status           status;
 };
@@ -36,6 +36,8 @@ struct writing {
     uint64_t      generation;
     near_bytes   *keys;    /* of the writes; NULL where nobody has to be told */
     near_status   refused; /* why nothing of this call can be stored */
+    struct write  one;     /* room for a single one */
+    near_bytes    one_key;
 };
 
 /* ---- messages */
@@ -72,15 +74,26 @@ announcement(const near_client *client, uint8_t *message, size_t size)
 static bool
 encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
 {
+    near_cache         *cache   = writing->cache;
+    const struct write *writes  = writing->writes + at;
+    uint64_t            stamp   = near__stamp();
+    int64_t             wall_ms = near__wall_ms(&cache->client->clock);
+    size_t              room    = 0;
+
+    for (size_t i = 0; i < wire->n; i++)
+        room += near__tier_room(cache, writes[i].key, writes[i].value);
+    if (!near__wire_make_room(wire, room))
+        return false;
     for (size_t i = 0; i < wire->n; i++) {
-        const struct write *write = &writing->writes[at + i];
-        size_t              size;
-        uint8_t            *bytes = near__tier_encode(writing->cache, write->entry, 0, near__stamp(),
-                                                      writing->generation, writing->ttl, &size);
-        if (bytes == NULL)
-            return false;
-        wire->items[i].value  = (near_bytes){ bytes, size };
-        wire->items[i].ttl_ms = near__ttl_ms(near__kept_for(writing->cache, false, writing->ttl));
+        struct near__stored stored = {
+            .key        = writes[i].key,
+            .value      = writes[i].value,
+            .stamp      = near__stamp_nth(stamp, i),
+            .generation = writing->generation,
+            .ttl        = writing->ttl,
+        };
+
+        near__tier_store(cache, wire, &wire->items[i], &stored, wall_ms);
     }
     return true;
 }
@@ -158,9 +171,9 @@ repair_deadline(struct writing *writing)
 static void
 write_l2(struct writing *writing, size_t at, size_t n, bool put)
 {
-    near_cache       *cache   = writing->cache;
-    const near_bytes *keys    = writing->keys + at;
-    struct near__wire wire    = { 0 };
+    near_cache       *cache = writing->cache;
+    const near_bytes *keys  = writing->keys + at;
+    struct near__wire wire;
     uint8_t          *message = NULL;
     size_t            size = 0, bytes = 0;
     near_status       status;
@@ -174,11 +187,12 @@ write_l2(struct writing *writing, size_t at, size_t n, bool put)
         message = encode_message(cache, NEAR__MESSAGE_INVALIDATE, keys, n, &size, &status);
     if (status == NEAR_OK && put && cache->client->ops != NULL && !encode_values(writing, &wire, at))
         status = NEAR_ERR_NOMEM;
+    if (status == NEAR_OK && !put && cache->bare)
+        status = near__tier_void_leases(cache, keys, n, writing->deadline);
     if (status == NEAR_OK)
         status = exchange(writing, &wire, put, message, size, writing->deadline);
     for (size_t i = 0; i < n; i++)
         writing->writes[at + i].status = status != NEAR_OK ? status : item_status(&wire.items[i]);
-    near__wire_free_values(&wire);
     if (wire.n == n && keep_doubtful(&wire, status))
         exchange(writing, &wire, false, message, size, repair_deadline(writing));
     near__wire_close(&wire);
@@ -203,7 +217,7 @@ end(struct writing *writing, size_t at, size_t n, near_status *statuses)
 {
     for (size_t i = at; i < at + n; i++) {
         struct write       *write = &writing->writes[i];
-        struct near__entry *admit = write->status == NEAR_OK && writing->fill_l1 ? write->entry : NULL;
+        struct near__entry *admit = write->status == NEAR_OK ? write->entry : NULL;
 
         near__l1_write_end(writing->cache->l1, write->token, write->hash, write->key, admit, writing->now);
         near__entry_release(&write->entry);
@@ -229,7 +243,7 @@ prepare(struct writing *writing, bool *put)
 {
     near_cache *cache = writing->cache;
 
-    writing->keys = calloc(writing->n, sizeof(*writing->keys));
+    writing->keys = writing->n == 1 ? &writing->one_key : malloc(writing->n * sizeof(*writing->keys));
     if (writing->keys == NULL) {
         writing->refused = NEAR_ERR_NOMEM;
         return;
@@ -262,7 +276,8 @@ write_parts(struct writing *writing, bool put, near_status *statuses)
             writing->writes[i].status = writing->refused;
         end(writing, at, n, statuses);
     }
-    free(writing->keys);
+    if (writing->keys != &writing->one_key)
+        free(writing->keys);
 }
 
 static near_status
@@ -276,8 +291,13 @@ add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
         return NEAR_ERR_INVALID;
     if (value.size > cache->settings.l2_max_value)
         return NEAR_ERR_TOO_LARGE;
-    *write =
-        (struct write){ .index = index, .key = key, .hash = near__hash_keyed(&cache->client->secret, key) };
+    *write = (struct write){
+        .index = index, .key = key, .value = value, .hash = near__hash_keyed(&cache->client->secret, key)
+    };
+    if (!writing->fill_l1) {
+        writing->n++;
+        return NEAR_OK;
+    }
     write->entry = near__entry_new(key, write->hash, value.size, &bytes);
     if (write->entry == NULL)
         return NEAR_ERR_NOMEM;
@@ -311,11 +331,11 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
         return status;
     near__options_take(&mine, sizeof(mine), options);
     writing         = (struct writing){ .cache = cache, .now = near__client_now(cache->client) };
-    writing.fill_l1 = !(mine.flags & NEAR_NO_FILL);
+    writing.fill_l1 = !(mine.flags & NEAR_NO_FILL) && cache->settings.l1_max_bytes != 0;
     writing.ttl     = near__duration(mine.ttl_ms, cache->settings.ttl);
     writing.deadline =
         near__time_after(writing.now, near__duration(mine.timeout_ms, cache->client->settings.l2_timeout));
-    writing.writes = calloc(n, sizeof(*writing.writes));
+    writing.writes = n == 1 ? &writing.one : malloc(n * sizeof(*writing.writes));
     for (size_t i = 0; i < n; i++) {
         if (statuses[i] < 0)
             continue;
@@ -332,7 +352,8 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
             near__l1_invalidate(cache->l1, near__hash_keyed(&cache->client->secret, keys[i]), keys[i]);
     near__count(cache, values != NULL ? NEAR__puts : NEAR__removes, n);
     write_parts(&writing, values != NULL, statuses);
-    free(writing.writes);
+    if (writing.writes != &writing.one)
+        free(writing.writes);
     return near__first_error(statuses, n);
 }
 
@@ -439,6 +460,8 @@ near_clear(near_cache *cache)
     near_status status = near__cache_check(cache);
     int64_t     deadline;
 
+    if (status == NEAR_OK && cache->bare)
+        status = NEAR_ERR_UNSUPPORTED; /* entries say nothing of what they belong to */
     if (status != NEAR_OK)
         return status;
     deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
