@@ -341,6 +341,8 @@ get_absent(near_cache *cache, near_bytes key, near_value *hit, uint64_t hash, ne
     if (hit == NEAR__L1_NEGATIVE)
         return take_hit(cache, &view, hit, value);
     near__count(cache, NEAR__requests, 1);
+    if (cache->bare && near__tier_key_check(cache, key) != NEAR_OK)
+        return NEAR_ERR_INVALID;
     if (cache->client->ops != NULL)
         near__view_exact(cache, &view);
     return get_below(cache, &view, hash, key, -1, value);
