@@ -13,6 +13,7 @@
 #include "generation.h"
 #include "l1/policy.h"
 #include "load.h"
+#include "share.h"
 #include "upkeep.h"
 #include "watch.h"
 
@@ -29,6 +30,7 @@ near__cache_free(near_cache *cache)
 {
     near__l1_free(&cache->l1);
     near__flights_fini(cache);
+    near__share_fini(cache);
     near__generation_fini(&cache->generation);
     near__watch_fini(cache);
     near__gather_fini(&cache->gather);
@@ -54,7 +56,7 @@ near__cache_release(near_cache *cache)
 static near_cache *
 cache_new(near_client *client, const char *name)
 {
-    near_cache *cache = calloc(1, sizeof(*cache));
+    near_cache *cache = near__zeroed(_Alignof(near_cache), sizeof(*cache));
 
     if (cache == NULL)
         return NULL;
@@ -64,6 +66,7 @@ cache_new(near_client *client, const char *name)
     cache->prefix_size = (size_t)snprintf(cache->prefix, sizeof(cache->prefix), "%.64s%s",
                                           client->settings.l2_key_prefix, name);
     near__flights_init(cache);
+    near__share_init(cache);
     near__generation_init(&cache->generation);
     near__watch_init(cache);
     near__gather_init(&cache->gather);

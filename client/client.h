@@ -141,6 +141,13 @@ struct near__gather {
     struct near__leg *legs; /* flights with a reference each */
 };
 
+/* A read of L2 that others may share (client/share.c). */
+#define NEAR__SHARE_CELLS 256
+struct near__cell {
+    _Alignas(64) _Atomic(uintptr_t) word; /* what leads, and a bit */
+    struct near__lock lock;               /* leaf */
+};
+
 struct near_cache {
     _Atomic unsigned      refs;
     near_client          *client;
@@ -160,6 +167,7 @@ struct near_cache {
     void                      *loader_ctx;
     struct near__generation    generation;
     struct near__flight_stripe flights[NEAR__FLIGHT_STRIPES];
+    struct near__cell          cells[NEAR__SHARE_CELLS];
     struct near__budget        budget;
     struct near__watch         watch;
     struct near__gather        gather;
