@@ -80,11 +80,13 @@ struct near_client {
     unsigned           ticks_left;
     bool               ticking;
 
-    struct near__lock     lock;      /* rank CLIENT */
-    near_cache           *caches;    /* list, newest first */
-    uint64_t              opened;    /* caches ever: the newest one's id */
-    struct near__packer   packer;    /* contexts of compression for all caches */
-    struct near__l1_stats closed_l1; /* counters of caches that were closed */
+    struct near__lock     lock;       /* rank CLIENT */
+    near_cache           *caches;     /* list, newest first */
+    uint64_t              opened;     /* caches ever: the newest one's id */
+    uint64_t              stamp_base; /* random: where this client's stamps begin */
+    _Atomic uint64_t      stamps;     /* drawn so far */
+    struct near__packer   packer;     /* contexts of compression for all caches */
+    struct near__l1_stats closed_l1;  /* counters of caches that were closed */
 };
 
 /* What is known of a cache's generation (client/generation.c). */

@@ -38,7 +38,7 @@ age(struct aging *aging, struct near__envelope *envelope)
         envelope->hard_expiry_ms = end;
     if (envelope->hard_expiry_ms <= wall)
         return;
-    envelope->stamp          = near__stamp();
+    envelope->stamp          = near__stamp(cache->client);
     envelope->soft_expiry_ms = NEAR__SOFT_FORCED;
     aging->ttl_ms            = envelope->hard_expiry_ms - wall;
     aging->size              = near__envelope_size(envelope->key, envelope->payload);

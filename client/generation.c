@@ -89,7 +89,7 @@ near__generation_fresh(const near_cache *cache)
 {
     uint64_t seconds = (uint64_t)near__wall_ms(&cache->client->clock) / 1000;
 
-    return (seconds << 32) | (near__stamp() & 0xFFFFFFFFu) | 1;
+    return (seconds << 32) | (near__stamp(cache->client) & 0xFFFFFFFFu) | 1;
 }
 
 uint64_t
@@ -105,10 +105,12 @@ near__generation_decode(near_bytes stored, near_bytes key)
 
 /* The generation's item, its stored form in `bytes` (STORED_SIZE). */
 static void
-encode_item(struct near_l2_item *item, uint64_t value, uint8_t *bytes)
+encode_item(near_client *client, struct near_l2_item *item, uint64_t value, uint8_t *bytes)
 {
     uint8_t               payload[8];
-    struct near__envelope envelope = { .stamp = near__stamp(), .key = item->key, .payload = { payload, 8 } };
+    struct near__envelope envelope = { .stamp   = near__stamp(client),
+                                       .key     = item->key,
+                                       .payload = { payload, 8 } };
 
     near__le64_put(payload, value);
     near__envelope_encode(&envelope, bytes);
@@ -126,7 +128,7 @@ store(near_cache *cache, uint64_t value, enum near_l2_mode mode, struct near_l2_
 
     if (status != NEAR_OK)
         return status;
-    encode_item(near__wire_add_generation(&wire, cache), value, bytes);
+    encode_item(client, near__wire_add_generation(&wire, cache), value, bytes);
     near__count(cache, NEAR__l2_requests, 1);
     client->ops->set_many(client->l2, mode, wire.items, 1, announce, deadline);
     status = near__item_status(&wire.items[0]);

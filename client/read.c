@@ -265,7 +265,7 @@ get_below(near_cache *cache, const struct near__view *view, uint64_t hash, near_
     shares    = !(view->flags & NEAR_SKIP_L1);
     joined    = shares && near__share_begin(cache, &shared, &ask, view->now, deadline);
     if (!joined || !near__share_wait(cache, &shared, &ask)) {
-        near__tier_read(cache, &one, 1, deadline, &generation);
+        near__tier_read(cache, &one, 1, view->now, deadline, &generation);
         if (shares && !joined)
             near__share_end(cache, &shared);
         joined = false;
@@ -464,7 +464,7 @@ get_missing(near_cache *cache, const struct near__view *view, struct missing *mi
     size_t   leads = begin_all(cache, view, missing, deadline);
 
     if (leads > 0)
-        near__tier_read(cache, missing->pointers, leads, deadline, &generation);
+        near__tier_read(cache, missing->pointers, leads, view->now, deadline, &generation);
     for (size_t i = 0; i < missing->n; i++)
         near__share_end(cache, &missing->shared[i]);
     /* only now: who waits for us does not wait for what we wait for */
@@ -475,7 +475,8 @@ get_missing(near_cache *cache, const struct near__view *view, struct missing *mi
             missing->pointers[alone++] = &missing->asks[i];
         }
     if (alone > 0)
-        near__tier_read(cache, missing->pointers, alone, deadline, &generation);
+        near__tier_read(cache, missing->pointers, alone, near__client_now(cache->client), deadline,
+                        &generation);
     for (size_t i = 0; i < missing->n; i++) {
         size_t at = missing->index[i];
 

@@ -19,17 +19,6 @@
 #include "generation.h"
 #include "l2/envelope.h"
 
-uint64_t
-near__stamp(void)
-{
-    uint64_t stamp;
-
-    /* getrandom cannot fail once the pool is up, and it was when the client opened; the clock keeps even that case sound */
-    if (!near__random(&stamp, sizeof(stamp)))
-        stamp = (uint64_t)near__now(&near__clock_system);
-    return stamp != 0 ? stamp : 1;
-}
-
 /* ---- wire keys
  *
  *   prefix name ':' key              where the backend can take the key
@@ -493,11 +482,12 @@ check_generation(near_cache *cache, struct near__ask **asks, size_t n, uint64_t 
 }
 
 void
-near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline, uint64_t *generation)
+near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t now, int64_t deadline,
+                uint64_t *generation)
 {
     struct reading reading = {
         .cache   = cache,
-        .now     = near__client_now(cache->client),
+        .now     = now,
         .wall_ms = near__wall_ms(&cache->client->clock),
     };
     struct near_l2_item item    = { .answer = NEAR_L2_NOT_TRIED };
@@ -587,7 +577,7 @@ lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum how how, 
     near_client      *client = cache->client;
     int64_t           ttl_ms = near__ttl_ms(cache->settings.lease_timeout);
     enum near_l2_mode mode   = how == OVER ? NEAR_L2_IF_STAMP : NEAR_L2_IF_ABSENT;
-    uint64_t          stamp  = near__stamp();
+    uint64_t          drawn  = near__stamps_draw(client, n);
     size_t            bytes  = key_bytes(asks, n);
     struct near__wire wire;
 
@@ -604,7 +594,7 @@ lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum how how, 
         item       = how == BESIDE ? near__wire_add_side(&wire, cache, ask->key)
                                    : near__wire_add(&wire, cache, ask->key);
         item->user = ask;
-        put_marker(&wire, item, ask->key, near__stamp_nth(stamp, i), generation);
+        put_marker(&wire, item, ask->key, near__stamp_nth(drawn, i), generation);
         item->expected = ask->stamp;
         item->ttl_ms   = ttl_ms > client->traits.min_lease_ms ? ttl_ms : client->traits.min_lease_ms;
     }
@@ -769,7 +759,7 @@ fill_batch(near_cache *cache, struct near__ask **asks, size_t n, uint64_t genera
 {
     near_client      *client  = cache->client;
     enum near_l2_mode mode    = cache->bare ? NEAR_L2_IF_ABSENT : NEAR_L2_IF_STAMP;
-    uint64_t          stamp   = near__stamp();
+    uint64_t          drawn   = near__stamps_draw(client, n);
     int64_t           wall_ms = near__wall_ms(&client->clock);
     struct near__wire wire;
 
@@ -778,7 +768,7 @@ fill_batch(near_cache *cache, struct near__ask **asks, size_t n, uint64_t genera
     if (near__wire_make_room(&wire, fill_room(cache, asks, n)))
         for (size_t i = 0; i < n; i++)
             if (has_fill(cache, asks[i]))
-                put_fill(cache, &wire, asks[i], near__stamp_nth(stamp, i), generation, wall_ms);
+                put_fill(cache, &wire, asks[i], near__stamp_nth(drawn, i), generation, wall_ms);
     if (wire.n > 0) {
         near__count(cache, NEAR__l2_requests, 1);
         client->ops->set_many(client->l2, mode, wire.items, wire.n, NULL, deadline);

@@ -79,15 +79,23 @@ struct near_l2_item *near__wire_add_side(struct near__wire *wire, const near_cac
 /* The item of the cache's generation. */
 struct near_l2_item *near__wire_add_generation(struct near__wire *wire, const near_cache *cache);
 
-/* A fresh stamp: random, never 0. */
-uint64_t near__stamp(void);
+/* Fresh stamps, never 0: a sequence (splitmix64) of the client's own, from a place drawn at random when it was opened.  Asking the
+ * kernel for each would cost more than all the rest of a small entry.  A forked child cannot go on with it: it cannot use the
+ * client. */
+#define NEAR__STAMP_STEP UINT64_C(0x9E3779B97F4A7C15)
 
-/* The stamps of a batch: the i-th one that follows from one drawn at random.  Asking the kernel for each would cost more than all the
- * rest of a small entry. */
+/* Draw `n` at once; relaxed, for all that matters is that nobody gets them twice. */
 static inline uint64_t
-near__stamp_nth(uint64_t stamp, size_t i)
+near__stamps_draw(near_client *client, size_t n)
 {
-    uint64_t mixed = stamp + i * UINT64_C(0x9E3779B97F4A7C15); /* splitmix64 */
+    return client->stamp_base +
+           atomic_fetch_add_explicit(&client->stamps, n, memory_order_relaxed) * NEAR__STAMP_STEP;
+}
+
+static inline uint64_t
+near__stamp_nth(uint64_t drawn, size_t i)
+{
+    uint64_t mixed = drawn + i * NEAR__STAMP_STEP;
 
     mixed = (mixed ^ mixed >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
     mixed = (mixed ^ mixed >> 27) * UINT64_C(0x94D049BB133111EB);
@@ -95,10 +103,16 @@ near__stamp_nth(uint64_t stamp, size_t i)
     return mixed != 0 ? mixed : 1;
 }
 
+static inline uint64_t
+near__stamp(near_client *client)
+{
+    return near__stamp_nth(near__stamps_draw(client, 1), 0);
+}
+
 /* ---- asks */
 
-/* Read all.  *generation: the cache's, 0 when there is none yet or L2 could not say. */
-void near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline,
+/* Read all.  `now`: no later than this call, and what the answers are dated with.  *generation: the cache's, 0 when there is none yet or L2 could not say. */
+void near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t now, int64_t deadline,
                      uint64_t *generation);
 /* Try to take the lease of each that is ABSENT, OUTDATED, UNREADABLE, STALE or to be refreshed: sets `lease` of those won, `lost` of
  * those that somebody else has. */

@@ -76,7 +76,7 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
 {
     near_cache         *cache   = writing->cache;
     const struct write *writes  = writing->writes + at;
-    uint64_t            stamp   = near__stamp();
+    uint64_t            drawn   = near__stamps_draw(cache->client, wire->n);
     int64_t             wall_ms = near__wall_ms(&cache->client->clock);
     size_t              room    = 0;
 
@@ -88,7 +88,7 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
         struct near__stored stored = {
             .key        = writes[i].key,
             .value      = writes[i].value,
-            .stamp      = near__stamp_nth(stamp, i),
+            .stamp      = near__stamp_nth(drawn, i),
             .generation = writing->generation,
             .ttl        = writing->ttl,
         };

@@ -20,20 +20,20 @@ static pthread_cond_t   cond = PTHREAD_COND_INITIALIZER;
 static bool             caught, let_go;
 static _Atomic unsigned reads;
 
-void __real_near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline,
-                            uint64_t *generation);
-void __wrap_near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline,
-                            uint64_t *generation);
+void __real_near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t now,
+                            int64_t deadline, uint64_t *generation);
+void __wrap_near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t now,
+                            int64_t deadline, uint64_t *generation);
 
 void
-__wrap_near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline,
+__wrap_near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t now, int64_t deadline,
                        uint64_t *generation)
 {
     bool mine = to_catch;
 
     to_catch = false;
     reads++;
-    __real_near__tier_read(cache, asks, n, deadline, generation);
+    __real_near__tier_read(cache, asks, n, now, deadline, generation);
     if (!mine)
         return;
     pthread_mutex_lock(&lock);
