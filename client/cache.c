@@ -13,6 +13,7 @@
 #include "generation.h"
 #include "l1/policy.h"
 #include "load.h"
+#include "share.h"
 #include "tags.h"
 #include "upkeep.h"
 #include "watch.h"
@@ -30,6 +31,7 @@ near__cache_free(near_cache *cache)
 {
     near__l1_free(&cache->l1);
     near__flights_fini(cache);
+    near__share_fini(cache);
     near__generation_fini(&cache->generation);
     near__tags_fini(&cache->tags);
     near__watch_fini(cache);
@@ -56,7 +58,7 @@ near__cache_release(near_cache *cache)
 static near_cache *
 cache_new(near_client *client, const char *name)
 {
-    near_cache *cache = calloc(1, sizeof(*cache));
+    near_cache *cache = near__zeroed(_Alignof(near_cache), sizeof(*cache));
 
     if (cache == NULL)
         return NULL;
@@ -66,6 +68,7 @@ cache_new(near_client *client, const char *name)
     cache->prefix_size = (size_t)snprintf(cache->prefix, sizeof(cache->prefix), "%.64s%s",
                                           client->settings.l2_key_prefix, name);
     near__flights_init(cache);
+    near__share_init(cache);
     near__generation_init(&cache->generation);
     near__tags_init(&cache->tags);
     near__watch_init(cache);
@@ -99,6 +102,10 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         cache->max_ttl = NEAR_NEVER;
     if (!settings->set[NEAR__OPTION_l1_max_ttl] && client->traits.shared && client->coherence == NULL)
         cache->max_ttl = NEAR__SEC; /* nobody tells us of writes: see the option's help */
+    cache->bare  = settings->l2_envelope == NEAR__ENVELOPE_NONE && client->ops != NULL;
+    cache->codec = near__settings_codec(settings);
+    if (!settings->set[NEAR__OPTION_l1_max_ttl] && cache->bare)
+        cache->max_ttl = NEAR__SEC; /* nor of those of other programs, bus or no bus */
     near__early_init(cache);
     near__budget_fini(&cache->budget);
     near__budget_init(&cache->budget, settings); /* with the cache's own */

@@ -45,9 +45,11 @@ clock_prepare(near_client *client)
 int64_t
 near__client_now_exact(near_client *client)
 {
-    int64_t now    = near__client_now(client);
-    int64_t offset = now - clock_read(CLOCK_MONOTONIC);
+    int64_t now = near__client_now(client), offset;
 
+    if (client->coherence == NULL)
+        return now; /* nobody derives anything */
+    offset = now - clock_read(CLOCK_MONOTONIC);
     /* the two reads are some nanoseconds apart: only a sleep makes a difference */
     if (offset - atomic_load_explicit(&client->boot_offset, memory_order_relaxed) > NEAR_MS)
         atomic_store_explicit(&client->boot_offset, offset, memory_order_relaxed);
@@ -307,7 +309,8 @@ open_client(near_client *client, const near_config *config, near_error *error)
     if (status != NEAR_OK)
         return status;
     near__client_log_init(client);
-    if (near__secret_init(&client->secret) != NEAR_OK)
+    if (near__secret_init(&client->secret) != NEAR_OK ||
+        !near__random(&client->stamp_base, sizeof(client->stamp_base)))
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "opening a client: the system gives no random bytes");
     client->workers = near__workers_new((unsigned)client->settings.loader_threads);
     if (client->workers == NULL)
@@ -338,6 +341,7 @@ client_free(near_client *client)
     near__scheduler_fini(&client->scheduler);
     near__client_log_fini(client);
     near__lock_fini(&client->lock);
+    near__packer_fini(&client->packer);
     explicit_bzero(client, sizeof(*client)); /* passwords */
     free(client);
 }

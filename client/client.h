@@ -20,6 +20,7 @@
 #include "config.h"
 #include "l1/find.h"
 #include "l2/backend.h"
+#include "l2/compress.h"
 #include "scheduler.h"
 #include "stats.h"
 #include "workers.h"
@@ -79,10 +80,13 @@ struct near_client {
     unsigned           ticks_left;
     bool               ticking;
 
-    struct near__lock     lock;      /* rank CLIENT */
-    near_cache           *caches;    /* list, newest first */
-    uint64_t              opened;    /* caches ever: the newest one's id */
-    struct near__l1_stats closed_l1; /* counters of caches that were closed */
+    struct near__lock     lock;       /* rank CLIENT */
+    near_cache           *caches;     /* list, newest first */
+    uint64_t              opened;     /* caches ever: the newest one's id */
+    uint64_t              stamp_base; /* random: where this client's stamps begin */
+    _Atomic uint64_t      stamps;     /* drawn so far */
+    struct near__packer   packer;     /* contexts of compression for all caches */
+    struct near__l1_stats closed_l1;  /* counters of caches that were closed */
 };
 
 /* What is known of a cache's generation (client/generation.c). */
@@ -154,6 +158,13 @@ struct near__gather {
     struct near__leg *legs; /* flights with a reference each */
 };
 
+/* A read of L2 that others may share (client/share.c). */
+#define NEAR__SHARE_CELLS 256
+struct near__cell {
+    _Alignas(64) _Atomic(uintptr_t) word; /* what leads, and a bit */
+    struct near__lock lock;               /* leaf */
+};
+
 struct near_cache {
     _Atomic unsigned      refs;
     near_client          *client;
@@ -166,11 +177,15 @@ struct near_cache {
     int64_t               max_ttl;                 /* l1.max_ttl, or its stricter default */
     size_t           wanted_bytes, wanted_entries; /* bounds of its L1 before l1.total_bytes; client's lock */
     struct near__l1 *l1;
-    near_load_fn     loader;
-    void            *loader_ctx;
+    enum near__codec codec;          /* of what it stores in L2 */
+    struct near__gain          gain; /* and how much that has helped */
+    bool                       bare; /* l2.envelope = none: values lie in L2 as they are */
+    near_load_fn               loader;
+    void                      *loader_ctx;
     struct near__generation    generation;
     struct near__tags          tags;
     struct near__flight_stripe flights[NEAR__FLIGHT_STRIPES];
+    struct near__cell          cells[NEAR__SHARE_CELLS];
     struct near__budget        budget;
     struct near__watch         watch;
     struct near__gather        gather;

@@ -397,6 +397,43 @@ near_config_load(near_config *config, const char *path, near_error *error)
 
 /* ---- values */
 
+enum near__codec
+near__settings_codec(const struct near__settings *settings)
+{
+    switch (settings->l2_compression) {
+    case NEAR__COMPRESSION_AUTO:
+        return settings->l2_envelope == NEAR__ENVELOPE_NONE ? NEAR__CODEC_NONE : near__codec_fastest();
+    case NEAR__COMPRESSION_LZ4:
+        return NEAR__CODEC_LZ4;
+    case NEAR__COMPRESSION_ZSTD:
+        return NEAR__CODEC_ZSTD;
+    default:
+        return NEAR__CODEC_NONE;
+    }
+}
+
+/* Compression is a matter of the build, and of having somewhere to say that it was done. */
+static near_status
+check_compression(const struct near__settings *settings, near_error *error)
+{
+    enum near__codec codec = near__settings_codec(settings);
+
+    if (settings->l2_compression == NEAR__COMPRESSION_AUTO)
+        return NEAR_OK;
+    if (!near__codec_is_built(codec))
+        return near__fail(
+            error, NEAR_ERR_UNSUPPORTED, "l2.compression = %s: this build has none; it has%s%s%s",
+            codec == NEAR__CODEC_LZ4 ? "lz4" : "zstd", near__codec_is_built(NEAR__CODEC_LZ4) ? " lz4" : "",
+            near__codec_is_built(NEAR__CODEC_ZSTD) ? " zstd" : "", " none auto");
+    if (codec != NEAR__CODEC_NONE && settings->l2_envelope == NEAR__ENVELOPE_NONE)
+        return near__fail(
+            error, NEAR_ERR_INVALID,
+            "l2.compression = %s with l2.envelope = none: accepts none; other programs could not "
+            "read the values",
+            codec == NEAR__CODEC_LZ4 ? "lz4" : "zstd");
+    return NEAR_OK;
+}
+
 static near_status
 check_together(const struct near__settings *settings, near_error *error)
 {
@@ -406,10 +443,15 @@ check_together(const struct near__settings *settings, near_error *error)
             "coherence.heartbeat = %lldms: accepts at most half of coherence.serve_window (%lldms)",
             (long long)(settings->coherence_heartbeat / NEAR_MS),
             (long long)(settings->coherence_serve_window / NEAR_MS));
+    if (settings->l2_envelope == NEAR__ENVELOPE_NONE && settings->l1_max_ttl == 0 &&
+        settings->l1_max_bytes != 0)
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "l1.max_ttl = 0 with l2.envelope = none: accepts 1ms .. 365d; what other programs "
+                          "write would never be seen in L1");
     if ((settings->l1_shards & (settings->l1_shards - 1)) != 0)
         return near__fail(error, NEAR_ERR_INVALID, "l1.shards = %llu: accepts 0 or a power of two",
                           (unsigned long long)settings->l1_shards);
-    return NEAR_OK;
+    return check_compression(settings, error);
 }
 
 static near_status

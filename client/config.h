@@ -8,6 +8,7 @@
 #define NEAR_CLIENT_CONFIG_H
 
 #include "base/base.h"
+#include "l2/compress.h"
 
 /* Types: what a value looks like, and the field it becomes in near__settings. */
 enum near__option_type {
@@ -33,7 +34,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
  *  follows from least and most. */
 #define NEAR__OPTIONS(X)                                                                                              \
     X(l1_max_bytes, "l1.max_bytes", SIZE, CACHE, "64MiB", 0, NEAR__TIB, NULL,                                         \
-      "Memory of this cache's L1, overhead included.  0 keeps nothing in the process.")                               \
+      "Memory of this cache's L1, overhead included.  0: no L1, every read goes to L2.")                               \
     X(l1_total_bytes, "l1.total_bytes", SIZE, CLIENT, "0", 0, NEAR__TIB, NULL,                                        \
       "Memory of the L1s of all caches together.  Where their l1.max_bytes are more than that, each gets its part, in "  \
       "proportion, whenever a cache is opened, closed or resized.  0: each has its own bound only.")                  \
@@ -46,7 +47,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "Independently locked parts of L1, a power of two.  0: chosen from the size.")                                  \
     X(l1_max_ttl, "l1.max_ttl", DURATION, CACHE, "60s", 0, 365 * NEAR__DAY, NULL,                                     \
       "No entry stays in L1 longer: the staleness bound when everything else fails.  0: no bound.  Where L2 is "     \
-      "shared but there is no bus, the default is 1s; where there is no L2 (none:), it is 0.")                                                                          \
+      "shared but there is no bus, or l2.envelope is none, the default is 1s; where there is no L2 (none:), it is 0.")                                                                          \
     X(l2_uri, "l2.uri", TEXT, CLIENT, "memory:", 0, 0,                                                                \
       "none: | memory:[NAME] | redis://[user:pass@]host[:port][/db] | redis+unix:///path[?db=n] | "                  \
       "memcached://host[:port[:weight]],... | memcached+unix:///path",                                                \
@@ -61,6 +62,18 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "Put before every key in L2, so that programs can share a server.")                                             \
     X(l2_max_value, "l2.max_value", SIZE, CLIENT, "1MiB", 1, 256 * NEAR__MIB, NULL,                                   \
       "Largest value; a larger one is refused before it goes anywhere.")                                              \
+    X(l2_compression, "l2.compression", CHOICE, CACHE, "none", 0, 0, "none | auto | lz4 | zstd",                      \
+      "How values are compressed in L2, where it makes them a tenth smaller at least.  auto: lz4, or zstd in a build "  \
+      "without lz4.  Whatever this says, a value is read however it was stored; a program built without that algorithm " \
+      "counts it in l2_unreadable and takes it for a miss.")                                                          \
+    X(l2_compression_threshold, "l2.compression_threshold", SIZE, CACHE, "1KiB", 64, 256 * NEAR__MIB, NULL,           \
+      "Smaller values are not compressed.")                                                                           \
+    X(l2_envelope, "l2.envelope", CHOICE, CACHE, "full", 0, 0, "full | none",                                         \
+      "none: values lie in L2 as they are, under l2.key_prefix, the cache's name, ':' and the key, so that other "    \
+      "programs can read and write them.  That turns off, in L2: checksum and key check, soft TTL, grace, early "     \
+      "refresh, what is known not to exist, compression, near_clear, near_expire (which removes); fills are less "    \
+      "strict (doc/guarantees.md).  l1.max_ttl is then 1s by default, and may not be 0.  All programs that use the "  \
+      "cache must say the same.")                                                                                     \
     X(ttl, "ttl", DURATION, CACHE, "5m", 0, 3650 * NEAR__DAY, NULL,                                                   \
       "How long a value is good.  0: until it is evicted or removed.  L2 keeps it for ttl and grace.")                                                \
     X(negative_ttl, "negative_ttl", DURATION, CACHE, "5s", 0, NEAR__DAY, NULL,                                        \
@@ -150,6 +163,8 @@ struct near__settings {
 /* Positions of the choices. */
 enum { NEAR__MODE_AUTO, NEAR__MODE_PUBSUB, NEAR__MODE_NONE };
 enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
+enum { NEAR__COMPRESSION_NONE, NEAR__COMPRESSION_AUTO, NEAR__COMPRESSION_LZ4, NEAR__COMPRESSION_ZSTD };
+enum { NEAR__ENVELOPE_FULL, NEAR__ENVELOPE_NONE };
 
 struct near__option {
     const char             *name;
@@ -174,5 +189,8 @@ near_status near__settings_resolve(struct near__settings *settings, const near_c
 /* The values of a cache: the client's, then `overrides` (may be NULL), which may name cache options only. */
 near_status near__settings_override(struct near__settings *settings, const struct near__settings *client,
                                     const near_config *overrides, near_error *error);
+
+/* What values are compressed with. */
+enum near__codec near__settings_codec(const struct near__settings *settings);
 
 #endif

@@ -38,7 +38,7 @@ age(struct aging *aging, struct near__envelope *envelope)
         envelope->hard_expiry_ms = end;
     if (envelope->hard_expiry_ms <= wall)
         return;
-    envelope->stamp          = near__stamp();
+    envelope->stamp          = near__stamp(cache->client);
     envelope->soft_expiry_ms = NEAR__SOFT_FORCED;
     aging->ttl_ms            = envelope->hard_expiry_ms - wall;
     aging->size              = near__envelope_size(envelope);
@@ -162,9 +162,11 @@ near_expire(near_cache *cache, near_bytes key)
     uint64_t              fence;
 
     if (status == NEAR_OK)
-        status = near__key_check(key);
+        status = near__tier_key_check(cache, key);
     if (status != NEAR_OK)
         return status;
+    if (cache->bare)
+        return near_remove(cache, key); /* nothing in the entry could say that it is stale */
     now      = near__client_now(cache->client);
     deadline = near__time_after(now, cache->client->settings.l2_timeout);
     hash     = near__hash_keyed(&cache->client->secret, key);

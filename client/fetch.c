@@ -346,7 +346,7 @@ near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options,
         return NEAR_ERR_INVALID;
     *value = NULL;
     if (status == NEAR_OK)
-        status = near__key_check(key);
+        status = near__tier_key_check(cache, key);
     if (status == NEAR_OK && cache->loader == NULL)
         status = NEAR_ERR_INVALID;
     if (status != NEAR_OK)

@@ -40,6 +40,11 @@ near__generation_known(near_cache *cache, int64_t now, uint64_t *value, uint64_t
     bool                     hears      = near__hears(cache, now);
     bool                     known, recent;
 
+    if (cache->bare) {
+        *value = NEAR__GENERATION_BARE;
+        *epoch = 0;
+        return true;
+    }
     near__lock(&generation->lock);
     /* not for ever even with a bus: L2 may have lost the key since and another instance made a new one, which is not announced;
      * and a key that is read now and then is not the first to be evicted */
@@ -84,7 +89,7 @@ near__generation_fresh(const near_cache *cache)
 {
     uint64_t seconds = (uint64_t)near__wall_ms(&cache->client->clock) / 1000;
 
-    return (seconds << 32) | (near__stamp() & 0xFFFFFFFFu) | 1;
+    return (seconds << 32) | (near__stamp(cache->client) & 0xFFFFFFFFu) | 1;
 }
 
 uint64_t
@@ -92,15 +97,16 @@ near__generation_decode(near_bytes stored, near_bytes key)
 {
     struct near__envelope envelope;
 
-    if (near__envelope_decode(&envelope, stored, key) != NEAR__ENVELOPE_OK || envelope.payload.size != 8)
+    if (near__envelope_decode(&envelope, stored, key) != NEAR__ENVELOPE_OK || envelope.flags != 0 ||
+        envelope.payload.size != 8)
         return 0;
     return near__le64_get(envelope.payload.data);
 }
 
 void
-near__number_encode(struct near_l2_item *item, near_bytes payload, uint8_t *bytes)
+near__number_encode(near_client *client, struct near_l2_item *item, near_bytes payload, uint8_t *bytes)
 {
-    struct near__envelope envelope = { .stamp = near__stamp(), .key = item->key, .payload = payload };
+    struct near__envelope envelope = { .stamp = near__stamp(client), .key = item->key, .payload = payload };
 
     near__envelope_encode(&envelope, bytes);
     item->value = (near_bytes){ bytes, near__envelope_size(&envelope) };
@@ -118,8 +124,8 @@ store(near_cache *cache, uint64_t value, enum near_l2_mode mode, struct near_l2_
     if (status != NEAR_OK)
         return status;
     near__le64_put(number, value);
-    near__number_encode(near__wire_add_generation(&wire, cache), (near_bytes){ number, sizeof(number) },
-                        bytes);
+    near__number_encode(client, near__wire_add_generation(&wire, cache),
+                        (near_bytes){ number, sizeof(number) }, bytes);
     near__count(cache, NEAR__l2_requests, 1);
     client->ops->set_many(client->l2, mode, wire.items, 1, announce, deadline);
     status = near__item_status(&wire.items[0]);

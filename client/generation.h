@@ -35,7 +35,7 @@ uint64_t    near__generation_fresh(const near_cache *cache);
 bool near__hears(const near_cache *cache, int64_t now);
 
 /* The stored form of a number of the cache's own, into `bytes`: header, key and payload. */
-void near__number_encode(struct near_l2_item *item, near_bytes payload, uint8_t *bytes);
+void near__number_encode(near_client *client, struct near_l2_item *item, near_bytes payload, uint8_t *bytes);
 
 /* The number in a stored generation; 0: not one. */
 uint64_t near__generation_decode(near_bytes stored, near_bytes key);

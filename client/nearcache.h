@@ -551,7 +551,12 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(hedges, c, "keys", "loads begun because L2 was slow to answer")                                        \
     X(expires, c, "keys", "keys declared stale by near_expire")                                              \
     X(tag_invalidations, c, "tags", "tags invalidated by this process")                                      \
-    X(l2_old_tags, c, "entries", "L2 entries refused: one of their tags was invalidated")
+    X(l2_old_tags, c, "entries", "L2 entries refused: one of their tags was invalidated")                    \
+    X(l2_unreadable, c, "entries", "L2 entries refused: compressed in a way this build does not have")       \
+    X(l2_compress_tries, c, "values", "values whose compression was tried")                                  \
+    X(l2_compressed, c, "values", "values stored compressed")                                                \
+    X(l2_compress_saved, c, "bytes", "bytes that compression kept off the wire and out of L2")               \
+    X(l2_reads_joined, c, "keys", "reads of L2 that another thread was making already, and that served both")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

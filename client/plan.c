@@ -206,7 +206,8 @@ read_l2(struct near__plan *plan)
     plan->read = true;
     if (n == 0)
         return;
-    near__tier_read(cache, plan->asks, n, plan->deadline < full ? plan->deadline : full, &plan->generation);
+    near__tier_read(cache, plan->asks, n, now, plan->deadline < full ? plan->deadline : full,
+                    &plan->generation);
     if (plan->deadline < full) /* the caller was in a hurry; L2 may be well, and others may have joined */
         split(plan, is_unreachable, false);
 }
@@ -364,11 +365,11 @@ look_again(struct near__plan *plan, struct near__leg **legs, size_t n, int64_t d
             asks[m++]          = &now[i];
         }
     if (m > 0)
-        near__tier_read(plan->cache, asks, m, deadline, &generation);
+        near__tier_read(plan->cache, asks, m, near__client_now(plan->cache->client), deadline, &generation);
     for (size_t i = 0; m > 0 && i < n; i++) {
         struct near__ask *mine = &legs[i]->ask;
 
-        if (now[i].found != NEAR__FOUND || now[i].stamp == mine->stamp) {
+        if (now[i].found != NEAR__FOUND || (mine->found != NEAR__ABSENT && now[i].stamp == mine->stamp)) {
             near__entry_release(&now[i].entry);
             continue;
         }

@@ -6,6 +6,7 @@
 #include "read.h"
 
 #include "early.h"
+#include "share.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -211,7 +212,7 @@ near__batch_check(const near_cache *cache, const near_bytes *keys, size_t n, nea
             values[i] = NULL;
         if (statuses == NULL)
             continue;
-        statuses[i] = status != NEAR_OK ? status : near__key_check(keys[i]);
+        statuses[i] = status != NEAR_OK ? status : near__tier_key_check(cache, keys[i]);
         if (statuses[i] == NEAR_OK)
             statuses[i] = NEAR_MISS;
     }
@@ -226,12 +227,13 @@ l2_deadline(const near_cache *cache, int64_t now, int64_t timeout_ms)
     return near__time_after(now, near__duration(timeout_ms, cache->client->settings.l2_timeout));
 }
 
-/* What an ask's answer is worth to near_get. */
+/* What an ask's answer is worth to near_get.  What another thread has read it has offered to L1, too. */
 static near_status
-settle(near_cache *cache, const struct near__view *view, struct near__ask *ask, near_value **value)
+settle(near_cache *cache, const struct near__view *view, struct near__ask *ask, bool joined,
+       near_value **value)
 {
     if (ask->found == NEAR__FOUND) {
-        if (!(view->flags & NEAR_NO_FILL))
+        if (!(view->flags & NEAR_NO_FILL) && !joined)
             near__l1_insert(cache->l1, ask->entry, ask->fence, view->now);
         near__count(cache, ask->entry->negative ? NEAR__negative_hits : NEAR__hits_l2, 1);
         return near__hand_out(ask->entry, NEAR_FROM_L2, value);
@@ -247,9 +249,12 @@ static near_status
 get_below(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key, int64_t timeout_ms,
           near_value **value)
 {
-    struct near__ask  ask = { .key = key, .hash = hash };
-    struct near__ask *one = &ask;
-    uint64_t          generation;
+    struct near__ask    ask = { .key = key, .hash = hash };
+    struct near__ask   *one = &ask;
+    struct near__shared shared;
+    int64_t             deadline;
+    uint64_t            generation;
+    bool                shares, joined;
 
     if (cache->client->ops == NULL || (view->flags & NEAR_ONLY_L1)) {
         near__count(cache, NEAR__misses, 1);
@@ -257,8 +262,16 @@ get_below(near_cache *cache, const struct near__view *view, uint64_t hash, near_
     }
     ask.fence       = near__l1_fence(cache->l1, hash);
     ask.label_clock = near__l1_label_clock(cache->l1);
-    near__tier_read(cache, &one, 1, l2_deadline(cache, view->now, timeout_ms), &generation);
-    return settle(cache, view, &ask, value);
+    deadline        = l2_deadline(cache, view->now, timeout_ms);
+    shares          = !(view->flags & NEAR_SKIP_L1);
+    joined          = shares && near__share_begin(cache, &shared, &ask, view->now, deadline);
+    if (!joined || !near__share_wait(cache, &shared, &ask)) {
+        near__tier_read(cache, &one, 1, view->now, deadline, &generation);
+        if (shares && !joined)
+            near__share_end(cache, &shared);
+        joined = false;
+    }
+    return settle(cache, view, &ask, joined, value);
 }
 
 static near_status
@@ -272,7 +285,7 @@ get_one(near_cache *cache, near_bytes key, unsigned flags, int64_t timeout_ms, n
         return NEAR_ERR_INVALID;
     *value = NULL;
     if (status == NEAR_OK)
-        status = near__key_check(key);
+        status = near__tier_key_check(cache, key);
     if (status != NEAR_OK)
         return status;
     view = near__view_of(cache, flags);
@@ -342,6 +355,8 @@ get_absent(near_cache *cache, near_bytes key, near_value *hit, uint64_t hash, ne
     if (hit == NEAR__L1_NEGATIVE)
         return take_hit(cache, &view, hit, value);
     near__count(cache, NEAR__requests, 1);
+    if (cache->bare && near__tier_key_check(cache, key) != NEAR_OK)
+        return NEAR_ERR_INVALID;
     if (cache->client->ops != NULL)
         near__view_exact(cache, &view);
     return get_below(cache, &view, hash, key, -1, value);
@@ -405,36 +420,68 @@ near_get_copy(near_cache *cache, near_bytes key, void *buffer, size_t capacity, 
 
 /* The asks of a batch for what L1 lacked, and which key each belongs to. */
 struct missing {
-    struct near__ask  *asks;
-    struct near__ask **pointers;
-    size_t            *index;
-    size_t             n;
+    struct near__ask    *asks;
+    struct near__shared *shared;
+    struct near__ask   **pointers; /* of those to be asked for */
+    size_t              *index;
+    size_t               n;
 };
 
 static bool
 missing_open(struct missing *missing, size_t n)
 {
-    char *block = calloc(n, sizeof(struct near__ask) + sizeof(struct near__ask *) + sizeof(size_t));
+    char *block = malloc(n * (sizeof(struct near__ask) + sizeof(struct near__shared) +
+                              sizeof(struct near__ask *) + sizeof(size_t)));
 
     if (block == NULL)
         return false;
     missing->asks     = (struct near__ask *)block;
-    missing->pointers = (struct near__ask **)(missing->asks + n);
+    missing->shared   = (struct near__shared *)(missing->asks + n);
+    missing->pointers = (struct near__ask **)(missing->shared + n);
     missing->index    = (size_t *)(missing->pointers + n);
     missing->n        = 0;
     return true;
+}
+
+/* Lead or join for each; what is to be asked for is in `pointers`.  Returns how many. */
+static size_t
+begin_all(near_cache *cache, const struct near__view *view, struct missing *missing, int64_t deadline)
+{
+    size_t leads = 0;
+
+    for (size_t i = 0; i < missing->n; i++)
+        if (!near__share_begin(cache, &missing->shared[i], &missing->asks[i], view->now, deadline))
+            missing->pointers[leads++] = &missing->asks[i];
+    return leads;
 }
 
 static void
 get_missing(near_cache *cache, const struct near__view *view, struct missing *missing, near_value **values,
             near_status *statuses)
 {
+    int64_t  deadline = l2_deadline(cache, view->now, -1);
+    size_t   alone    = 0; /* to be asked for after all */
     uint64_t generation;
+    size_t   leads = begin_all(cache, view, missing, deadline);
 
-    near__tier_read(cache, missing->pointers, missing->n, l2_deadline(cache, view->now, -1), &generation);
+    if (leads > 0)
+        near__tier_read(cache, missing->pointers, leads, view->now, deadline, &generation);
+    for (size_t i = 0; i < missing->n; i++)
+        near__share_end(cache, &missing->shared[i]);
+    /* only now: who waits for us does not wait for what we wait for */
+    for (size_t i = 0; leads < missing->n && i < missing->n; i++)
+        if (missing->shared[i].leader != NULL &&
+            !near__share_wait(cache, &missing->shared[i], &missing->asks[i])) {
+            missing->shared[i].leader  = NULL;
+            missing->pointers[alone++] = &missing->asks[i];
+        }
+    if (alone > 0)
+        near__tier_read(cache, missing->pointers, alone, near__client_now(cache->client), deadline,
+                        &generation);
     for (size_t i = 0; i < missing->n; i++) {
-        size_t at    = missing->index[i];
-        statuses[at] = settle(cache, view, &missing->asks[i], &values[at]);
+        size_t at = missing->index[i];
+
+        statuses[at] = settle(cache, view, &missing->asks[i], missing->shared[i].leader != NULL, &values[at]);
     }
 }
 
@@ -449,12 +496,11 @@ add_missing(near_cache *cache, struct missing *missing, size_t index, size_t lef
     }
     if (missing->asks == NULL && !missing_open(missing, left))
         return NEAR_ERR_NOMEM;
-    missing->asks[missing->n]     = (struct near__ask){ .key         = key,
-                                                        .hash        = hash,
-                                                        .fence       = near__l1_fence(cache->l1, hash),
-                                                        .label_clock = near__l1_label_clock(cache->l1) };
-    missing->pointers[missing->n] = &missing->asks[missing->n];
-    missing->index[missing->n++]  = index;
+    missing->asks[missing->n]    = (struct near__ask){ .key         = key,
+                                                       .hash        = hash,
+                                                       .fence       = near__l1_fence(cache->l1, hash),
+                                                       .label_clock = near__l1_label_clock(cache->l1) };
+    missing->index[missing->n++] = index;
     return NEAR_MISS;
 }
 

@@ -92,6 +92,8 @@ near__tags_add(near_cache *cache, struct near__labels **labels, near_bytes tag)
 
     if (tag.size == 0)
         return NEAR_ERR_INVALID;
+    if (cache->bare)
+        return NEAR_ERR_UNSUPPORTED;
     if (tag.size > NEAR__LABEL_SIZE || (*labels != NULL && (*labels)->n == NEAR__LABELS_MAX))
         return NEAR_ERR_TOO_LARGE;
     if (has_name(*labels, tag))
@@ -108,6 +110,17 @@ near__tags_add(near_cache *cache, struct near__labels **labels, near_bytes tag)
     *labels = grown;
     atomic_store_explicit(&cache->tags.used, true, memory_order_relaxed);
     return NEAR_OK;
+}
+
+bool
+near__labels_copy(struct near__labels **copy, const struct near__labels *labels)
+{
+    size_t size = labels != NULL ? sizeof(*labels) + labels->names_size : 0;
+
+    *copy = size > 0 ? malloc(size) : NULL;
+    if (*copy != NULL)
+        memcpy(*copy, labels, size);
+    return size == 0 || *copy != NULL;
 }
 
 struct near__labels *
@@ -147,7 +160,9 @@ near__tags_known(near_cache *cache, int64_t now, struct near__tag_clock *clock, 
 bool
 near__tags_wanted(near_cache *cache, int64_t now, struct near__tag_clock *clock, uint64_t *epoch)
 {
-    if (near__tags_known(cache, now, clock, epoch))
+    *clock = (struct near__tag_clock){ 0, 0 };
+    *epoch = 0;
+    if (cache->bare || near__tags_known(cache, now, clock, epoch))
         return false;
     /* relaxed: a hint, in time for the next load */
     return atomic_load_explicit(&cache->tags.used, memory_order_relaxed) || near__hears(cache, now);
@@ -308,13 +323,13 @@ near__tags_decode(near_bytes stored, near_bytes key)
 }
 
 static void
-encode_moment(struct near_l2_item *item, struct near__tag_clock clock, uint8_t *bytes)
+encode_moment(near_client *client, struct near_l2_item *item, struct near__tag_clock clock, uint8_t *bytes)
 {
     uint8_t payload[MOMENT];
 
     near__le64_put(payload, clock.lineage);
     near__le64_put(payload + 8, clock.moment);
-    near__number_encode(item, (near_bytes){ payload, sizeof(payload) }, bytes);
+    near__number_encode(client, item, (near_bytes){ payload, sizeof(payload) }, bytes);
 }
 
 /* Damaged bytes are as good as nothing, and are overwritten: their stamp says so where they have one. */
@@ -384,7 +399,7 @@ write_moment(near_cache *cache, near_bytes tag, struct near__tag_clock moment, e
     if (status != NEAR_OK)
         return status;
     item = tag.size > 0 ? near__wire_add_tag(&wire, cache, tag) : near__wire_add_clock(&wire, cache);
-    encode_moment(item, moment, bytes);
+    encode_moment(client, item, moment, bytes);
     item->expected = expected;
     item->ttl_ms   = tag.size > 0 ? kept_ms(cache) : 0;
     near__count(cache, NEAR__l2_requests, 1);
@@ -414,7 +429,7 @@ read_clock(near_cache *cache, struct near__tag_clock *clock, int64_t deadline)
         *clock = found.last;
         if (status != NEAR_OK || found.last.lineage != 0)
             return status;
-        *clock = (struct near__tag_clock){ near__stamp(), 1 };
+        *clock = (struct near__tag_clock){ near__stamp(cache->client), 1 };
         status =
             write_moment(cache, (near_bytes){ NULL, 0 }, *clock, over(&found), found.stamp, NULL, deadline);
         if (status != NEAR_MISS) /* else somebody was quicker */
@@ -613,7 +628,7 @@ move_clock(near_cache *cache, struct near__tag_clock *moment, int64_t deadline)
             return status;
         *moment = found.last.lineage != 0
                       ? (struct near__tag_clock){ found.last.lineage, found.last.moment + 1 }
-                      : (struct near__tag_clock){ near__stamp(), 1 };
+                      : (struct near__tag_clock){ near__stamp(cache->client), 1 };
         status =
             write_moment(cache, (near_bytes){ NULL, 0 }, *moment, over(&found), found.stamp, NULL, deadline);
     }
@@ -652,6 +667,8 @@ near_invalidate_tag(near_cache *cache, const char *tag)
 
     if (status == NEAR_OK && (tag == NULL || tag[0] == '\0'))
         status = NEAR_ERR_INVALID;
+    if (status == NEAR_OK && cache->bare)
+        status = NEAR_ERR_UNSUPPORTED;
     if (status != NEAR_OK)
         return status;
     name = near_key(tag);

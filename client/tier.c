@@ -1,7 +1,13 @@
 /*
  * L2 in the client's terms.  See tier.h.
  *
- * Batches are cut to NEAR_L2_BATCH.  The deliver callback turns borrowed stored bytes straight into an L1 entry: one copy.
+ * Batches are cut to NEAR_L2_BATCH.  The deliver callback turns borrowed stored bytes straight into an L1 entry: one copy, or one
+ * decompression, of a size that was compared with l2.max_value before room was made for it.
+ *
+ * l2.envelope = none ("bare"): what lies in L2 is the value, so nothing can be told by looking at it, and no marker may lie in its
+ * place.  The lease is always the one beside.  A fill adds, it never replaces; before it, it looks whether its lease still lives, and
+ * after it gives the lease back under its stamp: if that finds the lease gone, a removal has voided it meanwhile, and the fill is taken
+ * out again.  A removal voids the lease first (near__tier_void_leases).
  */
 #include "tier.h"
 
@@ -13,17 +19,6 @@
 #include "generation.h"
 #include "l2/envelope.h"
 #include "tags.h"
-
-uint64_t
-near__stamp(void)
-{
-    uint64_t stamp;
-
-    /* getrandom cannot fail once the pool is up, and it was when the client opened; the clock keeps even that case sound */
-    if (!near__random(&stamp, sizeof(stamp)))
-        stamp = (uint64_t)near__now(&near__clock_system);
-    return stamp != 0 ? stamp : 1;
-}
 
 /* ---- wire keys
  *
@@ -60,31 +55,33 @@ near__wire_open(struct near__wire *wire, const near_cache *cache, size_t n, size
 {
     size_t items = n * sizeof(struct near_l2_item);
     size_t keys  = n * (cache->prefix_size + HASHED_KEY + sizeof(GENERATION_KEY)) + key_bytes;
-    char  *block = calloc(1, items + keys);
+    char  *block = items + keys <= sizeof(wire->inside) ? wire->inside : malloc(items + keys);
 
-    *wire = (struct near__wire){ .capacity = n };
+    wire->n      = 0;
+    wire->values = NULL;
+    wire->items  = (struct near_l2_item *)(void *)block;
     if (block == NULL)
         return NEAR_ERR_NOMEM;
-    wire->items    = (struct near_l2_item *)block;
-    wire->keys     = block + items;
-    wire->keys_end = wire->keys + keys;
+    memset(wire->items, 0, items);
+    wire->keys = block + items;
     return NEAR_OK;
 }
 
 void
 near__wire_close(struct near__wire *wire)
 {
-    free(wire->items);
-    wire->items = NULL;
+    free(wire->values);
+    if (wire->items != (struct near_l2_item *)(void *)wire->inside)
+        free(wire->items);
+    wire->items  = NULL;
+    wire->values = NULL;
 }
 
-void
-near__wire_free_values(struct near__wire *wire)
+bool
+near__wire_make_room(struct near__wire *wire, size_t bytes)
 {
-    for (size_t i = 0; i < wire->n; i++) {
-        free((void *)(uintptr_t)wire->items[i].value.data);
-        wire->items[i].value = (near_bytes){ NULL, 0 };
-    }
+    wire->values = wire->values_end = malloc(bytes > 0 ? bytes : 1);
+    return wire->values != NULL;
 }
 
 static char *
@@ -162,35 +159,67 @@ near__wire_add_generation(struct near__wire *wire, const near_cache *cache)
 
 /* ---- entries to bytes and back */
 
-uint8_t *
-near__tier_encode(const near_cache *cache, const struct near__entry *entry, unsigned flags, uint64_t stamp,
-                  uint64_t generation, int64_t ttl, size_t *size)
+near_status
+near__tier_key_check(const near_cache *cache, near_bytes key)
 {
-    int64_t               wall     = near__wall_ms(&cache->client->clock);
-    int64_t               kept     = near__kept_for(cache, entry->negative, ttl);
-    struct near__envelope envelope = {
-        .flags          = flags | (entry->negative ? NEAR__ENVELOPE_NEGATIVE : 0),
-        .stamp          = stamp,
-        .soft_expiry_ms = ttl == 0 ? 0 : near__time_after(wall, near__ttl_ms(ttl)),
-        .hard_expiry_ms = kept == 0 ? 0 : near__time_after(wall, near__ttl_ms(kept)),
-        .cost_us        = entry->cost_us,
-        .generation     = generation,
-        .key            = near__entry_key(entry),
-        .payload        = { entry->value, entry->value_size },
-    };
-    uint8_t *bytes;
+    near_status status = near__key_check(key);
 
-    if (entry->labels != NULL) {
-        envelope.tags    = entry->labels->n;
-        envelope.lineage = entry->labels->lineage;
-        envelope.moment  = entry->labels->moment;
-        envelope.names   = (near_bytes){ entry->labels->names, entry->labels->names_size };
+    return status == NEAR_OK && cache->bare && !takes_key(cache, key) ? NEAR_ERR_INVALID : status;
+}
+
+/* The payload, compressed at the place where it will lie, if that is worth it: the room for it there is as large as it is raw. */
+static void
+compress(near_cache *cache, struct near__envelope *envelope, uint8_t *at)
+{
+    near_bytes raw = envelope->payload;
+    size_t     size;
+
+    if (cache->codec == NEAR__CODEC_NONE || raw.size < cache->settings.l2_compression_threshold ||
+        !near__gain_try(&cache->gain, raw.size))
+        return;
+    size = near__pack(&cache->client->packer, cache->codec, raw, at, NEAR__GAIN_ROOM(raw.size));
+    near__gain_learn(&cache->gain, raw.size, size);
+    near__count(cache, NEAR__l2_compress_tries, 1);
+    if (size == 0)
+        return;
+    near__count(cache, NEAR__l2_compressed, 1);
+    near__count(cache, NEAR__l2_compress_saved, raw.size - size);
+    envelope->flags |= cache->codec == NEAR__CODEC_LZ4 ? NEAR__ENVELOPE_LZ4 : NEAR__ENVELOPE_ZSTD;
+    envelope->raw_size = (uint32_t)raw.size;
+    envelope->payload  = (near_bytes){ at, size };
+}
+
+void
+near__tier_store(near_cache *cache, struct near__wire *wire, struct near_l2_item *item,
+                 const struct near__stored *stored, int64_t wall_ms)
+{
+    int64_t               ttl      = stored->ttl;
+    int64_t               kept     = near__kept_for(cache, stored->negative, ttl);
+    struct near__envelope envelope = {
+        .flags          = stored->negative ? NEAR__ENVELOPE_NEGATIVE : 0,
+        .stamp          = stored->stamp,
+        .soft_expiry_ms = ttl == 0 ? 0 : near__time_after(wall_ms, near__ttl_ms(ttl)),
+        .hard_expiry_ms = kept == 0 ? 0 : near__time_after(wall_ms, near__ttl_ms(kept)),
+        .cost_us        = stored->cost_us,
+        .generation     = stored->generation,
+        .key            = stored->key,
+        .payload        = stored->value,
+    };
+
+    item->ttl_ms = near__ttl_ms(kept);
+    item->value  = stored->value;
+    if (cache->bare)
+        return;
+    if (stored->labels != NULL) {
+        envelope.tags    = stored->labels->n;
+        envelope.lineage = stored->labels->lineage;
+        envelope.moment  = stored->labels->moment;
+        envelope.names   = (near_bytes){ stored->labels->names, stored->labels->names_size };
     }
-    *size = near__envelope_size(&envelope);
-    bytes = malloc(*size);
-    if (bytes != NULL)
-        near__envelope_encode(&envelope, bytes);
-    return bytes;
+    compress(cache, &envelope, wire->values_end + near__envelope_size(&envelope) - stored->value.size);
+    item->value = (near_bytes){ wire->values_end, near__envelope_size(&envelope) };
+    near__envelope_encode(&envelope, wire->values_end);
+    wire->values_end += item->value.size;
 }
 
 struct reading {
@@ -245,6 +274,8 @@ static bool
 take_labels(const struct reading *reading, const struct near__ask *ask, struct near__entry *entry,
             const struct near__envelope *envelope)
 {
+    if (envelope->tags == 0)
+        return true;
     entry->labels = near__tags_of(reading->cache, envelope->tags, envelope->names);
     if (entry->labels == NULL)
         return false;
@@ -254,24 +285,85 @@ take_labels(const struct reading *reading, const struct near__ask *ask, struct n
     return true;
 }
 
-static void
-take_entry(const struct reading *reading, struct near__ask *ask, const struct near__envelope *envelope)
+/* Room for an answer; NULL: the ask has been answered with that. */
+static struct near__entry *
+entry_for(struct near__ask *ask, size_t size, void **value)
 {
-    void               *value;
-    struct near__entry *entry = near__entry_new(ask->key, ask->hash, envelope->payload.size, &value);
+    struct near__entry *entry = near__entry_new(ask->key, ask->hash, size, value);
 
     if (entry == NULL) {
         ask->found  = NEAR__UNREACHABLE;
         ask->status = NEAR_ERR_NOMEM;
-        return;
     }
-    put(value, envelope->payload.data, envelope->payload.size);
+    return entry;
+}
+
+/* A sound envelope around a payload that is none: to be replaced like damaged bytes, by its stamp. */
+static void
+refuse_payload(const struct reading *reading, struct near__ask *ask, const struct near__envelope *envelope,
+               enum near__counter counter)
+{
+    near__count(reading->cache, counter, 1);
+    ask->found = NEAR__UNREADABLE;
+    ask->stamp = envelope->stamp;
+}
+
+/* The entry with its value; NULL: the ask has been answered without. */
+static struct near__entry *
+take_payload(const struct reading *reading, struct near__ask *ask, const struct near__envelope *envelope)
+{
+    near_cache         *cache = reading->cache;
+    near_bytes          bytes = envelope->payload;
+    size_t              size  = envelope->raw_size;
+    enum near__codec    codec = NEAR__CODEC_NONE;
+    struct near__entry *entry;
+    near_status         status;
+    void               *value;
+
+    if (envelope->flags & NEAR__ENVELOPE_COMPRESSED)
+        codec = envelope->flags & NEAR__ENVELOPE_LZ4 ? NEAR__CODEC_LZ4 : NEAR__CODEC_ZSTD;
+    if (!near__codec_is_built(codec)) {
+        refuse_payload(reading, ask, envelope, NEAR__l2_unreadable);
+        return NULL;
+    }
+    if (codec != NEAR__CODEC_NONE &&
+        (size > cache->settings.l2_max_value || !near__unpack_is_plausible(codec, bytes, size))) {
+        refuse_payload(reading, ask, envelope, NEAR__l2_corrupt);
+        return NULL;
+    }
+    entry = entry_for(ask, size, &value);
+    if (entry == NULL)
+        return NULL;
+    if (codec == NEAR__CODEC_NONE) {
+        put(value, bytes.data, bytes.size);
+        return entry;
+    }
+    status = near__unpack(&cache->client->packer, codec, bytes, value, size);
+    if (status == NEAR_OK)
+        return entry;
+    near__entry_release(&entry);
+    if (status == NEAR_ERR_NOMEM) {
+        ask->found  = NEAR__UNREACHABLE;
+        ask->status = status;
+    } else {
+        refuse_payload(reading, ask, envelope, NEAR__l2_corrupt);
+    }
+    return NULL;
+}
+
+static void
+take_entry(const struct reading *reading, struct near__ask *ask, const struct near__envelope *envelope)
+{
+    struct near__entry *entry = take_payload(reading, ask, envelope);
+
+    if (entry == NULL)
+        return;
     entry->negative   = (envelope->flags & NEAR__ENVELOPE_NEGATIVE) != 0;
     entry->stamp      = envelope->stamp;
     entry->generation = envelope->generation;
     entry->cost_us    = envelope->cost_us;
     ask->stamp        = envelope->stamp;
-    if (envelope->tags != 0 && !take_labels(reading, ask, entry, envelope)) {
+    if (!take_labels(reading, ask, entry, envelope)) {
         near__entry_release(&entry);
         ask->found  = NEAR__UNREACHABLE;
         ask->status = NEAR_ERR_NOMEM;
@@ -286,6 +378,31 @@ take_entry(const struct reading *reading, struct near__ask *ask, const struct ne
     ask->found = entry->fresh_until > reading->now ? NEAR__FOUND : NEAR__STALE;
 }
 
+/* The bytes are the value, good for as long as a load would be, for what is left of that is not known.  But not an entry of somebody
+ * who has another l2.envelope: that is checked to the last byte, so it is never another program's value. */
+static void
+take_bare(const struct reading *reading, struct near__ask *ask, near_bytes stored)
+{
+    const near_cache     *cache = reading->cache;
+    struct near__envelope envelope;
+    struct near__entry   *entry;
+    void                 *value;
+
+    if (near__envelope_decode(&envelope, stored, ask->key) == NEAR__ENVELOPE_OK) {
+        refuse_payload(reading, ask, &envelope, NEAR__l2_corrupt);
+        return;
+    }
+    entry = entry_for(ask, stored.size, &value);
+    if (entry == NULL)
+        return;
+    put(value, stored.data, stored.size);
+    entry->generation = NEAR__GENERATION_BARE;
+    near__entry_date(cache, entry, reading->now, cache->settings.ttl);
+    ask->soft_until = NEAR_NEVER;
+    ask->entry      = entry;
+    ask->found      = NEAR__FOUND;
+}
+
 static void
 deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
 {
@@ -294,6 +411,10 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     struct near__envelope      envelope;
     enum near__envelope_result result;
 
+    if (reading->cache->bare) {
+        take_bare(reading, ask, stored);
+        return;
+    }
     if (ask == NULL) {
         reading->generation = near__generation_decode(stored, item->key);
         return;
@@ -446,11 +567,12 @@ check_labels(near_cache *cache, struct near__ask **asks, size_t n, struct near__
 }
 
 void
-near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline, uint64_t *generation)
+near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t now, int64_t deadline,
+                uint64_t *generation)
 {
     struct reading reading = {
         .cache   = cache,
-        .now     = near__client_now(cache->client),
+        .now     = now,
         .wall_ms = near__wall_ms(&cache->client->clock),
     };
     struct near_l2_item item    = { .answer = NEAR_L2_NOT_TRIED };
@@ -491,10 +613,12 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t de
 enum how { NOT, IF_ABSENT, OVER, BESIDE };
 
 static enum how
-how_to_lease(const struct near__ask *ask)
+how_to_lease(const near_cache *cache, const struct near__ask *ask)
 {
     if (ask->lease != 0 || ask->lost)
         return NOT;
+    if (cache->bare)
+        return ask->found == NEAR__ABSENT ? BESIDE : NOT;
     switch (ask->found) {
     case NEAR__ABSENT:
         return IF_ABSENT;
@@ -511,19 +635,17 @@ how_to_lease(const struct near__ask *ask)
 }
 
 /* The marker: an entry without value whose stamp is the lease. */
-static uint8_t *
-encode_marker(near_bytes key, uint64_t lease, uint64_t generation, size_t *size)
+static void
+put_marker(struct near__wire *wire, struct near_l2_item *item, near_bytes key, uint64_t lease,
+           uint64_t generation)
 {
     struct near__envelope envelope = {
         .flags = NEAR__ENVELOPE_LEASE, .stamp = lease, .generation = generation, .key = key
     };
-    uint8_t *bytes;
 
-    *size = near__envelope_size(&envelope);
-    bytes = malloc(*size);
-    if (bytes != NULL)
-        near__envelope_encode(&envelope, bytes);
-    return bytes;
+    item->value = (near_bytes){ wire->values_end, near__envelope_size(&envelope) };
+    near__envelope_encode(&envelope, wire->values_end);
+    wire->values_end += item->value.size;
 }
 
 static void
@@ -535,7 +657,7 @@ take_lease_answer(near_cache *cache, const struct near_l2_item *item, enum how h
         uint64_t stamp = near__le64_get((const uint8_t *)item->value.data + NEAR_L2_STAMP_AT);
 
         ask->side  = how == BESIDE ? stamp : 0;
-        ask->lease = how == BESIDE ? ask->stamp : stamp;
+        ask->lease = how == BESIDE && !cache->bare ? ask->stamp : stamp;
         near__count(cache, NEAR__leases_won, 1);
         return;
     }
@@ -550,25 +672,24 @@ lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum how how, 
     near_client      *client = cache->client;
     int64_t           ttl_ms = near__ttl_ms(cache->settings.lease_timeout);
     enum near_l2_mode mode   = how == OVER ? NEAR_L2_IF_STAMP : NEAR_L2_IF_ABSENT;
+    uint64_t          drawn  = near__stamps_draw(client, n);
+    size_t            bytes  = key_bytes(asks, n);
     struct near__wire wire;
 
-    if (near__wire_open(&wire, cache, n, key_bytes(asks, n)) != NEAR_OK)
+    if (near__wire_open(&wire, cache, n, bytes) != NEAR_OK)
         return;
+    if (!near__wire_make_room(&wire, n * NEAR__ENVELOPE_HEADER + bytes))
+        n = 0;
     for (size_t i = 0; i < n; i++) {
         struct near_l2_item *item;
         struct near__ask    *ask = asks[i];
-        uint8_t             *marker;
-        size_t               size;
 
-        if (how_to_lease(ask) != how)
+        if (how_to_lease(cache, ask) != how)
             continue;
-        marker = encode_marker(ask->key, near__stamp(), generation, &size);
-        if (marker == NULL)
-            continue;
-        item           = how == BESIDE ? near__wire_add_side(&wire, cache, ask->key)
-                                       : near__wire_add(&wire, cache, ask->key);
-        item->user     = ask;
-        item->value    = (near_bytes){ marker, size };
+        item       = how == BESIDE ? near__wire_add_side(&wire, cache, ask->key)
+                                   : near__wire_add(&wire, cache, ask->key);
+        item->user = ask;
+        put_marker(&wire, item, ask->key, near__stamp_nth(drawn, i), generation);
         item->expected = ask->stamp;
         item->ttl_ms   = ttl_ms > client->traits.min_lease_ms ? ttl_ms : client->traits.min_lease_ms;
     }
@@ -578,11 +699,17 @@ lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum how how, 
     }
     for (size_t i = 0; i < wire.n; i++)
         take_lease_answer(cache, &wire.items[i], how);
-    near__wire_free_values(&wire);
     near__wire_close(&wire);
 }
 
-/* Damaged bytes too short to have a stamp: out of the way, then as if absent. */
+/* Damaged bytes too short to have a stamp; and where no lease may lie over it, an entry of another l2.envelope, which has one. */
+static bool
+must_be_removed(const near_cache *cache, const struct near__ask *ask)
+{
+    return ask->found == NEAR__UNREADABLE && (ask->stamp == 0 || cache->bare);
+}
+
+/* Out of the way, then as if absent. */
 static void
 remove_unreadable(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline)
 {
@@ -592,10 +719,15 @@ remove_unreadable(near_cache *cache, struct near__ask **asks, size_t n, int64_t 
     if (near__wire_open(&wire, cache, n, key_bytes(asks, n)) != NEAR_OK)
         return;
     for (size_t i = 0; i < n; i++)
-        if (asks[i]->found == NEAR__UNREADABLE && asks[i]->stamp == 0)
-            near__wire_add(&wire, cache, asks[i]->key)->user = asks[i];
+        if (must_be_removed(cache, asks[i])) {
+            struct near_l2_item *item = near__wire_add(&wire, cache, asks[i]->key);
+
+            item->user     = asks[i];
+            item->expected = asks[i]->stamp;
+        }
     if (wire.n > 0)
-        client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire.items, wire.n, NULL, deadline);
+        client->ops->remove_many(client->l2, cache->bare ? NEAR_L2_IF_STAMP : NEAR_L2_ALWAYS, wire.items,
+                                 wire.n, NULL, deadline);
     for (size_t i = 0; i < wire.n; i++)
         if (wire.items[i].answer == NEAR_L2_DONE)
             ((struct near__ask *)wire.items[i].user)->found = NEAR__ABSENT;
@@ -604,19 +736,19 @@ remove_unreadable(near_cache *cache, struct near__ask **asks, size_t n, int64_t 
 
 /* Whether any of the asks needs it: saves an exchange and a block of memory. */
 static bool
-any_wants(struct near__ask **asks, size_t n, enum how how)
+any_wants(const near_cache *cache, struct near__ask **asks, size_t n, enum how how)
 {
     for (size_t i = 0; i < n; i++)
-        if (how_to_lease(asks[i]) == how)
+        if (how_to_lease(cache, asks[i]) == how)
             return true;
     return false;
 }
 
 static bool
-any_unreadable(struct near__ask **asks, size_t n)
+any_unreadable(const near_cache *cache, struct near__ask **asks, size_t n)
 {
     for (size_t i = 0; i < n; i++)
-        if (asks[i]->found == NEAR__UNREADABLE && asks[i]->stamp == 0)
+        if (must_be_removed(cache, asks[i]))
             return true;
     return false;
 }
@@ -628,10 +760,10 @@ near__tier_lease(near_cache *cache, struct near__ask **asks, size_t n, uint64_t 
         struct near__ask **part = asks + at;
         size_t             size = n - at < NEAR_L2_BATCH ? n - at : NEAR_L2_BATCH;
 
-        if (any_unreadable(part, size))
+        if (any_unreadable(cache, part, size))
             remove_unreadable(cache, part, size, deadline);
         for (enum how how = IF_ABSENT; how <= BESIDE; how++)
-            if (any_wants(part, size, how))
+            if (any_wants(cache, part, size, how))
                 lease_batch(cache, part, size, how, generation, deadline);
     }
 }
@@ -646,15 +778,25 @@ remove_markers(near_cache *cache, struct near__ask **asks, size_t n, bool beside
     if (near__wire_open(&wire, cache, n, key_bytes(asks, n)) != NEAR_OK)
         return; /* their own TTL ends them */
     for (size_t i = 0; i < n; i++) {
-        if (beside && asks[i]->side != 0)
-            near__wire_add_side(&wire, cache, asks[i]->key)->expected = asks[i]->side;
-        if (!beside && asks[i]->side == 0 && asks[i]->lease != 0)
-            near__wire_add(&wire, cache, asks[i]->key)->expected = asks[i]->lease;
+        struct near__ask    *ask  = asks[i];
+        struct near_l2_item *item = NULL;
+
+        if (beside && ask->side != 0)
+            item = near__wire_add_side(&wire, cache, ask->key);
+        if (!beside && ask->side == 0 && ask->lease != 0)
+            item = near__wire_add(&wire, cache, ask->key);
+        if (item == NULL)
+            continue;
+        item->user     = ask;
+        item->expected = beside ? ask->side : ask->lease;
     }
     if (wire.n > 0) {
         near__count(cache, NEAR__l2_requests, 1);
         client->ops->remove_many(client->l2, NEAR_L2_IF_STAMP, wire.items, wire.n, NULL, deadline);
     }
+    for (size_t i = 0; i < wire.n; i++)
+        if (wire.items[i].answer == NEAR_L2_DONE)
+            ((struct near__ask *)wire.items[i].user)->doubtful = false; /* ours to the end */
     near__wire_close(&wire);
 }
 
@@ -668,48 +810,136 @@ any_beside(struct near__ask **asks, size_t n)
 }
 
 static size_t
+fill_room(const near_cache *cache, struct near__ask **asks, size_t n)
+{
+    size_t room = 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (asks[i]->entry != NULL)
+            room += near__tier_room(cache, asks[i]->key,
+                                    (near_bytes){ asks[i]->entry->value, asks[i]->entry->value_size },
+                                    asks[i]->entry->labels);
+    return room;
+}
+
+/* Whether an ask has something to store and may.  Where an absence cannot be written down it is not. */
+static bool
+has_fill(const near_cache *cache, const struct near__ask *ask)
+{
+    return ask->lease != 0 && ask->entry != NULL && !ask->refused && !(cache->bare && ask->entry->negative);
+}
+
+static void
+put_fill(near_cache *cache, struct near__wire *wire, struct near__ask *ask, uint64_t stamp,
+         uint64_t generation, int64_t wall_ms)
+{
+    const struct near__entry *entry  = ask->entry;
+    struct near_l2_item      *item   = near__wire_add(wire, cache, ask->key);
+    struct near__stored       stored = {
+              .key        = near__entry_key(entry),
+              .value      = { entry->value, entry->value_size },
+              .stamp      = stamp,
+              .generation = generation,
+              .ttl        = ask->ttl,
+              .cost_us    = entry->cost_us,
+              .labels     = entry->labels,
+              .negative   = entry->negative,
+    };
+
+    item->user     = ask;
+    item->expected = ask->lease;
+    near__tier_store(cache, wire, item, &stored, wall_ms);
+}
+
+static void
 fill_batch(near_cache *cache, struct near__ask **asks, size_t n, uint64_t generation, int64_t deadline)
 {
-    near_client      *client = cache->client;
-    size_t            stored = 0;
+    near_client      *client  = cache->client;
+    enum near_l2_mode mode    = cache->bare ? NEAR_L2_IF_ABSENT : NEAR_L2_IF_STAMP;
+    uint64_t          drawn   = near__stamps_draw(client, n);
+    int64_t           wall_ms = near__wall_ms(&client->clock);
     struct near__wire wire;
 
     if (near__wire_open(&wire, cache, n, key_bytes(asks, n)) != NEAR_OK)
-        return 0;
-    for (size_t i = 0; i < n; i++) {
-        struct near_l2_item *item;
-        struct near__ask    *ask   = asks[i];
-        uint64_t             stamp = near__stamp();
-        uint8_t             *bytes;
-        size_t               size;
-
-        if (ask->lease == 0 || ask->entry == NULL)
-            continue;
-        bytes = near__tier_encode(cache, ask->entry, 0, stamp, generation, ask->ttl, &size);
-        if (bytes == NULL)
-            continue;
-        item           = near__wire_add(&wire, cache, ask->key);
-        item->user     = ask;
-        item->value    = (near_bytes){ bytes, size };
-        item->expected = ask->lease;
-        item->ttl_ms   = near__ttl_ms(near__kept_for(cache, ask->entry->negative, ask->ttl));
-    }
+        return;
+    if (near__wire_make_room(&wire, fill_room(cache, asks, n)))
+        for (size_t i = 0; i < n; i++)
+            if (has_fill(cache, asks[i]))
+                put_fill(cache, &wire, asks[i], near__stamp_nth(drawn, i), generation, wall_ms);
     if (wire.n > 0) {
         near__count(cache, NEAR__l2_requests, 1);
-        client->ops->set_many(client->l2, NEAR_L2_IF_STAMP, wire.items, wire.n, NULL, deadline);
+        client->ops->set_many(client->l2, mode, wire.items, wire.n, NULL, deadline);
     }
     for (size_t i = 0; i < wire.n; i++) {
-        ((struct near__ask *)wire.items[i].user)->refused = wire.items[i].answer == NEAR_L2_ABSENT;
-        if (wire.items[i].answer == NEAR_L2_DONE)
-            stored++;
-        else
-            near__count(cache,
-                        wire.items[i].answer == NEAR_L2_ABSENT ? NEAR__l2_fills_refused : NEAR__l2_errors, 1);
+        struct near__ask *ask = wire.items[i].user;
+
+        ask->stored   = wire.items[i].answer == NEAR_L2_DONE;
+        ask->refused  = wire.items[i].answer == NEAR_L2_ABSENT;
+        ask->doubtful = cache->bare && (ask->stored || wire.items[i].answer == NEAR_L2_UNKNOWN);
+        if (!ask->stored)
+            near__count(cache, ask->refused ? NEAR__l2_fills_refused : NEAR__l2_errors, 1);
     }
-    near__count(cache, NEAR__l2_fills, stored);
-    near__wire_free_values(&wire);
     near__wire_close(&wire);
-    return stored;
+}
+
+/* ---- fills with l2.envelope = none: see the top */
+
+static void
+deliver_marker(void *ctx, struct near_l2_item *item, near_bytes stored)
+{
+    struct near__ask     *ask = item->user;
+    struct near__envelope envelope;
+
+    (void)ctx;
+    ask->refused = near__envelope_decode(&envelope, stored, ask->key) != NEAR__ENVELOPE_OK ||
+                   envelope.stamp != ask->side;
+}
+
+/* Refuse those whose lease is no more: it has been voided, or has run out. */
+static void
+look_at_leases(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline)
+{
+    near_client      *client = cache->client;
+    struct near__wire wire;
+
+    if (near__wire_open(&wire, cache, n, key_bytes(asks, n)) != NEAR_OK)
+        return; /* then without the look: what follows the fill still finds it out */
+    for (size_t i = 0; i < n; i++)
+        if (has_fill(cache, asks[i]) && asks[i]->side != 0) {
+            asks[i]->refused                                      = true;
+            near__wire_add_side(&wire, cache, asks[i]->key)->user = asks[i];
+        }
+    if (wire.n > 0) {
+        near__count(cache, NEAR__l2_requests, 1);
+        client->ops->get_many(client->l2, wire.items, wire.n, deliver_marker, NULL, deadline);
+    }
+    for (size_t i = 0; i < wire.n; i++)
+        near__count(cache, NEAR__l2_fills_refused, ((struct near__ask *)wire.items[i].user)->refused);
+    near__wire_close(&wire);
+}
+
+/* Take those fills out again that the removal of a key may have overlooked. */
+static void
+take_back(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline)
+{
+    near_client      *client = cache->client;
+    struct near__wire wire;
+
+    /* without memory they stay, as they do when this process ends here: until their TTL */
+    if (near__wire_open(&wire, cache, n, key_bytes(asks, n)) != NEAR_OK)
+        return;
+    for (size_t i = 0; i < n; i++)
+        if (asks[i]->doubtful) {
+            near__wire_add(&wire, cache, asks[i]->key);
+            asks[i]->refused = true;
+            asks[i]->stored  = false;
+        }
+    if (wire.n > 0) {
+        near__count(cache, NEAR__l2_requests, 1);
+        near__count(cache, NEAR__l2_fills_refused, wire.n);
+        client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire.items, wire.n, NULL, deadline);
+    }
+    near__wire_close(&wire);
 }
 
 size_t
@@ -720,10 +950,17 @@ near__tier_fill(near_cache *cache, struct near__ask **asks, size_t n, uint64_t g
     for (size_t at = 0; at < n; at += NEAR_L2_BATCH) {
         size_t part = n - at < NEAR_L2_BATCH ? n - at : NEAR_L2_BATCH;
 
-        stored += fill_batch(cache, asks + at, part, generation, deadline);
+        if (cache->bare)
+            look_at_leases(cache, asks + at, part, deadline);
+        fill_batch(cache, asks + at, part, generation, deadline);
         if (any_beside(asks + at, part))
             remove_markers(cache, asks + at, part, true, deadline);
+        if (cache->bare)
+            take_back(cache, asks + at, part, deadline);
+        for (size_t i = at; i < at + part; i++)
+            stored += asks[i]->stored;
     }
+    near__count(cache, NEAR__l2_fills, stored);
     return stored;
 }
 
@@ -737,4 +974,26 @@ near__tier_unlease(near_cache *cache, struct near__ask **asks, size_t n, int64_t
             remove_markers(cache, asks + at, part, true, deadline);
         remove_markers(cache, asks + at, part, false, deadline);
     }
+}
+
+near_status
+near__tier_void_leases(near_cache *cache, const near_bytes *keys, size_t n, int64_t deadline)
+{
+    near_client      *client = cache->client;
+    near_status       status = NEAR_OK;
+    size_t            bytes  = 0;
+    struct near__wire wire;
+
+    for (size_t i = 0; i < n; i++)
+        bytes += keys[i].size;
+    if (near__wire_open(&wire, cache, n, bytes) != NEAR_OK)
+        return NEAR_ERR_NOMEM;
+    for (size_t i = 0; i < n; i++)
+        near__wire_add_side(&wire, cache, keys[i]);
+    near__count(cache, NEAR__l2_requests, 1);
+    client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire.items, wire.n, NULL, deadline);
+    for (size_t i = 0; i < n && status == NEAR_OK; i++)
+        status = near__item_status(&wire.items[i]);
+    near__wire_close(&wire);
+    return status;
 }

@@ -7,6 +7,7 @@
 #define NEAR_CLIENT_TIER_H
 
 #include "client.h"
+#include "l2/envelope.h"
 
 enum near__found {
     NEAR__UNASKED = 0,
@@ -36,28 +37,35 @@ struct near__ask {
     struct near__entry    *entry; /* FOUND: a reference of the ask's owner.  fill: what to store */
     enum near__found       found;
     near_status            status; /* UNREACHABLE: why */
-    uint64_t stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED: of what lies there; 0: not to be had */
-    int64_t  soft_until; /* FOUND, STALE: end of its TTL, however long L1 may keep it; NEAR_NEVER */
-    bool     refresh;    /* FOUND, and to be replaced all the same */
-    bool     lost;       /* another instance has the lease */
-    bool     refused;    /* fill: something else lay there */
+    uint64_t
+        stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED: of what lies there; 0: not to be had, or has none */
+    int64_t soft_until; /* FOUND, STALE: end of its TTL, however long L1 may keep it; NEAR_NEVER */
+    bool    refresh;    /* FOUND, and to be replaced all the same */
+    bool    lost;       /* another instance has the lease */
+    bool    refused;    /* fill: something else lay there, or the lease was lost */
+    bool    stored;     /* fill: it lies there */
+    bool doubtful; /* fill, l2.envelope = none: it may lie there, and its lease may have been voided before */
     uint64_t
         lease; /* what a fill may replace: our marker's stamp, or that of the entry it refreshes; 0: nothing */
     uint64_t side; /* refresh: stamp of our marker beside the entry; 0: none */
     int64_t  ttl;  /* fill: ns, 0: never expires */
 };
 
+/* The generation of caches with l2.envelope = none, whose entries belong to none. */
+#define NEAR__GENERATION_BARE 1
+
 /* Soft expiry of an entry that near_expire() declared stale: a time long ago that no TTL gives. */
 #define NEAR__SOFT_FORCED 1
 
 /* ---- wire keys and items */
 
-/* Items and their keys for one call of the backend, in one block. */
+/* Items and their keys for one call of the backend, in one block: inside where that is enough, for it is for one key. */
 struct near__wire {
     struct near_l2_item *items; /* all zero but the key */
     size_t               n;
-    size_t               capacity;
-    char                *keys, *keys_end;
+    char                *keys;
+    uint8_t             *values, *values_end; /* stored forms, in a block of their own; NULL: none */
+    _Alignas(16) char inside[768];
 };
 /* Room for `n` items with keys of `key_bytes` in all (user keys, without prefixes).  NEAR_OK or NEAR_ERR_NOMEM. */
 near_status near__wire_open(struct near__wire *wire, const near_cache *cache, size_t n, size_t key_bytes);
@@ -73,8 +81,8 @@ near__item_status(const struct near_l2_item *item)
         return NEAR_MISS;
     return item->status != NEAR_OK ? item->status : NEAR_ERR_TIMEOUT;
 }
-/* Free the values that the caller had malloc'ed for the items. */
-void                 near__wire_free_values(struct near__wire *wire);
+/* Room for `bytes` of stored forms, once.  False: out of memory. */
+bool                 near__wire_make_room(struct near__wire *wire, size_t bytes);
 struct near_l2_item *near__wire_add(struct near__wire *wire, const near_cache *cache, near_bytes key);
 /* The lease beside an entry that stays in use while it is refreshed. */
 struct near_l2_item *near__wire_add_side(struct near__wire *wire, const near_cache *cache, near_bytes key);
@@ -84,13 +92,40 @@ struct near_l2_item *near__wire_add_clock(struct near__wire *wire, const near_ca
 /* The item of the cache's generation. */
 struct near_l2_item *near__wire_add_generation(struct near__wire *wire, const near_cache *cache);
 
-/* A fresh stamp: random, never 0. */
-uint64_t near__stamp(void);
+/* Fresh stamps, never 0: a sequence (splitmix64) of the client's own, from a place drawn at random when it was opened.  Asking the
+ * kernel for each would cost more than all the rest of a small entry.  A forked child cannot go on with it: it cannot use the
+ * client. */
+#define NEAR__STAMP_STEP UINT64_C(0x9E3779B97F4A7C15)
+
+/* Draw `n` at once; relaxed, for all that matters is that nobody gets them twice. */
+static inline uint64_t
+near__stamps_draw(near_client *client, size_t n)
+{
+    return client->stamp_base +
+           atomic_fetch_add_explicit(&client->stamps, n, memory_order_relaxed) * NEAR__STAMP_STEP;
+}
+
+static inline uint64_t
+near__stamp_nth(uint64_t drawn, size_t i)
+{
+    uint64_t mixed = drawn + i * NEAR__STAMP_STEP;
+
+    mixed = (mixed ^ mixed >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    mixed = (mixed ^ mixed >> 27) * UINT64_C(0x94D049BB133111EB);
+    mixed ^= mixed >> 31;
+    return mixed != 0 ? mixed : 1;
+}
+
+static inline uint64_t
+near__stamp(near_client *client)
+{
+    return near__stamp_nth(near__stamps_draw(client, 1), 0);
+}
 
 /* ---- asks */
 
-/* Read all.  *generation: the cache's, 0 when there is none yet or L2 could not say. */
-void near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline,
+/* Read all.  `now`: no later than this call, and what the answers are dated with.  *generation: the cache's, 0 when there is none yet or L2 could not say. */
+void near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t now, int64_t deadline,
                      uint64_t *generation);
 /* Try to take the lease of each that is ABSENT, OUTDATED, UNREADABLE, STALE or to be refreshed: sets `lease` of those won, `lost` of
  * those that somebody else has. */
@@ -103,9 +138,34 @@ size_t near__tier_fill(near_cache *cache, struct near__ask **asks, size_t n, uin
 /* Give the lease of each back without a value: an entry that was to be refreshed stays. */
 void near__tier_unlease(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline);
 
-/* The stored form of an entry, malloc'ed; NULL: out of memory. */
-uint8_t *near__tier_encode(const near_cache *cache, const struct near__entry *entry, unsigned flags,
-                           uint64_t stamp, uint64_t generation, int64_t ttl, size_t *size);
+/* What is to be stored. */
+struct near__stored {
+    near_bytes key, value;
+    uint64_t   stamp, generation;
+    int64_t    ttl; /* ns, 0: never expires */
+    uint32_t   cost_us;
+    bool       negative;
+
+    const struct near__labels *labels; /* NULL: none */
+};
+/* The room that its stored form may need in a wire. */
+static inline size_t
+near__tier_room(const near_cache *cache, near_bytes key, near_bytes value, const struct near__labels *labels)
+{
+    size_t tags = labels != NULL ? NEAR__ENVELOPE_CLOCK + labels->names_size : 0;
+
+    return cache->bare ? 0 : NEAR__ENVELOPE_HEADER + key.size + tags + value.size;
+}
+/* Put it on the wire as the value of `item`; l2.envelope = none: by reference.  wall_ms: now. */
+void near__tier_store(near_cache *cache, struct near__wire *wire, struct near_l2_item *item,
+                      const struct near__stored *stored, int64_t wall_ms);
+
+/* Whether L2 can have an entry under that key: any, but for l2.envelope = none, where an entry does not say its key and so must lie
+ * under it.  NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_TOO_LARGE. */
+near_status near__tier_key_check(const near_cache *cache, near_bytes key);
+
+/* l2.envelope = none: void every lease on these keys, so that no load under way fills them.  NEAR_OK, or why not all. */
+near_status near__tier_void_leases(near_cache *cache, const near_bytes *keys, size_t n, int64_t deadline);
 
 /* Date an entry that is good for `ttl` ns (0: for ever) from `born` on: when it has to be refreshed and when it leaves L1. */
 static inline void
@@ -120,7 +180,7 @@ near__entry_date(const near_cache *cache, struct near__entry *entry, int64_t bor
 static inline int64_t
 near__kept_for(const near_cache *cache, bool negative, int64_t ttl)
 {
-    if (ttl == 0 || negative)
+    if (ttl == 0 || negative || cache->bare) /* who else reads it knows no grace */
         return ttl;
     return ttl < 0 ? ttl + cache->settings.grace : near__time_after(ttl, cache->settings.grace);
 }

@@ -22,27 +22,27 @@
 
 struct write {
     size_t                index; /* in the caller's arrays */
-    near_bytes            key;
+    near_bytes            key, value;
     uint64_t              hash;
-    struct near__entry   *entry; /* put: the new value; else NULL */
+    struct near__entry   *entry; /* put: what L1 is to keep; NULL: nothing */
     struct near__l1_write token;
     near_status           status;
 };
 
 struct writing {
-    near_cache             *cache;
-    struct write           *writes;
-    size_t                  n;
-    bool                    fill_l1;
-    int64_t                 ttl; /* ns; 0 never expires */
-    int64_t                 now, deadline;
-    int64_t                 repair; /* deadline of all repairs of this call; 0: none was needed yet */
-    uint64_t                generation;
-    near_bytes             *keys; /* of the writes; NULL where nobody has to be told */
-    const near_put_options *options;
-    uint32_t                label_clock; /* before anything was written */
-    struct near__tag_clock  clock;       /* L2's, alike */
-    near_status             refused;     /* why nothing of this call can be stored */
+    near_cache          *cache;
+    struct write        *writes;
+    size_t               n;
+    bool                 fill_l1;
+    int64_t              ttl; /* ns; 0 never expires */
+    int64_t              now, deadline;
+    int64_t              repair; /* deadline of all repairs of this call; 0: none was needed yet */
+    uint64_t             generation;
+    near_bytes          *keys;    /* of the writes; NULL where nobody has to be told */
+    struct near__labels *labels;  /* of all puts; NULL: none */
+    near_status          refused; /* why nothing of this call can be stored */
+    struct write         one;     /* room for a single one */
+    near_bytes           one_key;
 };
 
 /* ---- one exchange with L2 for part of the writes, all puts or all removals, with its message */
@@ -51,15 +51,27 @@ struct writing {
 static bool
 encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
 {
+    near_cache         *cache   = writing->cache;
+    const struct write *writes  = writing->writes + at;
+    uint64_t            drawn   = near__stamps_draw(cache->client, wire->n);
+    int64_t             wall_ms = near__wall_ms(&cache->client->clock);
+    size_t              room    = 0;
+
+    for (size_t i = 0; i < wire->n; i++)
+        room += near__tier_room(cache, writes[i].key, writes[i].value, writing->labels);
+    if (!near__wire_make_room(wire, room))
+        return false;
     for (size_t i = 0; i < wire->n; i++) {
-        const struct write *write = &writing->writes[at + i];
-        size_t              size;
-        uint8_t            *bytes = near__tier_encode(writing->cache, write->entry, 0, near__stamp(),
-                                                      writing->generation, writing->ttl, &size);
-        if (bytes == NULL)
-            return false;
-        wire->items[i].value  = (near_bytes){ bytes, size };
-        wire->items[i].ttl_ms = near__ttl_ms(near__kept_for(writing->cache, false, writing->ttl));
+        struct near__stored stored = {
+            .key        = writes[i].key,
+            .value      = writes[i].value,
+            .stamp      = near__stamp_nth(drawn, i),
+            .generation = writing->generation,
+            .ttl        = writing->ttl,
+            .labels     = writing->labels,
+        };
+
+        near__tier_store(cache, wire, &wire->items[i], &stored, wall_ms);
     }
     return true;
 }
@@ -139,7 +151,7 @@ write_l2(struct writing *writing, size_t at, size_t n, bool put)
 {
     near_cache       *cache = writing->cache;
     const near_bytes *keys  = writing->keys + at;
-    struct near__wire wire  = { 0 };
+    struct near__wire wire;
     size_t            bytes = 0;
     near_status       status;
 
@@ -154,11 +166,12 @@ write_l2(struct writing *writing, size_t at, size_t n, bool put)
         status = near__announce_begin(cache, NEAR__MESSAGE_INVALIDATE, keys, n, &announcing);
     if (status == NEAR_OK && put && cache->client->ops != NULL && !encode_values(writing, &wire, at))
         status = NEAR_ERR_NOMEM;
+    if (status == NEAR_OK && !put && cache->bare)
+        status = near__tier_void_leases(cache, keys, n, writing->deadline);
     if (status == NEAR_OK)
         status = exchange(writing, &wire, put, &announcing, writing->deadline);
     for (size_t i = 0; i < n; i++)
         writing->writes[at + i].status = status != NEAR_OK ? status : item_status(&wire.items[i]);
-    near__wire_free_values(&wire);
     if (wire.n == n && keep_doubtful(&wire, status))
         exchange(writing, &wire, false, &announcing, repair_deadline(writing));
     near__wire_close(&wire);
@@ -183,7 +196,7 @@ end(struct writing *writing, size_t at, size_t n, near_status *statuses)
 {
     for (size_t i = at; i < at + n; i++) {
         struct write       *write = &writing->writes[i];
-        struct near__entry *admit = write->status == NEAR_OK && writing->fill_l1 ? write->entry : NULL;
+        struct near__entry *admit = write->status == NEAR_OK ? write->entry : NULL;
 
         near__l1_write_end(writing->cache->l1, write->token, write->hash, write->key, admit, writing->now);
         near__entry_release(&write->entry);
@@ -202,23 +215,41 @@ part_of(const struct writing *writing, size_t at)
     return fit < NEAR_L2_BATCH ? fit : NEAR_L2_BATCH;
 }
 
-/* The tags' clock for the labels of all, and the tags themselves made where L2 has none. */
+/* The tags of a put, with L1's clock from before it. */
+static near_status
+make_labels(struct writing *writing, const near_put_options *options)
+{
+    near_cache *cache  = writing->cache;
+    uint32_t    clock  = near__l1_label_clock(cache->l1);
+    near_status status = options->tag_count > 0 && options->tags == NULL ? NEAR_ERR_INVALID : NEAR_OK;
+
+    for (size_t i = 0; i < options->tag_count && status == NEAR_OK; i++)
+        status = options->tags[i] == NULL
+                     ? NEAR_ERR_INVALID
+                     : near__tags_add(cache, &writing->labels, near_key(options->tags[i]));
+    if (status != NEAR_OK)
+        free(writing->labels);
+    else if (writing->labels != NULL)
+        writing->labels->clock = clock;
+    return status;
+}
+
+/* L2's clock of tags, and the tags themselves made where L2 has none. */
 static near_status
 prepare_labels(struct writing *writing)
 {
-    near_cache       *cache = writing->cache;
-    struct near__ask  ask   = { .entry = writing->writes[0].entry };
-    struct near__ask *one   = &ask;
-    near_status       status;
+    near_cache            *cache = writing->cache;
+    struct near__tag_clock clock;
+    struct near__entry     entry = { .labels = writing->labels };
+    struct near__ask       ask = { .entry = &entry }, *one = &ask;
+    near_status            status;
 
-    status = near__tags_now(cache, &writing->clock, writing->deadline);
+    status = near__tags_now(cache, &clock, writing->deadline);
     if (status != NEAR_OK)
         return status;
-    for (size_t i = 0; i < writing->n; i++) {
-        writing->writes[i].entry->labels->lineage = writing->clock.lineage;
-        writing->writes[i].entry->labels->moment  = writing->clock.moment;
-    }
-    near__tags_judge(cache, &one, 1, writing->clock, writing->deadline); /* all have the same tags */
+    writing->labels->lineage = clock.lineage;
+    writing->labels->moment  = clock.moment;
+    near__tags_judge(cache, &one, 1, clock, writing->deadline);
     return ask.labelled == NEAR__LABELS_UNKNOWN ? ask.status : NEAR_OK;
 }
 
@@ -229,7 +260,7 @@ prepare(struct writing *writing, bool *put)
 {
     near_cache *cache = writing->cache;
 
-    writing->keys = calloc(writing->n, sizeof(*writing->keys));
+    writing->keys = writing->n == 1 ? &writing->one_key : malloc(writing->n * sizeof(*writing->keys));
     if (writing->keys == NULL) {
         writing->refused = NEAR_ERR_NOMEM;
         return;
@@ -239,7 +270,7 @@ prepare(struct writing *writing, bool *put)
     if (!*put || cache->client->ops == NULL)
         return;
     writing->refused = near__generation_for_write(cache, writing->deadline, &writing->generation);
-    if (writing->refused == NEAR_OK && writing->options->tag_count > 0)
+    if (writing->refused == NEAR_OK && writing->labels != NULL)
         writing->refused = prepare_labels(writing);
     if (writing->refused == NEAR_OK)
         return;
@@ -264,7 +295,8 @@ write_parts(struct writing *writing, bool put, near_status *statuses)
             writing->writes[i].status = writing->refused;
         end(writing, at, n, statuses);
     }
-    free(writing->keys);
+    if (writing->keys != &writing->one_key)
+        free(writing->keys);
 }
 
 static near_status
@@ -278,24 +310,23 @@ add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
         return NEAR_ERR_INVALID;
     if (value.size > cache->settings.l2_max_value)
         return NEAR_ERR_TOO_LARGE;
-    *write =
-        (struct write){ .index = index, .key = key, .hash = near__hash_keyed(&cache->client->secret, key) };
+    *write = (struct write){
+        .index = index, .key = key, .value = value, .hash = near__hash_keyed(&cache->client->secret, key)
+    };
+    if (!writing->fill_l1) {
+        writing->n++;
+        return NEAR_OK;
+    }
     write->entry = near__entry_new(key, write->hash, value.size, &bytes);
     if (write->entry == NULL)
         return NEAR_ERR_NOMEM;
     if (value.size > 0)
         memcpy(bytes, value.data, value.size);
     near__entry_date(cache, write->entry, writing->now, writing->ttl);
-    for (size_t i = 0; i < writing->options->tag_count; i++) {
-        near_status status =
-            near__tags_add(cache, &write->entry->labels, near_key(writing->options->tags[i]));
-        if (status != NEAR_OK) {
-            near__entry_release(&write->entry);
-            return status;
-        }
+    if (!near__labels_copy(&write->entry->labels, writing->labels)) {
+        near__entry_release(&write->entry);
+        return NEAR_ERR_NOMEM;
     }
-    if (write->entry->labels != NULL)
-        write->entry->labels->clock = writing->label_clock;
     writing->n++;
     return NEAR_OK;
 }
@@ -322,17 +353,15 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
     if (status != NEAR_OK || n == 0)
         return status;
     near__options_take(&mine, sizeof(mine), options);
-    if (mine.tag_count > 0 && mine.tags == NULL)
-        return near__refuse_all(statuses, n, NEAR_ERR_INVALID);
-    writing         = (struct writing){ .cache       = cache,
-                                        .now         = near__client_now(cache->client),
-                                        .options     = &mine,
-                                        .label_clock = near__l1_label_clock(cache->l1) };
-    writing.fill_l1 = !(mine.flags & NEAR_NO_FILL);
-    writing.ttl     = near__duration(mine.ttl_ms, cache->settings.ttl);
+    writing         = (struct writing){ .cache = cache, .now = near__client_now(cache->client) };
+    writing.fill_l1 = !(mine.flags & NEAR_NO_FILL) && cache->settings.l1_max_bytes != 0;
+    status          = make_labels(&writing, &mine);
+    if (status != NEAR_OK)
+        return near__refuse_all(statuses, n, status);
+    writing.ttl = near__duration(mine.ttl_ms, cache->settings.ttl);
     writing.deadline =
         near__time_after(writing.now, near__duration(mine.timeout_ms, cache->client->settings.l2_timeout));
-    writing.writes = calloc(n, sizeof(*writing.writes));
+    writing.writes = n == 1 ? &writing.one : malloc(n * sizeof(*writing.writes));
     for (size_t i = 0; i < n; i++) {
         if (statuses[i] < 0)
             continue;
@@ -349,7 +378,9 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
             near__l1_invalidate(cache->l1, near__hash_keyed(&cache->client->secret, keys[i]), keys[i]);
     near__count(cache, values != NULL ? NEAR__puts : NEAR__removes, n);
     write_parts(&writing, values != NULL, statuses);
-    free(writing.writes);
+    if (writing.writes != &writing.one)
+        free(writing.writes);
+    free(writing.labels);
     return near__first_error(statuses, n);
 }
 
@@ -436,6 +467,8 @@ near_clear(near_cache *cache)
     near_status status = near__cache_check(cache);
     int64_t     deadline;
 
+    if (status == NEAR_OK && cache->bare)
+        status = NEAR_ERR_UNSUPPORTED; /* entries say nothing of what they belong to */
     if (status != NEAR_OK)
         return status;
     deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);

@@ -7,7 +7,8 @@
  *     └── stripes[]  fence and count of local writes under way, for all keys whose hash selects the stripe
  *
  * The low bits of the hash select the stripe, fewer of them the shard, so one stripe lies in one shard and that shard's lock
- * covers it; the upper half is the table's element.  Fences are written under the shard's lock and read without (near__l1_fence).
+ * covers it; the upper half is the table's element.  Fences are written under the shard's lock and read without (near__l1_fence).  An
+ * L1 that keeps nothing has fences all the same, moved without a lock: flights and shared reads go by them.
  *
  * Reading takes no lock: find the slot, announce the block (l1/hazard.h), see that the slot still names it.  Everything else is done
  * under the shard's lock.  A block leaves in three steps: its slot is emptied, it waits in limbo for a barrier, and then its memory
@@ -1120,7 +1121,7 @@ near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes
 uint64_t
 near__l1_fence(const struct near__l1 *l1, uint64_t hash)
 {
-    /* acquire: the stripe's pairs with fence_move_locked(), the epoch's with near__l1_flush() */
+    /* acquire: the stripe's pairs with fence_move(), the epoch's with near__l1_flush() */
     return atomic_load_explicit(&stripe_of(l1, hash)->fence, memory_order_acquire) +
            atomic_load_explicit(&l1->epoch, memory_order_acquire);
 }
@@ -1181,7 +1182,7 @@ near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash)
 /* ---- filling */
 
 static void
-fence_move_locked(struct near__l1 *l1, uint64_t hash)
+fence_move(struct near__l1 *l1, uint64_t hash)
 {
     /* release: who captures the new fence asks L2 after everything that came before this invalidation */
     atomic_fetch_add_explicit(&stripe_of(l1, hash)->fence, 1, memory_order_release);
@@ -1351,10 +1352,12 @@ near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key)
     struct dead   dead;
 
     dead.n = 0;
-    if (l1->off)
+    if (l1->off) {
+        fence_move(l1, hash);
         return;
+    }
     near__lock(&sh->lock);
-    fence_move_locked(l1, hash);
+    fence_move(l1, hash);
     drop_locked(l1, sh, hash, key, &dead);
     settle_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
@@ -1364,7 +1367,7 @@ near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key)
 void
 near__l1_flush(struct near__l1 *l1)
 {
-    /* first, and release: pairs with near__l1_fence(), as in fence_move_locked() */
+    /* first, and release: pairs with near__l1_fence(), as in fence_move() */
     atomic_fetch_add_explicit(&l1->epoch, 1, memory_order_release);
     if (l1->off)
         return;
@@ -1383,10 +1386,12 @@ near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key)
     struct near__l1_write write = { 0, false };
 
     dead.n = 0;
-    if (l1->off)
+    if (l1->off) {
+        fence_move(l1, hash);
         return write;
+    }
     near__lock(&sh->lock);
-    fence_move_locked(l1, hash);
+    fence_move(l1, hash);
     drop_locked(l1, sh, hash, key, &dead);
     write.fence      = near__l1_fence(l1, hash);
     write.overlapped = stripe->writers > 0;
@@ -1406,8 +1411,10 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
     bool          alone;
 
     dead.n = 0;
-    if (l1->off)
+    if (l1->off) {
+        fence_move(l1, hash);
         return;
+    }
     near__lock(&sh->lock);
     alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
     while (entry != NULL && alone &&
@@ -1418,7 +1425,7 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
         alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
     }
     stripe_of(l1, hash)->writers--;
-    fence_move_locked(l1, hash);
+    fence_move(l1, hash);
     if (entry == NULL || !alone)
         drop_locked(l1, sh, hash, key,
                     &dead); /* a belt: begin dropped it, and inserts have been refused since */
@@ -1442,7 +1449,7 @@ near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, i
         return false;
     do {
         near__lock(&sh->lock);
-        fence_move_locked(l1, entry->hash);
+        fence_move(l1, entry->hash);
         again = false;
         if (stripe_of(l1, entry->hash)->writers == 0)
             again = admit_locked(l1, sh, entry, key, now, &dead) == AGAIN;

@@ -28,7 +28,7 @@ enum {
     AT_CHECKSUM   = 56
 };
 
-#define KNOWN_FLAGS (NEAR__ENVELOPE_NEGATIVE | NEAR__ENVELOPE_LEASE)
+#define KNOWN_FLAGS (NEAR__ENVELOPE_NEGATIVE | NEAR__ENVELOPE_LEASE | NEAR__ENVELOPE_COMPRESSED)
 
 static const uint8_t magic[4] = { 'N', 'r', 'C', 1 };
 
@@ -53,7 +53,7 @@ checksum(const uint8_t *entry, size_t size)
 static uint8_t *
 append(uint8_t *at, near_bytes bytes)
 {
-    if (bytes.size > 0)
+    if (bytes.size > 0 && bytes.data != at)
         memcpy(at, bytes.data, bytes.size);
     return at + bytes.size;
 }
@@ -61,6 +61,8 @@ append(uint8_t *at, near_bytes bytes)
 void
 near__envelope_encode(const struct near__envelope *envelope, uint8_t *out)
 {
+    uint32_t raw = (envelope->flags & NEAR__ENVELOPE_COMPRESSED) != 0 ? envelope->raw_size
+                                                                      : (uint32_t)envelope->payload.size;
     uint8_t *end;
 
     memcpy(out + AT_MAGIC, magic, sizeof(magic));
@@ -72,7 +74,7 @@ near__envelope_encode(const struct near__envelope *envelope, uint8_t *out)
     near__le64_put(out + AT_HARD, (uint64_t)envelope->hard_expiry_ms);
     near__le32_put(out + AT_COST, envelope->cost_us);
     near__le32_put(out + AT_KEY_SIZE, (uint32_t)envelope->key.size);
-    near__le32_put(out + AT_RAW_SIZE, (uint32_t)envelope->payload.size);
+    near__le32_put(out + AT_RAW_SIZE, raw);
     near__le32_put(out + AT_SIZE, (uint32_t)envelope->payload.size);
     near__le64_put(out + AT_GENERATION, envelope->generation);
     end = append(out + NEAR__ENVELOPE_HEADER, envelope->key);
@@ -83,6 +85,17 @@ near__envelope_encode(const struct near__envelope *envelope, uint8_t *out)
     }
     end = append(end, envelope->payload);
     near__le64_put(out + AT_CHECKSUM, checksum(out, (size_t)(end - out)));
+}
+
+/* One algorithm at most, of a value, and it has made it smaller; or none, and nothing has changed. */
+static bool
+sizes_are_sound(unsigned flags, uint32_t raw, uint32_t stored)
+{
+    unsigned algorithm = flags & NEAR__ENVELOPE_COMPRESSED;
+
+    if (algorithm == 0)
+        return raw == stored && ((flags & NEAR__ENVELOPE_NEGATIVE) == 0 || stored == 0);
+    return algorithm != NEAR__ENVELOPE_COMPRESSED && flags == algorithm && stored > 0 && stored < raw;
 }
 
 /* Whether the header is one of ours and its sizes end exactly where the bytes do. */
@@ -100,9 +113,7 @@ header_is_sound(const uint8_t *at, size_t size)
         return false;
     raw    = near__le32_get(at + AT_RAW_SIZE);
     stored = near__le32_get(at + AT_SIZE);
-    if (raw != stored) /* version 1 compresses nothing */
-        return false;
-    if ((at[AT_FLAGS] & NEAR__ENVELOPE_NEGATIVE) != 0 && stored != 0)
+    if (!sizes_are_sound(at[AT_FLAGS], raw, stored))
         return false;
     sum = (uint64_t)NEAR__ENVELOPE_HEADER + near__le32_get(at + AT_KEY_SIZE) + stored;
     return near__le16_get(at + AT_TAGS) == 0 ? sum == size : sum + NEAR__ENVELOPE_CLOCK < size;
@@ -154,6 +165,7 @@ near__envelope_decode(struct near__envelope *envelope, near_bytes stored, near_b
     envelope->generation     = near__le64_get(at + AT_GENERATION);
     envelope->key            = (near_bytes){ at + NEAR__ENVELOPE_HEADER, near__le32_get(at + AT_KEY_SIZE) };
     envelope->payload.size   = near__le32_get(at + AT_SIZE);
+    envelope->raw_size       = near__le32_get(at + AT_RAW_SIZE);
     envelope->payload.data   = at + stored.size - envelope->payload.size;
     if (!take_tags(envelope, at, stored.size))
         return NEAR__ENVELOPE_CORRUPT;

@@ -10,8 +10,10 @@
  *  16  8  soft expiry            (expiries: wall clock ms since 1970, 0: never)
  *
  * Flags: 1 = negative ("the store has no such thing", no payload), 2 = lease (a marker: somebody is loading; never reaches a
- * caller).  A reader refuses what it does not know: magic, version, flags, sizes, end, checksum, key, each of them before the next
- * is used.  Nothing is allocated by decoding.
+ * caller), 4 = the payload is an lz4 block, 8 = it is a zstd frame.  A compressed payload is smaller than it was raw; else both sizes
+ * are one.  The checksum covers the bytes as they are stored.  A reader refuses what it does not know: magic, version, flags, sizes,
+ * end, checksum, key, each of them before the next is used.  Nothing is allocated by decoding, and nothing decompressed: that the raw
+ * size is within bounds is for whoever makes room for it to check (see l2/compress.h).
  */
 #ifndef NEAR_L2_ENVELOPE_H
 #define NEAR_L2_ENVELOPE_H
@@ -21,7 +23,13 @@
 #define NEAR__ENVELOPE_HEADER  64
 #define NEAR__ENVELOPE_VERSION 1
 
-enum { NEAR__ENVELOPE_NEGATIVE = 1u << 0, NEAR__ENVELOPE_LEASE = 1u << 1 };
+enum {
+    NEAR__ENVELOPE_NEGATIVE = 1u << 0,
+    NEAR__ENVELOPE_LEASE    = 1u << 1,
+    NEAR__ENVELOPE_LZ4      = 1u << 2,
+    NEAR__ENVELOPE_ZSTD     = 1u << 3
+};
+#define NEAR__ENVELOPE_COMPRESSED (NEAR__ENVELOPE_LZ4 | NEAR__ENVELOPE_ZSTD)
 
 struct near__envelope {
     unsigned   flags;
@@ -31,7 +39,8 @@ struct near__envelope {
     uint32_t   cost_us;
     uint64_t   generation;
     near_bytes key;
-    near_bytes payload;
+    near_bytes payload;  /* as stored */
+    uint32_t   raw_size; /* of a compressed payload.  Encoding one that is not: ignored */
     /* of the tags: how many, the clock of tags before the value was asked for, and their names, each a byte of size and its bytes */
     unsigned   tags;
     uint64_t   lineage, moment;
@@ -49,7 +58,7 @@ enum near__envelope_result {
 
 /* Bytes that near__envelope_encode() will write. */
 size_t near__envelope_size(const struct near__envelope *envelope);
-/* Write `envelope` to `out`, which has near__envelope_size() bytes. */
+/* Write `envelope` to `out`, which has near__envelope_size() bytes.  A payload that lies there already stays where it is. */
 void near__envelope_encode(const struct near__envelope *envelope, uint8_t *out);
 /* Read and check.  On OK, key and payload point into `stored`.  `key` is what was asked for. */
 enum near__envelope_result near__envelope_decode(struct near__envelope *envelope, near_bytes stored,

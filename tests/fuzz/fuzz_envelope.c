@@ -1,12 +1,17 @@
 /*
- * Fuzz target: near__envelope_decode() over bytes that anybody may have written.
+ * Fuzz target: near__envelope_decode() over bytes that anybody may have written, and what a compressed payload becomes.
  *
  * Input: one byte n, n bytes of key, the rest is the stored entry.  Whatever it is, decoding stays inside it;
- * what it accepts points into it and encodes back to the very same bytes.
+ * what it accepts points into it and encodes back to the very same bytes; a payload becomes as many bytes as the
+ * header says or none at all.  An entry whose checksum is wrong is tried again with the right one: whoever writes
+ * to L2 can compute it, a fuzzer can not.
  *
  * With clang: -fsanitize=fuzzer,address -DFUZZ_ENGINE.  Without an engine the program replays the files named
  * on its command line, and `make check` runs it over the corpus.
  */
+#include "base/hash.h"
+#include "base/le.h"
+#include "l2/compress.h"
 #include "l2/envelope.h"
 
 #include <stdint.h>
@@ -31,13 +36,50 @@ inside(near_bytes part, const uint8_t *bytes, size_t size)
     return at >= bytes && at <= bytes + size && part.size <= (size_t)(bytes + size - at);
 }
 
+#define MOST ((uint32_t)1 << 20)
+
+/* As client/tier.c does it. */
+static void
+check_payload(const struct near__envelope *e)
+{
+    static struct near__packer packer;
+    enum near__codec           codec = e->flags & NEAR__ENVELOPE_LZ4 ? NEAR__CODEC_LZ4 : NEAR__CODEC_ZSTD;
+    uint8_t                   *out;
+
+    if ((e->flags & NEAR__ENVELOPE_COMPRESSED) == 0) {
+        check(e->raw_size == e->payload.size);
+        return;
+    }
+    check(e->payload.size > 0 && e->raw_size > e->payload.size);
+    if (e->raw_size > MOST || !near__unpack_is_plausible(codec, e->payload, e->raw_size))
+        return;
+    out = malloc(e->raw_size);
+    check(out != NULL);
+    (void)near__unpack(&packer, codec, e->payload, out, e->raw_size);
+    free(out);
+}
+
+static void
+check_entry(uint8_t *bytes, uint8_t *back, size_t size, near_bytes key)
+{
+    struct near__envelope      e;
+    enum near__envelope_result result = near__envelope_decode(&e, (near_bytes){ bytes, size }, key);
+
+    if (result == NEAR__ENVELOPE_CORRUPT)
+        return;
+    check(inside(e.key, bytes, size) && inside(e.payload, bytes, size));
+    check(near__bytes_equal(e.key, key) == (result == NEAR__ENVELOPE_OK));
+    check(near__envelope_size(&e) == size);
+    near__envelope_encode(&e, back);
+    check(memcmp(back, bytes, size) == 0);
+    check_payload(&e);
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct near__envelope      e;
-    enum near__envelope_result result;
-    near_bytes                 key = { NULL, 0 };
-    uint8_t                   *bytes, *back;
+    near_bytes key = { NULL, 0 };
+    uint8_t   *bytes, *back;
 
     if (size > 0) {
         key.size = data[0] < size ? data[0] : size - 1;
@@ -49,13 +91,13 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     back  = malloc(size + 1);
     check(bytes != NULL && back != NULL);
     memcpy(bytes, data, size);
-    result = near__envelope_decode(&e, (near_bytes){ bytes, size }, key);
-    if (result != NEAR__ENVELOPE_CORRUPT) {
-        check(inside(e.key, bytes, size) && inside(e.payload, bytes, size));
-        check(near__bytes_equal(e.key, key) == (result == NEAR__ENVELOPE_OK));
-        check(near__envelope_size(&e) == size);
-        near__envelope_encode(&e, back);
-        check(memcmp(back, bytes, size) == 0);
+    check_entry(bytes, back, size, key);
+    if (size >= NEAR__ENVELOPE_HEADER) {
+        near_bytes head = { bytes, 56 };
+        near_bytes body = { bytes + NEAR__ENVELOPE_HEADER, size - NEAR__ENVELOPE_HEADER };
+
+        near__le64_put(bytes + 56, near__hash_fixed2(head, body));
+        check_entry(bytes, back, size, key);
     }
     free(bytes);
     free(back);

@@ -48,6 +48,8 @@ check_round_trip(const struct near__envelope *e)
     assert_true(back.hard_expiry_ms == e->hard_expiry_ms);
     assert_int_equal(back.cost_us, e->cost_us);
     assert_true(back.generation == e->generation);
+    assert_int_equal(back.raw_size,
+                     e->flags & NEAR__ENVELOPE_COMPRESSED ? e->raw_size : (uint32_t)e->payload.size);
     assert_true(near__bytes_equal(back.key, e->key));
     assert_true(near__bytes_equal(back.payload, e->payload));
     /* they point into what was stored */
@@ -81,6 +83,14 @@ test_round_trip_of_all_shapes(void **state)
         e.stamp                 = (uint64_t)times[t];
         e.generation            = ~(uint64_t)times[t];
         e.cost_us               = (uint32_t)times[t];
+        check_round_trip(&e);
+    }
+    for (unsigned flags = NEAR__ENVELOPE_LZ4; flags <= NEAR__ENVELOPE_ZSTD; flags <<= 1) {
+        struct near__envelope e = sample();
+        e.flags                 = flags;
+        e.raw_size              = 15;
+        check_round_trip(&e);
+        e.raw_size = UINT32_MAX;
         check_round_trip(&e);
     }
     for (unsigned flags = 0; flags < 4; flags++) {
@@ -247,6 +257,60 @@ test_what_a_reader_does_not_know_is_refused_under_a_right_checksum(void **state)
     free(bytes);
 }
 
+/* A compressed payload belongs to a value, is smaller than that, and is of one kind. */
+static void
+test_a_compressed_payload_that_makes_no_sense_is_refused(void **state)
+{
+    static const struct {
+        unsigned flags;
+        uint32_t raw;
+        bool     sound;
+    } rows[] = {
+        { NEAR__ENVELOPE_LZ4, 15, true },
+        { NEAR__ENVELOPE_ZSTD, 15, true },
+        { NEAR__ENVELOPE_LZ4, 14, false },
+        { NEAR__ENVELOPE_ZSTD, 14, false },
+        { NEAR__ENVELOPE_ZSTD, 13, false },
+        { NEAR__ENVELOPE_ZSTD, 0, false },
+        { NEAR__ENVELOPE_COMPRESSED, 15, false },
+        { NEAR__ENVELOPE_LZ4 | NEAR__ENVELOPE_NEGATIVE, 15, false },
+        { NEAR__ENVELOPE_ZSTD | NEAR__ENVELOPE_LEASE, 15, false },
+        { 0x10, 14, false },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < NEAR_COUNT_OF(rows); i++) {
+        struct near__envelope e = sample();
+        size_t                size;
+        uint8_t              *bytes;
+
+        e.flags    = rows[i].flags;
+        e.raw_size = rows[i].raw;
+        bytes      = encode(&e, &size);
+        near__le32_put(bytes + 40, rows[i].raw);
+        reseal(bytes, size);
+        assert_int_equal(decode(bytes, size, e.key),
+                         rows[i].sound ? NEAR__ENVELOPE_OK : NEAR__ENVELOPE_CORRUPT);
+        free(bytes);
+    }
+}
+
+/* Encoding around a payload that lies in its place already, as compression leaves it. */
+static void
+test_a_payload_may_lie_there_already(void **state)
+{
+    struct near__envelope e = sample();
+    uint8_t               one[128], other[128];
+    size_t                size = near__envelope_size(&e);
+
+    (void)state;
+    near__envelope_encode(&e, one);
+    memcpy(other + 64 + e.key.size, e.payload.data, e.payload.size);
+    e.payload.data = other + 64 + e.key.size;
+    near__envelope_encode(&e, other);
+    assert_memory_equal(one, other, size);
+}
+
 static void
 test_random_bytes_are_refused(void **state)
 {
@@ -277,6 +341,8 @@ main(void)
         cmocka_unit_test(test_every_bit_flip_is_refused),
         cmocka_unit_test(test_G0_another_keys_entry_is_told_apart),
         cmocka_unit_test(test_what_a_reader_does_not_know_is_refused_under_a_right_checksum),
+        cmocka_unit_test(test_a_compressed_payload_that_makes_no_sense_is_refused),
+        cmocka_unit_test(test_a_payload_may_lie_there_already),
         cmocka_unit_test(test_random_bytes_are_refused),
     };
 
