@@ -26,6 +26,7 @@
  *    counts as 20 days in L1 (large and adopted values keep theirs).
  *  - Names: a server given by name is resolved by the system's resolver when a connection is made, and no deadline ends
  *    that.  Where DNS may hang, give addresses.
+ *  - l2.envelope = none, for keys shared with other programs, weakens several promises: doc/guarantees.md says which.
  *  - Clocks: durations are measured with CLOCK_BOOTTIME.  No promise needs synchronised clocks.
  *
  * Conventions
@@ -262,7 +263,10 @@ NEAR_API void near_value_release(near_value *value);
 /**
  * Look a key up in L1, then in L2.  Never runs the loader; see near_fetch() for that.  What is past its TTL is a miss here,
  * whatever `grace` says.
- * @param key    any bytes, up to 64 KiB; borrowed for the call.
+ * Threads that want the same key at the same moment share one read of L2, where that makes nobody's answer older than an L1
+ * hit might be.  A cache that is to have no L1 is opened with l1.max_bytes = 0; one call goes past it with NEAR_SKIP_L1.
+ * @param key    any bytes, up to 64 KiB (with l2.envelope = none: what the server takes, else NEAR_ERR_INVALID); borrowed for
+ *               the call.
  * @param value  on NEAR_OK a held value, given back with near_value_release(); otherwise set to NULL.
  * @return NEAR_OK; NEAR_MISS, an answer and not an error; NEAR_NOT_FOUND when the store is known not to have it;
  *         NEAR_ERR_TIMEOUT, NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED or NEAR_ERR_PROTOCOL when L1 had nothing and L2
@@ -274,7 +278,7 @@ NEAR_API void near_value_release(near_value *value);
 NEAR_API near_status near_get(near_cache *cache, near_bytes key, near_value **value);
 
 enum {
-    NEAR_SKIP_L1 = 1u << 0, /* do not read L1; ask L2 (and fill L1, unless NEAR_NO_FILL) */
+    NEAR_SKIP_L1 = 1u << 0, /* do not read L1; ask L2, by a request of one's own (and fill L1, unless NEAR_NO_FILL) */
     NEAR_ONLY_L1 = 1u << 1, /* ask nobody but L1 */
     NEAR_NO_FILL = 1u << 2  /* do not keep in L1 what was found further down */
 };
@@ -465,8 +469,8 @@ NEAR_API near_status near_remove_many(near_cache *cache, const near_bytes *keys,
 
 /* Declare a key's value stale in both tiers and tell the other instances: the next fetch waits for the loader, and gets the old
  * value, flagged, only within `grace` and only if the load fails or takes longer than loader.soft_timeout.  near_get() answers
- * NEAR_MISS meanwhile.  A load of the key that is under way will not be cached.  Without grace, and for what is only known not to
- * exist, this is near_remove().  Errors as near_put(). */
+ * NEAR_MISS meanwhile.  A load of the key that is under way will not be cached.  Without grace, with l2.envelope = none, and for what is
+ * only known not to exist, this is near_remove().  Errors as near_put(). */
 NEAR_API near_status near_expire(near_cache *cache, near_bytes key);
 
 /**
@@ -481,7 +485,8 @@ NEAR_API near_status near_expire(near_cache *cache, near_bytes key);
 NEAR_API near_status near_invalidate_tag(near_cache *cache, const char *tag);
 
 /* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
- * memory in L2 returns by TTL and eviction).  Errors as near_put().  Threads: any.  Blocks: as near_put(). */
+ * memory in L2 returns by TTL and eviction).  Errors as near_put(); NEAR_ERR_UNSUPPORTED with l2.envelope = none, whose entries do
+ * not say what they belong to: nothing is forgotten then.  Threads: any.  Blocks: as near_put(). */
 NEAR_API near_status near_clear(near_cache *cache);
 
 /**

@@ -50,7 +50,15 @@ uint64_t
 near__hash_fixed2(near_bytes first, near_bytes second)
 {
     XXH64_state_t state;
+    unsigned char whole[512];
 
+    /* in one piece it takes half the time, the copy included */
+    if (first.size <= sizeof(whole) && second.size <= sizeof(whole) - first.size) {
+        __builtin_memcpy(whole, first.data, first.size);
+        if (second.size > 0)
+            __builtin_memcpy(whole + first.size, second.data, second.size);
+        return XXH64(whole, first.size + second.size, 0);
+    }
     XXH64_reset(&state, 0);
     XXH64_update(&state, first.data, first.size);
     if (second.size > 0)

@@ -136,7 +136,7 @@ test_random_bytes_stay_inside(void **state)
     }
 }
 
-/* ---- zstd's frame header, which the library below believes */
+/* ---- rule Z2: zstd's frame header, which the library below believes */
 
 #ifdef NEAR_HAVE_ZSTD
 static size_t
