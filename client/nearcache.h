@@ -533,7 +533,8 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(loads_refused, c, "keys", "loads not begun because the load budget was used up")                       \
     X(load_timeouts, c, "keys", "loads given up after loader.hard_timeout")                                  \
     X(hedges, c, "keys", "loads begun because L2 was slow to answer")                                        \
-    X(expires, c, "keys", "keys declared stale by near_expire")
+    X(expires, c, "keys", "keys declared stale by near_expire")                                              \
+    X(bus_beats, c, "messages", "beats sent: what others should have heard of us, so that a lost last message is noticed")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

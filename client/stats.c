@@ -84,6 +84,7 @@ collect_bus(near_client *client, near_stats *stats)
     stats->bus_flushes         = bus.flushes;
     stats->bus_connects        = bus.connects;
     stats->bus_connected       = bus.connected;
+    stats->bus_beats           = bus.beats;
 }
 
 static void

@@ -113,6 +113,8 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *me
             return NEAR_OK;
         }
     near__count(writing->cache, NEAR__bus_sent, wire->items[0].answer == NEAR_L2_DONE);
+    if (wire->items[0].answer == NEAR_L2_DONE)
+        near__coherence_announced(client->coherence, message);
     return NEAR_OK;
 }
 
@@ -416,9 +418,10 @@ clear_others(near_cache *cache, uint64_t fresh, int64_t deadline)
     if (client->ops != NULL)
         status = near__generation_renew(cache, fresh, message != NULL && client->bus_on_l2 ? &announce : NULL,
                                         deadline);
-    if (message != NULL && client->bus_on_l2 && status == NEAR_OK)
+    if (message != NULL && client->bus_on_l2 && status == NEAR_OK) {
         near__count(cache, NEAR__bus_sent, 1);
-    else if (message != NULL && client->bus_on_l2 && announce.stream != 0)
+        near__coherence_announced(client->coherence, message);
+    } else if (message != NULL && client->bus_on_l2 && announce.stream != 0)
         near__coherence_doubt(client->coherence, announce.stream);
     else if (message != NULL && !client->bus_on_l2) {
         /* whatever became of the write: if its outcome is unknown, the others must look */

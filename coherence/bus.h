@@ -24,6 +24,9 @@ struct near__bus_listener {
     void (*heard)(void *ctx, int64_t since);
     /* The subscription is gone, or an attempt at one has failed (the first one, too); subscribed() will come again. */
     void (*lost)(void *ctx, const char *why);
+    /* Once a heartbeat, while the subscription stands; may publish, so it may block.  From a thread of its own, beside the others.
+     * NULL: not wanted; buses that cannot lose a message never call it. */
+    void (*beat)(void *ctx);
 };
 
 struct near__bus_env {

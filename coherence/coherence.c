@@ -29,7 +29,7 @@
 
 struct counters {
     _Atomic uint64_t sent, send_failures, received, keys_received, filled_received, echoes, bad_messages,
-        gaps, flushes, connects, late;
+        gaps, flushes, connects, late, beats;
 };
 
 struct near__coherence {
@@ -53,6 +53,7 @@ struct near__coherence {
     char                  reason[256]; /* why the bus was lost, as logged */
     struct near__streams *streams;
     struct near__doubts   doubts;
+    struct near__sent     sent;
 };
 
 static void
@@ -110,6 +111,8 @@ dispatch(struct near__coherence *c, const struct near__message *m)
         case NEAR__MESSAGE_CLEAR:
             sink->cleared(sink->ctx, m->cache, near__le64_get(key.data));
             break;
+        case NEAR__MESSAGE_BEAT:
+            break; /* is not for the sink */
         }
     }
 }
@@ -141,11 +144,36 @@ news_of(struct near__coherence *c, const struct near__message *m)
     return news;
 }
 
+/* What a sender says it has published since its last beat: was all of it heard?  A beat that was lost is noticed by its number. */
+static enum near__stream_news
+check_beat(struct near__coherence *c, const struct near__message *m)
+{
+    enum near__stream_news news;
+    near_bytes             key;
+    size_t                 at = 0;
+    bool                   gap;
+
+    near__message_next(m, &at, &key);
+    near__lock(&c->lock);
+    news = near__streams_heard(c->streams, m->sender, 0, near__le64_get(key.data));
+    gap  = news == NEAR__STREAM_GAP;
+    while (near__message_next(m, &at, &key)) {
+        const uint8_t *entry = key.data;
+
+        gap |= near__streams_announced(c->streams, m->sender, near__le64_get(entry),
+                                       near__le64_get(entry + 8), near__le64_get(entry + 16),
+                                       news == NEAR__STREAM_NEXT) == NEAR__STREAM_GAP;
+    }
+    near__unlock(&c->lock);
+    return gap ? NEAR__STREAM_GAP : NEAR__STREAM_NEXT;
+}
+
 static void
 on_message(void *ctx, near_bytes bytes)
 {
     struct near__coherence *c = ctx;
     struct near__message    m;
+    enum near__stream_news  news;
 
     if (!near__message_decode(&m, bytes) || m.stream == 0 || m.sequence == 0) {
         count(&c->counters.bad_messages, 1);
@@ -153,10 +181,13 @@ on_message(void *ctx, near_bytes bytes)
         return;
     }
     if (is_settled_echo(c, &m)) {
-        count(&c->counters.echoes, 1);
+        count(&c->counters.echoes, m.kind != NEAR__MESSAGE_BEAT);
         return;
     }
-    switch (news_of(c, &m)) {
+    news = news_of(c, &m);
+    if (m.kind == NEAR__MESSAGE_BEAT && m.sender != c->sender && news != NEAR__STREAM_GAP)
+        news = check_beat(c, &m);
+    switch (news) {
     case NEAR__STREAM_GAP: /* race 18: tolerance 0 */
         count(&c->counters.gaps, 1);
         distrust_aloud(c, "messages of an instance are missing");
@@ -168,7 +199,8 @@ on_message(void *ctx, near_bytes bytes)
     case NEAR__STREAM_NEXT:
         break;
     }
-    dispatch(c, &m);
+    if (m.kind != NEAR__MESSAGE_BEAT)
+        dispatch(c, &m);
 }
 
 /* --------------------------------------------------------------------------------------- link and gate */
@@ -302,8 +334,83 @@ near__coherence_publish(struct near__coherence *c, uint8_t *message, size_t size
     /* "filled" makes nobody's copy stale, so its echo is never needed: the few places are for those that do */
     if (st != NEAR_OK && stream != 0 && message[NEAR__MESSAGE_KIND_AT] != NEAR__MESSAGE_FILLED)
         near__coherence_doubt(c, stream);
+    if (st == NEAR_OK)
+        near__coherence_announced(c, message);
     count(st == NEAR_OK ? &c->counters.sent : &c->counters.send_failures, 1);
     return st;
+}
+
+/* ------------------------------------------------------------------------------------------------- beats */
+
+/* Copies what is to be told.  False: there is nothing to tell. */
+static bool
+take_sent(struct near__coherence *c, struct near__sent *told)
+{
+    bool due;
+
+    near__lock(&c->lock);
+    due = near__sent_due(&c->sent);
+    if (due)
+        memcpy(told, &c->sent, sizeof(*told));
+    near__unlock(&c->lock);
+    return due;
+}
+
+static near_status
+encode_beat(struct near__coherence *c, const struct near__sent *told, uint8_t **message, size_t *size)
+{
+    uint8_t(*bytes)[NEAR__MESSAGE_BEAT_ENTRY] = calloc(told->count + 1, sizeof(*bytes));
+    near_bytes *keys                          = calloc(told->count + 1, sizeof(*keys));
+    near_status st                            = NEAR_ERR_NOMEM;
+
+    if (bytes != NULL && keys != NULL) {
+        near__le64_put(bytes[0], told->beat + 1);
+        keys[0] = (near_bytes){ bytes[0], 8 };
+        for (size_t i = 0; i < told->count; i++) {
+            near__le64_put(bytes[i + 1], told->streams[i].stream);
+            near__le64_put(bytes[i + 1] + 8, told->streams[i].first);
+            near__le64_put(bytes[i + 1] + 16, told->streams[i].last);
+            keys[i + 1] = (near_bytes){ bytes[i + 1], sizeof(bytes[i + 1]) };
+        }
+        st = near__message_encode(NEAR__MESSAGE_BEAT, c->sender, near_key(NEAR__MESSAGE_BEAT_CACHE), keys,
+                                  told->count + 1, message, size);
+    }
+    free(keys);
+    free(bytes);
+    return st;
+}
+
+/* Called by one thread at a time.  A beat that may not have been published keeps its number, and the next one says its words
+ * again: heard twice it does no harm. */
+static void
+on_beat(void *ctx)
+{
+    struct near__coherence *c    = ctx;
+    struct near__sent      *told = malloc(sizeof(*told));
+    uint8_t                *message;
+    size_t                  size;
+    uint64_t                stream;
+
+    if (told != NULL && take_sent(c, told) && encode_beat(c, told, &message, &size) == NEAR_OK) {
+        if (c->ops->publish(c->bus, message, size, NEAR__MESSAGE_STAMP_AT, &stream,
+                            near__time_after(near__now(c->clock), c->serve_window), NULL) == NEAR_OK) {
+            near__lock(&c->lock);
+            near__sent_told(&c->sent, told);
+            near__unlock(&c->lock);
+            count(&c->counters.beats, 1);
+        }
+        free(message);
+    }
+    free(told);
+}
+
+void
+near__coherence_announced(struct near__coherence *c, const uint8_t *message)
+{
+    near__lock(&c->lock);
+    near__sent_note(&c->sent, near__le64_get(message + NEAR__MESSAGE_STAMP_AT),
+                    near__le64_get(message + NEAR__MESSAGE_STAMP_AT + 8));
+    near__unlock(&c->lock);
 }
 
 near_status
@@ -337,7 +444,7 @@ start(struct near__coherence *c, const struct near__coherence_config *config, ne
         .heartbeat       = config->heartbeat,
         .silence         = silence_for(config),
         .connect_timeout = config->connect_timeout,
-        .listener        = { c, on_subscribed, on_message, on_heard, on_lost },
+        .listener        = { c, on_subscribed, on_message, on_heard, on_lost, on_beat },
     };
 
     c->streams = near__streams_new();
@@ -447,6 +554,7 @@ near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *s
     GET(flushes);
     GET(connects);
     GET(late);
+    GET(beats);
 #undef GET
     near__lock(&c->lock);
     stats->connected = c->listening;

@@ -71,12 +71,16 @@ near_status near__coherence_publish(struct near__coherence *coherence, uint8_t *
  */
 void near__coherence_doubt(struct near__coherence *coherence, uint64_t stream);
 
+/* A message that was published in another way (with the write itself) has been acknowledged; it holds its stamp. */
+void near__coherence_announced(struct near__coherence *coherence, const uint8_t *message);
+
 near_status near__coherence_fence(struct near__coherence *coherence, int64_t deadline, near_error *error);
 
 struct near__coherence_stats {
     uint64_t sent, send_failures, received, keys_received, filled_received, echoes, bad_messages, gaps,
         flushes, connects;
-    uint64_t late; /* duplicates and messages out of order: applied like any other */
+    uint64_t late;  /* duplicates and messages out of order: applied like any other */
+    uint64_t beats; /* sent */
     bool     connected;
 };
 void near__coherence_stats(struct near__coherence *coherence, struct near__coherence_stats *stats);

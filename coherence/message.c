@@ -11,6 +11,7 @@
 
 #define CACHE_NAME_MAX   64 /* near_cache_open() */
 #define CLEAR_GENERATION 8  /* bytes of the one key of a CLEAR */
+#define BEAT_NUMBER      8
 
 static const uint8_t magic[4] = { 'N', 'r', 'M', 1 };
 
@@ -116,6 +117,20 @@ next_key(near_bytes keys, size_t *at, near_bytes *key)
     return true;
 }
 
+/* Of a key that has a meaning of its own. */
+static bool
+size_makes_sense(enum near__message_kind kind, uint32_t index, size_t size)
+{
+    switch (kind) {
+    case NEAR__MESSAGE_CLEAR:
+        return index == 0 && size == CLEAR_GENERATION;
+    case NEAR__MESSAGE_BEAT:
+        return size == (index == 0 ? BEAT_NUMBER : NEAR__MESSAGE_BEAT_ENTRY);
+    default:
+        return true;
+    }
+}
+
 static bool
 keys_make_sense(const struct near__message *message)
 {
@@ -123,12 +138,13 @@ keys_make_sense(const struct near__message *message)
     size_t     at  = 0;
 
     for (uint32_t i = 0; i < message->count; i++) {
-        if (!next_key(message->keys, &at, &key))
+        if (!next_key(message->keys, &at, &key) || !size_makes_sense(message->kind, i, key.size))
             return false;
     }
     if (at != message->keys.size)
         return false;
-    return message->kind != NEAR__MESSAGE_CLEAR || (message->count == 1 && key.size == CLEAR_GENERATION);
+    return message->count > 0 ||
+           (message->kind != NEAR__MESSAGE_CLEAR && message->kind != NEAR__MESSAGE_BEAT);
 }
 
 bool
@@ -141,7 +157,7 @@ near__message_decode(struct near__message *message, near_bytes bytes)
         return false;
     if (memcmp(at, magic, sizeof(magic)) != 0 || at[AT_VERSION] != MESSAGE_VERSION)
         return false;
-    if (at[AT_KIND] < NEAR__MESSAGE_INVALIDATE || at[AT_KIND] > NEAR__MESSAGE_CLEAR)
+    if (at[AT_KIND] < NEAR__MESSAGE_INVALIDATE || at[AT_KIND] > NEAR__MESSAGE_BEAT)
         return false;
     if (near__le32_get(at + AT_SIZE) != bytes.size)
         return false;
