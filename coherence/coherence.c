@@ -29,7 +29,7 @@
 
 struct counters {
     _Atomic uint64_t sent, send_failures, received, keys_received, filled_received, echoes, bad_messages,
-        gaps, flushes, connects, late, beats;
+        gaps, flushes, connects, late, beats, changed;
 };
 
 struct near__coherence {
@@ -201,6 +201,20 @@ on_message(void *ctx, near_bytes bytes)
     }
     if (m.kind != NEAR__MESSAGE_BEAT)
         dispatch(c, &m);
+}
+
+/* The server's own word.  Nothing tells our own writes from others' (race 10): all are applied. */
+static void
+on_changed(void *ctx, near_bytes key)
+{
+    struct near__coherence *c = ctx;
+
+    if (key.data == NULL || c->sink.changed == NULL) {
+        distrust(c);
+        return;
+    }
+    count(&c->counters.changed, 1);
+    c->sink.changed(c->sink.ctx, key);
 }
 
 /* --------------------------------------------------------------------------------------- link and gate */
@@ -443,8 +457,10 @@ start(struct near__coherence *c, const struct near__coherence_config *config, ne
         .client_name     = config->client_name,
         .heartbeat       = config->heartbeat,
         .silence         = silence_for(config),
+        .serve_window    = config->serve_window,
+        .prefix          = config->prefix,
         .connect_timeout = config->connect_timeout,
-        .listener        = { c, on_subscribed, on_message, on_heard, on_lost, on_beat },
+        .listener        = { c, on_subscribed, on_message, on_changed, on_heard, on_lost, on_beat },
     };
 
     c->streams = near__streams_new();
@@ -542,6 +558,8 @@ near__coherence_sender(const struct near__coherence *c)
 void
 near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *stats)
 {
+    struct near__bus_state state = { 0 };
+
 #define GET(field) stats->field = atomic_load_explicit(&c->counters.field, memory_order_relaxed)
     GET(sent);
     GET(send_failures);
@@ -555,8 +573,14 @@ near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *s
     GET(connects);
     GET(late);
     GET(beats);
+    GET(changed);
 #undef GET
     near__lock(&c->lock);
     stats->connected = c->listening;
     near__unlock(&c->lock);
+    if (c->ops->state != NULL)
+        c->ops->state(c->bus, &state);
+    stats->tracking   = state.tracking;
+    stats->recognised = state.recognised;
+    stats->suspicions = state.suspicions;
 }

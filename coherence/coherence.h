@@ -26,6 +26,8 @@ struct near__coherence_sink {
     void (*cleared)(void *ctx, near_bytes cache, uint64_t generation);
     void (*flush)(
         void *ctx); /* distrust everything: move all fences, drop all L1, forget known generations */
+    /* The server says that what lies under this key of its own has changed, whoever did it.  NULL: not wanted. */
+    void (*changed)(void *ctx, near_bytes server_key);
 };
 
 struct near__coherence_config {
@@ -34,6 +36,7 @@ struct near__coherence_config {
     const struct near__log     *log;
     const char                 *channel;
     const char                 *client_name;
+    const char                 *prefix;                                   /* see near__bus_env */
     int64_t                     heartbeat, serve_window, connect_timeout; /* ns */
     struct near__coherence_sink sink;
 };
@@ -79,8 +82,11 @@ near_status near__coherence_fence(struct near__coherence *coherence, int64_t dea
 struct near__coherence_stats {
     uint64_t sent, send_failures, received, keys_received, filled_received, echoes, bad_messages, gaps,
         flushes, connects;
-    uint64_t late;  /* duplicates and messages out of order: applied like any other */
-    uint64_t beats; /* sent */
+    uint64_t late;                 /* duplicates and messages out of order: applied like any other */
+    uint64_t beats;                /* sent */
+    uint64_t changed;              /* keys that the server itself told of */
+    bool     tracking, recognised; /* see near__bus_state */
+    uint64_t suspicions;
     bool     connected;
 };
 void near__coherence_stats(struct near__coherence *coherence, struct near__coherence_stats *stats);
