@@ -25,6 +25,8 @@ struct near__bus_listener {
     void (*changed)(void *ctx, near_bytes key);
     /* Everything published before `since` (CLOCK_BOOTTIME ns) has been delivered: a PING sent at `since` was answered. */
     void (*heard)(void *ctx, int64_t since);
+    /* It turns out that somebody else was listened to than writers talk to, for how long is not known; lost() follows. */
+    void (*suspected)(void *ctx);
     /* The subscription is gone, or an attempt at one has failed (the first one, too); subscribed() will come again. */
     void (*lost)(void *ctx, const char *why);
     /* Once a heartbeat, while the subscription stands; may publish, so it may block.  From a thread of its own, beside the others.

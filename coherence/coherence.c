@@ -6,9 +6,9 @@
  *     listening = false -> sink.flush() -> listening = true, subscribed_at = now -> heard(since >= subscribed_at) moves the gate
  *
  * so between "the subscription is acknowledged" and "the gate moves" there is always a flush (races 13 to 15), and an answer
- * to a question asked before that moves nothing.  The gate is never closed by hand: it was opened for `serve_window` after a
+ * to a question asked before that moves nothing.  A bus that is lost leaves the gate alone: it was opened for `serve_window` after a
  * moment up to which all messages had been delivered, so what is served until then is at most that old, whatever happens to
- * the bus meanwhile.
+ * the bus meanwhile.  Only a server that turns out to be another one closes it by hand.
  *
  * The lock (a leaf) covers the numbers and the state of the link.  It is never held while the sink, the bus or the log is called;
  * the counters and the gate are atomics beside it.
@@ -41,6 +41,7 @@ struct near__coherence {
     int64_t                     serve_window;
     uint64_t                    sender;
     bool                        forked;
+    size_t                      copies; /* on how many links each message comes */
     _Atomic int64_t             gate;
     struct counters             counters; /* relaxed: they order nothing */
 
@@ -144,7 +145,9 @@ news_of(struct near__coherence *c, const struct near__message *m)
     return news;
 }
 
-/* What a sender says it has published since its last beat: was all of it heard?  A beat that was lost is noticed by its number. */
+/* What a sender says it has published since its last beat: was all of it heard?  A beat that was lost is noticed by its number.
+ * Servers of a cluster pass messages on in no common order, but each tells its own subscribers of what was published there first:
+ * so a beat is judged when all links have brought it. */
 static enum near__stream_news
 check_beat(struct near__coherence *c, const struct near__message *m)
 {
@@ -155,6 +158,10 @@ check_beat(struct near__coherence *c, const struct near__message *m)
 
     near__message_next(m, &at, &key);
     near__lock(&c->lock);
+    if (c->copies > 1 && near__streams_copies(c->streams, m->sender, near__le64_get(key.data)) != c->copies) {
+        near__unlock(&c->lock);
+        return NEAR__STREAM_NEXT;
+    }
     news = near__streams_heard(c->streams, m->sender, 0, near__le64_get(key.data));
     gap  = news == NEAR__STREAM_GAP;
     while (near__message_next(m, &at, &key)) {
@@ -194,6 +201,8 @@ on_message(void *ctx, near_bytes bytes)
         break;
     case NEAR__STREAM_LATE: /* race 17: applied again, which costs one extra miss */
         count(&c->counters.late, 1);
+        if (c->copies > 1)
+            return; /* the first copy was applied, or a flush has paid for it, after the write it tells of */
         break;
     case NEAR__STREAM_FIRST:
     case NEAR__STREAM_NEXT:
@@ -266,6 +275,19 @@ on_heard(void *ctx, int64_t since)
         }
     }
     near__unlock(&c->lock);
+}
+
+/* What was heard proves nothing: the one case in which the gate is closed by hand, and what is held goes at once. */
+static void
+on_suspected(void *ctx)
+{
+    struct near__coherence *c = ctx;
+
+    near__lock(&c->lock);
+    c->listening = false;
+    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
+    near__unlock(&c->lock);
+    distrust(c);
 }
 
 /* One line when the bus is lost; another only when the reason has changed, and not more than one a minute. */
@@ -460,7 +482,7 @@ start(struct near__coherence *c, const struct near__coherence_config *config, ne
         .serve_window    = config->serve_window,
         .prefix          = config->prefix,
         .connect_timeout = config->connect_timeout,
-        .listener        = { c, on_subscribed, on_message, on_changed, on_heard, on_lost, on_beat },
+        .listener = { c, on_subscribed, on_message, on_changed, on_heard, on_suspected, on_lost, on_beat },
     };
 
     c->streams = near__streams_new();
@@ -493,6 +515,7 @@ near__coherence_open_over(struct near__coherence **coherence, const struct near_
     c->log          = config->log;
     c->sink         = config->sink;
     c->serve_window = config->serve_window;
+    c->copies       = config->uri->address_count;
     near__lock_init(&c->lock, NEAR__RANK_LEAF);
     near__cond_init(&c->changed);
     st = start(c, config, error);

@@ -49,6 +49,8 @@ take_wishes(struct near__bus_link *l, bool *owed, near_error *error)
     if (stopping)
         return near__bus_closed(error);
     if (suspect)
+        b->env.listener.suspected(b->env.listener.ctx);
+    if (suspect)
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "redis %s: %s, connection dropped", l->name, why);
     return NEAR_OK;
 }

@@ -162,6 +162,25 @@ near__streams_announced(struct near__streams *s, uint64_t sender, uint64_t strea
     return missing ? NEAR__STREAM_GAP : NEAR__STREAM_NEXT;
 }
 
+/* Streams are random numbers: the small ones are free for this. */
+unsigned
+near__streams_copies(struct near__streams *s, uint64_t sender, uint64_t beat)
+{
+    uint64_t  place  = 1 + beat % 8;
+    uint16_t *bucket = bucket_of(s, sender, place);
+    uint16_t  at     = find(s, *bucket, sender, place);
+
+    if (at == 0) {
+        insert(s, bucket, sender, place, 0);
+        at = s->slots[0].older; /* the newest */
+    }
+    if (s->slots[at].last >> 7 != beat)
+        s->slots[at].last = beat << 7;
+    if ((s->slots[at].last & 127) < 127)
+        s->slots[at].last++;
+    return (unsigned)(s->slots[at].last & 127);
+}
+
 void
 near__sent_note(struct near__sent *sent, uint64_t stream, uint64_t sequence)
 {

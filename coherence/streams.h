@@ -44,6 +44,10 @@ enum near__stream_news near__streams_heard(struct near__streams *streams, uint64
 enum near__stream_news near__streams_announced(struct near__streams *streams, uint64_t sender,
                                                uint64_t stream, uint64_t first, uint64_t last, bool whole);
 
+/* How many times this beat of a sender has been heard, now included, where each message comes on several links: at most 127 times.
+ * Several beats may be on their way at a time: eight. */
+unsigned near__streams_copies(struct near__streams *streams, uint64_t sender, uint64_t beat);
+
 struct near__sent {
     uint64_t beat; /* number of the last beat that was published */
     unsigned trail;
