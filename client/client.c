@@ -152,6 +152,8 @@ sink_flush(void *ctx)
     uint64_t     below = UINT64_MAX;
     size_t       n;
 
+    near__recovery_poke(
+        client); /* mostly the bus is back: after it is what is owed, whatever is flushed here */
     while ((n = next_caches(client, below, caches, NEAR_COUNT_OF(caches))) > 0) {
         below = caches[n - 1]->id;
         for (size_t i = 0; i < n; i++) {
@@ -321,6 +323,7 @@ client_free(near_client *client)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);
     near__scheduler_fini(&client->scheduler);
+    near__recovery_fini(client);
     near__client_log_fini(client);
     near__lock_fini(&client->lock);
     explicit_bzero(client, sizeof(*client)); /* passwords */
@@ -354,6 +357,7 @@ near_client_open(const near_config *config, near_client **pclient, near_error *e
     clock_prepare(client);
     near__lock_init(&client->lock, NEAR__RANK_CLIENT);
     near__scheduler_init(&client->scheduler);
+    near__recovery_init(client);
     near__upkeep_init(client);
     status = open_client(client, config, error);
     if (status != NEAR_OK) {
@@ -397,7 +401,7 @@ near_status
 near_client_close(near_client *client, near_error *error)
 {
     int64_t     deadline;
-    size_t      unanswered = 0;
+    size_t      unanswered = 0, owed;
     near_cache *cache;
 
     if (error != NULL)
@@ -411,6 +415,7 @@ near_client_close(near_client *client, near_error *error)
         unanswered += near__cache_await_loads(cache, deadline);
         near__cache_release(cache);
     }
+    owed = near__recovery_close(client, deadline);
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
     near__scheduler_stop(&client->scheduler);
@@ -422,9 +427,13 @@ near_client_close(near_client *client, near_error *error)
     near__workers_stop(client->workers, near__time_after(near__client_now(client), CLOSING_MOMENT));
     if (client->ops != NULL)
         client->ops->stop(client->l2);
+    near__recovery_drop(client);
     near__client_release(client);
     if (unanswered > 0)
         return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads were not answered within close.timeout",
                           unanswered);
+    if (owed > 0)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE,
+                          "closing: invalidations of %zu keys or caches could not be sent", owed);
     return NEAR_OK;
 }

@@ -117,6 +117,9 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       NULL, "L1 answers as fresh only this long after the bus was last known to be whole: the bound on staleness.")   \
     X(coherence_heartbeat, "coherence.heartbeat", DURATION, CLIENT, "100ms", NEAR_MS, 600 * NEAR__SEC, NULL,          \
       "How often the bus is asked for a sign of life; at most half of coherence.serve_window.")                       \
+    X(coherence_max_pending, "coherence.max_pending", COUNT, CLIENT, "10000", 0, 10000000, NULL,                      \
+      "Most keys whose failed writes are still to be made good, by removing them from L2 and telling the others, as "  \
+      "soon as that is possible.  Of a cache with more, everything is invalidated.  0: it is tried once.")             \
     X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
       "How long closing waits for loads that are still under way.")                                                   \
     X(log_level, "log.level", CHOICE, CLIENT, "warn", 0, 0, "error | warn | info | debug",                            \

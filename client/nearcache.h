@@ -168,7 +168,8 @@ NEAR_API near_status near_client_open(const near_config *config, near_client **c
  * Close a client and all its caches.  No other call on the client or its caches may be running or follow, except calls
  * on values: those still held stay valid until released.  Loads still unanswered are waited for up to close.timeout;
  * their near_load stays valid until answered.
- * @return NEAR_OK; NEAR_ERR_BUSY when loads were still unanswered (`error` says how many; the client is closed all
+ * @return NEAR_OK; NEAR_ERR_BUSY when loads were still unanswered, NEAR_ERR_UNAVAILABLE when failed writes could not be
+ *         made good (see coherence.max_pending).  `error` says how many; the client is closed all
  *         the same); NEAR_ERR_INVALID for NULL.
  * Threads: one.   Blocks: up to close.timeout.   In a forked child: closes the descriptors, sends nothing, and leaves the
  * memory to the process's end (a thread of the parent's may have held any lock at the fork).
@@ -534,7 +535,15 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(load_timeouts, c, "keys", "loads given up after loader.hard_timeout")                                  \
     X(hedges, c, "keys", "loads begun because L2 was slow to answer")                                        \
     X(expires, c, "keys", "keys declared stale by near_expire")                                              \
-    X(bus_beats, c, "messages", "beats sent: what others should have heard of us, so that a lost last message is noticed")
+    X(bus_beats, c, "messages", "beats sent: what others should have heard of us, so that a lost last message is noticed") \
+    X(bus_suspicions, c, "servers", "times the bus's server was found to be another one, or no primary any more") \
+    X(bus_recognised, g, "0 or 1", "whether the bus's servers tell who they are, so that a failover is noticed") \
+    X(bus_tracking, g, "0 or 1", "whether the servers themselves tell of every changed key") \
+    X(bus_changed, c, "keys", "changed keys that the servers told of") \
+    X(invalidations_kept, c, "keys", "invalidations that could not be sent and were kept") \
+    X(invalidations_settled, c, "keys", "of them: sent and confirmed later") \
+    X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \
+    X(invalidations_pending, g, "keys", "kept now")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

@@ -12,6 +12,7 @@
 #include "flight.h"
 #include "generation.h"
 #include "l2/envelope.h"
+#include "recovery.h"
 
 uint64_t
 near__stamp(void)
@@ -362,6 +363,18 @@ check_generation(near_cache *cache, struct near__ask **asks, size_t n, uint64_t 
         near__generation_doubt(cache, false);
 }
 
+/* Of a key whose invalidation is still owed L2 may hold what a write of ours was to replace. */
+static void
+distrust_owed(near_cache *cache, struct near__ask **asks, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (!near__recovery_owes(cache, asks[i]->key, asks[i]->hash))
+            continue;
+        near__entry_release(&asks[i]->entry);
+        unreachable(&asks[i], 1, NEAR_ERR_UNAVAILABLE);
+    }
+}
+
 void
 near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline, uint64_t *generation)
 {
@@ -390,6 +403,7 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t de
                                          : NEAR_ERR_UNAVAILABLE; /* not known: nothing can be judged */
     } /* else: cannot be read just now; one read within l1.max_ttl goes on (a ring with one dead server) */
     check_generation(cache, asks, n, *generation, unknown);
+    distrust_owed(cache, asks, n);
 }
 
 /* ---- leases */

@@ -6,12 +6,16 @@
  * the L2's, L2 write and message are one atomic step; else the write comes first, then the message (never the other way round:
  * race 7).
  *
- * An outcome that is not known, or a refusal that leaves the older value in L2, is followed by one attempt to remove and
- * publish; either way the write is not acknowledged.  No lock is held here.
+ * An outcome that is not known, or a refusal that leaves the older value in L2, is followed by an attempt to remove and
+ * publish; what that does not settle is kept and repeated (recovery.h).  Either way the write is not acknowledged.  No lock is held
+ * here.
  */
+#include "write.h"
+
 #include "budget.h"
 #include "generation.h"
 #include "read.h"
+#include "recovery.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -118,6 +122,15 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, uint8_t *me
     return NEAR_OK;
 }
 
+static bool
+all_done(const struct near__wire *wire)
+{
+    for (size_t i = 0; i < wire->n; i++)
+        if (wire->items[i].answer != NEAR_L2_DONE)
+            return false;
+    return true;
+}
+
 static near_status
 item_status(const struct near_l2_item *item)
 {
@@ -156,6 +169,15 @@ repair_deadline(struct writing *writing)
     return writing->repair;
 }
 
+/* What was not written for certain, or not announced, and could not be removed either. */
+static void
+keep_for_later(const struct writing *writing, size_t at, size_t n)
+{
+    for (size_t i = at; i < at + n; i++)
+        if (writing->writes[i].status != NEAR_OK)
+            near__recovery_keep(writing->cache, writing->writes[i].key, writing->writes[i].hash);
+}
+
 /* Write L2 for writes[at .. at + n), which are at most one batch and one message. */
 static void
 write_l2(struct writing *writing, size_t at, size_t n, bool put)
@@ -181,10 +203,38 @@ write_l2(struct writing *writing, size_t at, size_t n, bool put)
     for (size_t i = 0; i < n; i++)
         writing->writes[at + i].status = status != NEAR_OK ? status : item_status(&wire.items[i]);
     near__wire_free_values(&wire);
-    if (wire.n == n && keep_doubtful(&wire, status))
-        exchange(writing, &wire, false, message, size, repair_deadline(writing));
+    if (wire.n != n || (keep_doubtful(&wire, status) && (exchange(writing, &wire, false, message, size,
+                                                                  repair_deadline(writing)) != NEAR_OK ||
+                                                         !all_done(&wire))))
+        keep_for_later(writing, at, n);
     near__wire_close(&wire);
     free(message);
+}
+
+near_status
+near__write_settle(near_cache *cache, const near_bytes *keys, size_t n)
+{
+    struct writing    writing = { .cache = cache };
+    struct near__wire wire;
+    uint8_t          *message;
+    size_t            size = 0, bytes = 0;
+    near_status       status;
+
+    for (size_t i = 0; i < n; i++)
+        bytes += keys[i].size;
+    status = near__wire_open(&wire, cache, n, bytes);
+    if (status != NEAR_OK)
+        return status;
+    for (size_t i = 0; i < n; i++)
+        near__wire_add(&wire, cache, keys[i]);
+    message = encode_message(cache, NEAR__MESSAGE_INVALIDATE, keys, n, &size, &status);
+    if (status == NEAR_OK)
+        status = exchange(&writing, &wire, false, message, size, repair_deadline(&writing));
+    if (status == NEAR_OK && !all_done(&wire))
+        status = NEAR_ERR_UNAVAILABLE;
+    near__wire_close(&wire);
+    free(message);
+    return status;
 }
 
 /* ---- the bracket: per part, so that two keys of a large batch that share a stripe seldom void each other */
@@ -437,6 +487,17 @@ clear_others(near_cache *cache, uint64_t fresh, int64_t deadline)
 }
 
 near_status
+near__clear_settle(near_cache *cache)
+{
+    int64_t deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
+    near_status status = clear_others(cache, near__generation_fresh(cache), deadline);
+
+    near__generation_doubt(cache, true);
+    near__l1_flush(cache->l1);
+    return status;
+}
+
+near_status
 near_clear(near_cache *cache)
 {
     near_status status = near__cache_check(cache);
@@ -450,6 +511,8 @@ near_clear(near_cache *cache)
     near__l1_flush(cache->l1);
     if (cache->client->ops != NULL || cache->client->coherence != NULL)
         status = clear_others(cache, near__generation_fresh(cache), deadline);
+    if (status != NEAR_OK)
+        near__recovery_keep_clear(cache);
     near__budget_slow_start(&cache->budget);
     /* again: what was read in between may be of the old generation */
     near__generation_doubt(cache, true);
