@@ -16,6 +16,7 @@
 #include "budget.h"
 #include "cache.h"
 #include "generation.h"
+#include "tier.h"
 #include "upkeep.h"
 #include "watch.h"
 
@@ -126,6 +127,35 @@ sink_cleared(void *ctx, near_bytes name, uint64_t generation)
     near__cache_release(cache);
 }
 
+/* The server says that something of ours was changed: by us (that cannot be told), by others, by a program that knows nothing of us,
+ * by time or for want of room.  It may also be that somebody is waiting for it. */
+static void
+sink_changed(void *ctx, near_bytes l2_key)
+{
+    near_client *client = ctx;
+    near_cache  *cache;
+    near_bytes   name, key;
+
+    switch (near__l2_key_read(client, l2_key, &name, &key)) {
+    case NEAR__L2_ENTRY:
+        sink_invalidate(ctx, name, key);
+        sink_filled(ctx, name, key);
+        break;
+    case NEAR__L2_HASHED: /* whose key it is nobody can say */
+        cache = find_cache(client, name);
+        if (cache != NULL) {
+            near__l1_flush(cache->l1);
+            near__cache_release(cache);
+        }
+        break;
+    case NEAR__L2_GENERATION:
+        sink_cleared(ctx, name, 0);
+        break;
+    case NEAR__L2_NOTHING:
+        break;
+    }
+}
+
 /* The next caches in falling order of id, each with a reference. */
 static size_t
 next_caches(near_client *client, uint64_t below, near_cache **caches, size_t capacity)
@@ -222,6 +252,12 @@ reaches(const struct near__uri *bus, const struct near__uri *l2)
            (l2->kind == NEAR__URI_MEMORY && (l2->name[0] == '\0' || strcmp(bus->name, l2->name) == 0));
 }
 
+static bool
+wants_tracking(const struct near__settings *settings)
+{
+    return settings->coherence_mode == NEAR__MODE_TRACKING || settings->coherence_mode == NEAR__MODE_BOTH;
+}
+
 /* Which bus, if any: client->bus_uri, kind NONE for none. */
 static near_status
 choose_bus(near_client *client, near_error *error)
@@ -248,6 +284,13 @@ choose_bus(near_client *client, near_error *error)
     if (client->bus_uri.kind == NEAR__URI_MEMCACHED)
         return near__fail(error, NEAR_ERR_INVALID, "coherence.uri: memcached carries no messages; accepts %s",
                           near__options[NEAR__OPTION_coherence_uri].accepts);
+    if (wants_tracking(settings) && (client->bus_uri.kind != NEAR__URI_REDIS ||
+                                     !near__uri_same_server(&client->bus_uri, &client->l2_uri)))
+        return near__fail(
+            error, NEAR_ERR_INVALID,
+            "coherence.mode = \"%s\": accepted where l2.uri is a Redis and coherence.uri is auto "
+            "or the same",
+            settings->coherence_mode == NEAR__MODE_BOTH ? "both" : "tracking");
     if (client->bus_uri.kind == NEAR__URI_NONE && settings->coherence_mode == NEAR__MODE_PUBSUB)
         return near__fail(
             error, NEAR_ERR_INVALID,
@@ -275,10 +318,11 @@ open_coherence(near_client *client, near_error *error)
         .log             = &client->log,
         .channel         = client->channel,
         .client_name     = client->name,
+        .prefix          = wants_tracking(settings) ? settings->l2_key_prefix : NULL,
         .heartbeat       = settings->coherence_heartbeat,
         .serve_window    = settings->coherence_serve_window,
         .connect_timeout = settings->l2_connect_timeout,
-        .sink            = { client, sink_invalidate, sink_filled, sink_cleared, sink_flush },
+        .sink            = { client, sink_invalidate, sink_filled, sink_cleared, sink_flush, sink_changed },
     };
     client->bus_on_l2 = client->traits.announces && near__uri_same_server(&client->bus_uri, &client->l2_uri);
     return near__coherence_open(&client->coherence, &config, error);

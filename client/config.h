@@ -106,8 +106,10 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis://[user:pass@]host[:port][/db] | redis+unix:///path",                       \
       "The bus that carries invalidations.  auto: the L2 server where that is Redis or memory:NAME, else none.")      \
-    X(coherence_mode, "coherence.mode", CHOICE, CLIENT, "auto", 0, 0, "auto | pubsub | none",                         \
-      "How instances hear of writes.  auto: pubsub where there is a bus.")                                            \
+    X(coherence_mode, "coherence.mode", CHOICE, CLIENT, "auto", 0, 0, "auto | pubsub | tracking | both | none",       \
+      "How instances hear of writes.  pubsub: they tell each other.  tracking, both: besides, the Redis that is both L2 and bus "   \
+      "tells of every change under l2.key_prefix, whoever made it, of expiry and of eviction; it tells of our own writes and "  \
+      "fills, too, so these stay in L1 from the next read on only.  Where the server refuses that, pubsub remains.  auto: pubsub where there is a bus.")                                            \
     X(coherence_channel, "coherence.channel", TEXT, CLIENT, "", 0, 128, "0 .. 128 characters from ! to ~",            \
       "Channel of the messages.  Empty: l2.key_prefix followed by 'bus'.")                                            \
     X(coherence_on_disconnect, "coherence.on_disconnect", CHOICE, CLIENT, "bypass", 0, 0, "bypass | stale | fail",    \
@@ -151,7 +153,7 @@ struct near__settings {
 };
 
 /* Positions of the choices. */
-enum { NEAR__MODE_AUTO, NEAR__MODE_PUBSUB, NEAR__MODE_NONE };
+enum { NEAR__MODE_AUTO, NEAR__MODE_PUBSUB, NEAR__MODE_TRACKING, NEAR__MODE_BOTH, NEAR__MODE_NONE };
 enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
 
 struct near__option {

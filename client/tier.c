@@ -142,6 +142,28 @@ near__wire_add_generation(struct near__wire *wire, const near_cache *cache)
     return add_item(wire, put(at, GENERATION_KEY, sizeof(GENERATION_KEY) - 1));
 }
 
+enum near__l2_key
+near__l2_key_read(const near_client *client, near_bytes l2_key, near_bytes *name, near_bytes *key)
+{
+    const char *prefix = client->settings.l2_key_prefix;
+    const char *at     = l2_key.data;
+    size_t      skip   = strlen(prefix), end;
+
+    if (l2_key.size < skip || memcmp(at, prefix, skip) != 0)
+        return NEAR__L2_NOTHING;
+    end = skip;
+    while (end < l2_key.size && strchr(":#!%@", at[end]) == NULL) /* a NUL counts as one: no name has it */
+        end++;
+    *name = (near_bytes){ at + skip, end - skip };
+    *key  = (near_bytes){ at + end, l2_key.size - end };
+    if (near__bytes_equal(*key, near_key(GENERATION_KEY)))
+        return NEAR__L2_GENERATION;
+    if (key->size == 0 || (at[end] != ':' && at[end] != '#'))
+        return NEAR__L2_NOTHING; /* a lease beside an entry, or somebody else's */
+    *key = (near_bytes){ at + end + 1, l2_key.size - end - 1 };
+    return at[end] == ':' ? NEAR__L2_ENTRY : NEAR__L2_HASHED;
+}
+
 /* ---- entries to bytes and back */
 
 uint8_t *
