@@ -540,6 +540,7 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(bus_recognised, g, "0 or 1", "whether the bus's servers tell who they are, so that a failover is noticed") \
     X(bus_tracking, g, "0 or 1", "whether the servers themselves tell of every changed key") \
     X(bus_changed, c, "keys", "changed keys that the servers told of") \
+    X(bus_storms, c, "times", "times L1 was bypassed because messages were missing or unreadable at a high rate") \
     X(invalidations_kept, c, "keys", "invalidations that could not be sent and were kept") \
     X(invalidations_settled, c, "keys", "of them: sent and confirmed later") \
     X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \

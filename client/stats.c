@@ -89,6 +89,7 @@ collect_bus(near_client *client, near_stats *stats)
     stats->bus_recognised      = bus.recognised;
     stats->bus_tracking        = bus.tracking;
     stats->bus_changed         = bus.changed;
+    stats->bus_storms          = bus.storms;
 }
 
 static void

@@ -25,11 +25,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* More flushes than this in a second, for messages that are missing or make no sense, and L1 is bypassed instead: who floods the
+ * channel gets a closed gate, not an L1 that is emptied thousands of times a second.  It ends with a second without any. */
+#define STORM_FLUSHES 16
+#define STORM_WINDOW  (1000 * NEAR_MS)
+
 #define SAY_AGAIN (60 * 1000 * NEAR_MS) /* a lost bus whose reason changes is logged at most this often */
 
 struct counters {
     _Atomic uint64_t sent, send_failures, received, keys_received, filled_received, echoes, bad_messages,
-        gaps, flushes, connects, late, beats, changed;
+        gaps, flushes, connects, late, beats, changed, storms;
 };
 
 struct near__coherence {
@@ -45,13 +50,16 @@ struct near__coherence {
     _Atomic int64_t             gate;
     struct counters             counters; /* relaxed: they order nothing */
 
-    struct near__lock     lock;
-    pthread_cond_t        changed; /* opened, tried */
-    bool                  listening;
-    bool                  opened, tried; /* the gate was opened once; the first attempt has ended */
-    bool                  complained;    /* about a bad message or a gap, since the newest subscribed() */
-    int64_t               subscribed_at, lost_at, said_at;
-    char                  reason[256]; /* why the bus was lost, as logged */
+    struct near__lock lock;
+    pthread_cond_t    changed; /* opened, tried */
+    bool              listening;
+    bool              opened, tried; /* the gate was opened once; the first attempt has ended */
+    bool              complained;    /* about a bad message or a gap, since the newest subscribed() */
+    int64_t           subscribed_at, lost_at, said_at;
+    int64_t           storm_until;   /* 0: there is none */
+    int64_t           flushes_since; /* the running second of the storm's measure, and how many were in it */
+    unsigned          flushes_in_row;
+    char              reason[256]; /* why the bus was lost, as logged */
     struct near__streams *streams;
     struct near__doubts   doubts;
     struct near__sent     sent;
@@ -73,17 +81,51 @@ distrust(struct near__coherence *c)
     c->sink.flush(c->sink.ctx);
 }
 
+enum weather { FAIR, STORM_BEGINS, STORM };
+
+/* One more reason to flush.  STORM: none is needed, because the gate is closed and one will come before it opens. */
+static enum weather
+weather_locked(struct near__coherence *c, int64_t now)
+{
+    if (c->storm_until != 0) {
+        c->storm_until = near__time_after(now, STORM_WINDOW);
+        return STORM;
+    }
+    if (now - c->flushes_since >= STORM_WINDOW) {
+        c->flushes_since  = now;
+        c->flushes_in_row = 0;
+    }
+    /* a gate that is open for ever (memory:) would never be opened again */
+    if (++c->flushes_in_row <= STORM_FLUSHES ||
+        atomic_load_explicit(&c->gate, memory_order_relaxed) == NEAR_NEVER)
+        return FAIR;
+    c->storm_until = near__time_after(now, STORM_WINDOW);
+    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
+    return STORM_BEGINS;
+}
+
 /* Distrust for a reason that somebody should look into: said once per subscription. */
 static void
 distrust_aloud(struct near__coherence *c, const char *what)
 {
-    bool say;
+    int64_t      now = near__now(c->clock);
+    enum weather weather;
+    bool         say;
 
     near__lock(&c->lock);
+    weather       = weather_locked(c, now);
     say           = !c->complained;
     c->complained = true;
     near__unlock(&c->lock);
+    if (weather == STORM)
+        return;
     distrust(c);
+    if (weather == STORM_BEGINS) {
+        count(&c->counters.storms, 1);
+        near__log(c->log, NEAR_LOG_WARN,
+                  "bus: %s, more than %d times a second: L1 is bypassed until that has ended", what,
+                  STORM_FLUSHES);
+    }
     if (say)
         near__log(c->log, NEAR_LOG_WARN, "bus: %s: L1 is flushed each time (further ones are only counted)",
                   what);
@@ -257,14 +299,32 @@ on_subscribed(void *ctx)
                   (long long)((now - lost_at) / NEAR_MS));
 }
 
+/* The storm has ended: a flush, and only what is asked after it opens the gate.  Unless it goes on meanwhile. */
+static void
+end_storm(struct near__coherence *c, int64_t until)
+{
+    int64_t now;
+
+    distrust(c);
+    now = near__now(c->clock);
+    near__lock(&c->lock);
+    if (c->storm_until == until) {
+        c->storm_until   = 0;
+        c->subscribed_at = now;
+    }
+    near__unlock(&c->lock);
+}
+
 static void
 on_heard(void *ctx, int64_t since)
 {
     struct near__coherence *c     = ctx;
     int64_t                 until = near__time_after(since, c->serve_window);
+    int64_t                 now   = near__now(c->clock), storm;
 
     near__lock(&c->lock);
-    if (c->listening && since >= c->subscribed_at) {
+    storm = c->storm_until;
+    if (storm == 0 && c->listening && since >= c->subscribed_at) {
         /* release: pairs with the acquire in near__coherence_gate(): who sees this gate sees the flush before it */
         if (until > atomic_load_explicit(&c->gate, memory_order_relaxed))
             atomic_store_explicit(&c->gate, until, memory_order_release);
@@ -275,6 +335,8 @@ on_heard(void *ctx, int64_t since)
         }
     }
     near__unlock(&c->lock);
+    if (storm != 0 && now >= storm)
+        end_storm(c, storm);
 }
 
 /* What was heard proves nothing: the one case in which the gate is closed by hand, and what is held goes at once. */
@@ -597,6 +659,7 @@ near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *s
     GET(late);
     GET(beats);
     GET(changed);
+    GET(storms);
 #undef GET
     near__lock(&c->lock);
     stats->connected = c->listening;

@@ -87,6 +87,7 @@ struct near__coherence_stats {
     uint64_t changed;              /* keys that the server itself told of */
     bool     tracking, recognised; /* see near__bus_state */
     uint64_t suspicions;
+    uint64_t storms; /* times L1 was bypassed because there would have been too many flushes */
     bool     connected;
 };
 void near__coherence_stats(struct near__coherence *coherence, struct near__coherence_stats *stats);

@@ -503,6 +503,7 @@ flushed_by_the_end(unsigned dropped, bool beats)
     unsigned n    = 0;
     uint64_t beat = 0;
 
+    test_clock_advance(&test_time, 1000); /* a round's flushes are no storm */
     bring_up();
     if (beats)
         send_beat(5, ++beat, NULL, 0); /* from here on all can be known */
@@ -567,6 +568,51 @@ a_first_beat_sets_the_baseline(void **state)
     send_beat(5, 9, &known, 1); /* 6 came after 5, which we heard */
     assert_string_equal(told, "IIF");
     assert_int_equal(stats().gaps, 1);
+}
+
+/* Rubbish at a high rate: the gate closes instead of one flush for each, stays closed while it lasts, and opens after a flush. */
+static void
+a_storm_of_rubbish_closes_the_gate_and_is_never_ignored(void **state)
+{
+    (void)state;
+    bring_up();
+    for (int i = 0; i < 16; i++) {
+        bus_bytes("rubbish", 7);
+        assert_true(gate_is_open());
+    }
+    assert_int_equal(told_count, 16);
+    for (int i = 0; i < 10000; i++)
+        bus_bytes("rubbish", 7);
+    assert_int_equal(told_count, 17);
+    assert_int_equal(stats().storms, 1);
+    assert_int_equal(stats().bad_messages, 10016);
+    for (int i = 0; i < 30; i++) { /* three seconds more of it */
+        test_clock_advance(&test_time, 100);
+        bus_bytes("rubbish", 7);
+        bus_heard(now());
+        assert_false(gate_is_open());
+    }
+    send_invalidate(5, 1, 1); /* messages that can be read are applied meanwhile */
+    assert_int_equal(told_count, 18);
+    test_clock_advance(&test_time, 999);
+    bus_heard(now());
+    assert_false(gate_is_open());
+    assert_int_equal(told_count, 18);
+    test_clock_advance(&test_time, 1);
+    bus_heard(now());
+    assert_int_equal(told[18], 'F');
+    assert_false(gate_is_open()); /* that was asked before the flush */
+    test_clock_advance(&test_time, 1);
+    bus_heard(now());
+    assert_true(gate_is_open());
+    assert_int_equal(told_count, 19);
+    for (int i = 0; i < 3; i++) { /* control: a few, now and then, are flushes as ever */
+        test_clock_advance(&test_time, 30);
+        bus_bytes("rubbish", 7);
+        bus_heard(now());
+        assert_true(gate_is_open());
+    }
+    assert_int_equal(stats().storms, 1);
 }
 
 static void
@@ -1018,6 +1064,7 @@ main(void)
         WITH_BUS(test_race18_a_lost_first_or_last_message_is_noticed_by_the_beat),
         WITH_BUS(a_first_beat_sets_the_baseline),
         WITH_BUS(beats_say_what_was_published_since_the_last),
+        WITH_BUS(a_storm_of_rubbish_closes_the_gate_and_is_never_ignored),
         WITH_BUS(test_race17_duplicates_and_late_messages_are_applied),
         WITH_BUS(streams_that_mix_show_no_false_gap),
         WITH_BUS(a_new_subscription_forgets_the_streams),
