@@ -34,9 +34,10 @@ near__announce_end(near_cache *cache, struct near__announcing *announcing, near_
     near_client *client = cache->client;
     near_status  told   = NEAR_OK;
 
-    if (announcing->with != NULL && status == NEAR_OK)
+    if (announcing->with != NULL && status == NEAR_OK) {
         near__count(cache, NEAR__bus_sent, 1);
-    else if (announcing->with != NULL && announcing->announce.stream != 0)
+        near__coherence_announced(client->coherence, announcing->message);
+    } else if (announcing->with != NULL && announcing->announce.stream != 0)
         near__coherence_doubt(client->coherence, announcing->announce.stream);
     else if (announcing->message != NULL && announcing->with == NULL) {
         if (status != NEAR_OK)

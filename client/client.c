@@ -17,6 +17,7 @@
 #include "cache.h"
 #include "generation.h"
 #include "tags.h"
+#include "tier.h"
 #include "upkeep.h"
 #include "watch.h"
 
@@ -142,6 +143,59 @@ sink_tagged(void *ctx, near_bytes name, near_bytes tag, uint64_t lineage, uint64
     near__cache_release(cache);
 }
 
+/* A tag's moment was written: an invalidation, or only the first question after it.  Which moment it is has to be read. */
+static void
+sink_tag_changed(near_client *client, near_bytes name, near_bytes tag)
+{
+    near_cache *cache = find_cache(client, name);
+
+    if (cache == NULL)
+        return;
+    near__tags_doubt(cache);
+    near__l1_invalidate_tag(cache->l1, near__hash_keyed(&client->secret, tag));
+    near__cache_release(cache);
+}
+
+/* Whose key or tag it is nobody can say. */
+static void
+sink_hashed_changed(near_client *client, near_bytes name)
+{
+    near_cache *cache = find_cache(client, name);
+
+    if (cache == NULL)
+        return;
+    near__tags_doubt(cache);
+    near__l1_flush(cache->l1);
+    near__cache_release(cache);
+}
+
+/* The server says that something of ours was changed: by us (that cannot be told), by others, by a program that knows nothing of us,
+ * by time or for want of room.  It may also be that somebody is waiting for it. */
+static void
+sink_changed(void *ctx, near_bytes l2_key)
+{
+    near_client *client = ctx;
+    near_bytes   name, key;
+
+    switch (near__l2_key_read(client, l2_key, &name, &key)) {
+    case NEAR__L2_ENTRY:
+        sink_invalidate(ctx, name, key);
+        sink_filled(ctx, name, key);
+        break;
+    case NEAR__L2_TAG:
+        sink_tag_changed(client, name, key);
+        break;
+    case NEAR__L2_HASHED:
+        sink_hashed_changed(client, name);
+        break;
+    case NEAR__L2_GENERATION:
+        sink_cleared(ctx, name, 0);
+        break;
+    case NEAR__L2_NOTHING:
+        break;
+    }
+}
+
 /* The next caches in falling order of id, each with a reference. */
 static size_t
 next_caches(near_client *client, uint64_t below, near_cache **caches, size_t capacity)
@@ -168,6 +222,8 @@ sink_flush(void *ctx)
     uint64_t     below = UINT64_MAX;
     size_t       n;
 
+    near__recovery_poke(
+        client); /* mostly the bus is back: after it is what is owed, whatever is flushed here */
     while ((n = next_caches(client, below, caches, NEAR_COUNT_OF(caches))) > 0) {
         below = caches[n - 1]->id;
         for (size_t i = 0; i < n; i++) {
@@ -237,6 +293,12 @@ reaches(const struct near__uri *bus, const struct near__uri *l2)
            (l2->kind == NEAR__URI_MEMORY && (l2->name[0] == '\0' || strcmp(bus->name, l2->name) == 0));
 }
 
+static bool
+wants_tracking(const struct near__settings *settings)
+{
+    return settings->coherence_mode == NEAR__MODE_TRACKING || settings->coherence_mode == NEAR__MODE_BOTH;
+}
+
 /* Which bus, if any: client->bus_uri, kind NONE for none. */
 static near_status
 choose_bus(near_client *client, near_error *error)
@@ -263,6 +325,13 @@ choose_bus(near_client *client, near_error *error)
     if (client->bus_uri.kind == NEAR__URI_MEMCACHED)
         return near__fail(error, NEAR_ERR_INVALID, "coherence.uri: memcached carries no messages; accepts %s",
                           near__options[NEAR__OPTION_coherence_uri].accepts);
+    if (wants_tracking(settings) && (client->bus_uri.kind != NEAR__URI_REDIS ||
+                                     !near__uri_same_server(&client->bus_uri, &client->l2_uri)))
+        return near__fail(
+            error, NEAR_ERR_INVALID,
+            "coherence.mode = \"%s\": accepted where l2.uri is a Redis and coherence.uri is auto "
+            "or the same",
+            settings->coherence_mode == NEAR__MODE_BOTH ? "both" : "tracking");
     if (client->bus_uri.kind == NEAR__URI_NONE && settings->coherence_mode == NEAR__MODE_PUBSUB)
         return near__fail(
             error, NEAR_ERR_INVALID,
@@ -290,10 +359,11 @@ open_coherence(near_client *client, near_error *error)
         .log             = &client->log,
         .channel         = client->channel,
         .client_name     = client->name,
+        .prefix          = wants_tracking(settings) ? settings->l2_key_prefix : NULL,
         .heartbeat       = settings->coherence_heartbeat,
         .serve_window    = settings->coherence_serve_window,
         .connect_timeout = settings->l2_connect_timeout,
-        .sink            = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush },
+        .sink = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed },
     };
     client->bus_on_l2 = client->traits.announces && near__uri_same_server(&client->bus_uri, &client->l2_uri);
     return near__coherence_open(&client->coherence, &config, error);
@@ -339,6 +409,7 @@ client_free(near_client *client)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);
     near__scheduler_fini(&client->scheduler);
+    near__recovery_fini(client);
     near__client_log_fini(client);
     near__lock_fini(&client->lock);
     near__packer_fini(&client->packer);
@@ -373,6 +444,7 @@ near_client_open(const near_config *config, near_client **pclient, near_error *e
     clock_prepare(client);
     near__lock_init(&client->lock, NEAR__RANK_CLIENT);
     near__scheduler_init(&client->scheduler);
+    near__recovery_init(client);
     near__upkeep_init(client);
     status = open_client(client, config, error);
     if (status != NEAR_OK) {
@@ -416,7 +488,7 @@ near_status
 near_client_close(near_client *client, near_error *error)
 {
     int64_t     deadline;
-    size_t      unanswered = 0;
+    size_t      unanswered = 0, owed;
     near_cache *cache;
 
     if (error != NULL)
@@ -430,6 +502,7 @@ near_client_close(near_client *client, near_error *error)
         unanswered += near__cache_await_loads(cache, deadline);
         near__cache_release(cache);
     }
+    owed = near__recovery_close(client, deadline);
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
     near__scheduler_stop(&client->scheduler);
@@ -441,9 +514,13 @@ near_client_close(near_client *client, near_error *error)
     near__workers_stop(client->workers, near__time_after(near__client_now(client), CLOSING_MOMENT));
     if (client->ops != NULL)
         client->ops->stop(client->l2);
+    near__recovery_drop(client);
     near__client_release(client);
     if (unanswered > 0)
         return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads were not answered within close.timeout",
                           unanswered);
+    if (owed > 0)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE,
+                          "closing: invalidations of %zu keys or caches could not be sent", owed);
     return NEAR_OK;
 }

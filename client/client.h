@@ -21,6 +21,7 @@
 #include "l1/find.h"
 #include "l2/backend.h"
 #include "l2/compress.h"
+#include "recovery.h"
 #include "scheduler.h"
 #include "stats.h"
 #include "workers.h"
@@ -69,6 +70,7 @@ struct near_client {
     struct near__coherence   *coherence; /* NULL: no bus */
     struct near__scheduler    scheduler;
     struct near__workers     *workers; /* the loader pool */
+    struct near__recovery     recovery;
     bool bus_on_l2; /* the bus's server is the L2's, and the backend announces: one atomic step */
 
     _Atomic int64_t
@@ -194,7 +196,9 @@ struct near_cache {
     struct near__lock loads_lock; /* leaf: unanswered loads, closing */
     pthread_cond_t    loads_done;
     size_t            loads_open;
-    bool              closing; /* no loader is called any more */
+    bool              closing;    /* no loader is called any more */
+    uint64_t          owes_clear; /* recovery's lock, as the next: 0, or its count when this was kept last */
+    near_cache       *owing;
 };
 
 void near__client_release(near_client *client);

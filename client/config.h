@@ -119,8 +119,10 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis://[user:pass@]host[:port][/db] | redis+unix:///path",                       \
       "The bus that carries invalidations.  auto: the L2 server where that is Redis or memory:NAME, else none.")      \
-    X(coherence_mode, "coherence.mode", CHOICE, CLIENT, "auto", 0, 0, "auto | pubsub | none",                         \
-      "How instances hear of writes.  auto: pubsub where there is a bus.")                                            \
+    X(coherence_mode, "coherence.mode", CHOICE, CLIENT, "auto", 0, 0, "auto | pubsub | tracking | both | none",       \
+      "How instances hear of writes.  pubsub: they tell each other.  tracking, both: besides, the Redis that is both L2 and bus "   \
+      "tells of every change under l2.key_prefix, whoever made it, of expiry and of eviction; it tells of our own writes and "  \
+      "fills, too, so these stay in L1 from the next read on only.  Where the server refuses that, pubsub remains.  auto: pubsub where there is a bus.")                                            \
     X(coherence_channel, "coherence.channel", TEXT, CLIENT, "", 0, 128, "0 .. 128 characters from ! to ~",            \
       "Channel of the messages.  Empty: l2.key_prefix followed by 'bus'.")                                            \
     X(coherence_on_disconnect, "coherence.on_disconnect", CHOICE, CLIENT, "bypass", 0, 0, "bypass | stale | fail",    \
@@ -130,6 +132,9 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       NULL, "L1 answers as fresh only this long after the bus was last known to be whole: the bound on staleness.")   \
     X(coherence_heartbeat, "coherence.heartbeat", DURATION, CLIENT, "100ms", NEAR_MS, 600 * NEAR__SEC, NULL,          \
       "How often the bus is asked for a sign of life; at most half of coherence.serve_window.")                       \
+    X(coherence_max_pending, "coherence.max_pending", COUNT, CLIENT, "10000", 0, 10000000, NULL,                      \
+      "Most keys whose failed writes are still to be made good, by removing them from L2 and telling the others, as "  \
+      "soon as that is possible.  Of a cache with more, everything is invalidated.  0: it is tried once.")             \
     X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
       "How long closing waits for loads that are still under way.")                                                   \
     X(log_level, "log.level", CHOICE, CLIENT, "warn", 0, 0, "error | warn | info | debug",                            \
@@ -161,7 +166,7 @@ struct near__settings {
 };
 
 /* Positions of the choices. */
-enum { NEAR__MODE_AUTO, NEAR__MODE_PUBSUB, NEAR__MODE_NONE };
+enum { NEAR__MODE_AUTO, NEAR__MODE_PUBSUB, NEAR__MODE_TRACKING, NEAR__MODE_BOTH, NEAR__MODE_NONE };
 enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
 enum { NEAR__COMPRESSION_NONE, NEAR__COMPRESSION_AUTO, NEAR__COMPRESSION_LZ4, NEAR__COMPRESSION_ZSTD };
 enum { NEAR__ENVELOPE_FULL, NEAR__ENVELOPE_NONE };

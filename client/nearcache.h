@@ -169,7 +169,8 @@ NEAR_API near_status near_client_open(const near_config *config, near_client **c
  * Close a client and all its caches.  No other call on the client or its caches may be running or follow, except calls
  * on values: those still held stay valid until released.  Loads still unanswered are waited for up to close.timeout;
  * their near_load stays valid until answered.
- * @return NEAR_OK; NEAR_ERR_BUSY when loads were still unanswered (`error` says how many; the client is closed all
+ * @return NEAR_OK; NEAR_ERR_BUSY when loads were still unanswered, NEAR_ERR_UNAVAILABLE when failed writes could not be
+ *         made good (see coherence.max_pending).  `error` says how many; the client is closed all
  *         the same); NEAR_ERR_INVALID for NULL.
  * Threads: one.   Blocks: up to close.timeout.   In a forked child: closes the descriptors, sends nothing, and leaves the
  * memory to the process's end (a thread of the parent's may have held any lock at the fork).
@@ -278,7 +279,8 @@ NEAR_API void near_value_release(near_value *value);
 NEAR_API near_status near_get(near_cache *cache, near_bytes key, near_value **value);
 
 enum {
-    NEAR_SKIP_L1 = 1u << 0, /* do not read L1; ask L2, by a request of one's own (and fill L1, unless NEAR_NO_FILL) */
+    NEAR_SKIP_L1 =
+        1u << 0, /* do not read L1; ask L2, by a request of one's own (and fill L1, unless NEAR_NO_FILL) */
     NEAR_ONLY_L1 = 1u << 1, /* ask nobody but L1 */
     NEAR_NO_FILL = 1u << 2  /* do not keep in L1 what was found further down */
 };
@@ -561,7 +563,22 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(l2_compress_tries, c, "values", "values whose compression was tried")                                  \
     X(l2_compressed, c, "values", "values stored compressed")                                                \
     X(l2_compress_saved, c, "bytes", "bytes that compression kept off the wire and out of L2")               \
-    X(l2_reads_joined, c, "keys", "reads of L2 that another thread was making already, and that served both")
+    X(l2_reads_joined, c, "keys",                                                                            \
+      "reads of L2 that another thread was making already, and that served both")                            \
+    X(bus_beats, c, "messages",                                                                              \
+      "beats sent: what others should have heard of us, so that a lost last message is noticed")             \
+    X(bus_suspicions, c, "servers",                                                                          \
+      "times the bus's server was found to be another one, or no primary any more")                          \
+    X(bus_recognised, g, "0 or 1",                                                                           \
+      "whether the bus's servers tell who they are, so that a failover is noticed")                          \
+    X(bus_tracking, g, "0 or 1", "whether the servers themselves tell of every changed key")                 \
+    X(bus_changed, c, "keys", "changed keys that the servers told of")                                       \
+    X(bus_storms, c, "times",                                                                                \
+      "times L1 was bypassed because messages were missing or unreadable at a high rate")                    \
+    X(invalidations_kept, c, "keys", "invalidations that could not be sent and were kept")                   \
+    X(invalidations_settled, c, "keys", "of them: sent and confirmed later")                                 \
+    X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \
+    X(invalidations_pending, g, "keys", "kept now")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

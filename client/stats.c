@@ -84,6 +84,12 @@ collect_bus(near_client *client, near_stats *stats)
     stats->bus_flushes         = bus.flushes;
     stats->bus_connects        = bus.connects;
     stats->bus_connected       = bus.connected;
+    stats->bus_beats           = bus.beats;
+    stats->bus_suspicions      = bus.suspicions;
+    stats->bus_recognised      = bus.recognised;
+    stats->bus_tracking        = bus.tracking;
+    stats->bus_changed         = bus.changed;
+    stats->bus_storms          = bus.storms;
 }
 
 static void
@@ -96,6 +102,7 @@ collect(near_client *client, near_stats *stats)
 #undef COLLECT
     collect_l1(client, stats);
     collect_bus(client, stats);
+    stats->invalidations_pending = atomic_load_explicit(&client->recovery.pending, memory_order_relaxed);
     if (client->ops != NULL)
         client->ops->stats(client->l2, &l2);
     stats->l2_connects    = l2.connects;

@@ -18,6 +18,7 @@
 #include "flight.h"
 #include "generation.h"
 #include "l2/envelope.h"
+#include "recovery.h"
 #include "tags.h"
 
 /* ---- wire keys
@@ -155,6 +156,38 @@ near__wire_add_generation(struct near__wire *wire, const near_cache *cache)
     char *at = put(wire->keys, cache->prefix, cache->prefix_size);
 
     return add_item(wire, put(at, GENERATION_KEY, sizeof(GENERATION_KEY) - 1));
+}
+
+enum near__l2_key
+near__l2_key_read(const near_client *client, near_bytes l2_key, near_bytes *name, near_bytes *key)
+{
+    const char *prefix = client->settings.l2_key_prefix;
+    const char *at     = l2_key.data;
+    size_t      skip   = strlen(prefix), end;
+
+    if (l2_key.size < skip || memcmp(at, prefix, skip) != 0)
+        return NEAR__L2_NOTHING;
+    end = skip;
+    while (end < l2_key.size && strchr(":#!%@=~", at[end]) == NULL) /* a NUL counts as one: no name has it */
+        end++;
+    *name = (near_bytes){ at + skip, end - skip };
+    *key  = (near_bytes){ at + end, l2_key.size - end };
+    if (near__bytes_equal(*key, near_key(GENERATION_KEY)))
+        return NEAR__L2_GENERATION;
+    if (key->size == 0)
+        return NEAR__L2_NOTHING;
+    *key = (near_bytes){ at + end + 1, l2_key.size - end - 1 };
+    switch (at[end]) {
+    case ':':
+        return NEAR__L2_ENTRY;
+    case '=':
+        return NEAR__L2_TAG;
+    case '#':
+    case '~':
+        return NEAR__L2_HASHED;
+    default:
+        return NEAR__L2_NOTHING; /* a lease beside an entry, the clock of tags, or somebody else's */
+    }
 }
 
 /* ---- entries to bytes and back */
@@ -566,6 +599,18 @@ check_labels(near_cache *cache, struct near__ask **asks, size_t n, struct near__
     }
 }
 
+/* Of a key whose invalidation is still owed L2 may hold what a write of ours was to replace. */
+static void
+distrust_owed(near_cache *cache, struct near__ask **asks, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (!near__recovery_owes(cache, asks[i]->key, asks[i]->hash))
+            continue;
+        near__entry_release(&asks[i]->entry);
+        unreachable(&asks[i], 1, NEAR_ERR_UNAVAILABLE);
+    }
+}
+
 void
 near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t now, int64_t deadline,
                 uint64_t *generation)
@@ -605,6 +650,7 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t no
     } /* else: cannot be read just now; one read within l1.max_ttl goes on (a ring with one dead server) */
     check_generation(cache, asks, n, *generation, unknown);
     check_labels(cache, asks, n, reading.clock, deadline);
+    distrust_owed(cache, asks, n);
 }
 
 /* ---- leases */

@@ -59,6 +59,12 @@ struct near__ask {
 
 /* ---- wire keys and items */
 
+/* What a key of L2 is of ours: NEAR__L2_ENTRY (`key` is the user's), NEAR__L2_TAG (the tag's name), NEAR__L2_HASHED (of either, but
+ * whose cannot be said), NEAR__L2_GENERATION, of the cache `name`; or nothing that L1 depends on. */
+enum near__l2_key { NEAR__L2_ENTRY, NEAR__L2_TAG, NEAR__L2_HASHED, NEAR__L2_GENERATION, NEAR__L2_NOTHING };
+enum near__l2_key near__l2_key_read(const near_client *client, near_bytes l2_key, near_bytes *name,
+                                    near_bytes *key);
+
 /* Items and their keys for one call of the backend, in one block: inside where that is enough, for it is for one key. */
 struct near__wire {
     struct near_l2_item *items; /* all zero but the key */

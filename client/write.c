@@ -6,13 +6,17 @@
  * the L2's, L2 write and message are one atomic step; else the write comes first, then the message (never the other way round:
  * race 7).
  *
- * An outcome that is not known, or a refusal that leaves the older value in L2, is followed by one attempt to remove and
- * publish; either way the write is not acknowledged.  No lock is held here.
+ * An outcome that is not known, or a refusal that leaves the older value in L2, is followed by an attempt to remove and
+ * publish; what that does not settle is kept and repeated (recovery.h).  Either way the write is not acknowledged.  No lock is held
+ * here.
  */
+#include "write.h"
+
 #include "announce.h"
 #include "budget.h"
 #include "generation.h"
 #include "read.h"
+#include "recovery.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -104,7 +108,18 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
             return NEAR_OK;
         }
     near__count(writing->cache, NEAR__bus_sent, wire->items[0].answer == NEAR_L2_DONE);
+    if (wire->items[0].answer == NEAR_L2_DONE)
+        near__coherence_announced(client->coherence, announcing->message);
     return NEAR_OK;
+}
+
+static bool
+all_done(const struct near__wire *wire)
+{
+    for (size_t i = 0; i < wire->n; i++)
+        if (wire->items[i].answer != NEAR_L2_DONE)
+            return false;
+    return true;
 }
 
 static near_status
@@ -145,6 +160,15 @@ repair_deadline(struct writing *writing)
     return writing->repair;
 }
 
+/* What was not written for certain, or not announced, and could not be removed either. */
+static void
+keep_for_later(const struct writing *writing, size_t at, size_t n)
+{
+    for (size_t i = at; i < at + n; i++)
+        if (writing->writes[i].status != NEAR_OK)
+            near__recovery_keep(writing->cache, writing->writes[i].key, writing->writes[i].hash);
+}
+
 /* Write L2 for writes[at .. at + n), which are at most one batch and one message. */
 static void
 write_l2(struct writing *writing, size_t at, size_t n, bool put)
@@ -172,10 +196,38 @@ write_l2(struct writing *writing, size_t at, size_t n, bool put)
         status = exchange(writing, &wire, put, &announcing, writing->deadline);
     for (size_t i = 0; i < n; i++)
         writing->writes[at + i].status = status != NEAR_OK ? status : item_status(&wire.items[i]);
-    if (wire.n == n && keep_doubtful(&wire, status))
-        exchange(writing, &wire, false, &announcing, repair_deadline(writing));
+    if (wire.n != n || (keep_doubtful(&wire, status) &&
+                        (exchange(writing, &wire, false, &announcing, repair_deadline(writing)) != NEAR_OK ||
+                         !all_done(&wire))))
+        keep_for_later(writing, at, n);
     near__wire_close(&wire);
     free(announcing.message);
+}
+
+near_status
+near__write_settle(near_cache *cache, const near_bytes *keys, size_t n)
+{
+    struct writing          writing = { .cache = cache };
+    struct near__announcing announcing;
+    struct near__wire       wire;
+    size_t                  bytes = 0;
+    near_status             status;
+
+    for (size_t i = 0; i < n; i++)
+        bytes += keys[i].size;
+    status = near__wire_open(&wire, cache, n, bytes);
+    if (status != NEAR_OK)
+        return status;
+    for (size_t i = 0; i < n; i++)
+        near__wire_add(&wire, cache, keys[i]);
+    status = near__announce_begin(cache, NEAR__MESSAGE_INVALIDATE, keys, n, &announcing);
+    if (status == NEAR_OK)
+        status = exchange(&writing, &wire, false, &announcing, repair_deadline(&writing));
+    if (status == NEAR_OK && !all_done(&wire))
+        status = NEAR_ERR_UNAVAILABLE;
+    near__wire_close(&wire);
+    free(announcing.message);
+    return status;
 }
 
 /* ---- the bracket: per part, so that two keys of a large batch that share a stripe seldom void each other */
@@ -462,6 +514,17 @@ clear_others(near_cache *cache, uint64_t fresh, int64_t deadline)
 }
 
 near_status
+near__clear_settle(near_cache *cache)
+{
+    int64_t deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
+    near_status status = clear_others(cache, near__generation_fresh(cache), deadline);
+
+    near__generation_doubt(cache, true);
+    near__l1_flush(cache->l1);
+    return status;
+}
+
+near_status
 near_clear(near_cache *cache)
 {
     near_status status = near__cache_check(cache);
@@ -477,6 +540,8 @@ near_clear(near_cache *cache)
     near__l1_flush(cache->l1);
     if (cache->client->ops != NULL || cache->client->coherence != NULL)
         status = clear_others(cache, near__generation_fresh(cache), deadline);
+    if (status != NEAR_OK)
+        near__recovery_keep_clear(cache);
     near__budget_slow_start(&cache->budget);
     /* again: what was read in between may be of the old generation */
     near__generation_doubt(cache, true);

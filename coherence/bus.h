@@ -12,18 +12,26 @@
 
 #define NEAR__BUS_OPS_V1 1
 
-/* What the bus tells its owner.  Called one at a time, in the order of events, with no lock of the bus held, from the bus's own
- * thread (memory bus: from the publisher's, where `message` may come from several threads at once). */
+/* What the bus tells its owner, with no lock of the bus held.  From one link of the bus the calls come one at a time, in the order of
+ * events; of several links (a cluster's primaries) several may come at once, and each message as often.  `heard` and `beat`
+ * come from threads of their own besides; the memory bus calls from the publishers' threads. */
 struct near__bus_listener {
     void *ctx;
     /* The subscription has been acknowledged (again).  What was published before may have been missed; what is published
      * after comes as `message`.  Returns before any of those is delivered. */
     void (*subscribed)(void *ctx);
     void (*message)(void *ctx, near_bytes message);
+    /* The server says that this key of its own was changed, or went; NULL: all of them. */
+    void (*changed)(void *ctx, near_bytes key);
     /* Everything published before `since` (CLOCK_BOOTTIME ns) has been delivered: a PING sent at `since` was answered. */
     void (*heard)(void *ctx, int64_t since);
+    /* It turns out that somebody else was listened to than writers talk to, for how long is not known; lost() follows. */
+    void (*suspected)(void *ctx);
     /* The subscription is gone, or an attempt at one has failed (the first one, too); subscribed() will come again. */
     void (*lost)(void *ctx, const char *why);
+    /* Once a heartbeat, while the subscription stands; may publish, so it may block.  From a thread of its own, beside the others.
+     * NULL: not wanted; buses that cannot lose a message never call it. */
+    void (*beat)(void *ctx);
 };
 
 struct near__bus_env {
@@ -34,8 +42,17 @@ struct near__bus_env {
     const char               *client_name;
     int64_t                   heartbeat; /* ns between PINGs */
     int64_t                   silence;   /* ns without an answer after which the connection is given up */
-    int64_t                   connect_timeout; /* ns */
+    int64_t                   serve_window;
+    const char *prefix; /* not NULL: have the server itself tell of keys that begin so, where it can */
+    int64_t     connect_timeout; /* ns */
     struct near__bus_listener listener;
+};
+
+/* What is in force now. */
+struct near__bus_state {
+    bool     tracking;   /* the server itself tells of keys, on every link */
+    bool     recognised; /* every server tells who it is, so that a failover is noticed */
+    uint64_t suspicions; /* times a server was another one, or no primary any more */
 };
 
 struct near__bus_ops {
@@ -55,6 +72,7 @@ struct near__bus_ops {
     void (*fini)(void *self); /* NULL is fine */
     void (*forked)(
         void *self); /* in a child, instead of stop: there is no thread; close descriptors in silence */
+    void (*state)(void *self, struct near__bus_state *state); /* NULL: nothing to say */
 };
 
 extern const struct near__bus_ops near__bus_memory, near__bus_redis, near__bus_redis_unix;

@@ -6,9 +6,9 @@
  *     listening = false -> sink.flush() -> listening = true, subscribed_at = now -> heard(since >= subscribed_at) moves the gate
  *
  * so between "the subscription is acknowledged" and "the gate moves" there is always a flush (races 13 to 15), and an answer
- * to a question asked before that moves nothing.  The gate is never closed by hand: it was opened for `serve_window` after a
+ * to a question asked before that moves nothing.  A bus that is lost leaves the gate alone: it was opened for `serve_window` after a
  * moment up to which all messages had been delivered, so what is served until then is at most that old, whatever happens to
- * the bus meanwhile.
+ * the bus meanwhile.  Only a server that turns out to be another one closes it by hand.
  *
  * The lock (a leaf) covers the numbers and the state of the link.  It is never held while the sink, the bus or the log is called;
  * the counters and the gate are atomics beside it.
@@ -25,11 +25,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* More flushes than this in a second, for messages that are missing or make no sense, and L1 is bypassed instead: who floods the
+ * channel gets a closed gate, not an L1 that is emptied thousands of times a second.  It ends with a second without any. */
+#define STORM_FLUSHES 16
+#define STORM_WINDOW  (1000 * NEAR_MS)
+
 #define SAY_AGAIN (60 * 1000 * NEAR_MS) /* a lost bus whose reason changes is logged at most this often */
 
 struct counters {
     _Atomic uint64_t sent, send_failures, received, keys_received, filled_received, echoes, bad_messages,
-        gaps, flushes, connects, late;
+        gaps, flushes, connects, late, beats, changed, storms;
 };
 
 struct near__coherence {
@@ -41,18 +46,23 @@ struct near__coherence {
     int64_t                     serve_window;
     uint64_t                    sender;
     bool                        forked;
+    size_t                      copies; /* on how many links each message comes */
     _Atomic int64_t             gate;
     struct counters             counters; /* relaxed: they order nothing */
 
-    struct near__lock     lock;
-    pthread_cond_t        changed; /* opened, tried */
-    bool                  listening;
-    bool                  opened, tried; /* the gate was opened once; the first attempt has ended */
-    bool                  complained;    /* about a bad message or a gap, since the newest subscribed() */
-    int64_t               subscribed_at, lost_at, said_at;
-    char                  reason[256]; /* why the bus was lost, as logged */
+    struct near__lock lock;
+    pthread_cond_t    changed; /* opened, tried */
+    bool              listening;
+    bool              opened, tried; /* the gate was opened once; the first attempt has ended */
+    bool              complained;    /* about a bad message or a gap, since the newest subscribed() */
+    int64_t           subscribed_at, lost_at, said_at;
+    int64_t           storm_until;   /* 0: there is none */
+    int64_t           flushes_since; /* the running second of the storm's measure, and how many were in it */
+    unsigned          flushes_in_row;
+    char              reason[256]; /* why the bus was lost, as logged */
     struct near__streams *streams;
     struct near__doubts   doubts;
+    struct near__sent     sent;
 };
 
 static void
@@ -71,17 +81,51 @@ distrust(struct near__coherence *c)
     c->sink.flush(c->sink.ctx);
 }
 
+enum weather { FAIR, STORM_BEGINS, STORM };
+
+/* One more reason to flush.  STORM: none is needed, because the gate is closed and one will come before it opens. */
+static enum weather
+weather_locked(struct near__coherence *c, int64_t now)
+{
+    if (c->storm_until != 0) {
+        c->storm_until = near__time_after(now, STORM_WINDOW);
+        return STORM;
+    }
+    if (now - c->flushes_since >= STORM_WINDOW) {
+        c->flushes_since  = now;
+        c->flushes_in_row = 0;
+    }
+    /* a gate that is open for ever (memory:) would never be opened again */
+    if (++c->flushes_in_row <= STORM_FLUSHES ||
+        atomic_load_explicit(&c->gate, memory_order_relaxed) == NEAR_NEVER)
+        return FAIR;
+    c->storm_until = near__time_after(now, STORM_WINDOW);
+    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
+    return STORM_BEGINS;
+}
+
 /* Distrust for a reason that somebody should look into: said once per subscription. */
 static void
 distrust_aloud(struct near__coherence *c, const char *what)
 {
-    bool say;
+    int64_t      now = near__now(c->clock);
+    enum weather weather;
+    bool         say;
 
     near__lock(&c->lock);
+    weather       = weather_locked(c, now);
     say           = !c->complained;
     c->complained = true;
     near__unlock(&c->lock);
+    if (weather == STORM)
+        return;
     distrust(c);
+    if (weather == STORM_BEGINS) {
+        count(&c->counters.storms, 1);
+        near__log(c->log, NEAR_LOG_WARN,
+                  "bus: %s, more than %d times a second: L1 is bypassed until that has ended", what,
+                  STORM_FLUSHES);
+    }
     if (say)
         near__log(c->log, NEAR_LOG_WARN, "bus: %s: L1 is flushed each time (further ones are only counted)",
                   what);
@@ -117,6 +161,8 @@ dispatch(struct near__coherence *c, const struct near__message *m)
             sink->tagged(sink->ctx, m->cache, key, near__le64_get(tail), near__le64_get(tail + 8));
             break;
         }
+        case NEAR__MESSAGE_BEAT:
+            break; /* is not for the sink */
         }
     }
 }
@@ -148,11 +194,42 @@ news_of(struct near__coherence *c, const struct near__message *m)
     return news;
 }
 
+/* What a sender says it has published since its last beat: was all of it heard?  A beat that was lost is noticed by its number.
+ * Servers of a cluster pass messages on in no common order, but each tells its own subscribers of what was published there first:
+ * so a beat is judged when all links have brought it. */
+static enum near__stream_news
+check_beat(struct near__coherence *c, const struct near__message *m)
+{
+    enum near__stream_news news;
+    near_bytes             key;
+    size_t                 at = 0;
+    bool                   gap;
+
+    near__message_next(m, &at, &key);
+    near__lock(&c->lock);
+    if (c->copies > 1 && near__streams_copies(c->streams, m->sender, near__le64_get(key.data)) != c->copies) {
+        near__unlock(&c->lock);
+        return NEAR__STREAM_NEXT;
+    }
+    news = near__streams_heard(c->streams, m->sender, 0, near__le64_get(key.data));
+    gap  = news == NEAR__STREAM_GAP;
+    while (near__message_next(m, &at, &key)) {
+        const uint8_t *entry = key.data;
+
+        gap |= near__streams_announced(c->streams, m->sender, near__le64_get(entry),
+                                       near__le64_get(entry + 8), near__le64_get(entry + 16),
+                                       news == NEAR__STREAM_NEXT) == NEAR__STREAM_GAP;
+    }
+    near__unlock(&c->lock);
+    return gap ? NEAR__STREAM_GAP : NEAR__STREAM_NEXT;
+}
+
 static void
 on_message(void *ctx, near_bytes bytes)
 {
     struct near__coherence *c = ctx;
     struct near__message    m;
+    enum near__stream_news  news;
 
     if (!near__message_decode(&m, bytes) || m.stream == 0 || m.sequence == 0) {
         count(&c->counters.bad_messages, 1);
@@ -160,22 +237,42 @@ on_message(void *ctx, near_bytes bytes)
         return;
     }
     if (is_settled_echo(c, &m)) {
-        count(&c->counters.echoes, 1);
+        count(&c->counters.echoes, m.kind != NEAR__MESSAGE_BEAT);
         return;
     }
-    switch (news_of(c, &m)) {
+    news = news_of(c, &m);
+    if (m.kind == NEAR__MESSAGE_BEAT && m.sender != c->sender && news != NEAR__STREAM_GAP)
+        news = check_beat(c, &m);
+    switch (news) {
     case NEAR__STREAM_GAP: /* race 18: tolerance 0 */
         count(&c->counters.gaps, 1);
         distrust_aloud(c, "messages of an instance are missing");
         break;
     case NEAR__STREAM_LATE: /* race 17: applied again, which costs one extra miss */
         count(&c->counters.late, 1);
+        if (c->copies > 1)
+            return; /* the first copy was applied, or a flush has paid for it, after the write it tells of */
         break;
     case NEAR__STREAM_FIRST:
     case NEAR__STREAM_NEXT:
         break;
     }
-    dispatch(c, &m);
+    if (m.kind != NEAR__MESSAGE_BEAT)
+        dispatch(c, &m);
+}
+
+/* The server's own word.  Nothing tells our own writes from others' (race 10): all are applied. */
+static void
+on_changed(void *ctx, near_bytes key)
+{
+    struct near__coherence *c = ctx;
+
+    if (key.data == NULL || c->sink.changed == NULL) {
+        distrust(c);
+        return;
+    }
+    count(&c->counters.changed, 1);
+    c->sink.changed(c->sink.ctx, key);
 }
 
 /* --------------------------------------------------------------------------------------- link and gate */
@@ -209,14 +306,32 @@ on_subscribed(void *ctx)
                   (long long)((now - lost_at) / NEAR_MS));
 }
 
+/* The storm has ended: a flush, and only what is asked after it opens the gate.  Unless it goes on meanwhile. */
+static void
+end_storm(struct near__coherence *c, int64_t until)
+{
+    int64_t now;
+
+    distrust(c);
+    now = near__now(c->clock);
+    near__lock(&c->lock);
+    if (c->storm_until == until) {
+        c->storm_until   = 0;
+        c->subscribed_at = now;
+    }
+    near__unlock(&c->lock);
+}
+
 static void
 on_heard(void *ctx, int64_t since)
 {
     struct near__coherence *c     = ctx;
     int64_t                 until = near__time_after(since, c->serve_window);
+    int64_t                 now   = near__now(c->clock), storm;
 
     near__lock(&c->lock);
-    if (c->listening && since >= c->subscribed_at) {
+    storm = c->storm_until;
+    if (storm == 0 && c->listening && since >= c->subscribed_at) {
         /* release: pairs with the acquire in near__coherence_gate(): who sees this gate sees the flush before it */
         if (until > atomic_load_explicit(&c->gate, memory_order_relaxed))
             atomic_store_explicit(&c->gate, until, memory_order_release);
@@ -227,6 +342,21 @@ on_heard(void *ctx, int64_t since)
         }
     }
     near__unlock(&c->lock);
+    if (storm != 0 && now >= storm)
+        end_storm(c, storm);
+}
+
+/* What was heard proves nothing: the one case in which the gate is closed by hand, and what is held goes at once. */
+static void
+on_suspected(void *ctx)
+{
+    struct near__coherence *c = ctx;
+
+    near__lock(&c->lock);
+    c->listening = false;
+    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
+    near__unlock(&c->lock);
+    distrust(c);
 }
 
 /* One line when the bus is lost; another only when the reason has changed, and not more than one a minute. */
@@ -309,8 +439,83 @@ near__coherence_publish(struct near__coherence *c, uint8_t *message, size_t size
     /* "filled" makes nobody's copy stale, so its echo is never needed: the few places are for those that do */
     if (st != NEAR_OK && stream != 0 && message[NEAR__MESSAGE_KIND_AT] != NEAR__MESSAGE_FILLED)
         near__coherence_doubt(c, stream);
+    if (st == NEAR_OK)
+        near__coherence_announced(c, message);
     count(st == NEAR_OK ? &c->counters.sent : &c->counters.send_failures, 1);
     return st;
+}
+
+/* ------------------------------------------------------------------------------------------------- beats */
+
+/* Copies what is to be told.  False: there is nothing to tell. */
+static bool
+take_sent(struct near__coherence *c, struct near__sent *told)
+{
+    bool due;
+
+    near__lock(&c->lock);
+    due = near__sent_due(&c->sent);
+    if (due)
+        memcpy(told, &c->sent, sizeof(*told));
+    near__unlock(&c->lock);
+    return due;
+}
+
+static near_status
+encode_beat(struct near__coherence *c, const struct near__sent *told, uint8_t **message, size_t *size)
+{
+    uint8_t(*bytes)[NEAR__MESSAGE_BEAT_ENTRY] = calloc(told->count + 1, sizeof(*bytes));
+    near_bytes *keys                          = calloc(told->count + 1, sizeof(*keys));
+    near_status st                            = NEAR_ERR_NOMEM;
+
+    if (bytes != NULL && keys != NULL) {
+        near__le64_put(bytes[0], told->beat + 1);
+        keys[0] = (near_bytes){ bytes[0], 8 };
+        for (size_t i = 0; i < told->count; i++) {
+            near__le64_put(bytes[i + 1], told->streams[i].stream);
+            near__le64_put(bytes[i + 1] + 8, told->streams[i].first);
+            near__le64_put(bytes[i + 1] + 16, told->streams[i].last);
+            keys[i + 1] = (near_bytes){ bytes[i + 1], sizeof(bytes[i + 1]) };
+        }
+        st = near__message_encode(NEAR__MESSAGE_BEAT, c->sender, near_key(NEAR__MESSAGE_BEAT_CACHE), keys,
+                                  told->count + 1, message, size);
+    }
+    free(keys);
+    free(bytes);
+    return st;
+}
+
+/* Called by one thread at a time.  A beat that may not have been published keeps its number, and the next one says its words
+ * again: heard twice it does no harm. */
+static void
+on_beat(void *ctx)
+{
+    struct near__coherence *c    = ctx;
+    struct near__sent      *told = malloc(sizeof(*told));
+    uint8_t                *message;
+    size_t                  size;
+    uint64_t                stream;
+
+    if (told != NULL && take_sent(c, told) && encode_beat(c, told, &message, &size) == NEAR_OK) {
+        if (c->ops->publish(c->bus, message, size, NEAR__MESSAGE_STAMP_AT, &stream,
+                            near__time_after(near__now(c->clock), c->serve_window), NULL) == NEAR_OK) {
+            near__lock(&c->lock);
+            near__sent_told(&c->sent, told);
+            near__unlock(&c->lock);
+            count(&c->counters.beats, 1);
+        }
+        free(message);
+    }
+    free(told);
+}
+
+void
+near__coherence_announced(struct near__coherence *c, const uint8_t *message)
+{
+    near__lock(&c->lock);
+    near__sent_note(&c->sent, near__le64_get(message + NEAR__MESSAGE_STAMP_AT),
+                    near__le64_get(message + NEAR__MESSAGE_STAMP_AT + 8));
+    near__unlock(&c->lock);
 }
 
 near_status
@@ -343,8 +548,10 @@ start(struct near__coherence *c, const struct near__coherence_config *config, ne
         .client_name     = config->client_name,
         .heartbeat       = config->heartbeat,
         .silence         = silence_for(config),
+        .serve_window    = config->serve_window,
+        .prefix          = config->prefix,
         .connect_timeout = config->connect_timeout,
-        .listener        = { c, on_subscribed, on_message, on_heard, on_lost },
+        .listener = { c, on_subscribed, on_message, on_changed, on_heard, on_suspected, on_lost, on_beat },
     };
 
     c->streams = near__streams_new();
@@ -377,6 +584,7 @@ near__coherence_open_over(struct near__coherence **coherence, const struct near_
     c->log          = config->log;
     c->sink         = config->sink;
     c->serve_window = config->serve_window;
+    c->copies       = config->uri->address_count;
     near__lock_init(&c->lock, NEAR__RANK_LEAF);
     near__cond_init(&c->changed);
     st = start(c, config, error);
@@ -442,6 +650,8 @@ near__coherence_sender(const struct near__coherence *c)
 void
 near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *stats)
 {
+    struct near__bus_state state = { 0 };
+
 #define GET(field) stats->field = atomic_load_explicit(&c->counters.field, memory_order_relaxed)
     GET(sent);
     GET(send_failures);
@@ -454,8 +664,16 @@ near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *s
     GET(flushes);
     GET(connects);
     GET(late);
+    GET(beats);
+    GET(changed);
+    GET(storms);
 #undef GET
     near__lock(&c->lock);
     stats->connected = c->listening;
     near__unlock(&c->lock);
+    if (c->ops->state != NULL)
+        c->ops->state(c->bus, &state);
+    stats->tracking   = state.tracking;
+    stats->recognised = state.recognised;
+    stats->suspicions = state.suspicions;
 }

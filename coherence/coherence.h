@@ -28,6 +28,8 @@ struct near__coherence_sink {
                    uint64_t moment); /* the tag was invalidated */
     void (*flush)(
         void *ctx); /* distrust everything: move all fences, drop all L1, forget known generations */
+    /* The server says that what lies under this key of its own has changed, whoever did it.  NULL: not wanted. */
+    void (*changed)(void *ctx, near_bytes server_key);
 };
 
 struct near__coherence_config {
@@ -36,6 +38,7 @@ struct near__coherence_config {
     const struct near__log     *log;
     const char                 *channel;
     const char                 *client_name;
+    const char                 *prefix;                                   /* see near__bus_env */
     int64_t                     heartbeat, serve_window, connect_timeout; /* ns */
     struct near__coherence_sink sink;
 };
@@ -73,12 +76,20 @@ near_status near__coherence_publish(struct near__coherence *coherence, uint8_t *
  */
 void near__coherence_doubt(struct near__coherence *coherence, uint64_t stream);
 
+/* A message that was published in another way (with the write itself) has been acknowledged; it holds its stamp. */
+void near__coherence_announced(struct near__coherence *coherence, const uint8_t *message);
+
 near_status near__coherence_fence(struct near__coherence *coherence, int64_t deadline, near_error *error);
 
 struct near__coherence_stats {
     uint64_t sent, send_failures, received, keys_received, filled_received, echoes, bad_messages, gaps,
         flushes, connects;
-    uint64_t late; /* duplicates and messages out of order: applied like any other */
+    uint64_t late;                 /* duplicates and messages out of order: applied like any other */
+    uint64_t beats;                /* sent */
+    uint64_t changed;              /* keys that the server itself told of */
+    bool     tracking, recognised; /* see near__bus_state */
+    uint64_t suspicions;
+    uint64_t storms; /* times L1 was bypassed because there would have been too many flushes */
     bool     connected;
 };
 void near__coherence_stats(struct near__coherence *coherence, struct near__coherence_stats *stats);

@@ -11,6 +11,7 @@
 
 #define CACHE_NAME_MAX   64 /* near_cache_open() */
 #define CLEAR_GENERATION 8  /* bytes of the one key of a CLEAR */
+#define BEAT_NUMBER      8
 
 static const uint8_t magic[4] = { 'N', 'r', 'M', 1 };
 
@@ -116,6 +117,22 @@ next_key(near_bytes keys, size_t *at, near_bytes *key)
     return true;
 }
 
+/* Of a key that has a meaning of its own. */
+static bool
+size_makes_sense(enum near__message_kind kind, uint32_t index, size_t size)
+{
+    switch (kind) {
+    case NEAR__MESSAGE_CLEAR:
+        return index == 0 && size == CLEAR_GENERATION;
+    case NEAR__MESSAGE_BEAT:
+        return size == (index == 0 ? BEAT_NUMBER : NEAR__MESSAGE_BEAT_ENTRY);
+    case NEAR__MESSAGE_TAG:
+        return index == 0 && size > NEAR__MESSAGE_TAG_TAIL;
+    default:
+        return true;
+    }
+}
+
 static bool
 keys_make_sense(const struct near__message *message)
 {
@@ -123,14 +140,13 @@ keys_make_sense(const struct near__message *message)
     size_t     at  = 0;
 
     for (uint32_t i = 0; i < message->count; i++) {
-        if (!next_key(message->keys, &at, &key))
+        if (!next_key(message->keys, &at, &key) || !size_makes_sense(message->kind, i, key.size))
             return false;
     }
     if (at != message->keys.size)
         return false;
-    if (message->kind == NEAR__MESSAGE_CLEAR)
-        return message->count == 1 && key.size == CLEAR_GENERATION;
-    return message->kind != NEAR__MESSAGE_TAG || (message->count == 1 && key.size > NEAR__MESSAGE_TAG_TAIL);
+    return message->count > 0 || message->kind == NEAR__MESSAGE_INVALIDATE ||
+           message->kind == NEAR__MESSAGE_FILLED;
 }
 
 bool

@@ -25,9 +25,15 @@ enum near__message_kind {
     NEAR__MESSAGE_INVALIDATE = 1, /* keys were written or removed */
     NEAR__MESSAGE_FILLED     = 2, /* keys were loaded and stored: wakes waiters, moves no fence */
     NEAR__MESSAGE_CLEAR = 3, /* the cache has a new generation: the one key is its 8 bytes, little-endian */
+    NEAR__MESSAGE_BEAT =
+        4, /* what the sender has published since its last beat; of no cache.  The first key is the beat's number,
+                              * 8 bytes; each further one 24 bytes: a stream, the first and the last number in it */
     NEAR__MESSAGE_TAG =
         5 /* a tag was invalidated: its name, and behind it 16 bytes, lineage and moment, little-endian */
 };
+
+#define NEAR__MESSAGE_BEAT_CACHE "@" /* no cache has this name */
+#define NEAR__MESSAGE_BEAT_ENTRY 24
 
 struct near__message {
     enum near__message_kind kind;

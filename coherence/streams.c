@@ -11,10 +11,10 @@
 #include <string.h>
 
 #define SLOTS   (NEAR__STREAMS_MAX + 1)
-#define BUCKETS 8192 /* a power of two */
+#define BUCKETS 32768 /* a power of two */
 
 struct slot {
-    uint64_t sender, stream, last;
+    uint64_t sender, stream, first, last;
     uint16_t chain;        /* the next slot in the bucket */
     uint16_t newer, older; /* list of age */
 };
@@ -23,6 +23,7 @@ _Static_assert(SLOTS <= UINT16_MAX, "slot numbers fit their links");
 struct near__streams {
     struct near__secret secret; /* stream numbers are chosen by others: they must not choose our chains */
     uint16_t            used;   /* slots 1 .. used have been given out */
+    bool                forgot; /* somebody, for want of room: what is not known may have been */
     struct slot         slots[SLOTS];
     uint16_t            buckets[BUCKETS];
 };
@@ -49,7 +50,8 @@ near__streams_free(struct near__streams **streams)
 void
 near__streams_forget(struct near__streams *s)
 {
-    s->used = 0;
+    s->used   = 0;
+    s->forgot = false;
     memset(&s->slots[0], 0, sizeof(s->slots[0]));
     memset(s->buckets, 0, sizeof(s->buckets));
 }
@@ -101,6 +103,7 @@ evict(struct near__streams *s)
         link = &s->slots[*link].chain;
     *link = s->slots[at].chain;
     age_unlink(s, at);
+    s->forgot = true;
     return at;
 }
 
@@ -112,6 +115,7 @@ insert(struct near__streams *s, uint16_t *bucket, uint64_t sender, uint64_t stre
 
     slot->sender = sender;
     slot->stream = stream;
+    slot->first  = sequence;
     slot->last   = sequence;
     slot->chain  = *bucket;
     *bucket      = at;
@@ -136,6 +140,91 @@ near__streams_heard(struct near__streams *s, uint64_t sender, uint64_t stream, u
         return NEAR__STREAM_LATE;
     s->slots[at].last = sequence;
     return sequence - last == 1 ? NEAR__STREAM_NEXT : NEAR__STREAM_GAP;
+}
+
+enum near__stream_news
+near__streams_announced(struct near__streams *s, uint64_t sender, uint64_t stream, uint64_t first,
+                        uint64_t last, bool whole)
+{
+    uint16_t *bucket = bucket_of(s, sender, stream);
+    uint16_t  at     = find(s, *bucket, sender, stream);
+    bool      missing;
+
+    if (at == 0) {
+        insert(s, bucket, sender, stream, last);
+        return whole && !s->forgot ? NEAR__STREAM_GAP : NEAR__STREAM_FIRST;
+    }
+    missing = s->slots[at].last < last || (whole && !s->forgot && s->slots[at].first > first);
+    if (s->slots[at].first > first)
+        s->slots[at].first = first; /* said once is enough */
+    if (s->slots[at].last < last)
+        s->slots[at].last = last;
+    return missing ? NEAR__STREAM_GAP : NEAR__STREAM_NEXT;
+}
+
+/* Streams are random numbers: the small ones are free for this. */
+unsigned
+near__streams_copies(struct near__streams *s, uint64_t sender, uint64_t beat)
+{
+    uint64_t  place  = 1 + beat % 8;
+    uint16_t *bucket = bucket_of(s, sender, place);
+    uint16_t  at     = find(s, *bucket, sender, place);
+
+    if (at == 0) {
+        insert(s, bucket, sender, place, 0);
+        at = s->slots[0].older; /* the newest */
+    }
+    if (s->slots[at].last >> 7 != beat)
+        s->slots[at].last = beat << 7;
+    if ((s->slots[at].last & 127) < 127)
+        s->slots[at].last++;
+    return (unsigned)(s->slots[at].last & 127);
+}
+
+void
+near__sent_note(struct near__sent *sent, uint64_t stream, uint64_t sequence)
+{
+    size_t i = 0;
+
+    sent->trail = NEAR__SENT_TRAIL;
+    while (i < sent->count && sent->streams[i].stream != stream)
+        i++;
+    if (i == NEAR__SENT_MAX)
+        return;
+    if (i == sent->count) {
+        sent->count++;
+        sent->streams[i].stream = stream;
+        sent->streams[i].first = sent->streams[i].last = sequence;
+    }
+    if (sequence < sent->streams[i].first)
+        sent->streams[i].first = sequence;
+    if (sequence > sent->streams[i].last)
+        sent->streams[i].last = sequence;
+}
+
+bool
+near__sent_due(const struct near__sent *sent)
+{
+    return sent->count > 0 || sent->trail > 0;
+}
+
+void
+near__sent_told(struct near__sent *sent, const struct near__sent *told)
+{
+    size_t kept = 0;
+
+    sent->beat++;
+    if (told->count == 0 && sent->count == 0 && sent->trail > 0)
+        sent->trail--;
+    for (size_t i = 0; i < sent->count; i++) {
+        if (i < told->count && sent->streams[i].last == told->streams[i].last)
+            continue;
+        sent->streams[kept] = sent->streams[i];
+        if (i < told->count)
+            sent->streams[kept].first = told->streams[i].last + 1;
+        kept++;
+    }
+    sent->count = kept;
 }
 
 bool

@@ -1,21 +1,27 @@
 /*
- * Which numbers were seen, and which of our own messages are not to be skipped.
+ * Which numbers were seen, which were sent, and which of our own messages are not to be skipped.
  *
- * Streams: for each (sender, stream) the last sequence number heard.  Bounded: the stream that was silent longest is forgotten
- * first, so a live one loses its place only when 4096 others have spoken since; its next message then counts as a first one.
+ * Streams: for each (sender, stream) the first and the last sequence number heard.  Bounded: the stream that was silent longest is
+ * forgotten first, so a live one loses its place only when 16384 others have spoken since; its next message then counts as a first
+ * one.  A sender's beats are numbered, too: they are its stream 0.
+ *
+ * Sent: what a sender has published since its last beat, stream by stream.  A gap is seen by the message after it; that the *last*
+ * message of a stream is missing, or its first ones, is seen by the beat.
  *
  * Doubts: our own streams in which the outcome of a message is unknown.  A doubt is never forgotten, because nothing bounds how
  * late a server may execute what it was sent; when there is no room for another, everything counts as doubted.
  *
- * Neither has a lock: the owner (coherence.c) covers both with its own.
+ * None has a lock: the owner (coherence.c) covers all with its own.
  */
 #ifndef NEAR_COHERENCE_STREAMS_H
 #define NEAR_COHERENCE_STREAMS_H
 
 #include "base/base.h"
 
-#define NEAR__STREAMS_MAX 4096
+#define NEAR__STREAMS_MAX 16384
 #define NEAR__DOUBTS_MAX  1024
+#define NEAR__SENT_MAX    1024 /* streams between two beats; more are not announced */
+#define NEAR__SENT_TRAIL  2    /* beats after the last one with news: a lost beat is seen by the next */
 
 struct near__streams;
 
@@ -32,6 +38,31 @@ void                   near__streams_free(struct near__streams **streams);  /* N
 void                   near__streams_forget(struct near__streams *streams); /* all of them */
 enum near__stream_news near__streams_heard(struct near__streams *streams, uint64_t sender, uint64_t stream,
                                            uint64_t sequence);
+/* A beat says: `first` to `last` were published in this stream since the beat before.  `whole`: we have heard that one, so a stream
+ * that we know nothing of should have been heard.  FIRST: it sets the baseline; NEXT: all of them were heard; GAP: some are
+ * missing, and counting goes on after them. */
+enum near__stream_news near__streams_announced(struct near__streams *streams, uint64_t sender,
+                                               uint64_t stream, uint64_t first, uint64_t last, bool whole);
+
+/* How many times this beat of a sender has been heard, now included, where each message comes on several links: at most 127 times.
+ * Several beats may be on their way at a time: eight. */
+unsigned near__streams_copies(struct near__streams *streams, uint64_t sender, uint64_t beat);
+
+struct near__sent {
+    uint64_t beat; /* number of the last beat that was published */
+    unsigned trail;
+    size_t   count;
+    struct {
+        uint64_t stream, first, last;
+    } streams[NEAR__SENT_MAX];
+};
+
+/* This number has been published for certain. */
+void near__sent_note(struct near__sent *sent, uint64_t stream, uint64_t sequence);
+/* Is a beat due? */
+bool near__sent_due(const struct near__sent *sent);
+/* `told`, a copy of `sent` from before, has been published as the next beat. */
+void near__sent_told(struct near__sent *sent, const struct near__sent *told);
 
 struct near__doubts {
     size_t   count;

@@ -59,7 +59,7 @@ struct link {
 };
 
 struct test_proxy {
-    struct test_server *target;
+    struct test_server *_Atomic target;
     char                socket[160], uri[64], unix_uri[192];
     int                 wake, listener[2]; /* unix, tcp */
     pthread_t           thread;
@@ -546,6 +546,12 @@ proxy_wake(struct test_proxy *proxy)
 
     while (write(proxy->wake, &one, sizeof(one)) < 0 && errno == EINTR)
         ;
+}
+
+void
+test_proxy_lead_to(struct test_proxy *proxy, struct test_server *target)
+{
+    atomic_store(&proxy->target, target); /* read by the thread at each new connection */
 }
 
 struct test_proxy *

@@ -37,6 +37,8 @@ struct test_fault {
 
 struct test_proxy *test_proxy_start(struct test_server *target);
 void               test_proxy_stop(struct test_proxy **proxy);
+/* Connections accepted from now on go to `target` (of the same kind); those there are stay where they are. */
+void               test_proxy_lead_to(struct test_proxy *proxy, struct test_server *target);
 void               test_proxy_fault(struct test_proxy *proxy, struct test_fault fault);
 void               test_proxy_heal(struct test_proxy *proxy);
 const char *test_proxy_uri(const struct test_proxy *proxy);      /* scheme of the target, our loopback port */

@@ -137,7 +137,7 @@ peer_open(struct peer *p)
         .heartbeat       = 10 * MS,
         .serve_window    = p->window != 0 ? p->window : WINDOW,
         .connect_timeout = CONNECT_TIMEOUT,
-        .sink            = { p, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush },
+        .sink            = { p, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, NULL },
     };
     near_error error;
 
@@ -678,6 +678,160 @@ test_G2_gate_never_promises_what_was_not_delivered(void **state)
                 0); /* control: the checker does see what a promise of "now" would break */
 }
 
+/* --------------------------------------------------------------------------------- who is it that answers? */
+
+static int
+has_suspected(void *ctx)
+{
+    return stats(ctx).suspicions > 0;
+}
+
+static void
+replica_of(struct test_server *whose, const char *host, const char *port)
+{
+    char out[200];
+
+    if (!test_redis_command(whose, out, sizeof(out), 3, (const char *[]){ "REPLICAOF", host, port }))
+        fail_msg("REPLICAOF: %s", out);
+}
+
+/* G6: a primary that is demoted goes on answering PINGs, so only the question for its role closes the gate.  Promoted again it is
+ * believed again, after a flush.  Race 22. */
+static void
+test_G6_race22_demoted_primary_closes_the_gate(void **state)
+{
+    char                port[16];
+    uint64_t            flushed;
+    struct test_server *other = test_redis_start(TEST_SERVER_TCP, NULL);
+
+    (void)state;
+    test_need_server(other);
+    snprintf(port, sizeof(port), "%d", other->port);
+    peer_up(&peers[0], server->uri);
+    assert_true(stats(&peers[0]).recognised);
+    for (size_t i = 0; i < 3; i++) {
+        int64_t at;
+
+        flushed = peers[0].flushed;
+        replica_of(server, "127.0.0.1", port);
+        at = now();
+        assert_true(test_wait_for(is_lost, &peers[0], SOON));
+        assert_non_null(strstr(peers[0].log_text, "is no primary"));
+        assert_true(near__coherence_gate(peers[0].coherence) <= at + WINDOW);
+        assert_true(test_wait_for(is_closed, &peers[0], SOON));
+        assert_false(test_wait_for(is_open, &peers[0], 100)); /* it answers, and is not believed */
+        replica_of(server, "NO", "ONE");
+        wait_open(&peers[0]);
+        assert_true(peers[0].flushed > flushed);
+    }
+    assert_int_equal(stats(&peers[0]).suspicions, 3);
+    test_server_stop(&other);
+}
+
+/* G6: the address leads to another server from now on, and the old one lives: its subscribers hear it say PONG for ever. */
+static void
+test_G6_race22_another_server_behind_the_address_is_noticed(void **state)
+{
+    struct test_server *other = test_redis_start(TEST_SERVER_TCP, NULL);
+    int64_t             at;
+
+    (void)state;
+    test_need_server(other);
+    peer_up(&peers[0], test_proxy_uri(proxy));
+    peer_up(&peers[1], server->uri); /* the control: it is not led anywhere else, and stays open */
+    test_proxy_lead_to(proxy, other);
+    at = now();
+    peer_up(&peers[2], test_proxy_uri(proxy)); /* a writer who comes now writes there */
+    assert_int_equal(publish_soon(&peers[2], 7), NEAR_OK);
+    assert_true(test_wait_for(has_suspected, &peers[0], SOON));
+    assert_true(now() - at < (500 + 500 * (int64_t)test_slack()) * MS); /* a look every half second */
+    wait_open(&peers[0]);
+    assert_int_equal(publish_soon(&peers[2], 8), NEAR_OK);
+    assert_int_equal(fence(&peers[0], SOON * MS, NULL), NEAR_OK);
+    assert_int_equal(peers[0].last, 8); /* it listens where the writer writes */
+    assert_int_equal(stats(&peers[1]).suspicions, 0);
+    assert_int_equal(stats(&peers[1]).connects, 1);
+    peer_close(&peers[0]);
+    peer_close(&peers[2]);
+    test_server_stop(&other);
+}
+
+/* A user who may not ask is served as before, with one line in the log. */
+static void
+who_may_not_ask_for_the_role_is_told_once(void **state)
+{
+    (void)state;
+    command(9, (const char *[]){ "ACL", "SETUSER", "shy", "on", ">pw", "~*", "+@all", "&near:*", "-info" });
+    set_uri(&peers[0], server->uri);
+    strcpy(peers[0].uri.user, "shy");
+    strcpy(peers[0].uri.password, "pw");
+    peer_open(&peers[0]);
+    wait_open(&peers[0]);
+    assert_false(stats(&peers[0]).recognised);
+    kill_subscribers();
+    assert_true(test_wait_for(is_lost, &peers[0], SOON) || true);
+    wait_open(&peers[0]);
+    near__coherence_stop(peers[0].coherence);
+    assert_true(peers[0].log_lines >= 1 && peers[0].log_lines <= 3); /* this, lost, back */
+}
+
+/* Two links, as to two primaries: every message comes twice, and counts once; one dead link closes the gate, and a fence asks both. */
+static void
+a_bus_of_two_links_hears_each_message_once(void **state)
+{
+    (void)state;
+    set_uri(&peers[0], server->uri);
+    peers[0].uri.addresses[1] = peers[0].uri.addresses[0];
+    set_uri(&peers[1], test_proxy_uri(proxy));
+    peers[0].uri.addresses[1]  = peers[1].uri.addresses[0];
+    peers[0].uri.address_count = 2;
+    peer_open(&peers[0]);
+    wait_open(&peers[0]);
+    set_uri(&peers[1], server->uri);
+    peer_open(&peers[1]);
+    wait_open(&peers[1]);
+    for (uint64_t i = 1; i <= 50; i++)
+        assert_int_equal(publish_soon(&peers[1], i), NEAR_OK);
+    assert_int_equal(fence(&peers[0], SOON * MS, NULL), NEAR_OK);
+    assert_int_equal(peers[0].invalidated, 50);
+    assert_int_equal(stats(&peers[0]).late, 50);
+    assert_int_equal(stats(&peers[0]).gaps, 0);
+    assert_int_equal(publish_soon(&peers[0], 1), NEAR_OK);
+    test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_BLACKHOLE, TEST_BOTH, 0, 0 });
+    assert_true(test_wait_for(is_closed, &peers[0], SOON));
+    assert_true(fence(&peers[0], 20 * MS, NULL) < 0);
+    test_proxy_heal(proxy);
+    wait_open(&peers[0]);
+    assert_int_equal(publish_soon(&peers[1], 51), NEAR_OK);
+    assert_int_equal(fence(&peers[0], SOON * MS, NULL), NEAR_OK);
+    assert_int_equal(peers[0].last, 51);
+}
+
+static int
+has_beaten(void *ctx)
+{
+    return stats(ctx).beats >= 3;
+}
+
+/* Race 18 on a real bus: a writer who falls silent still says what he said; nobody who heard all of it flushes. */
+static void
+test_race18_beats_follow_what_was_published(void **state)
+{
+    (void)state;
+    peer_up(&peers[0], server->uri);
+    peer_up(&peers[1], server->uri);
+    for (uint64_t i = 1; i <= 200; i++) {
+        assert_int_equal(publish_soon(&peers[0], i), NEAR_OK);
+        if (i % 20 == 0)
+            test_wait_for(is_closed, &peers[1], 12); /* never: let a beat come in between */
+    }
+    assert_true(test_wait_for(has_beaten, &peers[0], SOON));
+    assert_int_equal(fence(&peers[1], SOON * MS, NULL), NEAR_OK);
+    assert_int_equal(stats(&peers[1]).gaps + stats(&peers[1]).bad_messages, 0);
+    assert_int_equal(peers[1].flushed, 1);
+    assert_int_equal(stats(&peers[1]).beats, 0); /* who says nothing has nothing to add */
+}
+
 /* -------------------------------------------------------------------------------------------- own outcome */
 
 /* Race 10: a PUBLISH that timed out is executed later; its echo must then be applied, as the local L1 was dropped too early. */
@@ -955,6 +1109,11 @@ main(void)
         WITH_SERVER(test_G5_blackhole_in_any_direction_closes_the_gate),
         WITH_SERVER(test_race12_killed_subscriber_flushes_and_comes_back),
         WITH_SERVER(test_G2_gate_never_promises_what_was_not_delivered),
+        WITH_SERVER(test_G6_race22_demoted_primary_closes_the_gate),
+        WITH_SERVER(test_G6_race22_another_server_behind_the_address_is_noticed),
+        WITH_SERVER(who_may_not_ask_for_the_role_is_told_once),
+        WITH_SERVER(a_bus_of_two_links_hears_each_message_once),
+        WITH_SERVER(test_race18_beats_follow_what_was_published),
         WITH_SERVER(test_race10_echo_of_a_publish_that_timed_out_is_applied),
         WITH_SERVER(a_publish_to_a_dead_server_fails_and_says_why),
         WITH_SERVER(a_wrong_password_is_said_once_and_keeps_nobody_waiting),

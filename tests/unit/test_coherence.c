@@ -25,9 +25,9 @@
 static struct fake {
     struct near__bus_env env;
     near_status          publish_status;
-    uint64_t             publish_stream;
+    uint64_t             publish_stream, publish_sequence;
     bool                 opened, stopped, forked, finished;
-    uint8_t              published[256];
+    uint8_t              published[1024];
     size_t               published_size;
 } fake;
 
@@ -56,7 +56,7 @@ fake_publish(void *self, uint8_t *message, size_t size, size_t stamp_at, uint64_
     (void)self;
     (void)deadline;
     near__le64_put(message + stamp_at, fake.publish_stream);
-    near__le64_put(message + stamp_at + 8, 1);
+    near__le64_put(message + stamp_at + 8, ++fake.publish_sequence);
     fake.published_size = size < sizeof(fake.published) ? size : sizeof(fake.published);
     memcpy(fake.published, message, fake.published_size);
     *stream = fake.publish_stream;
@@ -89,7 +89,7 @@ fake_forked(void *self)
 }
 
 static const struct near__bus_ops fake_ops = {
-    NEAR__BUS_OPS_V1, "fake", fake_open, fake_publish, fake_fence, fake_stop, fake_fini, fake_forked,
+    NEAR__BUS_OPS_V1, "fake", fake_open, fake_publish, fake_fence, fake_stop, fake_fini, fake_forked, NULL,
 };
 
 static void
@@ -209,7 +209,7 @@ configuration(void)
         .heartbeat       = HEARTBEAT,
         .serve_window    = WINDOW,
         .connect_timeout = 100 * MS,
-        .sink            = { NULL, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush },
+        .sink = { NULL, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, NULL },
     };
 }
 
@@ -295,6 +295,35 @@ static void
 send_invalidate(uint64_t sender, uint64_t stream, uint64_t sequence)
 {
     send(NEAR__MESSAGE_INVALIDATE, sender, stream, sequence, "k");
+}
+
+struct beat_entry {
+    uint64_t stream, first, last;
+};
+
+/* Beats come in a stream of their own: 77, numbered like the beats. */
+static void
+send_beat(uint64_t sender, uint64_t number, const struct beat_entry *entries, size_t n)
+{
+    uint8_t    bytes[9][24];
+    near_bytes keys[9] = { { bytes[0], 8 } };
+    uint8_t   *message;
+    size_t     size;
+
+    near__le64_put(bytes[0], number);
+    for (size_t i = 0; i < n; i++) {
+        near__le64_put(bytes[i + 1], entries[i].stream);
+        near__le64_put(bytes[i + 1] + 8, entries[i].first);
+        near__le64_put(bytes[i + 1] + 16, entries[i].last);
+        keys[i + 1] = (near_bytes){ bytes[i + 1], 24 };
+    }
+    assert_int_equal(near__message_encode(NEAR__MESSAGE_BEAT, sender, near_key(NEAR__MESSAGE_BEAT_CACHE),
+                                          keys, n + 1, &message, &size),
+                     NEAR_OK);
+    near__le64_put(message + NEAR__MESSAGE_STAMP_AT, 77);
+    near__le64_put(message + NEAR__MESSAGE_STAMP_AT + 8, number);
+    bus_bytes(message, size);
+    free(message);
 }
 
 /* ------------------------------------------------------------------------------------------------ the gate */
@@ -447,8 +476,8 @@ messages_reach_the_sink(void **state)
     assert_int_equal(stats().filled_received, 1);
 }
 
-/* Race 18: of ten messages number i is dropped, for all i.  The first sets the baseline, so losing it cannot show; losing the
- * last cannot show before another comes. */
+/* Race 18: of ten messages number i is dropped, for all i.  The first sets the baseline, so losing it cannot show by this; losing the
+ * last cannot show before another comes.  The beats below find both. */
 static void
 test_race18_any_dropped_message_flushes(void **state)
 {
@@ -469,6 +498,202 @@ test_race18_any_dropped_message_flushes(void **state)
         bus_lost("test");
     }
     assert_int_equal(stats().gaps, 9);
+}
+
+/* Race 18, the rest: with beats every lost message shows, the first and the last of a stream, too.  Two beats of messages and two
+ * that trail; `dropped` counts messages and beats in their order.  Without the beats, the control, what the test above misses is
+ * missed. */
+static bool
+flushed_by_the_end(unsigned dropped, bool beats)
+{
+    unsigned n    = 0;
+    uint64_t beat = 0;
+
+    test_clock_advance(&test_time, 1000); /* a round's flushes are no storm */
+    bring_up();
+    if (beats)
+        send_beat(5, ++beat, NULL, 0); /* from here on all can be known */
+    for (uint64_t part = 0; part < 2; part++) {
+        struct beat_entry entries[2] = { { 1, 3 * part + 1, 3 * part + 3 }, { 2 + part, 1, 1 } };
+
+        for (uint64_t i = entries[0].first; i <= entries[0].last; i++)
+            if (++n != dropped)
+                send_invalidate(5, 1, i);
+        if (++n != dropped) /* a stream of one message, which is its first and its last */
+            send_invalidate(5, 2 + part, 1);
+        beat++;
+        if (beats && ++n != dropped)
+            send_beat(5, beat, entries, 2);
+    }
+    for (unsigned trail = 0; beats && trail < NEAR__SENT_TRAIL; trail++) {
+        beat++;
+        if (++n != dropped)
+            send_beat(5, beat, NULL, 0);
+    }
+    bus_lost("test");
+    return strchr(told, 'F') != NULL;
+}
+
+static void
+test_race18_a_lost_first_or_last_message_is_noticed_by_the_beat(void **state)
+{
+    unsigned noticed_without = 0;
+
+    (void)state;
+    assert_false(flushed_by_the_end(0, true)); /* nothing lost, no flush */
+    for (unsigned dropped = 1; dropped <= 11; dropped++)
+        assert_true(flushed_by_the_end(dropped, true));
+    assert_false(flushed_by_the_end(12, true)); /* the last trailing beat has nothing to say */
+    for (unsigned dropped = 1; dropped <= 8; dropped++)
+        noticed_without += flushed_by_the_end(dropped, false);
+    assert_int_equal(noticed_without, 4); /* control: 2, 3, 5 and 6 of the longer stream */
+}
+
+/* Who comes in the middle takes the first beat for what it is, and is not fooled by what was published before he came. */
+static void
+a_first_beat_sets_the_baseline(void **state)
+{
+    const struct beat_entry before = { 1, 1, 40 }, after = { 1, 41, 41 }, known = { 2, 1, 6 };
+
+    (void)state;
+    bring_up();
+    send_invalidate(5, 2, 4);
+    send_invalidate(5, 2, 5);
+    send_beat(5, 9, &before, 1);
+    assert_string_equal(told, "II");
+    send_invalidate(5, 1, 41);
+    send_beat(5, 10, &after, 1);
+    assert_string_equal(told, "III");
+    send_beat(6, 3, NULL, 0);
+    send_beat(6, 3, NULL, 0); /* twice does no harm */
+    assert_string_equal(told, "III");
+    bus_lost("test");
+    bring_up();
+    send_invalidate(5, 2, 4);
+    send_invalidate(5, 2, 5);
+    send_beat(5, 9, &known, 1); /* 6 came after 5, which we heard */
+    assert_string_equal(told, "IIF");
+    assert_int_equal(stats().gaps, 1);
+}
+
+/* Rubbish at a high rate: the gate closes instead of one flush for each, stays closed while it lasts, and opens after a flush. */
+static void
+a_storm_of_rubbish_closes_the_gate_and_is_never_ignored(void **state)
+{
+    (void)state;
+    bring_up();
+    for (int i = 0; i < 16; i++) {
+        bus_bytes("rubbish", 7);
+        assert_true(gate_is_open());
+    }
+    assert_int_equal(told_count, 16);
+    for (int i = 0; i < 10000; i++)
+        bus_bytes("rubbish", 7);
+    assert_int_equal(told_count, 17);
+    assert_int_equal(stats().storms, 1);
+    assert_int_equal(stats().bad_messages, 10016);
+    for (int i = 0; i < 30; i++) { /* three seconds more of it */
+        test_clock_advance(&test_time, 100);
+        bus_bytes("rubbish", 7);
+        bus_heard(now());
+        assert_false(gate_is_open());
+    }
+    send_invalidate(5, 1, 1); /* messages that can be read are applied meanwhile */
+    assert_int_equal(told_count, 18);
+    test_clock_advance(&test_time, 999);
+    bus_heard(now());
+    assert_false(gate_is_open());
+    assert_int_equal(told_count, 18);
+    test_clock_advance(&test_time, 1);
+    bus_heard(now());
+    assert_int_equal(told[18], 'F');
+    assert_false(gate_is_open()); /* that was asked before the flush */
+    test_clock_advance(&test_time, 1);
+    bus_heard(now());
+    assert_true(gate_is_open());
+    assert_int_equal(told_count, 19);
+    for (int i = 0; i < 3; i++) { /* control: a few, now and then, are flushes as ever */
+        test_clock_advance(&test_time, 30);
+        bus_bytes("rubbish", 7);
+        bus_heard(now());
+        assert_true(gate_is_open());
+    }
+    assert_int_equal(stats().storms, 1);
+}
+
+static void
+publish_one(void)
+{
+    near_bytes key = near_key("k");
+    uint8_t   *message;
+    size_t     size;
+
+    assert_int_equal(near__message_encode(NEAR__MESSAGE_INVALIDATE, near__coherence_sender(coherence),
+                                          near_key("users"), &key, 1, &message, &size),
+                     NEAR_OK);
+    near__coherence_publish(coherence, message, size, 0, NULL);
+    free(message);
+}
+
+/* The last beat that the fake bus was given: its number, and the entries as text. */
+static uint64_t
+beat_text(char *out, size_t size)
+{
+    struct near__message m;
+    near_bytes           key;
+    size_t               at = 0;
+    uint64_t             number;
+
+    out[0] = '\0';
+    assert_true(near__message_decode(&m, (near_bytes){ fake.published, fake.published_size }));
+    assert_int_equal(m.kind, NEAR__MESSAGE_BEAT);
+    assert_true(near__message_next(&m, &at, &key));
+    number = near__le64_get(key.data);
+    while (near__message_next(&m, &at, &key)) {
+        const uint8_t *e    = key.data;
+        size_t         used = strlen(out);
+
+        snprintf(out + used, size - used, "%d:%d-%d ", (int)near__le64_get(e), (int)near__le64_get(e + 8),
+                 (int)near__le64_get(e + 16));
+    }
+    return number;
+}
+
+/* What is told: all that was acknowledged since the last beat that got through, then twice nothing, then silence. */
+static void
+beats_say_what_was_published_since_the_last(void **state)
+{
+    char text[200];
+
+    (void)state;
+    bring_up();
+    fake.env.listener.beat(fake.env.listener.ctx);
+    assert_int_equal(fake.published_size, 0); /* nothing said, nothing to add */
+    publish_one();
+    publish_one();
+    fake.publish_stream = 98;
+    publish_one();
+    fake.publish_status = NEAR_ERR_UNAVAILABLE;
+    publish_one(); /* not acknowledged: nobody need have heard it */
+    fake.env.listener.beat(fake.env.listener.ctx);
+    fake.publish_status = NEAR_OK;
+    publish_one(); /* 6; the failed beat was 5 */
+    fake.env.listener.beat(fake.env.listener.ctx);
+    assert_int_equal(beat_text(text, sizeof(text)), 1); /* the failed one's number, and its words, again */
+    assert_string_equal(text, "99:1-2 98:3-6 ");
+    publish_one();
+    fake.env.listener.beat(fake.env.listener.ctx);
+    assert_int_equal(beat_text(text, sizeof(text)), 2);
+    assert_string_equal(text, "98:8-8 ");
+    for (uint64_t trail = 0; trail < NEAR__SENT_TRAIL; trail++) {
+        fake.env.listener.beat(fake.env.listener.ctx);
+        assert_int_equal(beat_text(text, sizeof(text)), 3 + trail);
+        assert_string_equal(text, "");
+    }
+    fake.published_size = 0;
+    fake.env.listener.beat(fake.env.listener.ctx);
+    assert_int_equal(fake.published_size, 0);
+    assert_int_equal(stats().beats, 2 + NEAR__SENT_TRAIL);
 }
 
 static void
@@ -794,8 +1019,8 @@ streams_agree_with_a_naive_model(void **state)
     size_t                count = 0, news[4] = { 0 };
 
     (void)state;
-    for (size_t round = 0; round < test_scale(30000); round++) {
-        uint64_t               sender = test_random(&random) % 3, stream = test_random(&random) % 1700;
+    for (size_t round = 0; round < test_scale(80000); round++) {
+        uint64_t               sender = test_random(&random) % 3, stream = test_random(&random) % 6000;
         uint64_t               sequence = test_random(&random) % 6;
         enum near__stream_news expected = NEAR__STREAM_FIRST;
         size_t                 at       = 0;
@@ -842,6 +1067,10 @@ main(void)
         WITH_BUS(an_answer_while_the_bus_is_lost_opens_nothing),
         WITH_BUS(messages_reach_the_sink),
         WITH_BUS(test_race18_any_dropped_message_flushes),
+        WITH_BUS(test_race18_a_lost_first_or_last_message_is_noticed_by_the_beat),
+        WITH_BUS(a_first_beat_sets_the_baseline),
+        WITH_BUS(beats_say_what_was_published_since_the_last),
+        WITH_BUS(a_storm_of_rubbish_closes_the_gate_and_is_never_ignored),
         WITH_BUS(test_race17_duplicates_and_late_messages_are_applied),
         WITH_BUS(streams_that_mix_show_no_false_gap),
         WITH_BUS(a_new_subscription_forgets_the_streams),

@@ -1,0 +1,459 @@
+/* Invalidations that are owed.  See recovery.h. */
+#include "recovery.h"
+
+#include "client.h"
+#include "generation.h"
+#include "write.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define BACK_OFF_MIN (10 * NEAR_MS)
+#define BACK_OFF_MAX (1000 * NEAR_MS)
+#define PART         256 /* keys paid at a time */
+
+struct near__owed {
+    struct near__owed *chain, *next;
+    near_cache        *cache; /* a reference */
+    uint64_t           hash;
+    uint64_t           kept; /* recovery's count when it was kept last */
+    size_t             size;
+    char               key[];
+};
+
+static near_bytes
+key_of(const struct near__owed *owed)
+{
+    return (near_bytes){ owed->key, owed->size };
+}
+
+static struct near__owed **
+find_locked(struct near__recovery *r, const near_cache *cache, near_bytes key, uint64_t hash)
+{
+    struct near__owed **at = &r->buckets[hash % NEAR__OWED_BUCKETS];
+
+    while (*at != NULL &&
+           ((*at)->hash != hash || (*at)->cache != cache || !near__bytes_equal(key_of(*at), key)))
+        at = &(*at)->chain;
+    return at;
+}
+
+static void
+count_pending_locked(struct near__recovery *r, ptrdiff_t by)
+{
+    /* release: pairs with the acquire in near__recovery_owes() */
+    atomic_fetch_add_explicit(&r->pending, (size_t)by, memory_order_release);
+}
+
+static size_t
+pending(struct near__recovery *r)
+{
+    return atomic_load_explicit(&r->pending, memory_order_acquire);
+}
+
+bool
+near__recovery_owes(near_cache *cache, near_bytes key, uint64_t hash)
+{
+    struct near__recovery *r = &cache->client->recovery;
+    bool                   owes;
+
+    if (pending(r) == 0)
+        return false;
+    near__lock(&r->lock);
+    owes = cache->owes_clear != 0 || *find_locked(r, cache, key, hash) != NULL;
+    near__unlock(&r->lock);
+    return owes;
+}
+
+/* ---- keeping */
+
+static void
+arm(near_client *client)
+{
+    struct near__recovery *r = &client->recovery;
+
+    near__timer_arm_by(&client->scheduler, &r->timer,
+                       near__time_after(near__client_now(client), BACK_OFF_MIN));
+}
+
+/* Of a new outage, said once; of the same one, not again. */
+static void
+kept(near_cache *cache, size_t before)
+{
+    if (before == 0)
+        near__log(&cache->client->log, NEAR_LOG_WARN,
+                  "cache %s: an invalidation could not be sent: it is kept, as are those that follow, and "
+                  "repeated until it is confirmed",
+                  cache->name);
+    arm(cache->client);
+}
+
+/* False: it owes one already, or we are closed. */
+static bool
+owe_clear_locked(struct near__recovery *r, near_cache *cache)
+{
+    bool fresh = cache->owes_clear == 0;
+
+    if (r->closed)
+        return false;
+    cache->owes_clear = ++r->kept;
+    if (!fresh)
+        return false;
+    cache->owing = r->owing;
+    r->owing     = cache;
+    atomic_fetch_add_explicit(&cache->refs, 1, memory_order_relaxed);
+    count_pending_locked(r, 1);
+    return true;
+}
+
+void
+near__recovery_keep_clear(near_cache *cache)
+{
+    struct near__recovery *r      = &cache->client->recovery;
+    size_t                 before = pending(r);
+    bool                   fresh;
+
+    if (cache->client->settings.coherence_max_pending == 0)
+        return;
+    near__lock(&r->lock);
+    fresh = owe_clear_locked(r, cache);
+    near__unlock(&r->lock);
+    near__count(cache, NEAR__invalidations_kept, fresh);
+    if (fresh)
+        kept(cache, before);
+}
+
+static struct near__owed *
+make(near_cache *cache, near_bytes key, uint64_t hash)
+{
+    struct near__owed *owed = malloc(sizeof(*owed) + key.size);
+
+    if (owed == NULL)
+        return NULL;
+    *owed = (struct near__owed){ .cache = cache, .hash = hash, .size = key.size };
+    if (key.size > 0)
+        memcpy(owed->key, key.data, key.size);
+    return owed;
+}
+
+static void
+link_locked(struct near__recovery *r, struct near__owed *owed, struct near__owed **at)
+{
+    *at      = owed;
+    *r->last = owed;
+    r->last  = &owed->next;
+    atomic_fetch_add_explicit(&owed->cache->refs, 1, memory_order_relaxed);
+    count_pending_locked(r, 1);
+}
+
+void
+near__recovery_keep(near_cache *cache, near_bytes key, uint64_t hash)
+{
+    near_client           *client = cache->client;
+    struct near__recovery *r      = &client->recovery;
+    size_t                 before = pending(r);
+    struct near__owed     *spare, **at;
+    bool                   full, fresh = false, cleared = false;
+
+    if (client->settings.coherence_max_pending == 0)
+        return;
+    spare = make(cache, key, hash);
+    near__lock(&r->lock);
+    at   = find_locked(r, cache, key, hash);
+    full = spare == NULL || r->closed || pending(r) >= client->settings.coherence_max_pending;
+    if (*at != NULL) {
+        (*at)->kept = ++r->kept;
+    } else if (full || cache->owes_clear != 0) {
+        cleared = owe_clear_locked(r, cache);
+    } else {
+        spare->kept = ++r->kept;
+        link_locked(r, spare, at);
+        spare = NULL;
+        fresh = true;
+    }
+    near__unlock(&r->lock);
+    free(spare);
+    near__count(cache, NEAR__invalidations_kept, fresh);
+    near__count(cache, NEAR__invalidations_overflowed, cleared);
+    if (fresh || cleared)
+        kept(cache, before);
+}
+
+/* ---- paying */
+
+/* The oldest keys of one cache, at most one message's worth; 0: none. */
+static size_t
+choose(struct near__recovery *r, struct near__owed **chosen, near_bytes *keys, uint64_t *kept_by)
+{
+    size_t n = 0;
+
+    near__lock(&r->lock);
+    *kept_by = r->kept;
+    for (struct near__owed *owed = r->first; owed != NULL && n < PART; owed = owed->next) {
+        if (n > 0 && owed->cache != chosen[0]->cache)
+            continue;
+        keys[n]     = key_of(owed);
+        chosen[n++] = owed;
+    }
+    near__unlock(&r->lock);
+    return near__message_fit(keys, n);
+}
+
+static void
+unlink_locked(struct near__recovery *r, struct near__owed *owed)
+{
+    struct near__owed **at = &r->buckets[owed->hash % NEAR__OWED_BUCKETS];
+
+    while (*at != owed)
+        at = &(*at)->chain;
+    *at = owed->chain;
+    for (at = &r->first; *at != owed; at = &(*at)->next)
+        ;
+    *at = owed->next;
+    if (r->last == &owed->next)
+        r->last = at;
+    count_pending_locked(r, -1);
+}
+
+/* Paid, unless it was kept again meanwhile. */
+static void
+strike(struct near__recovery *r, struct near__owed **owed, size_t n, uint64_t kept_by)
+{
+    near_cache *cache = owed[0]->cache;
+    size_t      gone  = 0;
+
+    for (size_t i = 0; i < n; i++)
+        near__l1_invalidate(cache->l1, owed[i]->hash, key_of(owed[i]));
+    near__lock(&r->lock);
+    for (size_t i = 0; i < n; i++) {
+        if (owed[i]->kept > kept_by)
+            continue;
+        unlink_locked(r, owed[i]);
+        owed[gone++] = owed[i];
+    }
+    near__unlock(&r->lock);
+    near__count(cache, NEAR__invalidations_settled, gone);
+    for (size_t i = 0; i < gone; i++) {
+        near__cache_release(owed[i]->cache);
+        free(owed[i]);
+    }
+}
+
+static near_status
+pay_keys(struct near__recovery *r, bool *some)
+{
+    struct near__owed *owed[PART];
+    near_bytes         keys[PART];
+    uint64_t           kept_by;
+    size_t             n      = choose(r, owed, keys, &kept_by);
+    near_status        status = NEAR_OK;
+
+    *some = n > 0;
+    if (n > 0)
+        status = near__write_settle(owed[0]->cache, keys, n);
+    if (n > 0 && status == NEAR_OK)
+        strike(r, owed, n, kept_by);
+    return status;
+}
+
+/* Keys of the cache that are owed besides are paid as well: that is simpler than to find them. */
+static near_status
+pay_clear(struct near__recovery *r, bool *some)
+{
+    near_cache *cache;
+    uint64_t    kept_by = 0;
+    near_status status;
+    bool        gone = false;
+
+    near__lock(&r->lock);
+    cache = r->owing;
+    if (cache != NULL)
+        kept_by = cache->owes_clear;
+    near__unlock(&r->lock);
+    *some = cache != NULL;
+    if (cache == NULL)
+        return NEAR_OK;
+    status = near__clear_settle(cache);
+    if (status != NEAR_OK)
+        return status;
+    near__lock(&r->lock);
+    if (cache->owes_clear == kept_by) {
+        near_cache **at = &r->owing;
+
+        while (*at != cache)
+            at = &(*at)->owing;
+        *at               = cache->owing;
+        cache->owes_clear = 0;
+        count_pending_locked(r, -1);
+        gone = true;
+    }
+    near__unlock(&r->lock);
+    near__count(cache, NEAR__invalidations_settled, gone);
+    if (gone)
+        near__cache_release(cache);
+    return NEAR_OK;
+}
+
+/* Until nothing is owed, or something fails. */
+static near_status
+pay(struct near__recovery *r, int64_t deadline)
+{
+    near_status status = NEAR_OK;
+    bool        keys = true, clears = true;
+
+    while (status == NEAR_OK && (keys || clears) && near__client_now(r->client) < deadline) {
+        status = pay_clear(r, &clears);
+        if (status == NEAR_OK)
+            status = pay_keys(r, &keys);
+    }
+    return status;
+}
+
+/* The right to pay; one at a time. */
+static bool
+begin(struct near__recovery *r, bool wait)
+{
+    bool mine;
+
+    near__lock(&r->lock);
+    while (wait && r->busy)
+        near__cond_wait(&r->rested, &r->lock, NEAR_NEVER); /* every exchange of its has a deadline */
+    mine    = !r->busy;
+    r->busy = true;
+    near__unlock(&r->lock);
+    return mine;
+}
+
+static void
+end(struct near__recovery *r)
+{
+    near__lock(&r->lock);
+    r->busy = false;
+    pthread_cond_broadcast(&r->rested);
+    near__unlock(&r->lock);
+}
+
+static void
+try_later(struct near__recovery *r, bool failed)
+{
+    int64_t pause;
+
+    near__lock(&r->lock);
+    pause       = failed ? r->back_off : BACK_OFF_MIN;
+    r->back_off = failed ? 2 * r->back_off : BACK_OFF_MIN;
+    if (r->back_off > BACK_OFF_MAX)
+        r->back_off = BACK_OFF_MAX;
+    near__unlock(&r->lock);
+    if (pending(r) > 0)
+        near__timer_arm_by(&r->client->scheduler, &r->timer,
+                           near__time_after(near__client_now(r->client), pause));
+}
+
+static void
+work(struct near__job *job, bool cancelled)
+{
+    struct near__recovery *r =
+        (struct near__recovery *)(void *)((char *)job - offsetof(struct near__recovery, job));
+    near_client *client = r->client;
+    near_status  status = NEAR_OK;
+
+    if (!cancelled)
+        status = pay(r, NEAR_NEVER);
+    end(r);
+    if (!cancelled && pending(r) == 0)
+        near__log(&client->log, NEAR_LOG_INFO, "all invalidations that were kept have been sent");
+    if (!cancelled)
+        try_later(r, status != NEAR_OK);
+    near__client_release(client);
+}
+
+static void
+due(void *ctx)
+{
+    struct near__recovery *r = ctx;
+
+    if (pending(r) == 0 || !begin(r, false))
+        return;
+    atomic_fetch_add_explicit(&r->client->refs, 1, memory_order_relaxed);
+    if (near__workers_submit(r->client->workers, &r->job) == NEAR_OK)
+        return;
+    end(r);
+    try_later(r, true);
+    near__client_release(r->client);
+}
+
+void
+near__recovery_poke(near_client *client)
+{
+    if (pending(&client->recovery) > 0)
+        near__timer_arm_by(&client->scheduler, &client->recovery.timer, near__client_now(client));
+}
+
+/* ---- life and death */
+
+void
+near__recovery_init(near_client *client)
+{
+    struct near__recovery *r = &client->recovery;
+
+    near__lock_init(&r->lock, NEAR__RANK_LEAF);
+    near__cond_init(&r->rested);
+    near__timer_init(&r->timer, due, r);
+    r->client   = client;
+    r->last     = &r->first;
+    r->back_off = BACK_OFF_MIN;
+    r->job.fn   = work;
+}
+
+size_t
+near__recovery_close(near_client *client, int64_t deadline)
+{
+    struct near__recovery *r = &client->recovery;
+
+    if (pending(r) == 0)
+        return 0;
+    begin(r, true);
+    pay(r, deadline);
+    end(r);
+    return pending(r);
+}
+
+void
+near__recovery_drop(near_client *client)
+{
+    struct near__recovery *r = &client->recovery;
+    struct near__owed     *owed;
+    near_cache            *cache;
+
+    begin(r, true);
+    near__lock(&r->lock);
+    r->closed = true;
+    owed      = r->first;
+    cache     = r->owing;
+    r->first  = NULL;
+    r->last   = &r->first;
+    r->owing  = NULL;
+    memset(r->buckets, 0, sizeof(r->buckets));
+    near__unlock(&r->lock);
+    while (owed != NULL) {
+        struct near__owed *next = owed->next;
+
+        near__cache_release(owed->cache);
+        free(owed);
+        owed = next;
+    }
+    while (cache != NULL) {
+        near_cache *next = cache->owing;
+
+        near__cache_release(cache);
+        cache = next;
+    }
+    end(r);
+}
+
+void
+near__recovery_fini(near_client *client)
+{
+    pthread_cond_destroy(&client->recovery.rested);
+    near__lock_fini(&client->recovery.lock);
+}

@@ -1,0 +1,12 @@
+/* What a write owes and could not do at once (client/recovery.h). */
+#ifndef NEAR_CLIENT_WRITE_H
+#define NEAR_CLIENT_WRITE_H
+
+#include "client.h"
+
+/* Remove the keys from L2 and tell the others; at most one message's worth, and NEAR_L2_BATCH.  NEAR_OK: both are confirmed. */
+near_status near__write_settle(near_cache *cache, const near_bytes *keys, size_t n);
+/* A new generation, in L2 and for the others, and an empty L1. */
+near_status near__clear_settle(near_cache *cache);
+
+#endif

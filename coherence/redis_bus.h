@@ -1,0 +1,110 @@
+/*
+ * What the files of the Redis bus share: redis.c (its life, publish, fence), redis_link.c (a subscriber), redis_probe.c (who is
+ * it that we listen to?).
+ *
+ * A bus has a link to each address of its URI: a single server has one, a cluster one per primary.  A link is a thread ("near-bus")
+ * with one connection that does nothing but listen and PING.  Beside them one thread ("near-probe") asks every server, on a
+ * connection of its own, whether it still is the one that was subscribed to, and has the owner's beat sent.
+ *
+ * bus->lock (rank BUS) covers what threads tell each other: `stopping`, `losses`, `reason`, and of each link the part so marked.  It is
+ * not held while calling the listener or doing I/O.  Eventfds carry no meaning but "look again": `wake` ends a link's wait and is
+ * drained; `cancel` is raised once, by stop(), and ends every wait of every connection, dials included.
+ */
+#ifndef NEAR_COHERENCE_REDIS_BUS_H
+#define NEAR_COHERENCE_REDIS_BUS_H
+
+#include "base/lock.h"
+#include "coherence/bus.h"
+#include "l2/pool.h"
+#include "l2/redis_conn.h"
+
+#define NEAR__BACK_OFF_MIN (10 * NEAR_MS)
+#define NEAR__PINGS        64 /* unanswered at a time; a power of two */
+
+struct near__pings {
+    uint64_t sent, answered;       /* how many on this connection: number n is the n-th, from 0 */
+    int64_t  sent_at[NEAR__PINGS]; /* number n at n % NEAR__PINGS */
+};
+
+/* Who a server says it is. */
+struct near__identity {
+    bool told;        /* it answers such questions (an ACL may forbid them) */
+    bool primary;     /* ROLE */
+    char run_id[64];  /* INFO server: one process's life */
+    char refused[64]; /* told is false: the server's word */
+};
+
+struct near__redis_bus;
+
+struct near__bus_link {
+    struct near__redis_bus   *bus;
+    struct near__uri         *uri;       /* with the one address */
+    char                      name[300]; /* for texts */
+    struct near__redis_server server;
+    struct near__pool        *publishers;
+    int                       wake;
+    pthread_t                 thread;
+    bool                      running; /* the thread is to be joined; touched by open and stop only */
+
+    /* its thread's own */
+    struct near__redis_conn *conn;
+    struct near__pings       pings;
+    int64_t                  back_off;
+
+    /* the probe's own */
+    struct near__redis_conn *probe;
+    int64_t                  probe_dialled;
+
+    /* bus->lock */
+    bool                  subscribed, wanted; /* wanted: a PING is wanted at once */
+    bool                  tracking;           /* server-assisted invalidation is in force */
+    uint64_t              life;               /* of the subscription: counts them */
+    struct near__identity identity;           /* of the server subscribed to */
+    int64_t               heard;              /* the newest PING that was answered */
+    int64_t               vouched;            /* the newest question whose answer was: still me */
+    bool                  suspect;            /* the answer was another one */
+    char                  suspicion[200];
+};
+
+struct near__redis_bus {
+    struct near__bus_env env;
+    int                  cancel;
+    bool                 forked;
+    pthread_t            prober;
+    bool                 probing;           /* the thread is to be joined; touched by open and stop only */
+    bool                 untold, untracked; /* said once: bus->lock */
+
+    struct near__lock lock;
+    pthread_cond_t    news; /* heard, losses or stopping changed */
+    pthread_cond_t    beat; /* the probe is wanted at once, or stopping */
+    bool              stopping, probe_wanted;
+    uint64_t          losses;
+    uint64_t          suspicions;  /* times a server was another one, or no primary any more */
+    char              reason[256]; /* of the newest loss */
+
+    size_t                n;
+    struct near__bus_link links[];
+};
+
+/* redis.c */
+bool        near__bus_stopping(struct near__redis_bus *bus);
+near_status near__bus_closed(near_error *error);
+void        near__bus_raise(int fd);
+void        near__bus_drain(int fd);
+/* Tell the owner up to when everything has been heard, of all links together. */
+void near__bus_tell(struct near__redis_bus *bus);
+
+/* redis_link.c: a link's thread, until stop. */
+void *near__link_run(void *link);
+/* The text for a reply that is not what was asked for. */
+near_status near__link_refused(const char *name, const char *operation, const redisReply *reply,
+                               near_error *error);
+
+/* redis_probe.c: the probe's thread, until stop. */
+void *near__probe_run(void *bus);
+/* Ask a connection that is not subscribed for the role and, of a fresh one, the run id; a fresh one is also asked not to be evicted.
+ * NEAR_OK also when the server does not tell. */
+near_status near__identity_ask(struct near__redis_conn *conn, bool fresh, struct near__identity *identity,
+                               int64_t deadline, near_error *error);
+
+#endif
