@@ -168,21 +168,21 @@ near__redirect_parse(struct near__redirect *redirect, near_bytes error, const st
 enum verdict { TAKEN, SKIPPED, REFUSED };
 
 static enum verdict
-parse_node(const redisReply *node, const struct near__address *asked, struct near__address *out)
+parse_node(const struct near__redis_reply *node, const struct near__address *asked, struct near__address *out)
 {
-    const redisReply *host, *port;
+    const struct near__redis_reply *host, *port;
 
     if (node->type != REDIS_REPLY_ARRAY || node->elements < 2)
         return REFUSED;
-    host = node->element[0];
-    port = node->element[1];
+    host = &node->element[0];
+    port = &node->element[1];
     if (port->type != REDIS_REPLY_INTEGER)
         return REFUSED;
-    if (host->type == REDIS_REPLY_NIL || (host->type == REDIS_REPLY_STRING && host->len == 0))
+    if (host->type == REDIS_REPLY_NIL || (host->type == REDIS_REPLY_STRING && host->size == 0))
         *out = *asked;
     else if (host->type != REDIS_REPLY_STRING)
         return REFUSED;
-    else if (!set_host(out, host->str, host->len)) /* "?": a node that the asked one knows no address of */
+    else if (!set_host(out, host->text, host->size)) /* "?": a node that the asked one knows no address of */
         return SKIPPED;
     return set_port(out, port->integer) ? TAKEN : REFUSED;
 }
@@ -201,21 +201,22 @@ index_of(struct near__slot_map *map, const struct near__address *address)
 }
 
 static bool
-parse_range(struct near__slot_map *map, const redisReply *range, const struct near__address *asked)
+parse_range(struct near__slot_map *map, const struct near__redis_reply *range,
+            const struct near__address *asked)
 {
-    const redisReply    *first, *last;
-    struct near__address address = { .port = 0 };
-    uint16_t             index;
-    enum verdict         verdict;
+    const struct near__redis_reply *first, *last;
+    struct near__address            address = { .port = 0 };
+    uint16_t                        index;
+    enum verdict                    verdict;
 
     if (range->type != REDIS_REPLY_ARRAY || range->elements < 3)
         return false;
-    first = range->element[0];
-    last  = range->element[1];
+    first = &range->element[0];
+    last  = &range->element[1];
     if (first->type != REDIS_REPLY_INTEGER || last->type != REDIS_REPLY_INTEGER || first->integer < 0 ||
         first->integer > last->integer || last->integer >= NEAR__SLOTS)
         return false;
-    verdict = parse_node(range->element[2], asked, &address); /* the primary; replicas follow */
+    verdict = parse_node(&range->element[2], asked, &address); /* the primary; replicas follow */
     if (verdict != TAKEN)
         return verdict == SKIPPED;
     index = index_of(map, &address);
@@ -227,7 +228,8 @@ parse_range(struct near__slot_map *map, const redisReply *range, const struct ne
 }
 
 near_status
-near__slot_map_parse(struct near__slot_map **out, const redisReply *reply, const struct near__address *asked)
+near__slot_map_parse(struct near__slot_map **out, const struct near__redis_reply *reply,
+                     const struct near__address *asked)
 {
     struct near__slot_map *map;
 
@@ -240,7 +242,7 @@ near__slot_map_parse(struct near__slot_map **out, const redisReply *reply, const
     map->covered = map->node_count = 0;
     memset(map->owner, 0xff, sizeof(map->owner)); /* NEAR__SLOT_NOBODY */
     for (size_t i = 0; i < reply->elements; i++)
-        if (!parse_range(map, reply->element[i], asked)) {
+        if (!parse_range(map, &reply->element[i], asked)) {
             free(map);
             return NEAR_ERR_PROTOCOL;
         }

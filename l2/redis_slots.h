@@ -9,8 +9,7 @@
 
 #include "base/lock.h"
 #include "base/uri.h"
-
-#include <hiredis/hiredis.h>
+#include "l2/redis_node.h"
 
 #define NEAR__SLOTS       16384
 #define NEAR__SLOT_NODES  1000   /* primaries in one map: Redis's own recommended limit */
@@ -29,7 +28,7 @@ struct near__slot_map {
 
 /* From the reply to CLUSTER SLOTS (rule C2).  `asked` is who sent it: hosts it leaves out are its own.  NEAR_ERR_PROTOCOL: the reply is not
  * of that shape, or out of range; NEAR_ERR_NOMEM. */
-near_status near__slot_map_parse(struct near__slot_map **map, const redisReply *reply,
+near_status near__slot_map_parse(struct near__slot_map **map, const struct near__redis_reply *reply,
                                  const struct near__address *asked);
 void        near__slot_map_free(struct near__slot_map **map); /* NULL inside is fine */
 

@@ -7,6 +7,7 @@
  * With clang: -fsanitize=fuzzer,address -DFUZZ_ENGINE.  Without an engine the program replays the files named
  * on its command line, and `make check` runs it over the corpus.
  */
+#include "harness/reply.h"
 #include "l2/redis_slots.h"
 
 #include <stdint.h>
@@ -50,15 +51,18 @@ check_map(const struct near__slot_map *map)
 static void
 try_reply(const uint8_t *data, size_t size)
 {
-    redisReader           *reader = redisReaderCreate();
-    void                  *reply  = NULL;
-    struct near__slot_map *map;
+    redisReader             *reader = redisReaderCreate();
+    void                    *reply  = NULL;
+    struct near__redis_reply taken;
+    struct near__slot_map   *map;
 
     check(reader != NULL && redisReaderFeed(reader, (const char *)data, size) == REDIS_OK);
     if (redisReaderGetReply(reader, &reply) == REDIS_OK && reply != NULL) {
-        if (near__slot_map_parse(&map, reply, &asked) == NEAR_OK)
+        test_reply_take(&taken, reply);
+        if (near__slot_map_parse(&map, &taken, &asked) == NEAR_OK)
             check_map(map);
         near__slot_map_free(&map);
+        test_reply_free(&taken);
         freeReplyObject(reply);
     }
     redisReaderFree(reader);

@@ -2,6 +2,7 @@
  * compares the slots with a server's own. */
 #include "harness/test.h"
 
+#include "harness/reply.h"
 #include "l2/redis_slots.h"
 
 #include <stdatomic.h>
@@ -52,15 +53,18 @@ C1_hash_tags(void **state)
 static near_status
 parse(struct near__slot_map **map, const char *bytes)
 {
-    redisReader *reader = redisReaderCreate();
-    void        *reply  = NULL;
-    near_status  status;
+    redisReader             *reader = redisReaderCreate();
+    void                    *reply  = NULL;
+    struct near__redis_reply taken;
+    near_status              status;
 
     assert_non_null(reader);
     assert_int_equal(redisReaderFeed(reader, bytes, strlen(bytes)), REDIS_OK);
     assert_int_equal(redisReaderGetReply(reader, &reply), REDIS_OK);
     assert_non_null(reply); /* else the test's own bytes are wrong */
-    status = near__slot_map_parse(map, reply, &asked);
+    test_reply_take(&taken, reply);
+    status = near__slot_map_parse(map, &taken, &asked);
+    test_reply_free(&taken);
     assert_int_equal(*map != NULL, status == NEAR_OK);
     freeReplyObject(reply);
     redisReaderFree(reader);
