@@ -387,16 +387,23 @@ static near_status
 shake_hands(struct near__redis_conn *conn, const struct near__redis_server *server, int64_t deadline,
             near_error *error)
 {
-    struct handshake hand   = { .count = 0, .status = NEAR_OK };
-    near_status      status = queue_handshake(conn, &hand, server);
+    struct handshake hand     = { .count = 0, .status = NEAR_OK };
+    near_status      status   = queue_handshake(conn, &hand, server);
+    near_error       reason   = { 0 };
+    size_t           answered = 0;
 
     if (status != NEAR_OK)
         return near__fail(error, status, "%s: %s", conn->name, near_status_text(status));
     if (hand.count == 0)
         return NEAR_OK;
-    status = near__redis_exchange(conn, handshake_reply, &hand, NULL, NULL, deadline, error);
+    status = near__redis_exchange(conn, handshake_reply, &hand, &answered, NULL, deadline, &reason);
+    if (hand.status == NEAR_OK && status != NEAR_OK)
+        return near__fail(error, status, "%s%s", reason.text,
+                          status == NEAR_ERR_UNAVAILABLE && answered == 0 && conn->transport.tls == NULL
+                              ? " (does it speak TLS at this port? then use rediss://)"
+                              : "");
     if (hand.status == NEAR_OK)
-        return status;
+        return NEAR_OK;
     return near__fail(error, hand.status, "%s: %s", conn->name,
                       hand.refusal); /* it says more than the hang-up after it */
 }
