@@ -1048,6 +1048,7 @@ set_up(struct cluster *c, const struct near_l2_env *env)
     for (unsigned slot = 0; slot < NEAR__SLOTS; slot++)
         atomic_init(&c->owner[slot], NEAR__SLOT_NOBODY);
     c->server = (struct near__redis_server){ .uri         = env->uri,
+                                             .access      = env->access,
                                              .clock       = env->clock,
                                              .client_name = env->client_name,
                                              .max_reply   = c->max_stored + ITEM_FRAMING + REPLY_MIN,
@@ -1144,4 +1145,5 @@ cluster_forked(void *self)
         .forked = cluster_forked                                                                             \
     }
 
-const struct near_l2_ops near__l2_redis_cluster = CLUSTER_OPS("redis-cluster");
+const struct near_l2_ops near__l2_redis_cluster  = CLUSTER_OPS("redis-cluster");
+const struct near_l2_ops near__l2_rediss_cluster = CLUSTER_OPS("rediss-cluster");
