@@ -339,6 +339,7 @@ refresh_from(struct cluster *c, struct node *node, int64_t deadline)
     struct near__redis_call *call    = near__redis_call_new(node->redis, 0);
     struct near__slot_map   *map     = NULL;
     struct near__lane_ask    ask;
+    bool                     good;
 
     if (call == NULL || near__redis_call_add(call, 2, argv) != NEAR_OK) {
         near__redis_call_free(call);
@@ -353,11 +354,12 @@ refresh_from(struct cluster *c, struct node *node, int64_t deadline)
         near__slot_map_parse(&map, near__redis_call_reply(call, 0), &node->address) == NEAR_OK &&
         map->covered == 0)
         near__slot_map_free(&map); /* it belongs to no cluster (any more) */
-    if (map != NULL)
+    good = map != NULL;
+    if (good)
         apply_map(c, map);
     near__redis_call_free(call);
     near__slot_map_free(&map);
-    return map != NULL;
+    return good;
 }
 
 /* The leader of a refresh. */
