@@ -638,7 +638,10 @@ group_for(struct batch *b, struct node *node)
     if (b->group_count == GROUPS)
         return NULL;
     g  = &b->groups[b->group_count++];
-    *g = (struct group){ .node = node, .call = near__redis_call_new(node->redis, 0) };
+    *g = (struct group){ .node    = node,
+                         .call    = near__redis_call_new(node->redis, 0),
+                         .outcome = NEAR__LANE_NOT_SENT,
+                         .status  = NEAR_ERR_NOMEM };
     return g;
 }
 
@@ -887,6 +890,8 @@ cluster_set_many(void *self, enum near_l2_mode mode, struct near_l2_item *items,
 
     if (!near__l2_valid_set(mode, items, n, announce))
         return;
+    if (announce != NULL)
+        announce->stream = 0; /* not ours to send: see the traits */
     batch_init(&b, self, NEAR__REDIS_SET, mode, items, deadline);
     converse(&b, n);
 }
@@ -899,6 +904,8 @@ cluster_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *ite
 
     if (!near__l2_valid_remove(mode, items, n, announce))
         return;
+    if (announce != NULL)
+        announce->stream = 0; /* not ours to send: see the traits */
     batch_init(&b, self, NEAR__REDIS_REMOVE, mode, items, deadline);
     converse(&b, n);
 }
@@ -920,65 +927,79 @@ info_field(const struct near__redis_reply *reply, const char *field, char *out, 
         snprintf(out, size, "%.*s", (int)n, at);
 }
 
+/* What one primary says of itself and of the cluster. */
 static near_status
-take_health(const struct near__redis_call *call, char *text, size_t size, near_error *error)
+take_health(const struct group *g, char *text, size_t size, near_error *error)
 {
-    const struct near__redis_reply *cluster = near__redis_call_reply(call, 1);
+    const struct near__redis_reply *info =
+        g->outcome == NEAR__LANE_ANSWERED ? near__redis_call_reply(g->call, 1) : NULL;
     char version[32] = "unknown", state[16] = "unknown", slots[16] = "?", masters[16] = "?", word[64];
 
-    if (cluster->type == REDIS_REPLY_ERROR) {
-        near__redis_reply_word(cluster, word, sizeof(word));
-        return near__fail(error, near__redis_reply_class(cluster), "CLUSTER INFO refused: %s", word);
+    if (info == NULL)
+        return near__fail(error, g->status, "%s: does not answer: %s", g->node->name,
+                          near_status_text(g->status));
+    if (info->type == REDIS_REPLY_ERROR) {
+        near__redis_reply_word(info, word, sizeof(word));
+        return near__fail(error, near__redis_reply_class(info), "%s: CLUSTER INFO refused: %s", g->node->name,
+                          word);
     }
-    info_field(near__redis_call_reply(call, 0), "redis_version:", version, sizeof(version));
-    info_field(cluster, "cluster_state:", state, sizeof(state));
-    info_field(cluster, "cluster_slots_ok:", slots, sizeof(slots));
-    info_field(cluster, "cluster_size:", masters, sizeof(masters));
+    info_field(near__redis_call_reply(g->call, 0), "redis_version:", version, sizeof(version));
+    info_field(info, "cluster_state:", state, sizeof(state));
+    info_field(info, "cluster_slots_ok:", slots, sizeof(slots));
+    info_field(info, "cluster_size:", masters, sizeof(masters));
     snprintf(text, size, "redis cluster %s, state %s, %s primaries, %s of %d slots served", version, state,
              masters, slots, NEAR__SLOTS);
-    return NEAR_OK;
+    return strcmp(state, "fail") == 0
+               ? near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: the cluster is down", g->node->name)
+               : NEAR_OK;
 }
 
-static near_status
-ask_health(struct cluster *c, char *text, size_t size, int64_t deadline, near_error *error)
+/* One call to each node that serves a slot; to a seed when none is known.  Of a larger cluster not all. */
+static void
+add_owners(struct batch *b)
 {
-    struct node             *node    = some_node(c, NULL);
-    near_bytes               argv[2] = { near_key("INFO"), near_key("server") };
-    near_bytes               more[2] = { near_key("CLUSTER"), near_key("INFO") };
-    struct near__redis_call *call    = near__redis_call_new(node->redis, 0);
-    struct near__lane_ask    ask;
-    near_status              status;
+    near_bytes info[2] = { near_key("INFO"), near_key("server") };
+    near_bytes more[2] = { near_key("CLUSTER"), near_key("INFO") };
+    size_t     before;
 
-    if (call == NULL || near__redis_call_add(call, 2, argv) != NEAR_OK ||
-        near__redis_call_add(call, 2, more) != NEAR_OK) {
-        near__redis_call_free(call);
-        return near__fail(error, NEAR_ERR_NOMEM, "%s: out of memory", c->name);
+    for (unsigned slot = 0; slot < NEAR__SLOTS; slot++) {
+        struct node  *owner = owner_of(b->c, slot);
+        struct group *g;
+
+        if (owner == NULL && (slot > 0 || (owner = some_node(b->c, NULL)) == NULL))
+            continue;
+        before = b->group_count;
+        g      = group_for(b, owner);
+        if (g == NULL || b->group_count == before || g->call == NULL)
+            continue;
+        if (near__redis_call_add(g->call, 2, info) != NEAR_OK ||
+            near__redis_call_add(g->call, 2, more) != NEAR_OK)
+            g->status = NEAR_ERR_NOMEM;
     }
-    near__redis_call_idempotent(call, true);
-    ask = near__redis_ask(call);
-    near__lanes_run(&ask, 1, deadline, error);
-    if (ask.outcome == NEAR__LANE_GIVEN_UP)
-        return ask.status;
-    status = ask.outcome == NEAR__LANE_ANSWERED ? take_health(call, text, size, error) : ask.status;
-    near__redis_call_free(call);
-    return status;
 }
 
 static near_status
 cluster_health(void *self, char *text, size_t size, int64_t deadline, near_error *error)
 {
-    struct cluster *c = self;
-    near_status     status;
+    struct cluster *c      = self;
+    near_status     status = NEAR_OK;
+    struct batch    b;
 
     if (size > 0)
         text[0] = '\0';
     enter(c);
-    if (!atomic_load_explicit(&c->known, memory_order_relaxed))
-        refresh_shared(c, deadline, true);
-    status = ask_health(c, text, size, deadline, error);
-    if (status == NEAR_ERR_UNAVAILABLE) /* another one may answer */
-        status = ask_health(c, text, size, deadline, error);
+    batch_init(&b, c, NEAR__REDIS_GET, NEAR_L2_ALWAYS, NULL, deadline);
+    refresh_shared(c, deadline, true);
+    add_owners(&b);
+    run_groups(&b);
+    for (size_t i = 0; i < b.group_count; i++) {
+        if (status == NEAR_OK)
+            status = take_health(&b.groups[i], text, size, error);
+        near__redis_call_free(b.groups[i].call);
+    }
     leave(c);
+    if (status != NEAR_OK && size > 0)
+        text[0] = '\0';
     return status;
 }
 
