@@ -999,37 +999,153 @@ C3_resharding_all_slots_under_load_fails_no_call(void **state)
     assert_int_equal(sum.lost, 0);
 }
 
-/* The primary with the most slots among the first nodes and its replica change places. */
+/* Kills a primary and waits for its replica to follow it; who was killed. */
+static unsigned
+kill_and_heal(unsigned victim)
+{
+    unsigned heir = victim + cluster->masters;
+
+    if (!test_cluster_is_master(cluster, victim)) {
+        heir   = victim;
+        victim = victim + cluster->masters;
+    }
+    test_server_kill(cluster->server[victim]);
+    while (!test_cluster_is_master(cluster, heir))
+        usleep(10 * 1000);
+    return victim;
+}
+
 static void
 C6_a_primary_killed_under_load_fails_no_call(void **state)
 {
     struct worker sum;
-    unsigned      kills  = is_long() ? 10 : 1;
-    unsigned      victim = 0, heir;
+    unsigned      kills = is_long() ? 10 : 1, dead;
 
     (void)state;
     need_cluster_backend();
     start_load(10000);
     usleep(200 * 1000);
     for (unsigned i = 0; i < kills; i++) {
-        victim = i % cluster->masters;
-        heir   = victim + cluster->masters;
-        if (!test_cluster_is_master(cluster, victim)) {
-            heir   = victim;
-            victim = victim + cluster->masters;
-        }
-        test_server_kill(cluster->server[victim]);
-        while (!test_cluster_is_master(cluster, heir))
-            usleep(10 * 1000);
-        usleep(300 * 1000);
-        assert_true(test_server_restart(cluster->server[victim]));
         assert_true(test_wait_for(everybody_is_well, NULL, 20000 * test_slack()));
+        dead = kill_and_heal(i % cluster->masters);
+        usleep(300 * 1000);
+        assert_true(test_server_restart(cluster->server[dead]));
     }
     stop_load("primaries killed under load", &sum);
     assert_true(sum.calls > 100);
     assert_int_equal(sum.failed, 0);
     assert_int_equal(sum.wrong,
                      0); /* the last acknowledged writes may be lost: replication is asynchronous */
+}
+
+/* ------------------------------------------------------------------------------------ two whole instances */
+
+struct instance {
+    near_client *client;
+    near_cache  *cache;
+};
+
+static void
+open_instance(struct instance *in)
+{
+    static const char *const settings[][2] = {
+        { "l2.timeout", "5s" },   { "l2.connect_timeout", "1s" },        { "l2.key_prefix", "pair:" },
+        { "l1.max_ttl", "600s" }, { "coherence.serve_window", "500ms" }, { "coherence.heartbeat", "50ms" },
+    };
+    near_config *config = near_config_new();
+    near_error   error  = { .text = "" };
+
+    assert_int_equal(near_config_set(config, "l2.uri", cluster->uri, &error), NEAR_OK);
+    for (size_t i = 0; i < NEAR_COUNT_OF(settings); i++)
+        if (near_config_set(config, settings[i][0], settings[i][1], &error) != NEAR_OK)
+            fail_msg("%s", error.text);
+    if (near_client_open(config, &in->client, &error) != NEAR_OK)
+        fail_msg("%s", error.text);
+    near_config_free(config);
+    if (near_cache_open(in->client, "things", NULL, &in->cache, &error) != NEAR_OK)
+        fail_msg("%s", error.text);
+}
+
+static int
+hears(void *ctx)
+{
+    return near_fence(((struct instance *)ctx)->client, 200) == NEAR_OK;
+}
+
+static uint64_t
+l1_hits(const struct instance *in)
+{
+    near_stats stats = NEAR_STATS_INIT;
+
+    assert_int_equal(near_stats_get(in->client, &stats), NEAR_OK);
+    return stats.hits;
+}
+
+static void
+assert_reads(const struct instance *in, near_bytes key, const char *expected)
+{
+    near_value *value = NULL;
+
+    assert_int_equal(near_get(in->cache, key, &value), NEAR_OK);
+    assert_true(near_value_bytes(value).size == strlen(expected) &&
+                memcmp(near_value_bytes(value).data, expected, strlen(expected)) == 0);
+    near_value_release(value);
+}
+
+/* B holds what A overwrites, for many keys in as many slots. */
+static void
+exchange_news(const struct instance *a, const struct instance *b, const char *first, const char *second)
+{
+    enum { N = 50 };
+    char     key[32];
+    uint64_t hits;
+
+    for (int i = 0; i < N; i++) {
+        snprintf(key, sizeof(key), "thing %d", i);
+        assert_int_equal(near_put(a->cache, near_key(key), near_key(first), NULL), NEAR_OK);
+    }
+    assert_int_equal(near_fence(b->client, 5000), NEAR_OK);
+    for (int round = 0; round < 2; round++) {
+        hits = l1_hits(b);
+        for (int i = 0; i < N; i++) {
+            snprintf(key, sizeof(key), "thing %d", i);
+            assert_reads(b, near_key(key), first);
+        }
+    }
+    assert_int_equal(l1_hits(b) - hits, N); /* control: they would be answered by L1 */
+    for (int i = 0; i < N; i++) {
+        snprintf(key, sizeof(key), "thing %d", i);
+        assert_int_equal(near_put(a->cache, near_key(key), near_key(second), NULL), NEAR_OK);
+    }
+    assert_int_equal(near_fence(b->client, 5000), NEAR_OK);
+    for (int i = 0; i < N; i++) {
+        snprintf(key, sizeof(key), "thing %d", i);
+        assert_reads(b, near_key(key), second);
+    }
+}
+
+static void
+C7_G2_instances_hear_each_other_also_after_their_meeting_place_died(void **state)
+{
+    struct instance a, b;
+    unsigned        home, dead;
+
+    (void)state;
+    need_cluster();
+    assert_true(test_wait_for(everybody_is_well, NULL, 20000 * test_slack()));
+    open_instance(&a);
+    open_instance(&b);
+    assert_true(test_wait_for(hears, &a, 5000 * test_slack()));
+    assert_true(test_wait_for(hears, &b, 5000 * test_slack()));
+    exchange_news(&a, &b, "one", "two");
+    home = cluster->owner[near__slot_of(near_key("pair:bus"))];
+    dead = kill_and_heal(home);
+    assert_true(test_wait_for(hears, &a, 10000 * test_slack()));
+    assert_true(test_wait_for(hears, &b, 10000 * test_slack()));
+    exchange_news(&a, &b, "three", "four");
+    assert_int_equal(near_client_close(a.client, NULL), NEAR_OK);
+    assert_int_equal(near_client_close(b.client, NULL), NEAR_OK);
+    assert_true(test_server_restart(cluster->server[dead]));
 }
 
 int
@@ -1059,6 +1175,7 @@ main(void)
         CLUSTER_TEST(C5_a_batch_over_all_nodes_and_slots),
         CLUSTER_TEST(C3_resharding_all_slots_under_load_fails_no_call),
         CLUSTER_TEST(C6_a_primary_killed_under_load_fails_no_call),
+        CLUSTER_TEST(C7_G2_instances_hear_each_other_also_after_their_meeting_place_died),
     };
 
     if (getenv("NEAR_TEST_ROWS") != NULL)
