@@ -1078,7 +1078,7 @@ l1_hits(const struct instance *in)
     near_stats stats = NEAR_STATS_INIT;
 
     assert_int_equal(near_stats_get(in->client, &stats), NEAR_OK);
-    return stats.hits;
+    return stats.hits_l1;
 }
 
 static void
