@@ -535,6 +535,7 @@ start(struct near__coherence *c, const struct near__coherence_config *config, ne
 {
     struct near__bus_env env = {
         .uri             = config->uri,
+        .access          = config->access,
         .clock           = config->clock,
         .log             = config->log,
         .channel         = config->channel,
@@ -577,7 +578,7 @@ near__coherence_open_over(struct near__coherence **coherence, const struct near_
     c->log          = config->log;
     c->sink         = config->sink;
     c->serve_window = config->serve_window;
-    c->copies       = config->uri->address_count;
+    c->copies       = config->uri->layout == NEAR__LAYOUT_SINGLE ? config->uri->address_count : 1;
     near__lock_init(&c->lock, NEAR__RANK_LEAF);
     near__cond_init(&c->changed);
     st = start(c, config, error);

@@ -38,7 +38,6 @@ struct near__redis_bus;
 
 struct near__bus_link {
     struct near__redis_bus   *bus;
-    struct near__uri         *uri;       /* with the one address */
     char                      name[300]; /* for texts */
     struct near__redis_server server;
     struct near__pool        *publishers;

@@ -14,6 +14,8 @@
  */
 #include "coherence/redis_bus.h"
 
+#include "l2/redis_home.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -92,7 +94,7 @@ have_connection(struct near__bus_link *l, int64_t now, bool *fresh, int64_t dead
     *fresh = l->probe == NULL;
     if (!*fresh)
         return NEAR_OK;
-    st = near__redis_dial(&l->probe, &l->server, deadline, error);
+    st = near__redis_dial_home(&l->probe, &l->server, l->bus->env.channel, deadline, error);
     if (st == NEAR_OK)
         l->probe_dialled = now;
     return st;
