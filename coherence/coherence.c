@@ -478,7 +478,7 @@ encode_beat(struct near__coherence *c, const struct near__sent *told, uint8_t **
     return st;
 }
 
-/* Called by one thread at a time.  A beat that may not have been published keeps its number, and the next one says its words
+/* Called by one thread at a time, which has other things to do within the serve window.  A beat that may not have been published keeps its number, and the next one says its words
  * again: heard twice it does no harm. */
 static void
 on_beat(void *ctx)
@@ -491,7 +491,7 @@ on_beat(void *ctx)
 
     if (told != NULL && take_sent(c, told) && encode_beat(c, told, &message, &size) == NEAR_OK) {
         if (c->ops->publish(c->bus, message, size, NEAR__MESSAGE_STAMP_AT, &stream,
-                            near__time_after(near__now(c->clock), c->serve_window), NULL) == NEAR_OK) {
+                            near__time_after(near__now(c->clock), c->serve_window / 4), NULL) == NEAR_OK) {
             near__lock(&c->lock);
             near__sent_told(&c->sent, told);
             near__unlock(&c->lock);
