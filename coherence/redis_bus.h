@@ -29,6 +29,7 @@ struct near__pings {
 /* Who a server says it is. */
 struct near__identity {
     bool told;        /* it answers such questions (an ACL may forbid them) */
+    bool busy;        /* it will, but not now */
     bool primary;     /* ROLE */
     char run_id[64];  /* INFO server: one process's life */
     char refused[64]; /* told is false: the server's word */

@@ -47,6 +47,7 @@ take_identity(void *ctx, size_t index, redisReply *reply)
         return; /* CLIENT NO-EVICT may be refused: rule R15 */
     if (reply->type == REDIS_REPLY_ERROR) {
         identity->told = false;
+        identity->busy |= near__redis_error_class(reply) == NEAR_ERR_UNAVAILABLE;
         near__redis_error_word(reply, identity->refused, sizeof(identity->refused));
         return;
     }
@@ -76,6 +77,8 @@ near__identity_ask(struct near__redis_conn *conn, bool fresh, struct near__ident
     if (st != NEAR_OK)
         return near__fail(error, st, "cannot make a ROLE");
     st = near__redis_exchange(conn, take_identity, identity, NULL, NULL, deadline, error);
+    if (st == NEAR_OK && identity->busy)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "ROLE refused: %s", identity->refused);
     if (st == NEAR_OK && fresh && identity->run_id[0] == '\0')
         identity->told = false;
     return st;
