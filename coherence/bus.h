@@ -76,6 +76,7 @@ struct near__bus_ops {
     void (*forked)(
         void *self); /* in a child, instead of stop: there is no thread; close descriptors in silence */
     void (*state)(void *self, struct near__bus_state *state); /* NULL: nothing to say */
+    bool beats;                                               /* it calls listener.beat */
 };
 
 extern const struct near__bus_ops near__bus_memory, near__bus_redis, near__bus_rediss, near__bus_redis_unix,

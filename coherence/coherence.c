@@ -505,6 +505,8 @@ on_beat(void *ctx)
 void
 near__coherence_announced(struct near__coherence *c, const uint8_t *message)
 {
+    if (!c->ops->beats)
+        return;
     near__lock(&c->lock);
     near__sent_note(&c->sent, near__le64_get(message + NEAR__MESSAGE_STAMP_AT),
                     near__le64_get(message + NEAR__MESSAGE_STAMP_AT + 8));

@@ -433,7 +433,7 @@ redis_open(void **self, const struct near__bus_env *env, near_error *error)
     {                                                                                                        \
         .version = NEAR__BUS_OPS_V1, .scheme = name, .open = redis_open, .publish = redis_publish,           \
         .fence = redis_fence, .stop = redis_stop, .fini = redis_fini, .forked = redis_forked,                \
-        .state = redis_state,                                                                                \
+        .state = redis_state, .beats = true,                                                                 \
     }
 
 const struct near__bus_ops near__bus_redis           = ROW("redis");
