@@ -485,7 +485,7 @@ encode_beat(struct near__coherence *c, const struct near__sent *told, uint8_t **
     return st;
 }
 
-/* Called by one thread at a time.  A beat that may not have been published keeps its number, and the next one says its words
+/* Called by one thread at a time, which has other things to do within the serve window.  A beat that may not have been published keeps its number, and the next one says its words
  * again: heard twice it does no harm. */
 static void
 on_beat(void *ctx)
@@ -498,7 +498,7 @@ on_beat(void *ctx)
 
     if (told != NULL && take_sent(c, told) && encode_beat(c, told, &message, &size) == NEAR_OK) {
         if (c->ops->publish(c->bus, message, size, NEAR__MESSAGE_STAMP_AT, &stream,
-                            near__time_after(near__now(c->clock), c->serve_window), NULL) == NEAR_OK) {
+                            near__time_after(near__now(c->clock), c->serve_window / 4), NULL) == NEAR_OK) {
             near__lock(&c->lock);
             near__sent_told(&c->sent, told);
             near__unlock(&c->lock);
@@ -512,6 +512,8 @@ on_beat(void *ctx)
 void
 near__coherence_announced(struct near__coherence *c, const uint8_t *message)
 {
+    if (!c->ops->beats)
+        return;
     near__lock(&c->lock);
     near__sent_note(&c->sent, near__le64_get(message + NEAR__MESSAGE_STAMP_AT),
                     near__le64_get(message + NEAR__MESSAGE_STAMP_AT + 8));
@@ -542,6 +544,7 @@ start(struct near__coherence *c, const struct near__coherence_config *config, ne
 {
     struct near__bus_env env = {
         .uri             = config->uri,
+        .access          = config->access,
         .clock           = config->clock,
         .log             = config->log,
         .channel         = config->channel,
@@ -584,7 +587,7 @@ near__coherence_open_over(struct near__coherence **coherence, const struct near_
     c->log          = config->log;
     c->sink         = config->sink;
     c->serve_window = config->serve_window;
-    c->copies       = config->uri->address_count;
+    c->copies       = config->uri->layout == NEAR__LAYOUT_SINGLE ? config->uri->address_count : 1;
     near__lock_init(&c->lock, NEAR__RANK_LEAF);
     near__cond_init(&c->changed);
     st = start(c, config, error);

@@ -1,5 +1,6 @@
 /*
- * The redis:// and redis+unix:// buses: one channel of Redis pub/sub, and where it is wanted the server's own word of changed keys.
+ * The Redis buses: one channel of Redis pub/sub, at one server, however it is found and reached (near__redis_dial_home()); and where it is
+ * wanted the server's own word of changed keys.
  *
  * Listening: see redis_link.c.  What has been heard on the whole is what the slowest link has heard, and what the probe
  * (redis_probe.c) has vouched for.
@@ -13,6 +14,7 @@
 
 #include "base/thread.h"
 #include "coherence/message.h"
+#include "l2/redis_home.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -94,7 +96,7 @@ publisher_dial(void *ctx, void **conn, int64_t deadline, near_error *error)
 {
     struct near__bus_link   *l    = ctx;
     struct near__redis_conn *made = NULL;
-    near_status              st   = near__redis_dial(&made, &l->server, deadline, error);
+    near_status st = near__redis_dial_home(&made, &l->server, l->bus->env.channel, deadline, error);
 
     *conn = made;
     return st;
@@ -306,7 +308,6 @@ link_fini(struct near__bus_link *l)
     near__pool_free(&l->publishers);
     if (l->wake >= 0)
         close(l->wake);
-    free(l->uri);
 }
 
 static void
@@ -365,15 +366,11 @@ link_init(struct near__bus_link *l, struct near__redis_bus *b, size_t index, nea
     l->bus      = b;
     l->back_off = NEAR__BACK_OFF_MIN;
     l->heard = l->vouched = INT64_MIN;
-    l->uri                = malloc(sizeof(*l->uri));
-    if (l->uri == NULL)
-        return near__fail(error, NEAR_ERR_NOMEM, "bus: out of memory");
-    *l->uri               = *b->env.uri;
-    l->uri->addresses[0]  = b->env.uri->addresses[index];
-    l->uri->address_count = 1;
-    near__address_display(&l->uri->addresses[0], l->name, sizeof(l->name));
+    near__address_display(&b->env.uri->addresses[index], l->name, sizeof(l->name));
     l->server = (struct near__redis_server){
-        .uri         = l->uri,
+        .uri         = b->env.uri,
+        .address     = b->n > 1 ? &b->env.uri->addresses[index] : NULL,
+        .access      = b->env.access,
         .clock       = b->env.clock,
         .client_name = b->env.client_name,
         .max_reply   = b->env.prefix != NULL ? TRACKED_MAX : REPLY_MAX,
@@ -402,7 +399,8 @@ start(struct near__redis_bus *b, near_error *error)
 static near_status
 redis_open(void **self, const struct near__bus_env *env, near_error *error)
 {
-    size_t                  n  = env->uri->address_count;
+    /* of a cluster the home of the channel is listened to, of sentinels the master that they name */
+    size_t                  n  = env->uri->layout == NEAR__LAYOUT_SINGLE ? env->uri->address_count : 1;
     struct near__redis_bus *b  = calloc(1, sizeof(*b) + n * sizeof(b->links[0]));
     near_status             st = NEAR_OK;
 
@@ -435,8 +433,13 @@ redis_open(void **self, const struct near__bus_env *env, near_error *error)
     {                                                                                                        \
         .version = NEAR__BUS_OPS_V1, .scheme = name, .open = redis_open, .publish = redis_publish,           \
         .fence = redis_fence, .stop = redis_stop, .fini = redis_fini, .forked = redis_forked,                \
-        .state = redis_state,                                                                                \
+        .state = redis_state, .beats = true,                                                                 \
     }
 
-const struct near__bus_ops near__bus_redis      = ROW("redis");
-const struct near__bus_ops near__bus_redis_unix = ROW("redis+unix");
+const struct near__bus_ops near__bus_redis           = ROW("redis");
+const struct near__bus_ops near__bus_rediss          = ROW("rediss");
+const struct near__bus_ops near__bus_redis_unix      = ROW("redis+unix");
+const struct near__bus_ops near__bus_redis_sentinel  = ROW("redis-sentinel");
+const struct near__bus_ops near__bus_rediss_sentinel = ROW("rediss-sentinel");
+const struct near__bus_ops near__bus_redis_cluster   = ROW("redis-cluster");
+const struct near__bus_ops near__bus_rediss_cluster  = ROW("rediss-cluster");

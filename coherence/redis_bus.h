@@ -29,6 +29,7 @@ struct near__pings {
 /* Who a server says it is. */
 struct near__identity {
     bool told;        /* it answers such questions (an ACL may forbid them) */
+    bool busy;        /* it will, but not now */
     bool primary;     /* ROLE */
     char run_id[64];  /* INFO server: one process's life */
     char refused[64]; /* told is false: the server's word */
@@ -38,7 +39,6 @@ struct near__redis_bus;
 
 struct near__bus_link {
     struct near__redis_bus   *bus;
-    struct near__uri         *uri;       /* with the one address */
     char                      name[300]; /* for texts */
     struct near__redis_server server;
     struct near__pool        *publishers;

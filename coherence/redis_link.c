@@ -16,6 +16,7 @@
 #include "coherence/redis_bus.h"
 
 #include "base/hash.h"
+#include "l2/redis_home.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -449,7 +450,7 @@ session(struct near__bus_link *l, near_error *error)
     struct near__identity   identity;
     bool                    tracking;
 
-    if (near__redis_dial(&l->conn, &l->server, deadline, error) != NEAR_OK)
+    if (near__redis_dial_home(&l->conn, &l->server, b->env.channel, deadline, error) != NEAR_OK)
         return;
     if (subscribe(l, &identity, &tracking, deadline, error) == NEAR_OK) {
         b->env.listener.subscribed(b->env.listener.ctx);

@@ -14,6 +14,8 @@
  */
 #include "coherence/redis_bus.h"
 
+#include "l2/redis_home.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -45,6 +47,7 @@ take_identity(void *ctx, size_t index, redisReply *reply)
         return; /* CLIENT NO-EVICT may be refused: rule R15 */
     if (reply->type == REDIS_REPLY_ERROR) {
         identity->told = false;
+        identity->busy |= near__redis_error_class(reply) == NEAR_ERR_UNAVAILABLE;
         near__redis_error_word(reply, identity->refused, sizeof(identity->refused));
         return;
     }
@@ -74,6 +77,8 @@ near__identity_ask(struct near__redis_conn *conn, bool fresh, struct near__ident
     if (st != NEAR_OK)
         return near__fail(error, st, "cannot make a ROLE");
     st = near__redis_exchange(conn, take_identity, identity, NULL, NULL, deadline, error);
+    if (st == NEAR_OK && identity->busy)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "ROLE refused: %s", identity->refused);
     if (st == NEAR_OK && fresh && identity->run_id[0] == '\0')
         identity->told = false;
     return st;
@@ -92,7 +97,7 @@ have_connection(struct near__bus_link *l, int64_t now, bool *fresh, int64_t dead
     *fresh = l->probe == NULL;
     if (!*fresh)
         return NEAR_OK;
-    st = near__redis_dial(&l->probe, &l->server, deadline, error);
+    st = near__redis_dial_home(&l->probe, &l->server, l->bus->env.channel, deadline, error);
     if (st == NEAR_OK)
         l->probe_dialled = now;
     return st;

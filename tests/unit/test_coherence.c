@@ -89,7 +89,8 @@ fake_forked(void *self)
 }
 
 static const struct near__bus_ops fake_ops = {
-    NEAR__BUS_OPS_V1, "fake", fake_open, fake_publish, fake_fence, fake_stop, fake_fini, fake_forked, NULL,
+    NEAR__BUS_OPS_V1, "fake",    fake_open,   fake_publish, fake_fence,
+    fake_stop,        fake_fini, fake_forked, NULL,         true,
 };
 
 static void
