@@ -147,9 +147,8 @@ parse_value(struct near__memcached_line *line, struct rest *rest)
     uint64_t flags, bytes;
 
     if (!take_word(rest, &line->key) || line->key.size > NEAR__MEMCACHED_KEY || !TAKE(rest, " ") ||
-        !take_number(rest, UINT32_MAX, &flags) || !TAKE(rest, " ") ||
-        !take_number(rest, INT32_MAX, &bytes) || !TAKE(rest, " ") ||
-        !take_number(rest, UINT64_MAX, &line->unique))
+        !take_number(rest, UINT32_MAX, &flags) || !TAKE(rest, " ") || !take_number(rest, INT32_MAX, &bytes) ||
+        !TAKE(rest, " ") || !take_number(rest, UINT64_MAX, &line->unique))
         return false;
     line->flags = (uint32_t)flags;
     line->bytes = (size_t)bytes; /* the protocol's own number is an int */
@@ -198,7 +197,10 @@ static const struct {
     enum near__memcached_kind kind;
     size_t                    size;
 } whole[] = {
-#define WHOLE(text, kind) { text, NEAR__MEMCACHED_##kind, sizeof(text) - 1 }
+#define WHOLE(text, kind)                                                                                    \
+    {                                                                                                        \
+        text, NEAR__MEMCACHED_##kind, sizeof(text) - 1                                                       \
+    }
     WHOLE("END", END),
     WHOLE("STORED", STORED),
     WHOLE("NOT_STORED", NOT_STORED),

@@ -61,7 +61,7 @@ enum near__memcached_kind {
     NEAR__MEMCACHED_TOO_LARGE, /* "SERVER_ERROR object too large for cache": refused, and the server has read
                                   the value to its end */
     NEAR__MEMCACHED_NO_MEMORY, /* "SERVER_ERROR out of memory storing object": the same */
-    NEAR__MEMCACHED_ERROR      /* ERROR, CLIENT_ERROR and every other SERVER_ERROR: where the next answer begins
+    NEAR__MEMCACHED_ERROR /* ERROR, CLIENT_ERROR and every other SERVER_ERROR: where the next answer begins
                                   is anybody's guess */
 };
 

@@ -2,7 +2,7 @@
  * See memcached_talk.h.
  *
  * One block: records, then the bytes that are said.  Values that are heard lie in chunks, small ones together,
- * a large one alone in a chunk of its size, so that it can be received in its place.
+ * a large one alone in a chunk of its size.
  */
 #include "l2/memcached_talk.h"
 
@@ -85,6 +85,7 @@ near__memcached_add_read(struct near__memcached_talk *talk, near_bytes key)
     }
     add_record(talk, READ, talk->size + 1, key.size);
     talk->size = (size_t)(near__memcached_format_asked(talk->bytes + talk->size, key) - talk->bytes);
+    talk->records[talk->n - 1].end = talk->size + 2;
 }
 
 void
@@ -98,6 +99,7 @@ near__memcached_add_store(struct near__memcached_talk *talk, enum near__memcache
     talk->size = (size_t)(out - talk->bytes);
     say(talk, value.data, value.size);
     say(talk, "\r\n", 2);
+    talk->records[talk->n - 1].end = talk->size;
 }
 
 void
@@ -105,6 +107,7 @@ near__memcached_add_delete(struct near__memcached_talk *talk, near_bytes key)
 {
     add_record(talk, DELETE, talk->size + 7, key.size);
     talk->size = (size_t)(near__memcached_format_delete(talk->bytes + talk->size, key) - talk->bytes);
+    talk->records[talk->n - 1].end = talk->size;
 }
 
 void
@@ -474,18 +477,4 @@ near__memcached_hear(struct near__memcached_talk *talk, const char *bytes, size_
         progress = hear_line(talk, &line, why);
     }
     return progress;
-}
-
-size_t
-near__memcached_direct(const struct near__memcached_talk *talk, char **into)
-{
-    *into = talk->into;
-    return talk->filling != NULL && talk->into != NULL && talk->left > 2 ? talk->left - 2 : 0;
-}
-
-void
-near__memcached_directly(struct near__memcached_talk *talk, size_t size)
-{
-    talk->into += size;
-    talk->left -= size;
 }

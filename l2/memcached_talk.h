@@ -35,11 +35,12 @@ enum near__memcached_word {
 };
 
 struct near__memcached_record {
-    near_bytes                key; /* in the talk's own bytes */
-    near_bytes                value;
-    uint64_t                  unique;
-    uint32_t                  flags;
-    uint8_t                   command;
+    near_bytes key; /* in the talk's own bytes */
+    near_bytes value;
+    uint64_t   unique;
+    uint32_t   flags;
+    size_t     end; /* of the command: how many of the talk's bytes must have left for it to be whole */
+    uint8_t    command;
     enum near__memcached_word word;
 };
 
@@ -61,15 +62,15 @@ struct near__memcached_talk {
     struct near__memcached_talk   *fused; /* the next that hears with this one */
 
     /* hearing */
-    bool                          complete;
-    size_t                        answered; /* writes: records; reads: those of lines that have come to their END */
-    struct near__memcached_talk  *at_talk;  /* reads: where the next value is looked for first */
-    size_t                        at;
+    bool   complete;
+    size_t answered; /* writes: records; reads: those of lines that have come to their END */
+    struct near__memcached_talk   *at_talk; /* reads: where the next value is looked for first */
+    size_t                         at;
     struct near__memcached_record *filling; /* a value is being received; NULL when a line is next */
-    char                         *into;     /* NULL: it is read past */
-    size_t                        left;     /* of it, its CRLF included */
-    struct near__memcached_chunk *chunks;
-    char                          version[32];
+    char                          *into;    /* NULL: it is read past */
+    size_t                         left;    /* of it, its CRLF included */
+    struct near__memcached_chunk  *chunks;
+    char                           version[32];
 
     struct near__memcached_record *records;
 };
@@ -111,9 +112,5 @@ enum near__memcached_progress {
  * when WAITING (less than NEAR__MEMCACHED_LINE) has to be put in again with more behind it. */
 enum near__memcached_progress near__memcached_hear(struct near__memcached_talk *talk, const char *bytes,
                                                    size_t size, size_t *used, near_error *why);
-/* In the middle of a value: where its next bytes can be received without a copy, and how many.  0: nowhere. */
-size_t near__memcached_direct(const struct near__memcached_talk *talk, char **into);
-/* So many were. */
-void near__memcached_directly(struct near__memcached_talk *talk, size_t size);
 
 #endif
