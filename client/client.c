@@ -182,6 +182,18 @@ open_guard(near_client *client, near_error *error)
     return NEAR_OK;
 }
 
+/* client->gutter_uri, kind NONE where there is none. */
+static near_status
+choose_gutter(near_client *client, near_error *error)
+{
+    client->gutter_uri.kind = NEAR__URI_NONE;
+    if (client->settings.l2_gutter[0] == '\0')
+        return NEAR_OK;
+    if (client->l2_uri.kind != NEAR__URI_MEMCACHED)
+        return near__fail(error, NEAR_ERR_INVALID, "l2.gutter: is for an l2.uri of memcached servers only");
+    return near__uri_parse(&client->gutter_uri, "l2.gutter", client->settings.l2_gutter, error);
+}
+
 static near_status
 open_l2(near_client *client, near_error *error)
 {
@@ -195,14 +207,27 @@ open_l2(near_client *client, near_error *error)
         return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",
                           client->l2_uri.scheme);
     }
+    status = choose_gutter(client, error);
+    if (status == NEAR_OK)
+        status = near__access_l2(&client->access, &client->settings, &client->l2_uri, error);
+    if (status != NEAR_OK) {
+        client->ops = NULL;
+        return status;
+    }
     client->env = (struct near_l2_env){
         .uri             = &client->l2_uri,
+        .access          = &client->access.l2,
         .clock           = &client->clock,
         .log             = &client->log,
         .connect_timeout = client->settings.l2_connect_timeout,
         .pool_size       = (unsigned)client->settings.l2_pool_size,
         .max_stored      = (size_t)client->settings.l2_max_value + NEAR__KEY_MAX + 64,
         .client_name     = client->name,
+        .key_prefix      = client->settings.l2_key_prefix,
+        .gutter          = client->gutter_uri.kind != NEAR__URI_NONE ? &client->gutter_uri : NULL,
+        .gutter_ttl      = client->settings.l2_gutter_ttl,
+        .outdated        = sink_flush,
+        .outdated_ctx    = client,
     };
     status = client->ops->open(&client->l2, &client->env, &client->traits, error);
     if (status != NEAR_OK)
@@ -261,6 +286,8 @@ open_coherence(near_client *client, near_error *error)
     near_status                   status   = choose_bus(client, error);
     struct near__coherence_config config;
 
+    if (status == NEAR_OK)
+        status = near__access_bus(&client->access, settings, &client->bus_uri, error);
     if (status != NEAR_OK || client->bus_uri.kind == NEAR__URI_NONE)
         return status;
     if (settings->coherence_channel[0] != '\0')
@@ -269,6 +296,7 @@ open_coherence(near_client *client, near_error *error)
         snprintf(client->channel, sizeof(client->channel), "%.64sbus", settings->l2_key_prefix);
     config = (struct near__coherence_config){
         .uri             = &client->bus_uri,
+        .access          = &client->access.bus,
         .clock           = &client->clock,
         .log             = &client->log,
         .channel         = client->channel,
@@ -317,6 +345,7 @@ client_free(near_client *client)
         near__coherence_free(&client->coherence);
     if (client->ops != NULL)
         client->ops->fini(client->l2);
+    near__access_free(&client->access);
     if (client->alive != NULL)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);

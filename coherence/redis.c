@@ -1,5 +1,5 @@
 /*
- * The redis:// and redis+unix:// buses: one channel of Redis pub/sub.
+ * The Redis buses: one channel of Redis pub/sub, at one server, however it is found and reached (near__redis_dial()).
  *
  * Listening: one thread ("near-bus") owns one connection, which does nothing but SUBSCRIBE and PING.  The server answers a connection in
  * the order of events, so the pong to a PING sent at t comes after every message whose PUBLISH was acknowledged before t: that is
@@ -626,6 +626,7 @@ redis_open(void **self, const struct near__bus_env *env, near_error *error)
     b->env    = *env;
     b->server = (struct near__redis_server){
         .uri         = env->uri,
+        .access      = env->access,
         .clock       = env->clock,
         .client_name = env->client_name,
         .max_reply   = REPLY_MAX,
@@ -663,5 +664,8 @@ fail:
         .fence = redis_fence, .stop = redis_stop, .fini = redis_fini, .forked = redis_forked,                \
     }
 
-const struct near__bus_ops near__bus_redis      = ROW("redis");
-const struct near__bus_ops near__bus_redis_unix = ROW("redis+unix");
+const struct near__bus_ops near__bus_redis           = ROW("redis");
+const struct near__bus_ops near__bus_rediss          = ROW("rediss");
+const struct near__bus_ops near__bus_redis_unix      = ROW("redis+unix");
+const struct near__bus_ops near__bus_redis_sentinel  = ROW("redis-sentinel");
+const struct near__bus_ops near__bus_rediss_sentinel = ROW("rediss-sentinel");

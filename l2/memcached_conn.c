@@ -344,7 +344,7 @@ codec_drop(void *self, bool goodbye)
 static void
 codec_abandon(void *self)
 {
-    near__transport_close(&((struct near__memcached_conn *)self)->transport);
+    near__transport_abandon(&((struct near__memcached_conn *)self)->transport);
 }
 
 /* ----------------------------------------------------------------------------------------------- dialling */

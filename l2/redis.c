@@ -942,7 +942,7 @@ check_settings(const struct near_l2_env *env, near_error *error)
 {
     const struct near__address *address = &env->uri->addresses[0];
 
-    if (env->uri->address_count != 1)
+    if (env->uri->layout != NEAR__LAYOUT_SENTINEL && env->uri->address_count != 1)
         return near__fail(error, NEAR_ERR_INVALID, "redis: %zu addresses given, exactly one is possible",
                           env->uri->address_count);
     if (address->port == 0 && strlen(address->host) > NEAR__UNIX_PATH)
@@ -987,6 +987,7 @@ redis_open(void **self, const struct near_l2_env *env, struct near_l2_traits *tr
     set_limits(r);
     r->server =
         (struct near__redis_server){ .uri         = env->uri,
+                                     .access      = env->access,
                                      .clock       = env->clock,
                                      .client_name = env->client_name,
                                      .max_reply   = r->mget * (r->max_stored + ITEM_FRAMING) + 64 * 1024,
@@ -1055,5 +1056,8 @@ redis_forked(void *self)
         .forked = redis_forked                                                                               \
     }
 
-const struct near_l2_ops near__l2_redis      = REDIS_OPS("redis");
-const struct near_l2_ops near__l2_redis_unix = REDIS_OPS("redis+unix");
+const struct near_l2_ops near__l2_redis           = REDIS_OPS("redis");
+const struct near_l2_ops near__l2_rediss          = REDIS_OPS("rediss");
+const struct near_l2_ops near__l2_redis_unix      = REDIS_OPS("redis+unix");
+const struct near_l2_ops near__l2_redis_sentinel  = REDIS_OPS("redis-sentinel");
+const struct near_l2_ops near__l2_rediss_sentinel = REDIS_OPS("rediss-sentinel");

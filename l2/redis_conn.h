@@ -16,8 +16,13 @@
 
 struct near__redis_conn;
 
+struct near__access;
+
 struct near__redis_server {
-    const struct near__uri   *uri; /* the first address is dialled; user, password and database are used */
+    /* The first address is dialled, or the master that the sentinels name; user, password and database are used. */
+    const struct near__uri *uri;
+    const struct near__access
+        *access; /* l2/access.h: TLS, sentinels, what a password may travel over; NULL: none */
     const struct near__clock *clock;
     const char               *client_name;
     size_t                    max_reply; /* bytes fed since the last complete reply (rule H14) */

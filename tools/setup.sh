@@ -1,11 +1,11 @@
 # What quickstart.sh, test.sh and .ci/run share: installing packages, configuring a build directory, counting tests.
 # Sourced by bash, with the repository's root as the current directory.
 
-# libssl-dev: libmemcached.pc requires libcrypto, and libmemcached-dev does not depend on it
+# libssl-dev: for TLS, which may be left out, and because libmemcached.pc requires libcrypto and libmemcached-dev does not depend on it
 packages_build="gcc libc6-dev make autoconf automake libtool pkg-config libhiredis-dev libmemcached-dev libssl-dev libxxhash-dev"
 packages_examples="libsqlite3-dev libzstd-dev"
 packages_tests="libcmocka-dev redis-server memcached"
-modules="hiredis libmemcached libxxhash sqlite3 libzstd cmocka"
+modules="hiredis libmemcached libxxhash openssl sqlite3 libzstd cmocka"
 
 jobs=$(nproc 2>/dev/null || echo 2)
 
