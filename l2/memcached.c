@@ -199,11 +199,11 @@ part_is_answered(const struct part *part)
     return part->call != NULL && part->outcome == NEAR__LANE_ANSWERED;
 }
 
-static void
-tell(const struct parts *parts, const near_error *error)
+/* Whether the log should hear of it: not that a server is still down. */
+static bool
+is_news(const struct near__lane_ask *ask)
 {
-    if (error->code != NEAR_OK && error->code != NEAR_ERR_CLOSED && error->code != NEAR_ERR_TIMEOUT)
-        near__log(parts->backend->env->log, NEAR_LOG_INFO, "%s", error->text);
+    return ask->outcome != NEAR__LANE_ANSWERED && !ask->refused && ask->status != NEAR_ERR_CLOSED;
 }
 
 /* Run the calls of all parts that have one, at once. */
@@ -213,6 +213,7 @@ run(struct parts *parts)
     struct near__lane_ask asks[NEAR__URI_ADDRESSES];
     near_error            error = { .code = NEAR_OK };
     size_t                n     = 0;
+    bool                  news  = false;
 
     for (size_t p = 0; p < parts->n; p++) {
         if (parts->part[p].has_call)
@@ -229,9 +230,10 @@ run(struct parts *parts)
         part->status  = asks[i].status;
         if (asks[i].call == NULL)
             part->call = NULL; /* the lane's now */
-        i++;
+        news = news || is_news(&asks[i++]);
     }
-    tell(parts, &error);
+    if (news)
+        near__log(parts->backend->env->log, NEAR_LOG_WARN, "%s", error.text);
 }
 
 static size_t
@@ -298,7 +300,7 @@ word_at(const struct part *part, size_t i)
 /* Servers past which something went get their new epoch first; what cannot be said to one is said to its
  * items. */
 static void
-renew(struct parts *parts)
+renew(struct parts *parts, bool removing)
 {
     for (size_t p = 0; p < parts->n; p++) {
         struct part *part   = &parts->part[p];
@@ -323,16 +325,18 @@ renew(struct parts *parts)
                                           near__now(part->backend->env->clock));
         else
             part_fails(part, part->status != NEAR_OK ? part->status : NEAR_ERR_DENIED);
+        if (part->n == 0 && removing)
+            near__memcached_distrust(&part->server->shared.epoch); /* again: the number may be on its way */
         part_done(part);
     }
 }
 
 static void
-settle(struct parts *parts)
+settle(struct parts *parts, bool removing)
 {
     for (size_t p = 0; p < parts->n; p++) {
         if (near__memcached_is_distrusted(&parts->part[p].server->shared.epoch)) {
-            renew(parts);
+            renew(parts, removing);
             return;
         }
     }
@@ -622,7 +626,7 @@ read_from(struct backend *b, struct ring *ring, const struct list *list, near_l2
     struct parts         parts;
 
     divide(&parts, b, ring, list, room, deadline);
-    settle(&parts);
+    settle(&parts, false);
     make_reads(&parts);
     run(&parts);
     judge(&parts);
@@ -802,17 +806,13 @@ answer_writes(const struct writing *writing, struct part *part)
     }
 }
 
-/* Whether this has gone past the server: a removal that was not made, or a set that did not reach it.  What
- * was given up is still on its way, and the connection minds it; of a set that time alone has kept back the
- * caller removes what was to be replaced. */
+/* Whether this has gone past the server: a removal that was not made.  What was given up is still on its way,
+ * and its connection minds it; a set that was not made is followed by a removal. */
 static bool
 went_past(const struct writing *writing, const struct part *part, const struct near_l2_item *item)
 {
-    if (writing->mode != NEAR_L2_ALWAYS || item->answer == NEAR_L2_DONE ||
-        part->outcome == NEAR__LANE_ANSWERED || part->outcome == NEAR__LANE_GIVEN_UP ||
-        part->status == NEAR_ERR_CLOSED)
-        return false;
-    return writing->remove || part->status != NEAR_ERR_TIMEOUT;
+    return writing->mode == NEAR_L2_ALWAYS && writing->remove && item->answer != NEAR_L2_DONE &&
+           part->outcome != NEAR__LANE_GIVEN_UP && part->status != NEAR_ERR_CLOSED;
 }
 
 static void
@@ -868,7 +868,8 @@ write_plainly(const struct writing *writing, struct parts *parts)
             part_fails(part, NEAR_ERR_NOMEM);
             continue;
         }
-        part->call->lane.idempotent = part->call->counts = writing->mode == NEAR_L2_ALWAYS;
+        part->call->lane.idempotent = writing->mode == NEAR_L2_ALWAYS;
+        part->call->counts          = writing->mode == NEAR_L2_ALWAYS && writing->remove;
         for (size_t i = 0; i < part->n; i++)
             add_write(writing, part, verb, part->items[i], 0);
     }
@@ -982,7 +983,7 @@ write_to(const struct writing *writing, struct ring *ring, const struct list *li
     struct parts         parts;
 
     divide(&parts, writing->backend, ring, list, room, deadline);
-    settle(&parts);
+    settle(&parts, writing->mode == NEAR_L2_ALWAYS && writing->remove);
     if (!writing->remove)
         need_epochs(&parts);
     for (size_t p = 0; !writing->remove && p < parts.n; p++)

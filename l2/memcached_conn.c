@@ -6,9 +6,8 @@
  * is known whether it stays alone; once a second one comes, "gets" and the keys of both are put, and the line
  * stays open for more until another command or flush() ends it.
  *
- * A connection that is dropped while writes on it were unanswered makes its server distrusted: they may have
- * been executed, or may be yet.  It is reset, not closed, so that what the kernel still holds of them is not
- * sent later.
+ * A connection that is dropped while removals on it were unanswered makes its server distrusted: what was to
+ * be removed may be there for ever (a set that has no answer is followed by a removal, by whoever made it).
  */
 #include "l2/memcached_conn.h"
 
@@ -28,11 +27,12 @@
 struct near__memcached_conn {
     struct near__transport         transport;
     struct near__memcached_server *server;
-    uint64_t                       life;   /* the server's `lives` since it was made */
-    size_t                         writes; /* calls that count, begun and not answered */
-    bool                           broken; /* must not be used again */
-    struct near__memcached_call   *held;   /* a read that was begun and not put yet */
-    struct near__memcached_call   *open;   /* the last read of a line that has no end yet */
+    uint64_t                       life;       /* the server's `lives` since it was made */
+    size_t                         unanswered; /* writes begun and not answered */
+    size_t                         removals;   /* those of them that count */
+    bool                           broken;     /* must not be used again */
+    struct near__memcached_call   *held;       /* a read that was begun and not put yet */
+    struct near__memcached_call   *open;       /* the last read of a line that has no end yet */
     size_t                         open_keys;
     size_t                         tail_size;
     char                           tail[NEAR__MEMCACHED_LINE];
@@ -74,7 +74,8 @@ struct near__lane_ask
 near__memcached_ask(struct near__memcached_call *call)
 {
     near__memcached_talk_ready(&call->talk);
-    call->lane.bulk = call->talk.size >= BULK;
+    call->lane.bulk      = call->talk.size >= BULK;
+    call->lane.operation = near__memcached_talk_name(&call->talk);
     return (struct near__lane_ask){ .lanes = call->server->lanes, .call = &call->lane };
 }
 
@@ -165,6 +166,13 @@ begin_read(struct near__memcached_conn *conn, struct near__memcached_call *call,
     return NEAR_OK;
 }
 
+static void
+count_writes(struct near__memcached_conn *conn, const struct near__memcached_call *call, int by)
+{
+    conn->unanswered += (size_t)(by * (call->talk.kind == NEAR__MEMCACHED_WRITES));
+    conn->removals += (size_t)(by * (int)call->counts);
+}
+
 /* In the place of writes that must not be said here: something harmless with one answer. */
 static const char *
 said(const struct near__memcached_call *call, size_t *size)
@@ -198,7 +206,7 @@ codec_begin(void *self, struct near__lane_call *lane, struct near__lane_out *out
     if (!near__lane_put(out, lane, bytes, size))
         return NEAR_ERR_NOMEM;
     call->begins++;
-    conn->writes += call->counts;
+    count_writes(conn, call, 1);
     return NEAR_OK;
 }
 
@@ -301,7 +309,7 @@ codec_receive(void *self, struct near__lane_call *oldest, const char *data, size
             continue;
         if (progress != NEAR__MEMCACHED_COMPLETE)
             return broken(conn, error, &why);
-        conn->writes -= call_of(oldest)->counts;
+        count_writes(conn, call_of(oldest), -1);
         for (size_t n = group_size(call_of(oldest)); n > 0; n--, ++*complete)
             oldest = oldest->next;
     }
@@ -324,6 +332,8 @@ codec_usable(void *self)
     return !conn->broken && conn->tail_size == 0 && near__transport_quiet(&conn->transport);
 }
 
+/* With something unanswered, no goodbye: it might become the end of a value that was half sent; and reset, so
+ * that what the kernel still holds of it is not sent later. */
 static void
 codec_drop(void *self, bool goodbye)
 {
@@ -331,12 +341,12 @@ codec_drop(void *self, bool goodbye)
     static const struct linger   reset = { .l_onoff = 1, .l_linger = 0 };
     struct near__memcached_conn *conn  = self;
 
-    if (goodbye)
-        (void)near__transport_send(&conn->transport, &quit, 1);
-    else
+    if (conn->unanswered > 0)
         setsockopt(conn->transport.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+    else if (goodbye && !conn->broken)
+        (void)near__transport_send(&conn->transport, &quit, 1);
     near__transport_close(&conn->transport);
-    if (conn->writes > 0)
+    if (conn->removals > 0)
         near__memcached_distrust(&conn->server->epoch);
     free(conn);
 }

@@ -45,8 +45,8 @@ struct near__memcached_call {
     uint64_t lives;
     unsigned begins;
     bool     outdated;
-    /* sets and removals, without condition: if the connection is lost before the answer, something may have
-     * gone past the server */
+    /* removals without condition: if the connection is lost before the answer, they may have gone past the
+     * server */
     bool                           counts;
     struct near__memcached_server *server;
     struct near__memcached_talk    talk; /* last: its block follows */

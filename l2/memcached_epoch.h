@@ -6,9 +6,11 @@
  * the number of an *epoch*, in memcached's flags, 32 random bits; the server itself holds the number that
  * counts, under a key of its own.  An entry of another epoch is not there: it is removed when it is met.
  *
- *     distrust   a write went past the server, or its outcome will never be known.  The process that it
- *                happened to draws a new epoch and believes nothing from the server until it has stored it
- *                there; it is the first thing said to a server that is back.
+ *     distrust   a removal was not made, or its outcome will never be known.  (A set that is not acknowledged
+ *                is followed by a removal of its key, so removals are what counts: where that one can be made
+ *                nothing else is lost.)  The process that it happened to draws a new epoch and believes
+ *                nothing from the server until it has stored it there; it is the first thing said to a server
+ *                that is back.
  *     known      the epoch as it was last read; others read it along with their keys, as its last one, LOOK
  *                after they have done so before at the latest.  So they refuse old entries LOOK after the
  *                new epoch was stored.
@@ -40,7 +42,7 @@ struct near__memcached_epoch {
 void near__memcached_epoch_init(struct near__memcached_epoch *epoch);
 void near__memcached_epoch_fini(struct near__memcached_epoch *epoch);
 
-/* A write went past the server.  True: it had been trusted until now. */
+/* A removal went past the server.  True: it had been trusted until now. */
 bool near__memcached_distrust(struct near__memcached_epoch *epoch);
 bool near__memcached_is_distrusted(const struct near__memcached_epoch *epoch);
 /* 0, or the number to be stored. */

@@ -239,8 +239,8 @@ static const char *const command_names[] = {
     [STORE_SET] = "set", [STORE_ADD] = "add", [STORE_CAS] = "cas", [DELETE] = "delete", [READ] = "gets",
 };
 
-static const char *
-name_of(const struct near__memcached_talk *talk)
+const char *
+near__memcached_talk_name(const struct near__memcached_talk *talk)
 {
     if (talk->kind == NEAR__MEMCACHED_ASK_VERSION)
         return "version";
@@ -253,10 +253,10 @@ static enum near__memcached_progress
 nonsense(const struct near__memcached_talk *talk, const struct near__memcached_line *line, near_error *why)
 {
     if (line->kind == NEAR__MEMCACHED_ERROR)
-        near__fail(why, NEAR_ERR_PROTOCOL, "%s: the server says %.*s", name_of(talk),
+        near__fail(why, NEAR_ERR_PROTOCOL, "%s: the server says %.*s", near__memcached_talk_name(talk),
                    (int)(line->text.size < 100 ? line->text.size : 100), (const char *)line->text.data);
     else
-        near__fail(why, NEAR_ERR_PROTOCOL, "%s: %s", name_of(talk),
+        near__fail(why, NEAR_ERR_PROTOCOL, "%s: %s", near__memcached_talk_name(talk),
                    line->kind == NEAR__MEMCACHED_BAD     ? "not an answer of memcached"
                    : line->kind == NEAR__MEMCACHED_VALUE ? "the value of a key that was not asked for"
                                                          : "another command's answer");

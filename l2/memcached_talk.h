@@ -92,6 +92,9 @@ void near__memcached_add_delete(struct near__memcached_talk *talk, near_bytes ke
 /* After the last one.  Settings and version have nothing added. */
 void near__memcached_talk_ready(struct near__memcached_talk *talk);
 
+/* "gets", "set" (the first of several), ...: for texts. */
+const char *near__memcached_talk_name(const struct near__memcached_talk *talk);
+
 /* Reads of one line, to be said together: "gets" once, then the keys of each, then "\r\n". */
 bool       near__memcached_can_fuse(const struct near__memcached_talk *talk);
 near_bytes near__memcached_keys_said(const struct near__memcached_talk *talk);
