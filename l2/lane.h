@@ -20,6 +20,8 @@
 #include "base/clock.h"
 #include "l2/transport.h"
 
+#include <stdatomic.h>
+
 struct near__lanes;
 struct near__lane_call;
 struct near__lane_out;
@@ -41,6 +43,7 @@ enum near__lane_outcome {
  * A call is the caller's until near__lanes_run() and after it (unless GIVEN_UP); during it, it is its leader's. */
 struct near__lane_call {
     /* the caller's, before the run */
+    const char *operation; /* "GET": for texts.  Constant text, or in the call */
     bool bulk; /* large: it takes the connection for bulk transfers, so that small ones do not wait for it */
     bool idempotent; /* reading: may be sent again when its connection was lost after it had left */
 
@@ -50,18 +53,28 @@ struct near__lane_call {
 
     /* lane.c's own */
     struct near__lane_call *next;
-    uint64_t from, to; /* positions in the connection's stream of bytes; equal: nothing put yet */
-    unsigned tries;
-    uint8_t  outcome; /* enum near__lane_outcome, valid once `state` says done */
-    uint32_t state;   /* atomic */
+    const void             *run; /* whose it is */
+    uint64_t         from, to;   /* positions in the connection's stream of bytes; equal: nothing put yet */
+    uint8_t          tries;
+    uint8_t          epoch;   /* picks the futex its caller sleeps on */
+    uint8_t          outcome; /* enum near__lane_outcome, valid once `state` says done */
+    _Atomic uint32_t state;
 };
 
 /* One call of a run. */
 struct near__lane_ask {
-    struct near__lanes     *lanes; /* the server */
-    struct near__lane_call *call;  /* NULL after the run when it was GIVEN_UP */
+    struct near__lanes *lanes; /* the server */
+    struct near__lane_call
+        *call; /* NULL after the run when the lane kept it: GIVEN_UP, or NOT_SENT in time */
     enum near__lane_outcome outcome;
     near_status             status; /* NEAR_OK when ANSWERED */
+    bool refused; /* NOT_SENT because the server was seen down: not worth a line in the log */
+
+    /* lane.c's own */
+    struct near__lane *lane;
+    uint32_t           heard;
+    uint8_t            epoch;
+    bool               settled;
 };
 
 /*
