@@ -113,29 +113,23 @@ part_fails(struct part *part, near_status status)
     part->n = 0;
 }
 
-/* A call without an answer.  What was certainly not done for want of time only counts as not tried. */
-static void
-answer_unsent(struct near_l2_item *item, near_status status)
-{
-    if (status == NEAR_ERR_TIMEOUT)
-        answer(item, NEAR_L2_NOT_TRIED, NEAR_OK);
-    else
-        answer(item, NEAR_L2_ERROR, status);
-}
-
 /* --------------------------------------------------------------------------------------------- placement */
 
-/* A key that no memcached can take is refused here (rule L4), whoever asked. */
+/* A key that no memcached can take is refused here (rule L4), whoever asked; after the deadline nothing is
+ * tried. */
 static void
-list_items(struct list *list, struct near_l2_item **room, struct near_l2_item *items, size_t n)
+list_items(const struct backend *b, struct list *list, struct near_l2_item **room, struct near_l2_item *items,
+           size_t n, int64_t deadline)
 {
+    bool late = near__now(b->env->clock) >= deadline;
+
     *list = (struct list){ room, 0 };
     for (size_t i = 0; i < n; i++) {
         answer(&items[i], NEAR_L2_NOT_TRIED, NEAR_OK);
-        if (near__memcached_key_is_fit(items[i].key))
-            list->items[list->n++] = &items[i];
-        else
+        if (!near__memcached_key_is_fit(items[i].key))
             answer(&items[i], NEAR_L2_ERROR, NEAR_ERR_INVALID);
+        else if (!late)
+            list->items[list->n++] = &items[i];
     }
 }
 
@@ -436,7 +430,8 @@ need_epochs(struct parts *parts)
         if (part->epoch != 0)
             continue;
         for (size_t i = 0; i < part->n; i++)
-            answer_unsent(part->items[i], part->status != NEAR_OK ? part->status : NEAR_ERR_UNAVAILABLE);
+            answer(part->items[i], NEAR_L2_ERROR,
+                   part->status != NEAR_OK ? part->status : NEAR_ERR_UNAVAILABLE);
         part->n = 0;
     }
 }
@@ -610,8 +605,6 @@ answer_reads(struct part *part, near_l2_deliver_fn deliver, void *ctx)
     for (size_t i = 0; i < part->n; i++) {
         if (part_is_answered(part))
             answer_read(part, i, deliver, ctx);
-        else if (part->outcome == NEAR__LANE_NOT_SENT)
-            answer_unsent(part->items[i], part->status);
         else
             answer(part->items[i], NEAR_L2_ERROR, part->status);
     }
@@ -687,7 +680,7 @@ memcached_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_del
 
     if (!near__l2_valid_get(items, n) || !call_begin(b, items, n))
         return;
-    list_items(&list, room, items, n);
+    list_items(b, &list, room, items, n, deadline);
     read_from(b, b->primary, &list, deliver, ctx, deadline);
     if (keep_unreachable(b, &list))
         read_from(b, b->gutter, &list, deliver, ctx, deadline);
@@ -800,7 +793,7 @@ answer_writes(const struct writing *writing, struct part *part)
         if (part->call != NULL && part->outcome != NEAR__LANE_NOT_SENT)
             answer_word(writing, part, part->items[i], i);
         else if (part->outcome == NEAR__LANE_NOT_SENT)
-            answer_unsent(part->items[i], part->status);
+            answer(part->items[i], NEAR_L2_ERROR, part->status);
         else
             answer(part->items[i], NEAR_L2_UNKNOWN, part->status);
     }
@@ -908,7 +901,8 @@ choose_writes(const struct writing *writing, struct part *part, struct part *err
     };
     if (!part_is_answered(part) || part->epoch == 0) {
         for (size_t i = 0; i < part->n; i++)
-            answer_unsent(part->items[i], part->status != NEAR_OK ? part->status : NEAR_ERR_UNAVAILABLE);
+            answer(part->items[i], NEAR_L2_ERROR,
+                   part->status != NEAR_OK ? part->status : NEAR_ERR_UNAVAILABLE);
         return;
     }
     if (!part_call(errand, NEAR__MEMCACHED_WRITES, part->n, key_bytes(part),
@@ -1029,7 +1023,7 @@ write_many(struct writing writing, struct near_l2_item *items, size_t n, int64_t
 
     if (!call_begin(b, items, n))
         return;
-    list_items(&list, room, items, n);
+    list_items(b, &list, room, items, n, deadline);
     write_to(&writing, b->primary, &list, deadline);
     if (b->gutter != NULL)
         clean_gutter(writing, items, n, deadline);

@@ -12,6 +12,7 @@
 #include "harness/server.h"
 #include "l2/backend.h"
 #include "l2/memcached_conn.h"
+#include "l2/memcached_router.h"
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -78,11 +79,14 @@ fake_drips(int fd, const char *key)
 {
     fake_says(fd, "VALUE ");
     fake_says(fd, key);
-    fake_says(fd, " 0 150 7\r\n");
+    fake_says(fd, " 7 150 7\r\n");
     for (int i = 0; i < 150 && send(fd, "v", 1, MSG_NOSIGNAL) == 1; i++)
         nanosleep(&(struct timespec){ 0, 20 * NEAR_MS }, NULL);
     fake_says(fd, "\r\nEND\r\n");
 }
+
+/* It has an epoch, whatever its mood: 7, which its values carry. */
+#define FAKE_EPOCH "VALUE @epoch 0 1 5\r\n7\r\n"
 
 static void
 fake_gets(struct fake *f, int fd, const char *line)
@@ -90,20 +94,24 @@ fake_gets(struct fake *f, int fd, const char *line)
     char key[256] = "", words[600];
 
     sscanf(line, "gets %255s", key);
+    if (strcmp(key, "@epoch") == 0) {
+        fake_says(fd, FAKE_EPOCH "END\r\n");
+        return;
+    }
     switch (atomic_load(&f->mood)) {
     case MOOD_WRONG_KEY:
-        fake_says(fd, "VALUE another 0 32 7\r\n0123456789abcdef0123456789abcdef\r\nEND\r\n");
+        fake_says(fd, "VALUE another 7 32 7\r\n0123456789abcdef0123456789abcdef\r\nEND\r\n");
         break;
     case MOOD_NO_END:
         fake_says(fd, "ERROR\r\n");
         break;
     case MOOD_HALF:
-        snprintf(words, sizeof(words), "VALUE %s 0 32 7\r\n0123456789abcdef", key);
+        snprintf(words, sizeof(words), "VALUE %s 7 32 7\r\n0123456789abcdef", key);
         fake_says(fd, words);
         shutdown(fd, SHUT_RDWR);
         break;
     case MOOD_CAS_ZERO: /* the stamp is 1 */
-        snprintf(words, sizeof(words), "VALUE %s 0 16 0\r\n01234567", key);
+        snprintf(words, sizeof(words), "VALUE %s 7 16 0\r\n01234567", key);
         fake_says(fd, words);
         (void)!send(fd, "\x01\0\0\0\0\0\0\0\r\nEND\r\n", 15, MSG_NOSIGNAL);
         break;
@@ -114,7 +122,7 @@ fake_gets(struct fake *f, int fd, const char *line)
         fake_says(fd, f->word);
         break;
     default:
-        fake_says(fd, "END\r\n");
+        fake_says(fd, strstr(line, " @epoch") != NULL ? FAKE_EPOCH "END\r\n" : "END\r\n");
     }
 }
 
@@ -126,6 +134,10 @@ fake_write(struct fake *f, int fd, FILE *in, const char *line)
     sscanf(line, "%*s %*s %*s %*s %zu", &size);
     for (size += 2; size > 0; size--)
         getc(in);
+    if (strstr(line, " @epoch ") != NULL) {
+        fake_says(fd, "STORED\r\n");
+        return;
+    }
     atomic_fetch_add(&f->writes, 1);
     atomic_fetch_add(&f->cas, strncmp(line, "cas ", 4) == 0);
     switch (atomic_load(&f->mood)) {
@@ -565,9 +577,10 @@ test_L2_server_out_of_memory_is_a_refusal(void **state)
     with_fake(w, MOOD_NO_MEMORY);
     assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", sample, 0, &status), NEAR_L2_ERROR);
     assert_int_equal(status, NEAR_ERR_DENIED);
+    assert_int_equal(w->fake.connections, 1); /* it has read the value to its end: nothing is in doubt */
     w->fake.mood = MOOD_EMPTY;
     assert_int_equal(get(w, "k"), NEAR_L2_ABSENT);
-    assert_int_equal(w->fake.connections, 2);
+    assert_int_equal(w->fake.connections, 1);
 }
 
 /* G0: what comes back under another name is nobody's value. */
@@ -825,8 +838,7 @@ test_L11_idle_connection_closed_by_the_server(void **state)
     assert_int_equal(connects(w), 2);
 }
 
-/* A write that may be done twice is tried once more, one that may not is not; neither is said to be
- * undone. */
+/* A write that may be done twice is tried again, one that may not is not; neither is said to be undone. */
 static void
 test_L11_a_lost_write_is_repeated_only_where_it_may_be(void **state)
 {
@@ -836,9 +848,9 @@ test_L11_a_lost_write_is_repeated_only_where_it_may_be(void **state)
     with_fake(w, MOOD_HANG_UP);
     assert_int_equal(put(w, NEAR_L2_ALWAYS, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
     assert_int_equal(status, NEAR_ERR_UNAVAILABLE);
-    assert_int_equal(w->fake.writes, 2);
+    assert_int_equal(w->fake.writes, 3); /* as often as lanes try */
     assert_int_equal(put(w, NEAR_L2_IF_ABSENT, "k", sample, 0, &status), NEAR_L2_UNKNOWN);
-    assert_int_equal(w->fake.writes, 3);
+    assert_int_equal(w->fake.writes, 4);
 }
 
 /* What the second try is refused, the first may have done. */
@@ -1195,6 +1207,7 @@ test_P3_child_closes_descriptors_and_says_nothing(void **state)
     struct reader one = { .world = w, .ms = LIMIT_MS }, two = one;
     int           status = -1;
     long          clients;
+    uint64_t      opened;
     pid_t         child;
 
     with_server(w, 0, NULL);
@@ -1205,9 +1218,9 @@ test_P3_child_closes_descriptors_and_says_nothing(void **state)
     test_server_resume(w->server[0]);
     pthread_join(one.thread, NULL);
     pthread_join(two.thread, NULL);
-    assert_int_equal(connects(w), 2);
+    opened  = connects(w);
     clients = server_stat(w->server[0], "curr_connections");
-    assert_int_equal(sockets_to(w->server[0]->socket), 4); /* libmemcached's and our duplicate, twice */
+    assert_int_equal(sockets_to(w->server[0]->socket), opened);
     test_server_pause(w->server[0]);
     start_blocked(&one);
     child = fork();
@@ -1225,7 +1238,7 @@ test_P3_child_closes_descriptors_and_says_nothing(void **state)
     assert_int_equal(status, 0);
     assert_int_equal(get(w, "k"), NEAR_L2_DONE);
     assert_int_equal(server_stat(w->server[0], "curr_connections"), clients);
-    assert_int_equal(connects(w), 2);
+    assert_int_equal(connects(w), opened);
 }
 
 int
