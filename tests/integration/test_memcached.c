@@ -1010,7 +1010,7 @@ test_L19_a_hostile_server_can_end_nothing(void **state)
     unsigned      answers[5] = { 0 };
 
     with_fake(w, MOOD_HOSTILE);
-    for (unsigned i = 0; i < test_scale(1000) && w->fake.connections < 4000; i++) {
+    for (unsigned i = 0; i < test_scale(300) && w->fake.connections < 4000; i++) {
         struct near_l2_item items[3] = { { .key = { "k", 1 }, .value = sample, .expected = 1 },
                                          { .key = { "k2", 2 }, .value = sample, .expected = 1 },
                                          { .key = { "k3", 2 }, .value = sample, .expected = 1 } };

@@ -501,14 +501,14 @@ by_size(const void *a, const void *b)
 static int64_t
 time_of_a_multi_get(struct client *c, size_t down)
 {
-    int64_t times[101];
+    int64_t times[51];
 
     for (size_t t = 0; t < NEAR_COUNT_OF(times); t++) {
         struct got got   = { 0 };
         int64_t    began = near__now(&near__clock_system);
 
         make_items();
-        c->ops->get_many(c->self, ring_items, KEYS, note, &got, after_ms(200 * test_slack()));
+        c->ops->get_many(c->self, ring_items, KEYS, note, &got, after_ms(100 * test_slack()));
         times[t] = near__now(&near__clock_system) - began;
         for (unsigned i = 0; i < KEYS; i++)
             assert_int_equal(ring_items[i].answer,
