@@ -286,6 +286,12 @@ near__redis_conn_abandon(struct near__redis_conn *conn)
     near__transport_abandon(&conn->transport);
 }
 
+static const struct near__address *
+address_of(const struct near__redis_server *server)
+{
+    return server->address != NULL ? server->address : &server->uri->addresses[0];
+}
+
 static near_status
 conn_new(struct near__redis_conn **out, const struct near__redis_server *server)
 {
@@ -300,7 +306,7 @@ conn_new(struct near__redis_conn **out, const struct near__redis_server *server)
     conn->transport.cancel_fd = server->cancel_fd == NULL ? -1 : *server->cancel_fd;
     conn->transport.clock     = server->clock;
     conn->max_reply           = server->max_reply;
-    near__address_display(&server->uri->addresses[0], address, sizeof(address));
+    near__address_display(address_of(server), address, sizeof(address));
     snprintf(conn->name, sizeof(conn->name), "redis %s", address);
     conn->reader = redisReaderCreate();
     if (conn->reader == NULL)
@@ -450,7 +456,7 @@ near__redis_dial(struct near__redis_conn **conn, const struct near__redis_server
         return near__fail(error, status, "redis: %s", near_status_text(status));
     status = check_access(c, server, error);
     if (status == NEAR_OK) {
-        status = near__transport_open(&c->transport, &server->uri->addresses[0], deadline, &reason);
+        status = near__transport_open(&c->transport, address_of(server), deadline, &reason);
         if (status != NEAR_OK)
             near__fail(error, status, "%s: %s", c->name, reason.text);
     }
@@ -479,6 +485,12 @@ near__redis_conn_usable(struct near__redis_conn *conn)
            near__transport_quiet(&conn->transport);
 }
 
+struct near__transport *
+near__redis_conn_transport(struct near__redis_conn *conn)
+{
+    return &conn->transport;
+}
+
 /* --------------------------------------------------------------------------------------------- streams */
 
 uint64_t
@@ -492,6 +504,12 @@ near__redis_conn_stamp(struct near__redis_conn *conn, uint8_t *at)
 {
     near__le64_put(at, conn->stream);
     near__le64_put(at + 8, ++conn->numbered);
+}
+
+bool
+near__redis_conn_is_last(const struct near__redis_conn *conn, uint64_t number)
+{
+    return conn->numbered == number;
 }
 
 void

@@ -44,7 +44,8 @@ struct near__redis_node_env {
     const char             *name; /* "redis 10.0.0.7:6379".  Copied */
     unsigned                most; /* connections */
     int64_t                 connect_timeout;
-    bool                    fuse; /* GETs of several callers may travel as one MGET: not in a cluster */
+    unsigned mget; /* keys per MGET at most, so that server.max_reply suffices; 0: no bound of the caller's */
+    bool     fuse; /* GETs of several callers may travel as one MGET: not in a cluster */
 };
 
 near_status near__redis_node_new(struct near__redis_node **node, const struct near__redis_node_env *env);
@@ -64,10 +65,16 @@ near_status near__redis_call_add(struct near__redis_call *call, size_t argc, con
 /* A read of keys.  Its replies are one per key, however it travels (GETs, an MGET, fused with other callers' reads; a key asked for by
  * several at once is asked once): reply i of the call is key i's, if nothing else is in the call, which is so by contract. */
 near_status near__redis_call_get(struct near__redis_call *call, const near_bytes *keys, size_t n);
-/* PUBLISH, stamped with the connection's stream and next number (see near_l2_announce) when it leaves. At most one per call.  Its stamp
- * is given back when the answer says that it was certainly not published. */
-near_status near__redis_call_publish(struct near__redis_call *call, near_bytes channel, near_bytes message,
-                                     size_t stamp_at);
+/* The last argument of the command added last is a message: it is stamped at `stamp_at` with the connection's stream and next number
+ * (see near_l2_announce) when it leaves.  Once per call.  The number is given out again when the call's last reply is an error that
+ * leaves no doubt that it was not published; once that was so, calls with messages travel alone for a while, one at a time on their
+ * connection, so that receivers see no gap. */
+void near__redis_call_stamped(struct near__redis_call *call, size_t message_size, size_t stamp_at);
+
+/* Of what kinds the reply to the command added last can be, as a mask of NEAR__REDIS_KIND(REDIS_REPLY_...); errors always can.  Any
+ * other kind says that replies and commands do not match: the connection is dropped, the call is LOST.  Default: any. */
+#define NEAR__REDIS_KIND(type) (1u << (type))
+void near__redis_call_expects(struct near__redis_call *call, unsigned kinds);
 
 void                  near__redis_call_idempotent(struct near__redis_call *call,
                                                   bool                     idempotent); /* default: false, get: true */
