@@ -984,21 +984,28 @@ test_L15_race31_no_number_outlives_its_connections(void **state)
 {
     struct world       *w    = *state;
     struct near_l2_item item = { .key = { "k", 1 }, .expected = 1 };
+    int                 done = 0;
     near_status         status;
 
     with_fake(w, MOOD_GONE);
-    w->fake.gone = 1;
-    assert_int_equal(put(w, NEAR_L2_IF_STAMP, "k", sample, 1, &status), NEAR_L2_DONE);
-    assert_int_equal(w->fake.cas, 1);
-    assert_int_equal(w->fake.orphan, 0);
-    w->fake.gone = 2;
-    w->ops->remove_many(w->self, NEAR_L2_IF_STAMP, &item, 1, NULL, after_ms(LIMIT_MS));
-    assert_int_equal(item.answer, NEAR_L2_DONE);
-    assert_int_equal(w->fake.cas, 2);
+    for (int round = 0; round < 20;
+         round++) { /* now and then the `cas` is faster than the end: not known, then */
+        w->fake.gone = 1 + round % 2;
+        if (round % 4 < 2) {
+            item.answer = put(w, NEAR_L2_IF_STAMP, "k", sample, 1, &status);
+        } else {
+            item.answer = NEAR_L2_NOT_TRIED;
+            w->ops->remove_many(w->self, NEAR_L2_IF_STAMP, &item, 1, NULL, after_ms(LIMIT_MS));
+        }
+        assert_true(item.answer == NEAR_L2_DONE || item.answer == NEAR_L2_UNKNOWN);
+        done += item.answer == NEAR_L2_DONE;
+    }
+    assert_true(done > 0 && w->fake.connections > 10);
     assert_int_equal(w->fake.orphan, 0);
     w->fake.gone = 1000; /* not for ever */
-    assert_int_equal(put(w, NEAR_L2_IF_STAMP, "k", sample, 1, &status), NEAR_L2_ERROR);
-    assert_int_equal(w->fake.cas, 2);
+    item.answer  = put(w, NEAR_L2_IF_STAMP, "k", sample, 1, &status);
+    assert_true(item.answer == NEAR_L2_ERROR || item.answer == NEAR_L2_UNKNOWN);
+    assert_int_equal(w->fake.orphan, 0);
 }
 
 /* Whatever a server says, it ends connections and nothing else: every call has an answer in time, and a value
