@@ -255,6 +255,18 @@ open_guard(near_client *client, near_error *error)
     return NEAR_OK;
 }
 
+/* client->gutter_uri, kind NONE where there is none. */
+static near_status
+choose_gutter(near_client *client, near_error *error)
+{
+    client->gutter_uri.kind = NEAR__URI_NONE;
+    if (client->settings.l2_gutter[0] == '\0')
+        return NEAR_OK;
+    if (client->l2_uri.kind != NEAR__URI_MEMCACHED)
+        return near__fail(error, NEAR_ERR_INVALID, "l2.gutter: is for an l2.uri of memcached servers only");
+    return near__uri_parse(&client->gutter_uri, "l2.gutter", client->settings.l2_gutter, error);
+}
+
 static near_status
 open_l2(near_client *client, near_error *error)
 {
@@ -268,7 +280,9 @@ open_l2(near_client *client, near_error *error)
         return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",
                           client->l2_uri.scheme);
     }
-    status = near__access_l2(&client->access, &client->settings, &client->l2_uri, error);
+    status = choose_gutter(client, error);
+    if (status == NEAR_OK)
+        status = near__access_l2(&client->access, &client->settings, &client->l2_uri, error);
     if (status != NEAR_OK) {
         client->ops = NULL;
         return status;
@@ -282,6 +296,11 @@ open_l2(near_client *client, near_error *error)
         .pool_size       = (unsigned)client->settings.l2_pool_size,
         .max_stored      = (size_t)client->settings.l2_max_value + NEAR__KEY_MAX + 64,
         .client_name     = client->name,
+        .key_prefix      = client->settings.l2_key_prefix,
+        .gutter          = client->gutter_uri.kind != NEAR__URI_NONE ? &client->gutter_uri : NULL,
+        .gutter_ttl      = client->settings.l2_gutter_ttl,
+        .outdated        = sink_flush,
+        .outdated_ctx    = client,
     };
     status = client->ops->open(&client->l2, &client->env, &client->traits, error);
     if (status != NEAR_OK)

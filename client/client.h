@@ -62,6 +62,7 @@ struct near_client {
 
     struct near__client_access access; /* to the servers of l2_uri and bus_uri */
     struct near__uri           l2_uri;
+    struct near__uri           gutter_uri;
     const struct near_l2_ops  *ops; /* NULL: none: */
     void                      *l2;  /* the backend's self */
     struct near_l2_traits      traits;

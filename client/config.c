@@ -181,7 +181,8 @@ static bool
 holds_uri(const struct near__option *option)
 {
     return option == &near__options[NEAR__OPTION_l2_uri] ||
-           option == &near__options[NEAR__OPTION_coherence_uri];
+           option == &near__options[NEAR__OPTION_coherence_uri] ||
+           option == &near__options[NEAR__OPTION_l2_gutter];
 }
 
 static near_status
@@ -197,10 +198,15 @@ check_text(const struct near__option *option, const char *origin, const char *va
                               NEAR__TEXT_SIZE - 1);
         if (option == &near__options[NEAR__OPTION_coherence_uri] && strcmp(value, "auto") == 0)
             return NEAR_OK;
+        if (option == &near__options[NEAR__OPTION_l2_gutter] && value[0] == '\0')
+            return NEAR_OK;
         uri = malloc(sizeof(*uri));
         if (uri == NULL)
             return near__fail(error, NEAR_ERR_NOMEM, "%s: out of memory", origin);
         status = near__uri_parse(uri, origin, value, error);
+        if (status == NEAR_OK && option == &near__options[NEAR__OPTION_l2_gutter] &&
+            uri->kind != NEAR__URI_MEMCACHED)
+            status = near__fail(error, NEAR_ERR_INVALID, "%s: accepts %s", origin, option->accepts);
         explicit_bzero(uri, sizeof(*uri));
         free(uri);
         return status;

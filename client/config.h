@@ -68,6 +68,11 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "Bound on making one connection, login included.  Also how long opening a client waits for the bus.")           \
     X(l2_pool_size, "l2.pool_size", COUNT, CLIENT, "8", 1, 1024, NULL,                                                \
       "Most connections to each L2 server.")                                                                          \
+    X(l2_gutter, "l2.gutter", TEXT, CLIENT, "", 0, 0, "memcached://host[:port[:weight]],... | memcached+unix:///path",   \
+      "memcached only: the servers that take the keys of a server that cannot be reached.  Empty: its keys are not "  \
+      "cached in L2 meanwhile.")                                                                                      \
+    X(l2_gutter_ttl, "l2.gutter_ttl", DURATION, CLIENT, "10s", NEAR__SEC, 3600 * NEAR__SEC, NULL,                     \
+      "No entry stays on the servers of l2.gutter longer.")                                                           \
     X(l2_key_prefix, "l2.key_prefix", TEXT, CLIENT, "nc:", 0, 64, "0 .. 64 characters from ! to ~",                   \
       "Put before every key in L2, so that programs can share a server.")                                             \
     X(l2_max_value, "l2.max_value", SIZE, CLIENT, "1MiB", 1, 256 * NEAR__MIB, NULL,                                   \

@@ -33,6 +33,8 @@ uint64_t    near__generation_fresh(const near_cache *cache);
 
 /* Whether messages tell of what other instances do to generations and tags: then what was read stays true. */
 bool near__hears(const near_cache *cache, int64_t now);
+/* Whether what was learned then may be relied on without a look: the same, or so short a time ago that it counts as now. */
+bool near__holds(const near_cache *cache, int64_t now, int64_t learned);
 
 /* The stored form of a number of the cache's own, into `bytes`: header, key and payload. */
 void near__number_encode(near_client *client, struct near_l2_item *item, near_bytes payload, uint8_t *bytes);

@@ -144,13 +144,12 @@ near__tags_of(const near_cache *cache, unsigned n, near_bytes names)
 bool
 near__tags_known(near_cache *cache, int64_t now, struct near__tag_clock *clock, uint64_t *epoch)
 {
-    struct near__tags *tags  = &cache->tags;
-    bool               hears = near__hears(cache, now);
+    struct near__tags *tags = &cache->tags;
     bool               known;
 
     near__lock(&tags->lock);
     /* not for ever even with a bus: L2 may have lost the clock, and a new one is not announced */
-    known  = tags->known && now - tags->learned < cache->max_ttl && hears;
+    known  = tags->known && now - tags->learned < cache->max_ttl && near__holds(cache, now, tags->learned);
     *clock = known ? tags->clock : (struct near__tag_clock){ 0, 0 };
     *epoch = tags->epoch;
     near__unlock(&tags->lock);

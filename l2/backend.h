@@ -37,6 +37,7 @@ struct near_l2_item {
      * can express, never to "expired" */
     int64_t ttl_ms;
     void   *user; /* the caller's */
+    bool    plain; /* shared with programs that know nothing of us: stored and read without marks of the backend's own */
     /* answered */
     enum near_l2_answer answer;
     near_status         status; /* ERROR, UNKNOWN: why; else NEAR_OK */
@@ -86,6 +87,14 @@ struct near_l2_env {
     unsigned                   pool_size;       /* connections per server */
     size_t      max_stored;  /* a stored entry larger than this is refused, sent or received.  Never 0 */
     const char *client_name; /* for CLIENT SETNAME: no blanks */
+    const char *key_prefix;  /* of every key: for what a backend itself keeps on its servers.  NULL: none */
+    /* memcached: where the keys of a server go that cannot be reached, and for how long (ns).  NULL: nowhere */
+    const struct near__uri *gutter;
+    int64_t                 gutter_ttl;
+    /* A server turned out to have missed writes of another process: what was read from it and kept may be as
+     * old.  Called in the thread of a call, no lock held.  May be NULL */
+    void (*outdated)(void *ctx);
+    void *outdated_ctx;
 };
 
 struct near_l2_stats {

@@ -1,72 +1,99 @@
 /*
  * The memcached: backend.
  *
- *     call -> router: which server has the key -> that server's pool -> one connection (memcached_conn.c)
+ *     call -> router: which server has the key -> that server's lanes -> a connection (memcached_conn.c)
  *
- * The router holds the list of servers and is never connected; it is not changed after open, so any thread
- * may ask it.  Every server has a pool of its own and every connection knows one server only: libmemcached
- * with several servers in one object reports a dead one's keys as missing (rule L6).  There is no ejection
- * and no failover (rule L10): a key's server is the same whatever happens, else a server that comes back
- * would bring old values back.
+ * A *ring* is a list of servers with its router.  There is one, or two: the second is the gutter (l2.gutter).
+ * A call divides its items among the servers of the ring, makes one lane call for each, and runs them all at
+ * once: what one server costs in time does not add to another, and a dead one's keys are errors while the
+ * others are answered.  There is no ejection (rule L10): a key's server is the same whatever happens, else a
+ * server that comes back would bring old values back.
  *
- * A call over several servers serves them one after the other, those that failed lately last, and each gets
- * an equal part of the time that is left, so that one that is silent does not take the time of those that
- * would answer.
+ * Where a gutter is set, the items of a server that cannot be reached are tried there, and live there for
+ * l2.gutter_ttl at most.  Once the server is back, writes of its keys remove them from the gutter for as long
+ * as something of it may be there.
+ *
+ * A server past which a write went is not believed any more until it has a new epoch: see memcached_epoch.h.
  *
  * memcached can do nothing atomically with a message, so nothing is announced.  Conditional writes compare
- * the stamp here, between `gets` and `cas` on one connection: the unique number of `gets` must not outlive
- * the connection, servers count anew after a restart (rule L15).
+ * the stamp here, between `gets` and `cas`: see memcached_conn.h for how long a unique number is good.
  *
  * A value over the server's item_size_max is refused before it is sent, and nothing changes.  Where the
  * server itself refuses it (the limit is a little below the setting) it has removed what was there before:
  * the old value is gone, which we make sure of (rule M2).
+ *
+ * Calls are counted in `calls`; nothing else here changes after open, and no lock is held while a call runs.
  */
 #include "base/le.h"
 #include "base/lock.h"
 #include "l2/backend.h"
 #include "l2/memcached_conn.h"
-#include "l2/pool.h"
+#include "l2/memcached_router.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
-#define MAX_KEY 250
 /* A clock of whole seconds, the server's and ours out of step: a shorter lease may last a moment only. */
 #define MIN_LEASE_MS 3000
-#define TRIES        2 /* rule L11 */
+/* How often something is tried again that another process, or a restart of the server, came in between of. */
+#define ROUNDS    3
+#define EPOCH_KEY "@epoch" /* behind the prefix, where every other key has a cache's name, which holds no @ */
 
 struct server {
     struct near__memcached_server shared;
-    struct near__pool            *pool;
-    atomic_bool                   suspect; /* its last call failed: served last.  A hint, hence relaxed */
+    _Atomic int64_t               gutter_until; /* something of it may be in the gutter */
+};
+
+struct ring {
+    struct near__memcached_router *router;
+    bool                           is_gutter;
+    size_t                         n;
+    struct server                  servers[];
 };
 
 struct backend {
-    const struct near_l2_env      *env;
-    struct near__memcached_router *router;
-    struct near__memcached_guard  *guard;
-    bool                           forked;
+    const struct near_l2_env *env;
+    struct ring              *primary, *gutter; /* gutter: NULL without */
+    int                       cancel_fd;        /* eventfd: readable once closed.  -1 in a forked child */
+    bool                      forked;
+    near_bytes                epoch_key;
+    char                      epoch_name[80];
 
-    struct near__lock lock; /* covers the next two */
+    atomic_size_t     calls; /* 2 for each under way; 1: closed */
+    struct near__lock lock;  /* leaf; for `idle` only */
     pthread_cond_t    idle;
-    bool              closed;
-    size_t            calls;
-
-    size_t        server_count;
-    struct server servers[];
 };
 
 /* One call's items of one server. */
 struct part {
-    struct backend      *backend;
-    struct server       *server;
-    struct near_l2_item *items[NEAR_L2_BATCH];
-    size_t               n;
-    int64_t              deadline;
-    near_l2_deliver_fn   deliver;
-    void                *ctx;
-    enum near_l2_mode    mode;
+    struct backend              *backend;
+    struct server               *server;
+    struct near_l2_item        **items;
+    size_t                       n;
+    struct near__memcached_call *call;     /* NULL: none, or given up */
+    bool                         has_call; /* there is, or was, one to run */
+    enum near__lane_outcome      outcome;
+    near_status                  status;
+    bool                         looking; /* the call reads the epoch, too, as its last key */
+    uint32_t                     epoch;
+    uint64_t                     changes; /* of the epoch, when the call was made */
+};
+
+struct parts {
+    struct backend *backend;
+    struct ring    *ring;
+    int64_t         deadline;
+    size_t          n;
+    struct part     part[NEAR__URI_ADDRESSES];
+};
+
+/* The items of a call that are still to be dealt with. */
+struct list {
+    struct near_l2_item **items;
+    size_t                n;
 };
 
 /* ----------------------------------------------------------------------------------------------- answers */
@@ -81,135 +108,332 @@ answer(struct near_l2_item *item, enum near_l2_answer what, near_status status)
 static void
 part_fails(struct part *part, near_status status)
 {
-    for (size_t i = 0; i < part->n; i++) {
-        if (part->items[i]->answer == NEAR_L2_NOT_TRIED)
-            answer(part->items[i], NEAR_L2_ERROR, status);
-    }
-}
-
-/* ------------------------------------------------------------------------------------------- connections */
-
-static near_status
-pool_dial(void *ctx, void **conn, int64_t deadline, near_error *error)
-{
-    struct server               *server = ctx;
-    struct near__memcached_conn *made   = NULL;
-    near_status                  st     = near__memcached_dial(&made, &server->shared, deadline, error);
-
-    *conn = made;
-    return st;
-}
-
-static bool
-pool_usable(void *conn)
-{
-    return near__memcached_usable(conn);
-}
-
-static void
-pool_drop(void *conn, bool goodbye)
-{
-    near__memcached_drop(conn, goodbye);
-}
-
-static void
-pool_abandon(void *conn)
-{
-    near__memcached_abandon(conn);
-}
-
-static const struct near__pool_ops pool_ops = { pool_dial, pool_usable, pool_drop, pool_abandon };
-
-/* The connection, or the part's remaining items are answered. */
-static struct near__memcached_conn *
-take(struct part *part)
-{
-    near_error  error = { 0 };
-    void       *conn  = NULL;
-    near_status st    = near__pool_take(part->server->pool, &conn, part->deadline, &error);
-
-    if (st == NEAR_OK)
-        return conn;
-    part_fails(part, st);
-    if (st != NEAR_ERR_CLOSED &&
-        !atomic_exchange_explicit(&part->server->suspect, true, memory_order_relaxed))
-        near__log(part->backend->env->log, NEAR_LOG_WARN, "%s", error.text);
-    return NULL;
-}
-
-static void
-give(struct part *part, struct near__memcached_conn *conn)
-{
-    bool broken = near__memcached_broken(conn);
-
-    atomic_store_explicit(&part->server->suspect, broken, memory_order_relaxed);
-    near__pool_give(part->server->pool, conn, !broken);
+    for (size_t i = 0; i < part->n; i++)
+        answer(part->items[i], NEAR_L2_ERROR, status);
+    part->n = 0;
 }
 
 /* --------------------------------------------------------------------------------------------- placement */
 
-typedef void (*serve_fn)(struct part *part);
-
-struct work {
-    struct near_l2_item *items;
-    size_t               n;
-    int64_t              deadline;
-    serve_fn             serve;
-    uint8_t              homes[NEAR_L2_BATCH]; /* the server of each item */
-};
-
-/* Serve the servers in `todo`, one bit each. */
+/* A key that no memcached can take is refused here (rule L4), whoever asked; after the deadline nothing is
+ * tried. */
 static void
-serve_these(struct part *part, const struct work *work, uint64_t todo)
+list_items(const struct backend *b, struct list *list, struct near_l2_item **room, struct near_l2_item *items,
+           size_t n, int64_t deadline)
 {
-    struct backend *b = part->backend;
+    bool late = near__now(b->env->clock) >= deadline;
 
-    for (size_t s = 0; s < b->server_count; s++) {
-        int64_t now = near__now(b->env->clock);
-        if ((todo >> s & 1) == 0 || now >= work->deadline)
-            continue;
-        part->server   = &b->servers[s];
-        part->deadline = now + (work->deadline - now) / __builtin_popcountll(todo);
-        part->n        = 0;
-        for (size_t i = 0; i < work->n; i++) {
-            if (work->homes[i] == s && work->items[i].answer == NEAR_L2_NOT_TRIED)
-                part->items[part->n++] = &work->items[i];
-        }
-        todo &= ~(UINT64_C(1) << s);
-        work->serve(part);
-    }
-}
-
-static uint64_t
-suspects(const struct backend *b)
-{
-    uint64_t set = 0;
-
-    for (size_t s = 0; s < b->server_count; s++)
-        set |= (uint64_t)atomic_load_explicit(&b->servers[s].suspect, memory_order_relaxed) << s;
-    return set;
-}
-
-/* Divide the items among their servers.  A key that no memcached can take is refused here (rule L4), whoever
- * asked. */
-static void
-serve_all(struct part *part, struct near_l2_item *items, size_t n, int64_t deadline, serve_fn serve)
-{
-    struct work work = { .items = items, .n = n, .deadline = deadline, .serve = serve };
-    uint64_t    todo = 0, last = suspects(part->backend);
-
-    _Static_assert(NEAR__URI_ADDRESSES <= 64, "one bit for each server");
+    *list = (struct list){ room, 0 };
     for (size_t i = 0; i < n; i++) {
         answer(&items[i], NEAR_L2_NOT_TRIED, NEAR_OK);
-        if (!near__memcached_key_is_fit(items[i].key)) {
+        if (!near__memcached_key_is_fit(items[i].key))
             answer(&items[i], NEAR_L2_ERROR, NEAR_ERR_INVALID);
-            continue;
-        }
-        work.homes[i] = (uint8_t)near__memcached_route(part->backend->router, items[i].key);
-        todo |= UINT64_C(1) << work.homes[i];
+        else if (!late)
+            list->items[list->n++] = &items[i];
     }
-    serve_these(part, &work, todo & ~last);
-    serve_these(part, &work, todo & last);
+}
+
+static void
+add_part(struct parts *parts, struct server *server, struct near_l2_item **items, size_t n)
+{
+    parts->part[parts->n++] =
+        (struct part){ .backend = parts->backend, .server = server, .items = items, .n = n };
+}
+
+/* Sort the list by server: each part is a stretch of `room`, as large as the list. */
+static void
+divide(struct parts *parts, struct backend *b, struct ring *ring, const struct list *list,
+       struct near_l2_item **room, int64_t deadline)
+{
+    size_t  counts[NEAR__URI_ADDRESSES], starts[NEAR__URI_ADDRESSES];
+    uint8_t homes[NEAR_L2_BATCH];
+
+    parts->backend  = b;
+    parts->ring     = ring;
+    parts->deadline = deadline;
+    parts->n        = 0;
+    memset(counts, 0, ring->n * sizeof(counts[0]));
+    for (size_t i = 0; i < list->n; i++) {
+        homes[i] = (uint8_t)near__memcached_route(ring->router, list->items[i]->key);
+        counts[homes[i]]++;
+    }
+    for (size_t s = 0, at = 0; s < ring->n; at += counts[s++]) {
+        starts[s] = at;
+        if (counts[s] > 0)
+            add_part(parts, &ring->servers[s], room + at, counts[s]);
+    }
+    for (size_t i = 0; i < list->n; i++)
+        room[starts[homes[i]]++] = list->items[i];
+}
+
+/* -------------------------------------------------------------------------------------------- lane calls */
+
+/* Make the part's next call.  False: out of memory. */
+static bool
+part_call(struct part *part, enum near__memcached_talk_kind kind, size_t n, size_t key_bytes,
+          size_t value_bytes)
+{
+    part->call     = near__memcached_call_new(&part->server->shared, kind, n, key_bytes, value_bytes,
+                                              part->backend->env->max_stored);
+    part->has_call = part->call != NULL;
+    return part->has_call;
+}
+
+static void
+part_done(struct part *part)
+{
+    near__memcached_call_free(part->call);
+    part->call     = NULL;
+    part->has_call = false;
+}
+
+static bool
+part_is_answered(const struct part *part)
+{
+    return part->call != NULL && part->outcome == NEAR__LANE_ANSWERED;
+}
+
+/* Whether the log should hear of it: not that a server is still down. */
+static bool
+is_news(const struct near__lane_ask *ask)
+{
+    return ask->outcome != NEAR__LANE_ANSWERED && !ask->refused && ask->status != NEAR_ERR_CLOSED;
+}
+
+/* Run the calls of all parts that have one, at once. */
+static void
+run(struct parts *parts)
+{
+    struct near__lane_ask asks[NEAR__URI_ADDRESSES];
+    near_error            error = { .code = NEAR_OK };
+    size_t                n     = 0;
+    bool                  news  = false;
+
+    for (size_t p = 0; p < parts->n; p++) {
+        if (parts->part[p].has_call)
+            asks[n++] = near__memcached_ask(parts->part[p].call);
+    }
+    if (n == 0)
+        return;
+    near__lanes_run(asks, n, parts->deadline, &error);
+    for (size_t p = 0, i = 0; p < parts->n; p++) {
+        struct part *part = &parts->part[p];
+        if (!part->has_call)
+            continue;
+        part->outcome = asks[i].outcome;
+        part->status  = asks[i].status;
+        if (asks[i].call == NULL)
+            part->call = NULL; /* the lane's now */
+        news = news || is_news(&asks[i++]);
+    }
+    if (news)
+        near__log(parts->backend->env->log, NEAR_LOG_WARN, "%s", error.text);
+}
+
+static size_t
+key_bytes(const struct part *part)
+{
+    size_t sum = 0;
+
+    for (size_t i = 0; i < part->n; i++)
+        sum += part->items[i]->key.size;
+    return sum;
+}
+
+/* ------------------------------------------------------------------------------------------------ epochs */
+
+static void
+distrust(struct part *part)
+{
+    if (near__memcached_distrust(&part->server->shared.epoch))
+        near__log(part->backend->env->log, NEAR_LOG_WARN,
+                  "%s: a write went past it: what it holds will not be used any more",
+                  part->server->shared.name);
+}
+
+/* What others hold of the server's entries may be as old as those. */
+static void
+epoch_changed(struct part *part)
+{
+    const struct near_l2_env *env = part->backend->env;
+
+    near__log(env->log, NEAR_LOG_INFO,
+              "%s: another process found it behind: what it held is not used any more",
+              part->server->shared.name);
+    if (env->outdated != NULL)
+        env->outdated(env->outdated_ctx);
+}
+
+static void
+learn(struct part *part, uint32_t number)
+{
+    part->epoch = number;
+    if (number != 0 && near__memcached_epoch_learn(&part->server->shared.epoch, number, part->changes,
+                                                   near__now(part->backend->env->clock)))
+        epoch_changed(part);
+}
+
+static void
+make_epoch_store(struct part *part, enum near__memcached_verb verb, uint32_t number)
+{
+    char   text[10];
+    size_t size = near__memcached_epoch_encode(number, text);
+
+    part->epoch = number;
+    if (part_call(part, NEAR__MEMCACHED_WRITES, 1, part->backend->epoch_key.size, size))
+        near__memcached_add_store(&part->call->talk, verb, part->backend->epoch_key, 0, 0,
+                                  (near_bytes){ text, size }, 0);
+}
+
+static enum near__memcached_word
+word_at(const struct part *part, size_t i)
+{
+    return part_is_answered(part) ? part->call->talk.records[i].word : NEAR__MEMCACHED_UNANSWERED;
+}
+
+/* Servers past which something went get their new epoch first; what cannot be said to one is said to its
+ * items. */
+static void
+renew(struct parts *parts, bool removing)
+{
+    for (size_t p = 0; p < parts->n; p++) {
+        struct part *part   = &parts->part[p];
+        uint32_t     wanted = near__memcached_epoch_wanted(&part->server->shared.epoch);
+
+        if (wanted == 0)
+            continue; /* trusted; or another thread was faster */
+        make_epoch_store(part, NEAR__MEMCACHED_SET, wanted);
+        if (part->has_call)
+            part->call->lane.idempotent = true;
+        else
+            part_fails(part, NEAR_ERR_NOMEM);
+    }
+    run(parts);
+    for (size_t p = 0; p < parts->n; p++) {
+        struct part *part = &parts->part[p];
+
+        if (!part->has_call)
+            continue;
+        if (word_at(part, 0) == NEAR__MEMCACHED_DONE)
+            near__memcached_epoch_renewed(&part->server->shared.epoch, part->epoch,
+                                          near__now(part->backend->env->clock));
+        else
+            part_fails(part, part->status != NEAR_OK ? part->status : NEAR_ERR_DENIED);
+        if (part->n == 0 && removing)
+            near__memcached_distrust(&part->server->shared.epoch); /* again: the number may be on its way */
+        part_done(part);
+    }
+}
+
+static void
+settle(struct parts *parts, bool removing)
+{
+    for (size_t p = 0; p < parts->n; p++) {
+        if (near__memcached_is_distrusted(&parts->part[p].server->shared.epoch)) {
+            renew(parts, removing);
+            return;
+        }
+    }
+}
+
+static void
+make_epoch_read(struct part *part)
+{
+    near__memcached_epoch_known(&part->server->shared.epoch, &part->changes);
+    if (part_call(part, NEAR__MEMCACHED_READS, 1, part->backend->epoch_key.size, 0)) {
+        near__memcached_add_read(&part->call->talk, part->backend->epoch_key);
+        part->call->lane.idempotent = true;
+    }
+}
+
+/* One round of find_epochs(): read them, or make them.  How many were still to be found. */
+static size_t
+ask_for_epochs(struct parts *parts, bool make)
+{
+    size_t missing = 0;
+
+    for (size_t p = 0; p < parts->n; p++) {
+        struct part *part = &parts->part[p];
+
+        if (!part->looking || part->epoch != 0)
+            continue;
+        missing++;
+        if (make)
+            make_epoch_store(part, NEAR__MEMCACHED_ADD, near__memcached_epoch_fresh());
+        else
+            make_epoch_read(part);
+    }
+    if (missing > 0)
+        run(parts);
+    return missing;
+}
+
+static void
+take_epoch(struct part *part, bool make)
+{
+    enum near__memcached_word word = word_at(part, 0);
+    uint32_t                  made = part->epoch;
+
+    part->epoch = 0;
+    if (word == NEAR__MEMCACHED_UNANSWERED)
+        part->looking = false; /* no use */
+    else if (word == NEAR__MEMCACHED_DONE)
+        learn(part, make ? made : near__memcached_epoch_decode(part->call->talk.records[0].value));
+    part_done(part);
+}
+
+/* Ask for, and where there is none make, the epoch of each part that is `looking` and has none.  Whoever has
+ * none afterwards has the reason in `status`. */
+static void
+find_epochs(struct parts *parts)
+{
+    for (int round = 0; round < 2 * ROUNDS; round++) {
+        if (ask_for_epochs(parts, round % 2 != 0) == 0)
+            return;
+        for (size_t p = 0; p < parts->n; p++) {
+            if (parts->part[p].has_call)
+                take_epoch(&parts->part[p], round % 2 != 0);
+        }
+    }
+}
+
+/* The same servers, for calls beside those of `parts`: `errand`'s parts have no items. */
+static void
+send_out(struct parts *errand, const struct parts *parts)
+{
+    errand->backend  = parts->backend;
+    errand->ring     = parts->ring;
+    errand->deadline = parts->deadline;
+    errand->n        = 0;
+    for (size_t p = 0; p < parts->n; p++)
+        add_part(errand, parts->part[p].server, NULL, 0);
+}
+
+/* Before a write: the epoch to write with, whatever it costs. */
+static void
+need_epochs(struct parts *parts)
+{
+    bool missing = false;
+
+    for (size_t p = 0; p < parts->n; p++) {
+        struct part *part = &parts->part[p];
+        part->epoch       = near__memcached_epoch_known(&part->server->shared.epoch, &part->changes);
+        part->status      = NEAR_OK;
+        part->looking     = part->n > 0 && part->epoch == 0;
+        missing           = missing || part->looking;
+    }
+    if (!missing)
+        return;
+    find_epochs(parts);
+    for (size_t p = 0; p < parts->n; p++) {
+        struct part *part = &parts->part[p];
+        if (part->epoch != 0)
+            continue;
+        for (size_t i = 0; i < part->n; i++)
+            answer(part->items[i], NEAR_L2_ERROR,
+                   part->status != NEAR_OK ? part->status : NEAR_ERR_UNAVAILABLE);
+        part->n = 0;
+    }
 }
 
 /* ----------------------------------------------------------------------------------------- life of calls */
@@ -217,194 +441,260 @@ serve_all(struct part *part, struct near_l2_item *items, size_t n, int64_t deadl
 static bool
 call_begin(struct backend *b, struct near_l2_item *items, size_t n)
 {
-    bool open;
-
-    near__lock(&b->lock);
-    open = !b->closed;
-    b->calls += open;
-    near__unlock(&b->lock);
-    if (!open)
-        near__l2_answer_all(items, n, NEAR_L2_ERROR, NEAR_ERR_CLOSED);
-    return open;
+    /* acquire pairs with nothing: what counts is that stop() sees the 2, or we see the 1, of one number */
+    if ((atomic_fetch_add_explicit(&b->calls, 2, memory_order_acquire) & 1) == 0)
+        return true;
+    if (atomic_fetch_sub_explicit(&b->calls, 2, memory_order_release) == 3) {
+        near__lock(&b->lock);
+        pthread_cond_broadcast(&b->idle);
+        near__unlock(&b->lock);
+    }
+    near__l2_answer_all(items, n, NEAR_L2_ERROR, NEAR_ERR_CLOSED);
+    return false;
 }
 
 static void
 call_end(struct backend *b)
 {
+    /* release pairs with the acquire in stop(): what this call did is done before the memory goes */
+    if (atomic_fetch_sub_explicit(&b->calls, 2, memory_order_release) != 3)
+        return;
     near__lock(&b->lock);
-    if (--b->calls == 0)
-        pthread_cond_broadcast(&b->idle);
+    pthread_cond_broadcast(&b->idle);
     near__unlock(&b->lock);
 }
 
 /* ----------------------------------------------------------------------------------------------- reading */
 
-/* What one `gets` asked for.  Servers answer in the order asked, so looking on from the last one found is
- * enough; a proxy that answers in another order costs a walk around. */
-struct asked {
-    struct part         *part;
-    struct near_l2_item *items[NEAR__MEMCACHED_KEYS];
-    size_t               n, next;
-};
-
-static struct near_l2_item *
-find_asked(struct asked *asked, near_bytes key)
+/* `gets` of all keys of each part, and of its epoch where that is due: as the last key, so that what it is
+ * has been so while the others were read. */
+static void
+make_reads(struct parts *parts)
 {
-    for (size_t i = 0; i < asked->n; i++) {
-        struct near_l2_item *item = asked->items[(asked->next + i) % asked->n];
-        if (item->answer == NEAR_L2_NOT_TRIED && near__bytes_equal(item->key, key)) {
-            asked->next += i + 1;
-            return item;
-        }
-    }
-    return NULL;
-}
+    int64_t now = near__now(parts->backend->env->clock);
 
-/* A key that was not asked for: the replies have slipped (rule L3). */
-static bool
-found_value(void *ctx, near_bytes key, near_bytes value, uint64_t unique)
-{
-    struct asked        *asked = ctx;
-    struct part         *part  = asked->part;
-    struct near_l2_item *item  = find_asked(asked, key);
+    for (size_t p = 0; p < parts->n; p++) {
+        struct part                  *part  = &parts->part[p];
+        struct near__memcached_epoch *epoch = &part->server->shared.epoch;
 
-    (void)unique;
-    if (item == NULL)
-        return false;
-    if (value.size > part->backend->env->max_stored) {
-        answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
-        return true;
-    }
-    answer(item, NEAR_L2_DONE, NEAR_OK);
-    part->deliver(part->ctx, item, value);
-    return true;
-}
-
-static size_t
-choose_next(struct part *part, size_t from, struct asked *asked, near_bytes *keys)
-{
-    asked->part = part;
-    asked->n = asked->next = 0;
-    for (; from < part->n && asked->n < NEAR__MEMCACHED_KEYS; from++) {
-        if (part->items[from]->answer != NEAR_L2_NOT_TRIED)
+        if (part->n == 0)
             continue;
-        keys[asked->n]           = part->items[from]->key;
-        asked->items[asked->n++] = part->items[from];
+        part->epoch   = near__memcached_epoch_known(epoch, &part->changes);
+        part->looking = near__memcached_epoch_is_due(epoch, now);
+        if (!part_call(part, NEAR__MEMCACHED_READS, part->n + 1,
+                       key_bytes(part) + part->backend->epoch_key.size, 0)) {
+            part_fails(part, NEAR_ERR_NOMEM);
+            continue;
+        }
+        part->call->lane.idempotent = true;
+        for (size_t i = 0; i < part->n; i++)
+            near__memcached_add_read(&part->call->talk, part->items[i]->key);
+        if (part->looking)
+            near__memcached_add_read(&part->call->talk, part->backend->epoch_key);
     }
-    return from;
 }
 
-/* Ask for everything not answered yet.  Whether all was answered, or time is over. */
 static bool
-get_through(struct part *part, struct near__memcached_conn *conn)
+is_of_epoch(const struct part *part, size_t i)
 {
-    struct asked              asked;
-    near_bytes                keys[NEAR__MEMCACHED_KEYS];
-    enum near__memcached_word word;
+    return part->items[i]->plain || part->call->talk.records[i].flags == part->epoch;
+}
 
-    for (size_t at = 0;;) {
-        at = choose_next(part, at, &asked, keys);
-        if (asked.n == 0)
+/* Whether something was found that what we know of the epoch does not fit. */
+static bool
+has_doubtful(const struct part *part)
+{
+    for (size_t i = 0; i < part->n; i++) {
+        if (part->call->talk.records[i].word == NEAR__MEMCACHED_DONE && !is_of_epoch(part, i))
             return true;
-        word = near__memcached_gets(conn, keys, asked.n, found_value, &asked, part->deadline);
-        if (word == NEAR__MEMCACHED_NOT_SENT && near__memcached_status(conn) == NEAR_ERR_CLOSED)
-            part_fails(part, NEAR_ERR_CLOSED);
-        if (word == NEAR__MEMCACHED_NOT_SENT)
-            return !near__memcached_broken(conn); /* by the answer before this one */
-        if (word != NEAR__MEMCACHED_DONE)
-            return false;
-        for (size_t i = 0; i < asked.n; i++) {
-            if (asked.items[i]->answer == NEAR_L2_NOT_TRIED)
-                answer(asked.items[i], NEAR_L2_ABSENT,
-                       NEAR_OK); /* the server has come to its END without it */
-        }
+    }
+    return false;
+}
+
+/* The epoch that the part's answer is to be judged by.  False: not known yet. */
+static bool
+judge_alone(struct part *part)
+{
+    const struct near__memcached_record *r = &part->call->talk.records[part->n];
+
+    if (!part->looking)
+        return !has_doubtful(part); /* else theirs may be the newer one */
+    learn(part, r->word == NEAR__MEMCACHED_DONE ? near__memcached_epoch_decode(r->value) : 0);
+    return part->epoch != 0; /* else it has to be made; nothing that was found is of it */
+}
+
+static void
+judge(struct parts *parts)
+{
+    struct parts errand;
+    bool         ask = false;
+
+    send_out(&errand, parts);
+    for (size_t p = 0; p < parts->n; p++) {
+        errand.part[p].looking = part_is_answered(&parts->part[p]) && !judge_alone(&parts->part[p]);
+        ask                    = ask || errand.part[p].looking;
+    }
+    if (!ask)
+        return;
+    for (size_t p = 0; p < parts->n; p++)
+        parts->part[p].looking = errand.part[p].looking;
+    find_epochs(&errand);
+    for (size_t p = 0; p < parts->n; p++) {
+        if (!parts->part[p].looking)
+            continue;
+        parts->part[p].epoch = errand.part[p].epoch;
+        if (errand.part[p].epoch == 0)
+            parts->part[p].status = errand.part[p].status;
     }
 }
 
 static void
-serve_get(struct part *part)
+add_removal(struct part *errand, const struct part *part, size_t i)
 {
-    for (int try = 1;; try++) {
-        struct near__memcached_conn *conn = take(part);
-        near_status                  why;
-        bool                         again;
+    const struct near__memcached_record *r = &part->call->talk.records[i];
 
-        if (conn == NULL)
-            return;
-        if (get_through(part, conn)) {
-            give(part, conn);
-            return;
-        }
-        again = try < TRIES && near__memcached_lost(conn);
-        why   = near__memcached_status(conn);
-        give(part, conn);
-        if (again)
-            continue;
-        part_fails(part, why);
+    if (r->word != NEAR__MEMCACHED_DONE || is_of_epoch(part, i) || part->epoch == 0)
         return;
+    if (!errand->has_call && !part_call(errand, NEAR__MEMCACHED_WRITES, part->n, key_bytes(part), 0))
+        return;
+    errand->call->life = part->call->lives;
+    near__memcached_add_store(&errand->call->talk, NEAR__MEMCACHED_CAS, r->key, 0, NEAR__MEMCACHED_EXPIRED,
+                              (near_bytes){ "", 0 }, r->unique);
+}
+
+/* Entries of another epoch go, unless somebody has written meanwhile; else they would be in the way of an
+ * `add`.  Where that fails their TTL ends them. */
+static void
+remove_refused(struct parts *parts)
+{
+    struct parts errand;
+
+    send_out(&errand, parts);
+    for (size_t p = 0; p < parts->n; p++) {
+        for (size_t i = 0; part_is_answered(&parts->part[p]) && i < parts->part[p].n; i++)
+            add_removal(&errand.part[p], &parts->part[p], i);
     }
+    run(&errand);
+    for (size_t p = 0; p < errand.n; p++)
+        part_done(&errand.part[p]);
+}
+
+static void
+answer_read(struct part *part, size_t i, near_l2_deliver_fn deliver, void *ctx)
+{
+    const struct near__memcached_record *r    = &part->call->talk.records[i];
+    struct near_l2_item                 *item = part->items[i];
+
+    if (r->word == NEAR__MEMCACHED_OVERSIZE) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
+    } else if (r->word == NEAR__MEMCACHED_NO) {
+        answer(item, NEAR_L2_ABSENT, NEAR_OK);
+    } else if (is_of_epoch(part, i)) {
+        answer(item, NEAR_L2_DONE, NEAR_OK);
+        deliver(ctx, item, r->value);
+    } else if (part->epoch == 0) {
+        answer(item, NEAR_L2_ERROR, part->status != NEAR_OK ? part->status : NEAR_ERR_UNAVAILABLE);
+    } else {
+        answer(item, NEAR_L2_ABSENT, NEAR_OK);
+    }
+}
+
+static void
+answer_reads(struct part *part, near_l2_deliver_fn deliver, void *ctx)
+{
+    for (size_t i = 0; i < part->n; i++) {
+        if (part_is_answered(part))
+            answer_read(part, i, deliver, ctx);
+        else
+            answer(part->items[i], NEAR_L2_ERROR, part->status);
+    }
+    part_done(part);
+}
+
+static void
+read_from(struct backend *b, struct ring *ring, const struct list *list, near_l2_deliver_fn deliver,
+          void *ctx, int64_t deadline)
+{
+    struct near_l2_item *room[NEAR_L2_BATCH];
+    struct parts         parts;
+
+    divide(&parts, b, ring, list, room, deadline);
+    settle(&parts, false);
+    make_reads(&parts);
+    run(&parts);
+    judge(&parts);
+    remove_refused(&parts);
+    for (size_t p = 0; p < parts.n; p++)
+        answer_reads(&parts.part[p], deliver, ctx);
+}
+
+/* ------------------------------------------------------------------------------------------- the gutter */
+
+/* Leave on the list those whose server could not be reached.  False: none, or there is no gutter. */
+static bool
+keep_unreachable(struct backend *b, struct list *list)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; b->gutter != NULL && i < list->n; i++) {
+        if (list->items[i]->answer == NEAR_L2_ERROR && list->items[i]->status == NEAR_ERR_UNAVAILABLE)
+            list->items[kept++] = list->items[i];
+    }
+    list->n = kept;
+    return kept > 0;
+}
+
+static struct server *
+home_of(struct ring *ring, const struct near_l2_item *item)
+{
+    return &ring->servers[near__memcached_route(ring->router, item->key)];
+}
+
+/* For as long as an entry written there now can live, and its clock's tick. */
+static void
+note_in_gutter(struct backend *b, const struct list *list)
+{
+    int64_t until = near__time_after(near__now(b->env->clock), b->env->gutter_ttl + 2000 * NEAR_MS);
+
+    /* relaxed: whoever writes next in this process may miss it by a moment, as if he had written before */
+    for (size_t i = 0; i < list->n; i++)
+        atomic_store_explicit(&home_of(b->primary, list->items[i])->gutter_until, until,
+                              memory_order_relaxed);
+}
+
+static int64_t
+gutter_ttl_ms(const struct backend *b, int64_t ttl_ms)
+{
+    int64_t most = b->env->gutter_ttl / NEAR_MS;
+
+    return ttl_ms == 0 || ttl_ms > most ? most : ttl_ms;
 }
 
 static void
 memcached_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_deliver_fn deliver, void *ctx,
                    int64_t deadline)
 {
-    struct backend *b = self;
-    struct part     part;
+    struct backend      *b = self;
+    struct near_l2_item *room[NEAR_L2_BATCH];
+    struct list          list;
 
     if (!near__l2_valid_get(items, n) || !call_begin(b, items, n))
         return;
-    part.backend = b;
-    part.deliver = deliver;
-    part.ctx     = ctx;
-    serve_all(&part, items, n, deadline, serve_get);
+    list_items(b, &list, room, items, n, deadline);
+    read_from(b, b->primary, &list, deliver, ctx, deadline);
+    if (keep_unreachable(b, &list))
+        read_from(b, b->gutter, &list, deliver, ctx, deadline);
     call_end(b);
 }
 
 /* ----------------------------------------------------------------------------------------------- writing */
 
-/* What a `gets` before a `cas` has found. */
-struct current {
-    near_bytes key;
-    uint64_t   expected;
-    uint64_t   unique; /* 0: not there, or another stamp */
-    bool       seen;
+/* What is written: values, or with `remove` their absence. */
+struct writing {
+    struct backend   *backend;
+    enum near_l2_mode mode;
+    bool              remove, in_gutter;
 };
-
-static bool
-found_current(void *ctx, near_bytes key, near_bytes value, uint64_t unique)
-{
-    struct current *current = ctx;
-    const uint8_t  *at      = value.data;
-
-    if (current->seen || !near__bytes_equal(key, current->key) || unique == 0)
-        return false;
-    current->seen = true;
-    if (value.size >= NEAR_L2_STAMP_AT + 8 && near__le64_get(at + NEAR_L2_STAMP_AT) == current->expected)
-        current->unique = unique;
-    return true;
-}
-
-static const near_bytes nothing = { "", 0 };
-
-/* Write (or with `value` nothing and `exptime` long gone: remove) only over the stamp expected. */
-static enum near__memcached_word
-write_over_stamp(struct part *part, struct near__memcached_conn *conn, const struct near_l2_item *item,
-                 near_bytes value, int64_t exptime, bool *sent)
-{
-    struct current            current = { item->key, item->expected, 0, false };
-    enum near__memcached_word word =
-        near__memcached_gets(conn, &item->key, 1, found_current, &current, part->deadline);
-
-    if (word != NEAR__MEMCACHED_DONE)
-        return word;
-    if (current.unique == 0)
-        return NEAR__MEMCACHED_NO;
-    word  = near__memcached_store(conn, NEAR__MEMCACHED_CAS, item->key, value, exptime, current.unique,
-                                  part->deadline);
-    *sent = word != NEAR__MEMCACHED_NOT_SENT;
-    return word;
-}
 
 /* Over our limit, or for certain over the server's, which is known since the dial at the latest. */
 static bool
@@ -416,140 +706,332 @@ is_oversize(const struct part *part, const struct near_l2_item *item)
            (max > 0 && item->value.size + item->key.size > max);
 }
 
-static enum near__memcached_word
-set_once(struct part *part, struct near__memcached_conn *conn, struct near_l2_item *item, bool *sent)
-{
-    int64_t exptime = near__memcached_exptime(item->ttl_ms, near__wall_ms(part->backend->env->clock));
-    enum near__memcached_word word;
-
-    if (is_oversize(part, item))
-        return NEAR__MEMCACHED_TOO_LARGE;
-    if (part->mode == NEAR_L2_IF_STAMP)
-        return write_over_stamp(part, conn, item, item->value, exptime, sent);
-    word =
-        near__memcached_store(conn, part->mode == NEAR_L2_ALWAYS ? NEAR__MEMCACHED_SET : NEAR__MEMCACHED_ADD,
-                              item->key, item->value, exptime, 0, part->deadline);
-    *sent |= word != NEAR__MEMCACHED_NOT_SENT;
-    if (word == NEAR__MEMCACHED_TOO_LARGE && part->mode == NEAR_L2_ALWAYS)
-        near__memcached_delete(conn, item->key, part->deadline); /* gone by now; this is to be sure of it */
-    return word;
-}
-
-static enum near__memcached_word
-remove_once(struct part *part, struct near__memcached_conn *conn, struct near_l2_item *item, bool *sent)
-{
-    enum near__memcached_word word;
-
-    if (part->mode == NEAR_L2_IF_STAMP)
-        return write_over_stamp(part, conn, item, nothing, NEAR__MEMCACHED_EXPIRED, sent);
-    word = near__memcached_delete(conn, item->key, part->deadline);
-    *sent |= word != NEAR__MEMCACHED_NOT_SENT;
-    return word == NEAR__MEMCACHED_NO ? NEAR__MEMCACHED_DONE : word; /* was not there: is gone */
-}
-
-typedef enum near__memcached_word (*once_fn)(struct part *part, struct near__memcached_conn *conn,
-                                             struct near_l2_item *item, bool *sent);
-
-/* `sent`: by this try or the one before, `before`: by the one before.  A refusal speaks for its own try. */
+/* Answer those and take them off the part. */
 static void
-answer_write(struct near_l2_item *item, const struct near__memcached_conn *conn,
-             enum near__memcached_word word, bool sent, bool before)
+refuse_oversize(struct part *part)
 {
-    enum near_l2_answer refused = before ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR;
+    size_t kept = 0;
 
-    switch (word) {
+    for (size_t i = 0; i < part->n; i++) {
+        if (is_oversize(part, part->items[i]))
+            answer(part->items[i], NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
+        else
+            part->items[kept++] = part->items[i];
+    }
+    part->n = kept;
+}
+
+static size_t
+value_bytes(const struct part *part)
+{
+    size_t sum = 0;
+
+    for (size_t i = 0; i < part->n; i++)
+        sum += part->items[i]->value.size;
+    return sum;
+}
+
+static void
+add_write(const struct writing *writing, struct part *part, enum near__memcached_verb verb,
+          const struct near_l2_item *item, uint64_t unique)
+{
+    const struct near_l2_env *env    = writing->backend->env;
+    int64_t                   ttl_ms = item->ttl_ms;
+
+    if (writing->in_gutter)
+        ttl_ms = gutter_ttl_ms(writing->backend, ttl_ms);
+    if (writing->remove && verb == NEAR__MEMCACHED_CAS)
+        near__memcached_add_store(&part->call->talk, verb, item->key, 0, NEAR__MEMCACHED_EXPIRED,
+                                  (near_bytes){ "", 0 }, unique);
+    else if (writing->remove)
+        near__memcached_add_delete(&part->call->talk, item->key);
+    else
+        near__memcached_add_store(&part->call->talk, verb, item->key, item->plain ? 0 : part->epoch,
+                                  near__memcached_exptime(ttl_ms, near__wall_ms(env->clock)), item->value,
+                                  unique);
+}
+
+/* What became of command i, which is item's, when the connection was lost after it had (perhaps) left. */
+static void
+answer_lost(const struct part *part, struct near_l2_item *item, size_t i)
+{
+    bool left = part->call->begins > 1 || part->call->talk.records[i].end <= part->call->lane.sent;
+
+    answer(item, left ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR, part->status);
+}
+
+static void
+answer_word(const struct writing *writing, const struct part *part, struct near_l2_item *item, size_t i)
+{
+    /* what the second try was refused, the first may have done: none but sets and removals without condition
+     * are tried twice after they have left */
+    bool                twice   = writing->mode == NEAR_L2_ALWAYS && part->call->begins > 1;
+    enum near_l2_answer refused = twice ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR;
+
+    switch (part->call->talk.records[i].word) {
     case NEAR__MEMCACHED_DONE:
         answer(item, NEAR_L2_DONE, NEAR_OK);
         break;
-    case NEAR__MEMCACHED_NO:
-        answer(item, NEAR_L2_ABSENT, NEAR_OK);
+    case NEAR__MEMCACHED_NO: /* removed without condition: was not there, so it is gone */
+        answer(item, writing->mode == NEAR_L2_ALWAYS ? NEAR_L2_DONE : NEAR_L2_ABSENT, NEAR_OK);
         break;
-    case NEAR__MEMCACHED_TOO_LARGE:
+    case NEAR__MEMCACHED_OVERSIZE:
         answer(item, refused, NEAR_ERR_TOO_LARGE);
         break;
     case NEAR__MEMCACHED_REFUSED:
-        answer(item, refused, near__memcached_status(conn));
+        answer(item, refused, NEAR_ERR_DENIED);
         break;
-    case NEAR__MEMCACHED_NOT_SENT:
-        if (sent) /* by a try before this one */
-            answer(item, NEAR_L2_UNKNOWN, near__memcached_status(conn));
-        else if (near__memcached_broken(conn) || near__memcached_status(conn) == NEAR_ERR_CLOSED)
-            answer(item, NEAR_L2_ERROR, near__memcached_status(conn));
-        break; /* else it stays NOT_TRIED: the time was over */
-    case NEAR__MEMCACHED_BROKEN:
-        answer(item, sent ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR, near__memcached_status(conn));
-        break;
+    default:
+        answer_lost(part, item, i);
     }
 }
 
-/* Whether a write whose connection was lost may be done once more: when nothing of it was sent, or when twice
- * is as good as once. */
-static bool
-may_repeat(const struct part *part, bool sent)
+static void
+answer_writes(const struct writing *writing, struct part *part)
 {
-    return !sent || part->mode == NEAR_L2_ALWAYS;
+    for (size_t i = 0; i < part->n; i++) {
+        if (part->call != NULL && part->outcome != NEAR__LANE_NOT_SENT)
+            answer_word(writing, part, part->items[i], i);
+        else if (part->outcome == NEAR__LANE_NOT_SENT)
+            answer(part->items[i], NEAR_L2_ERROR, part->status);
+        else
+            answer(part->items[i], NEAR_L2_UNKNOWN, part->status);
+    }
 }
 
-/* One item.  `*conn` is NULL afterwards when it was dropped. */
-static void
-write_item(struct part *part, struct near__memcached_conn **conn, struct near_l2_item *item, once_fn once)
+/* Whether this has gone past the server: a removal that was not made.  What was given up is still on its way,
+ * and its connection minds it; a set that was not made is followed by a removal. */
+static bool
+went_past(const struct writing *writing, const struct part *part, const struct near_l2_item *item)
 {
-    bool sent  = false;
-    bool again = true;
+    return writing->mode == NEAR_L2_ALWAYS && writing->remove && item->answer != NEAR_L2_DONE &&
+           part->outcome != NEAR__LANE_GIVEN_UP && part->status != NEAR_ERR_CLOSED;
+}
 
-    for (int try = 1; again && *conn != NULL; try++) {
-        bool                      before = sent;
-        enum near__memcached_word word   = once(part, *conn, item, &sent);
-
-        answer_write(item, *conn, word, sent, before);
-        again = word == NEAR__MEMCACHED_BROKEN && near__memcached_lost(*conn) && try < TRIES &&
-                may_repeat(part, sent);
-        if (near__memcached_broken(*conn)) {
-            give(part, *conn);
-            *conn = again ? take(part) : NULL;
+static void
+note_past(const struct writing *writing, struct part *part)
+{
+    for (size_t i = 0; i < part->n; i++) {
+        if (went_past(writing, part, part->items[i])) {
+            distrust(part);
+            return;
         }
     }
 }
 
+/* A `set` that the server has refused has removed what was there; this is to be sure of it (rule M2). */
 static void
-write_part(struct part *part, once_fn once)
+remove_refused_sets(struct parts *parts)
 {
-    struct near__memcached_conn *conn = NULL;
+    struct parts errand;
 
-    for (size_t i = 0; i < part->n; i++) {
-        if (conn == NULL)
-            conn = take(part);
-        if (conn == NULL)
-            return; /* all that is left has been answered */
-        write_item(part, &conn, part->items[i], once);
+    send_out(&errand, parts);
+    for (size_t p = 0; p < parts->n; p++) {
+        struct part *part = &parts->part[p], *to = &errand.part[p];
+
+        for (size_t i = 0; part_is_answered(part) && i < part->n; i++) {
+            enum near__memcached_word word = part->call->talk.records[i].word;
+            if (word != NEAR__MEMCACHED_OVERSIZE && word != NEAR__MEMCACHED_REFUSED)
+                continue;
+            if (!to->has_call && !part_call(to, NEAR__MEMCACHED_WRITES, part->n, key_bytes(part), 0))
+                break;
+            to->call->lane.idempotent = true;
+            near__memcached_add_delete(&to->call->talk, part->items[i]->key);
+        }
     }
-    if (conn != NULL)
-        give(part, conn);
+    run(&errand);
+    for (size_t p = 0; p < errand.n; p++)
+        part_done(&errand.part[p]);
+}
+
+/* Without condition, or only where nothing is. */
+static void
+write_plainly(const struct writing *writing, struct parts *parts)
+{
+    enum near__memcached_verb verb =
+        writing->mode == NEAR_L2_ALWAYS ? NEAR__MEMCACHED_SET : NEAR__MEMCACHED_ADD;
+
+    for (size_t p = 0; p < parts->n; p++) {
+        struct part *part = &parts->part[p];
+
+        if (part->n == 0)
+            continue;
+        if (!part_call(part, NEAR__MEMCACHED_WRITES, part->n, key_bytes(part),
+                       writing->remove ? 0 : value_bytes(part))) {
+            part_fails(part, NEAR_ERR_NOMEM);
+            continue;
+        }
+        part->call->lane.idempotent = writing->mode == NEAR_L2_ALWAYS;
+        part->call->counts          = writing->mode == NEAR_L2_ALWAYS && writing->remove;
+        for (size_t i = 0; i < part->n; i++)
+            add_write(writing, part, verb, part->items[i], 0);
+    }
+    run(parts);
+    for (size_t p = 0; p < parts->n; p++) {
+        answer_writes(writing, &parts->part[p]);
+        note_past(writing, &parts->part[p]);
+    }
+    if (!writing->remove && writing->mode == NEAR_L2_ALWAYS)
+        remove_refused_sets(parts);
+    for (size_t p = 0; p < parts->n; p++)
+        part_done(&parts->part[p]);
+}
+
+/* ---- over a stamp */
+
+static bool
+holds_stamp(const struct part *part, size_t i)
+{
+    const struct near__memcached_record *r  = &part->call->talk.records[i];
+    const uint8_t                       *at = r->value.data;
+
+    return r->word == NEAR__MEMCACHED_DONE && is_of_epoch(part, i) && r->value.size >= NEAR_L2_STAMP_AT + 8 &&
+           near__le64_get(at + NEAR_L2_STAMP_AT) == part->items[i]->expected;
+}
+
+/* From what was read to the writes that may be made: `errand` gets those items and its call.  Everything else
+ * is answered. */
+static void
+choose_writes(const struct writing *writing, struct part *part, struct part *errand)
+{
+    size_t chosen = 0;
+
+    *errand = (struct part){
+        .backend = part->backend, .server = part->server, .items = part->items, .epoch = part->epoch
+    };
+    if (!part_is_answered(part) || part->epoch == 0) {
+        for (size_t i = 0; i < part->n; i++)
+            answer(part->items[i], NEAR_L2_ERROR,
+                   part->status != NEAR_OK ? part->status : NEAR_ERR_UNAVAILABLE);
+        return;
+    }
+    if (!part_call(errand, NEAR__MEMCACHED_WRITES, part->n, key_bytes(part),
+                   writing->remove ? 0 : value_bytes(part))) {
+        part_fails(part, NEAR_ERR_NOMEM);
+        return;
+    }
+    errand->call->life = part->call->lives;
+    for (size_t i = 0; i < part->n; i++) {
+        if (holds_stamp(part, i)) {
+            add_write(writing, errand, NEAR__MEMCACHED_CAS, part->items[i],
+                      part->call->talk.records[i].unique);
+            part->items[chosen++] = part->items[i];
+        } else {
+            answer(part->items[i], NEAR_L2_ABSENT, NEAR_OK);
+        }
+    }
+    errand->n = chosen;
+    if (chosen == 0)
+        part_done(errand);
+}
+
+/* One `gets` and one `cas`.  The items whose numbers were outdated by a new connection are left in the parts,
+ * the others are answered.  Whether there are any. */
+static bool
+write_over_once(const struct writing *writing, struct parts *parts)
+{
+    struct parts errand;
+    bool         again = false;
+
+    make_reads(parts);
+    run(parts);
+    judge(parts);
+    send_out(&errand, parts);
+    for (size_t p = 0; p < parts->n; p++) {
+        choose_writes(writing, &parts->part[p], &errand.part[p]);
+        part_done(&parts->part[p]);
+    }
+    run(&errand);
+    for (size_t p = 0; p < parts->n; p++) {
+        struct part *part = &errand.part[p];
+
+        parts->part[p].n = 0;
+        if (part_is_answered(part) && part->call->outdated) {
+            parts->part[p].n = part->n;
+            again            = true;
+        } else {
+            answer_writes(writing, part);
+        }
+        part_done(part);
+    }
+    return again;
 }
 
 static void
-serve_set(struct part *part)
+write_over_stamp(const struct writing *writing, struct parts *parts)
 {
-    write_part(part, set_once);
+    for (int round = 0; round < ROUNDS; round++) {
+        if (!write_over_once(writing, parts))
+            return;
+    }
+    for (size_t p = 0; p < parts->n; p++)
+        part_fails(&parts->part[p], NEAR_ERR_UNAVAILABLE);
+}
+
+/* ---- all writes */
+
+static void
+write_to(const struct writing *writing, struct ring *ring, const struct list *list, int64_t deadline)
+{
+    struct near_l2_item *room[NEAR_L2_BATCH];
+    struct parts         parts;
+
+    divide(&parts, writing->backend, ring, list, room, deadline);
+    settle(&parts, writing->mode == NEAR_L2_ALWAYS && writing->remove);
+    if (!writing->remove)
+        need_epochs(&parts);
+    for (size_t p = 0; !writing->remove && p < parts.n; p++)
+        refuse_oversize(&parts.part[p]);
+    if (writing->mode == NEAR_L2_IF_STAMP)
+        write_over_stamp(writing, &parts);
+    else
+        write_plainly(writing, &parts);
+}
+
+/* Of those written or perhaps written: what may lie in the gutter from before. */
+static void
+clean_gutter(struct writing writing, struct near_l2_item *items, size_t n, int64_t deadline)
+{
+    struct near_l2_item copies[NEAR_L2_BATCH], *room[NEAR_L2_BATCH];
+    struct list         list = { room, 0 };
+    struct backend     *b    = writing.backend;
+    int64_t             now  = near__now(b->env->clock);
+
+    for (size_t i = 0; i < n; i++) {
+        bool written = items[i].answer == NEAR_L2_DONE || items[i].answer == NEAR_L2_UNKNOWN;
+
+        if (!written ||
+            now >= atomic_load_explicit(&home_of(b->primary, &items[i])->gutter_until, memory_order_relaxed))
+            continue;
+        copies[list.n] = (struct near_l2_item){ .key = items[i].key };
+        room[list.n]   = &copies[list.n];
+        list.n++;
+    }
+    if (list.n == 0)
+        return;
+    writing.mode   = NEAR_L2_ALWAYS;
+    writing.remove = writing.in_gutter = true;
+    write_to(&writing, b->gutter, &list, deadline);
 }
 
 static void
-serve_remove(struct part *part)
+write_many(struct writing writing, struct near_l2_item *items, size_t n, int64_t deadline)
 {
-    write_part(part, remove_once);
-}
-
-static void
-write_many(struct backend *b, enum near_l2_mode mode, struct near_l2_item *items, size_t n, int64_t deadline,
-           serve_fn serve)
-{
-    struct part part;
+    struct backend      *b = writing.backend;
+    struct near_l2_item *room[NEAR_L2_BATCH];
+    struct list          list;
 
     if (!call_begin(b, items, n))
         return;
-    part.backend = b;
-    part.mode    = mode;
-    serve_all(&part, items, n, deadline, serve);
+    list_items(b, &list, room, items, n, deadline);
+    write_to(&writing, b->primary, &list, deadline);
+    if (b->gutter != NULL)
+        clean_gutter(writing, items, n, deadline);
+    if (keep_unreachable(b, &list)) {
+        note_in_gutter(b, &list);
+        writing.in_gutter = true;
+        write_to(&writing, b->gutter, &list, deadline);
+    }
     call_end(b);
 }
 
@@ -560,7 +1042,7 @@ memcached_set_many(void *self, enum near_l2_mode mode, struct near_l2_item *item
     if (announce != NULL)
         announce->stream = 0; /* certainly not sent: the traits say so */
     if (near__l2_valid_set(mode, items, n, announce))
-        write_many(self, mode, items, n, deadline, serve_set);
+        write_many((struct writing){ .backend = self, .mode = mode }, items, n, deadline);
 }
 
 static void
@@ -570,82 +1052,90 @@ memcached_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *i
     if (announce != NULL)
         announce->stream = 0; /* certainly not sent: the traits say so */
     if (near__l2_valid_remove(mode, items, n, announce))
-        write_many(self, mode, items, n, deadline, serve_remove);
+        write_many((struct writing){ .backend = self, .mode = mode, .remove = true }, items, n, deadline);
 }
 
 /* ------------------------------------------------------------------------------------------------ seeing */
 
-static bool
-found_anything(void *ctx, near_bytes key, near_bytes value, uint64_t unique)
-{
-    (void)ctx;
-    (void)key;
-    (void)value;
-    (void)unique;
-    return true;
-}
-
 static near_status
 server_health(struct server *server, int64_t deadline, char *version, size_t size, near_error *error)
 {
-    void       *conn = NULL;
-    near_status st   = near__pool_take(server->pool, &conn, deadline, error);
-    near_bytes  key  = { "-", 1 };
+    struct near__memcached_call *call =
+        near__memcached_call_new(&server->shared, NEAR__MEMCACHED_ASK_VERSION, 1, 0, 0, 0);
+    struct near__lane_ask ask;
 
-    if (st != NEAR_OK)
-        return st;
-    near__memcached_version(conn, version, size);
-    /* an idle connection says nothing about the server of this moment */
-    if (near__memcached_gets(conn, &key, 1, found_anything, NULL, deadline) != NEAR__MEMCACHED_DONE)
-        st = near__fail(error, near__memcached_status(conn), "%s: does not answer", server->shared.name);
-    near__pool_give(server->pool, conn, !near__memcached_broken(conn));
-    return st;
+    if (call == NULL)
+        return near__fail(error, NEAR_ERR_NOMEM, "%s: out of memory", server->shared.name);
+    ask                   = near__memcached_ask(call);
+    call->lane.idempotent = true;
+    near__lanes_run(&ask, 1, deadline, error);
+    if (ask.outcome == NEAR__LANE_ANSWERED)
+        snprintf(version, size, "%s", call->talk.version);
+    if (ask.call != NULL)
+        near__memcached_call_free(call);
+    return ask.outcome == NEAR__LANE_ANSWERED ? NEAR_OK : ask.status;
 }
 
 static near_status
 memcached_health(void *self, char *text, size_t size, int64_t deadline, near_error *error)
 {
     struct backend *b           = self;
+    struct ring    *ring        = b->primary;
     char            version[32] = "";
     near_status     st          = NEAR_OK;
 
     if (!call_begin(b, NULL, 0))
         return near__fail(error, NEAR_ERR_CLOSED, "memcached: closed");
-    for (size_t s = 0; st == NEAR_OK && s < b->server_count; s++)
-        st = server_health(&b->servers[s], deadline, version, sizeof(version), error);
+    for (size_t s = 0; st == NEAR_OK && s < ring->n; s++)
+        st = server_health(&ring->servers[s], deadline, version, sizeof(version), error);
     call_end(b);
     if (st == NEAR_OK)
-        snprintf(text, size, "memcached %s, %zu server%s, item_size_max %zu", version, b->server_count,
-                 b->server_count == 1 ? "" : "s",
-                 atomic_load_explicit(&b->servers[0].shared.item_max, memory_order_relaxed));
+        snprintf(text, size, "memcached %s, %zu server%s, item_size_max %zu", version, ring->n,
+                 ring->n == 1 ? "" : "s",
+                 atomic_load_explicit(&ring->servers[0].shared.item_max, memory_order_relaxed));
     return st;
 }
 
 static void
 memcached_stats(void *self, struct near_l2_stats *stats)
 {
-    struct backend *b = self;
+    struct backend    *b       = self;
+    struct ring *const rings[] = { b->primary, b->gutter };
 
     *stats = (struct near_l2_stats){ 0, 0 };
-    for (size_t s = 0; s < b->server_count; s++) {
-        stats->connects += near__pool_connects(b->servers[s].pool);
-        stats->disconnects += near__pool_disconnects(b->servers[s].pool);
+    for (size_t r = 0; r < NEAR_COUNT_OF(rings); r++) {
+        for (size_t s = 0; rings[r] != NULL && s < rings[r]->n; s++) {
+            struct near__lanes_stats one;
+            near__lanes_stats(rings[r]->servers[s].shared.lanes, &one);
+            stats->connects += one.connects;
+            stats->disconnects += one.disconnects;
+        }
     }
 }
 
 /* ------------------------------------------------------------------------------------------ life and end */
 
 static void
+each_lanes(struct backend *b, void (*what)(struct near__lanes *lanes))
+{
+    struct ring *const rings[] = { b->primary, b->gutter };
+
+    for (size_t r = 0; r < NEAR_COUNT_OF(rings); r++) {
+        for (size_t s = 0; rings[r] != NULL && s < rings[r]->n; s++)
+            what(rings[r]->servers[s].shared.lanes);
+    }
+}
+
+static void
 memcached_close(void *self)
 {
-    struct backend *b = self;
+    const uint64_t  one = 1;
+    struct backend *b   = self;
 
-    near__lock(&b->lock);
-    b->closed = true;
-    near__unlock(&b->lock);
-    for (size_t s = 0; s < b->server_count; s++)
-        near__pool_close(b->servers[s].pool);
-    near__memcached_guard_close(b->guard);
+    atomic_fetch_or_explicit(&b->calls, 1, memory_order_relaxed);
+    if (b->cancel_fd >= 0 && write(b->cancel_fd, &one, sizeof(one)) < 0)
+        (void)0; /* it is readable all the same */
+    each_lanes(b, near__lanes_close);
 }
 
 static void
@@ -655,14 +1145,27 @@ memcached_stop(void *self)
 
     memcached_close(b);
     near__lock(&b->lock);
-    while (b->calls > 0)
+    /* acquire pairs with the release in call_end() */
+    while (atomic_load_explicit(&b->calls, memory_order_acquire) > 1)
         near__cond_wait(&b->idle, &b->lock, NEAR_NEVER);
     near__unlock(&b->lock);
-    for (size_t s = 0; s < b->server_count; s++)
-        near__pool_stop(b->servers[s].pool);
+    each_lanes(b, near__lanes_stop);
 }
 
 /* Accepts half-built ones. */
+static void
+free_ring(struct ring *ring)
+{
+    if (ring == NULL)
+        return;
+    for (size_t s = 0; s < ring->n; s++) {
+        near__lanes_free(&ring->servers[s].shared.lanes);
+        near__memcached_epoch_fini(&ring->servers[s].shared.epoch);
+    }
+    near__memcached_router_free(&ring->router);
+    free(ring);
+}
+
 static void
 memcached_fini(void *self)
 {
@@ -670,10 +1173,10 @@ memcached_fini(void *self)
 
     if (b == NULL)
         return;
-    for (size_t s = 0; s < b->server_count; s++)
-        near__pool_free(&b->servers[s].pool);
-    near__memcached_guard_free(&b->guard);
-    near__memcached_router_free(&b->router);
+    free_ring(b->primary);
+    free_ring(b->gutter);
+    if (b->cancel_fd >= 0)
+        close(b->cancel_fd);
     if (!b->forked) {
         pthread_cond_destroy(&b->idle);
         near__lock_fini(&b->lock);
@@ -687,51 +1190,99 @@ memcached_forked(void *self)
     struct backend *b = self;
 
     b->forked = true;
-    b->closed = true;
-    b->calls  = 0; /* those calls' threads are not here */
+    atomic_store_explicit(&b->calls, 1, memory_order_relaxed); /* those calls' threads are not here */
+    if (b->cancel_fd >= 0)
+        close(b->cancel_fd); /* shared with the parent: writing to it would end the parent's calls */
+    b->cancel_fd = -1;
     near__lock_init(&b->lock, NEAR__RANK_LEAF);
-    near__memcached_guard_forked(b->guard);
-    for (size_t s = 0; s < b->server_count; s++)
-        near__pool_forked(b->servers[s].pool);
+    each_lanes(b, near__lanes_forked);
 }
 
 static near_status
-make_server(struct backend *b, size_t s)
+make_server(struct backend *b, struct ring *ring, const struct near__address *address)
 {
-    struct server *server = &b->servers[s];
-    char           where[sizeof(b->env->uri->addresses[s].host) + 16];
+    struct server                 *server = &ring->servers[ring->n];
+    struct near__memcached_server *shared = &server->shared;
+    char                           where[sizeof(address->host) + 16];
+    struct near__lanes_env         env = {
+                .codec           = &near__memcached_lane,
+                .ctx             = shared,
+                .clock           = b->env->clock,
+                .log             = b->env->log,
+                .name            = shared->name,
+                .most            = b->env->pool_size,
+                .connect_timeout = b->env->connect_timeout,
+                .cancel_fd       = &b->cancel_fd,
+    };
+    near_status status;
 
-    server->shared.address = &b->env->uri->addresses[s];
-    server->shared.clock   = b->env->clock;
-    server->shared.log     = b->env->log;
-    server->shared.guard   = b->guard;
-    near__address_display(server->shared.address, where, sizeof(where));
-    snprintf(server->shared.name, sizeof(server->shared.name), "memcached %s", where);
-    return near__pool_new(&server->pool, &pool_ops, server, b->env->pool_size, b->env->connect_timeout,
-                          b->env->clock);
+    shared->address   = address;
+    shared->clock     = b->env->clock;
+    shared->log       = b->env->log;
+    shared->cancel_fd = &b->cancel_fd;
+    near__address_display(address, where, sizeof(where));
+    snprintf(shared->name, sizeof(shared->name), "%s %s", ring->is_gutter ? "gutter" : "memcached", where);
+    status = near__lanes_new(&shared->lanes, &env);
+    if (status != NEAR_OK)
+        return status;
+    near__memcached_epoch_init(&shared->epoch);
+    ring->n++;
+    return NEAR_OK;
+}
+
+static near_status
+make_ring(struct backend *b, struct ring **out, const struct near__uri *uri, bool is_gutter)
+{
+    struct ring *ring = calloc(1, sizeof(*ring) + uri->address_count * sizeof(ring->servers[0]));
+    near_status  status;
+
+    *out = ring;
+    if (ring == NULL)
+        return NEAR_ERR_NOMEM;
+    ring->is_gutter = is_gutter;
+    status          = near__memcached_router_new(&ring->router, uri);
+    for (size_t s = 0; status == NEAR_OK && s < uri->address_count; s++)
+        status = make_server(b, ring, &uri->addresses[s]);
+    return status;
+}
+
+static near_status
+build(struct backend *b)
+{
+    const struct near_l2_env *env = b->env;
+    int                       size;
+    near_status               status;
+
+    near__lock_init(&b->lock, NEAR__RANK_LEAF);
+    near__cond_init(&b->idle);
+    b->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (b->cancel_fd < 0)
+        return NEAR_ERR_NOMEM;
+    size = snprintf(b->epoch_name, sizeof(b->epoch_name), "%s" EPOCH_KEY,
+                    env->key_prefix != NULL ? env->key_prefix : "");
+    if (size < 0 || (size_t)size >= sizeof(b->epoch_name))
+        return NEAR_ERR_INVALID;
+    b->epoch_key = (near_bytes){ b->epoch_name, (size_t)size };
+    status       = make_ring(b, &b->primary, env->uri, false);
+    if (status == NEAR_OK && env->gutter != NULL)
+        status = make_ring(b, &b->gutter, env->gutter, true);
+    return status;
 }
 
 static near_status
 memcached_open(void **self, const struct near_l2_env *env, struct near_l2_traits *traits, near_error *error)
 {
-    size_t          n = env->uri->address_count;
     struct backend *b;
     near_status     st;
 
     *self = NULL;
     if (env->max_stored == 0)
         return near__fail(error, NEAR_ERR_INVALID, "memcached: no room for a value (max_stored is 0)");
-    b = calloc(1, sizeof(*b) + n * sizeof(b->servers[0]));
+    b = calloc(1, sizeof(*b));
     if (b == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "memcached: out of memory");
     b->env = env;
-    near__lock_init(&b->lock, NEAR__RANK_LEAF);
-    near__cond_init(&b->idle);
-    st = near__memcached_guard_new(&b->guard, env->clock);
-    if (st == NEAR_OK)
-        st = near__memcached_router_new(&b->router, env->uri);
-    for (; st == NEAR_OK && b->server_count < n; b->server_count += st == NEAR_OK)
-        st = make_server(b, b->server_count);
+    st     = build(b);
     if (st != NEAR_OK) {
         memcached_fini(b);
         return near__fail(error, st, "memcached: %s",
@@ -741,7 +1292,7 @@ memcached_open(void **self, const struct near_l2_env *env, struct near_l2_traits
         .shared       = true,
         .announces    = false,
         .binary_keys  = false,
-        .max_key      = MAX_KEY,
+        .max_key      = NEAR__MEMCACHED_KEY,
         .max_value    = 0, /* the server's setting, known once it was reached */
         .min_lease_ms = MIN_LEASE_MS,
     };

@@ -1,114 +1,64 @@
 /*
- * One connection to one memcached: libmemcached by the L-rules, so that no caller has to know them.
+ * One memcached behind lanes: the codec of l2/lane.h for the text protocol.
  *
- * A connection is one memcached_st with one server in it and belongs to one thread at a time.  Whatever the
- * server or libmemcached answers that is not on the list of harmless answers (rule L2) breaks the connection:
- * it says so from then on, and must be dropped.
+ *     memcached.c        which server, what the answers mean for the caller
+ *     here               connections: dialling and greeting, fusing reads, telling answers apart
+ *     memcached_talk.h   what is said in one call and what was answered; memcached_codec.h: a line
  *
- * libmemcached's timeouts bound one poll, and one operation can poll many times (rule L9).  A guard, one
- * thread per client, makes the deadline hard: it shuts the socket of a connection whose time is over, which
- * ends whatever poll is under way.
+ * A call is one talk on its way through a lane.  Reads of several callers that leave together travel as one
+ * `gets` of up to NEAR__MEMCACHED_KEYS keys.
  *
- * Trusted servers only (rule L19): a server that answers a write with another command's answer ("END" to a
- * set) ends the process in an assertion inside libmemcached 1.1.4, and a key of its invention over 250 bytes
- * overruns a field. Neither can come of a sound server: a connection in any doubt is dropped before its next
- * use.
+ * A unique number that `gets` has given is good for a `cas` on connections that there were when it was read:
+ * a server that was restarted in between counts anew, but none of its connections has survived that (rule
+ * L15, race 31).  A call with such numbers that meets a later connection is not said; it comes back
+ * `outdated`, and its caller reads again.
  */
 #ifndef NEAR_L2_MEMCACHED_CONN_H
 #define NEAR_L2_MEMCACHED_CONN_H
 
-#include "base/clock.h"
-#include "base/uri.h"
+#include "l2/lane.h"
+#include "l2/memcached_epoch.h"
+#include "l2/memcached_talk.h"
 
-#include <stdatomic.h>
-
-struct near__memcached_guard;
-struct near__memcached_conn;
-
-near_status near__memcached_guard_new(struct near__memcached_guard **guard, const struct near__clock *clock);
-/* Ends every operation under way (NEAR_ERR_CLOSED) and every later one; returns at once. */
-void near__memcached_guard_close(struct near__memcached_guard *guard);
-/* When every connection is gone.  Leaves NULL behind. */
-void near__memcached_guard_free(struct near__memcached_guard **guard);
-/* In a child, where the guard's thread does not exist. */
-void near__memcached_guard_forked(struct near__memcached_guard *guard);
-
-/* Which server has a key: weighted ketama with MD5, where libketama and most other clients would look for it
- * (rule L17).  A memcached_st that is never connected (rule L6); never changed once it is made, so any thread
- * may ask it. */
-struct near__memcached_router;
-near_status near__memcached_router_new(struct near__memcached_router **router, const struct near__uri *uri);
-size_t      near__memcached_route(const struct near__memcached_router *router, near_bytes key);
-void        near__memcached_router_free(struct near__memcached_router **router);
-
-/* What all connections to one server share. */
+/* What all connections to one server share.  Its lanes' ctx. */
 struct near__memcached_server {
-    const struct near__address   *address;
-    const struct near__clock     *clock;
-    const struct near__log       *log;
-    struct near__memcached_guard *guard;
-    char                          name[300];  /* "memcached 10.0.0.7:11211": begins every message */
-    atomic_size_t                 item_max;   /* the server's item_size_max, 0: not known */
-    atomic_bool                   no_stats;   /* does not answer `stats settings`: not asked again */
-    atomic_uint                   stats_lost; /* how often it has hung up when asked */
+    const struct near__address  *address;
+    const struct near__clock    *clock;
+    const struct near__log      *log;
+    const int                   *cancel_fd; /* readable: every dial ends */
+    char                         name[300]; /* "memcached 10.0.0.7:11211": begins every message */
+    struct near__lanes          *lanes;
+    struct near__memcached_epoch epoch;
+    atomic_size_t                item_max;   /* the server's item_size_max, 0: not known */
+    atomic_bool                  no_stats;   /* does not answer `stats settings`: not asked again */
+    atomic_uint                  stats_lost; /* how often it has hung up when asked */
+    _Atomic uint64_t             lives;      /* connections that were made, ever */
 };
 
-/* NEAR_OK; NEAR_ERR_TIMEOUT, NEAR_ERR_UNAVAILABLE, NEAR_ERR_PROTOCOL, NEAR_ERR_NOMEM, NEAR_ERR_CLOSED. */
-near_status near__memcached_dial(struct near__memcached_conn **conn, struct near__memcached_server *server,
-                                 int64_t deadline, near_error *error);
-/* Idle and sound: nothing to read, not closed by the peer (rule P5). */
-bool near__memcached_usable(struct near__memcached_conn *conn);
-/* Close and free.  Without `goodbye` not a byte goes out, and in a child the parent's connection is not
- * disturbed (rule P3). */
-void near__memcached_drop(struct near__memcached_conn *conn, bool goodbye);
-/* In a child, a connection in use when the process forked: close the descriptors, touch nothing else. */
-void near__memcached_abandon(struct near__memcached_conn *conn);
+extern const struct near__lane_codec near__memcached_lane;
 
-enum near__memcached_word {
-    NEAR__MEMCACHED_DONE,
-    NEAR__MEMCACHED_NO,        /* the server's word: the condition did not hold, or no such key */
-    NEAR__MEMCACHED_TOO_LARGE, /* refused; `set` has removed what was there before */
-    NEAR__MEMCACHED_REFUSED,   /* for certain not done; the connection is broken */
-    NEAR__MEMCACHED_NOT_SENT,  /* the deadline had passed */
-    NEAR__MEMCACHED_BROKEN     /* no word: perhaps done; the connection is broken */
+struct near__memcached_call {
+    struct near__lane_call lane; /* first */
+    /* writes with unique numbers: `lives` when they were read; 0: none of them */
+    uint64_t life;
+    /* set when it leaves: `lives` at that time, how often it has left, and whether it was not said after all */
+    uint64_t lives;
+    unsigned begins;
+    bool     outdated;
+    /* removals without condition: if the connection is lost before the answer, they may have gone past the
+     * server */
+    bool                           counts;
+    struct near__memcached_server *server;
+    struct near__memcached_talk    talk; /* last: its block follows */
 };
 
-/* Called for each key found; `value` is borrowed.  False: that key was not asked for, which breaks the
- * connection. */
-typedef bool (*near__memcached_found_fn)(void *ctx, near_bytes key, near_bytes value, uint64_t unique);
-
-/* One `gets`.  DONE: the server has named everything it has of `keys`; what was not named is not there. */
-#define NEAR__MEMCACHED_KEYS 64
-enum near__memcached_word near__memcached_gets(struct near__memcached_conn *conn, const near_bytes *keys,
-                                               size_t n, near__memcached_found_fn found, void *ctx,
-                                               int64_t deadline);
-
-enum near__memcached_verb { NEAR__MEMCACHED_SET, NEAR__MEMCACHED_ADD, NEAR__MEMCACHED_CAS };
-/* `unique` is for CAS and not 0.  `exptime` as near__memcached_exptime() gives it. */
-enum near__memcached_word near__memcached_store(struct near__memcached_conn *conn,
-                                                enum near__memcached_verb verb, near_bytes key,
-                                                near_bytes value, int64_t exptime, uint64_t unique,
-                                                int64_t deadline);
-/* NO: the key was not there. */
-enum near__memcached_word near__memcached_delete(struct near__memcached_conn *conn, near_bytes key,
-                                                 int64_t deadline);
-
-/* Why the last word was REFUSED or BROKEN. */
-near_status near__memcached_status(const struct near__memcached_conn *conn);
-bool        near__memcached_broken(const struct near__memcached_conn *conn);
-/* Broken because the peer had closed it, not by silence or nonsense: worth one more try on another connection
- * (rule L11). */
-bool near__memcached_lost(const struct near__memcached_conn *conn);
-/* "1.6.18" */
-void near__memcached_version(const struct near__memcached_conn *conn, char *out, size_t size);
-
-/* A TTL as the protocol wants it (rule M1): 0 for ever; below 0 gone at once; up to 30 days relative, beyond that absolute; rounded
- * up, and one second more, because the server's clock ticks in whole seconds and an item of one second may
- * live for a moment only. */
-int64_t near__memcached_exptime(int64_t ttl_ms, int64_t wall_ms);
-/* An absolute time long gone: what is stored with it is not there. */
-#define NEAR__MEMCACHED_EXPIRED 2592001
-/* 1 to 250 bytes of 0x21 .. 0x7E (rule L4). */
-bool near__memcached_key_is_fit(near_bytes key);
+/* Room for `n` commands with so many bytes of keys and values in all; values that are read may have
+ * `max_value` bytes.  NULL: out of memory. */
+struct near__memcached_call *near__memcached_call_new(struct near__memcached_server *server,
+                                                      enum near__memcached_talk_kind kind, size_t n,
+                                                      size_t key_bytes, size_t value_bytes, size_t max_value);
+void                         near__memcached_call_free(struct near__memcached_call *call); /* NULL is fine */
+/* After the last command: the call as one ask of near__lanes_run(). */
+struct near__lane_ask near__memcached_ask(struct near__memcached_call *call);
 
 #endif
