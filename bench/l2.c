@@ -12,6 +12,8 @@
  */
 #include "bench/l2.h"
 
+#include "harness/cluster.h"
+
 #include <getopt.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -260,12 +262,33 @@ start_memcached(enum target which)
                                                      which == MEMCACHED_T4 ? four : one));
 }
 
+static struct test_cluster *cluster;
+
+static void
+start_cluster(void)
+{
+    struct l2_target *target = &targets[CLUSTER];
+
+    if (cluster == NULL)
+        cluster = test_cluster_start(3, 0, 5000, NULL);
+    if (cluster == NULL)
+        return;
+    target->keys = bench.keys;
+    snprintf(target->uri, sizeof(target->uri), "%s", cluster->uri);
+    if (!l2_ours_can(target))
+        return;
+    for (unsigned i = 0; i < cluster->nodes && i < L2_SERVERS_MAX; i++)
+        target->servers[target->server_count++] = cluster->server[i];
+}
+
 static void
 start_target(enum target which)
 {
-    if (targets[which].server_count > 0 || which == CLUSTER)
+    if (targets[which].server_count > 0)
         return;
-    if (which == REDIS || which == REDIS_UNIX)
+    if (which == CLUSTER)
+        start_cluster();
+    else if (which == REDIS || which == REDIS_UNIX)
         start_redis();
     else
         start_memcached(which);
@@ -400,6 +423,7 @@ main(int argc, char **argv)
         missed = l2_goals(&bench.results);
     if (bench.tsv != NULL && !l2_tsv(&bench.results, bench.tsv))
         fprintf(stderr, "%s: %s cannot be written\n", argv[0], bench.tsv);
+    test_cluster_stop(&cluster);
     test_servers_reap();
     return missed > 0;
 }

@@ -49,7 +49,7 @@ struct l2_target {
     unsigned            server_count;
     const char         *socket; /* of the first; NULL: by port */
     int                 port;
-    char                uri[300];
+    char                uri[512];
     uint32_t            keys;
     bool                raw_filled, ours_filled;
 };
@@ -78,6 +78,7 @@ extern const struct l2_peer l2_ours_get, l2_ours_get_many, l2_ours_put, l2_ours_
 void l2_redis_fill(const struct l2_target *target);
 void l2_memcached_fill(const struct l2_target *target);
 void l2_ours_fill(const struct l2_target *target);
+bool l2_ours_can(const struct l2_target *target); /* false: this build does not know such a server */
 
 /* ---- running (l2_run.c) */
 

@@ -158,6 +158,22 @@ put_many(void *own, const struct l2_key *keys, unsigned n)
     return right;
 }
 
+bool
+l2_ours_can(const struct l2_target *target)
+{
+    near_config *config = near_config_new();
+    near_client *client = NULL;
+    near_error   error;
+    bool         can;
+
+    can = config != NULL && near_config_set(config, "l2.uri", target->uri, &error) == NEAR_OK &&
+          near_client_open(config, &client, &error) == NEAR_OK;
+    if (can)
+        near_client_close(client, NULL);
+    near_config_free(config);
+    return can;
+}
+
 /* ---- filling */
 
 struct filler {

@@ -258,11 +258,11 @@ print_goal(const struct l2_results *results, const struct goal *goal)
     if (isnan(reached.middle)) {
         if (!was_run(results, goal->stage))
             return 0;
-        printf("  %-12s %-16s %-98s %17s   %s %.2f%s\n", "not measured", goal->stage, what, "",
+        printf("  %-12s %-16s %-118s %18s  %s %.2f%s\n", "not measured", goal->stage, what, "",
                goal->measure == RATE ? ">=" : "<=", goal->bound, bound);
         return 0;
     }
-    printf("  %-12s %-16s %-98s %5.2f %5.2f..%5.2f  %s %.2f%s\n",
+    printf("  %-12s %-16s %-118s %5.2f %5.2f..%5.2f  %s %.2f%s\n",
            goal->stretch > 0 && holds(goal->measure, reached.middle, goal->stretch) ? "stretch"
            : holds(goal->measure, reached.middle, goal->bound)                      ? "reached"
                                                                                     : "MISSED",
@@ -276,7 +276,7 @@ l2_goals(const struct l2_results *results)
 {
     unsigned missed = 0;
 
-    printf("\nGoals\n  %-12s %-16s %-98s %5s %12s  %s\n", "", "stage", "", "ratio", "of rounds", "goal");
+    printf("\nGoals\n  %-12s %-16s %-118s %5s %12s  %s\n", "", "stage", "", "ratio", "of rounds", "goal");
     for (size_t i = 0; i < sizeof(goals) / sizeof(goals[0]); i++)
         missed += print_goal(results, &goals[i]);
     return missed;
