@@ -685,7 +685,7 @@ test_a_silent_server_costs_nobody_more_than_the_deadline(void **state)
     struct world   *w = *state;
     struct waiter   waiters[WAITERS];
     struct instance a;
-    size_t          cycles = sized(2, 60, 600), n = 0, cycle = 0;
+    size_t          cycles = sized(1, 60, 600), n = 0, cycle = 0;
     int64_t *all = calloc((size_t)WAITERS * ROOM, sizeof(*all)), until = budget_ends(), worst_noise, p999;
     uint64_t quick = 0;
 
@@ -704,7 +704,7 @@ test_a_silent_server_costs_nobody_more_than_the_deadline(void **state)
         }
         sleep_ms(5);
         test_server_pause(server_of(w));
-        sleep_ms(600);
+        sleep_ms(level() == CHECK ? 400 : 600);
         stop = true;
         for (unsigned i = 0; i < WAITERS; i++) {
             pthread_join(waiters[i].thread, NULL);
@@ -719,11 +719,10 @@ test_a_silent_server_costs_nobody_more_than_the_deadline(void **state)
     assert_true(n > WAITERS);
     qsort(all, n, sizeof(*all), by_size);
     p999 = all[n * 999 / 1000];
-    print_message(
-        "%zu times silent for 600 ms: %zu calls waited, beyond their deadlines p50 %lld us, p99.9 %lld "
-        "us, at most %lld us (a sleeping thread: %lld us); %llu calls did not wait\n",
-        cycle, n, (long long)all[n / 2] / 1000, (long long)p999 / 1000, (long long)all[n - 1] / 1000,
-        (long long)worst_noise / 1000, (unsigned long long)quick);
+    print_message("%zu times silent: %zu calls waited, beyond their deadlines p50 %lld us, p99.9 %lld "
+                  "us, at most %lld us (a sleeping thread: %lld us); %llu calls did not wait\n",
+                  cycle, n, (long long)all[n / 2] / 1000, (long long)p999 / 1000,
+                  (long long)all[n - 1] / 1000, (long long)worst_noise / 1000, (unsigned long long)quick);
     free(all);
     assert_true(p999 <= allowed_ns());
     assert_true(test_wait_for(answers, a.cache, 5000));
@@ -875,7 +874,7 @@ test_dead_and_silent_servers_of_a_ring_do_not_hold_up_the_rest(void **state)
     char            names[RING_KEYS][32], uri[300] = "memcached://";
     near_bytes      keys[RING_KEYS];
     int             owners[RING_KEYS];
-    unsigned        counts[RING] = { 0 }, rounds = (unsigned)sized(300, 5000, 50000);
+    unsigned        counts[RING] = { 0 }, rounds = (unsigned)sized(100, 5000, 50000);
     struct gathered whole, first, open;
     int64_t         until;
 
@@ -903,7 +902,7 @@ test_dead_and_silent_servers_of_a_ring_do_not_hold_up_the_rest(void **state)
     test_server_kill(ring[0]);
     test_server_pause(ring[1]);
     first = gather(a.cache, keys, owners, 1, true); /* pays a deadline, and hears of all live ones */
-    for (until = test_now_ms() + 1000; test_now_ms() < until;)
+    for (until = test_now_ms() + (level() == CHECK ? 300 : 1000); test_now_ms() < until;)
         gather(a.cache, keys, owners, 1, true);
     open = gather(a.cache, keys, owners, rounds, true);
     print_message(
@@ -993,7 +992,7 @@ test_a_storm_of_threads_dials_one_at_a_time(void **state)
     struct world   *w = *state;
     struct instance a;
     unsigned        refused, silent, most_refused, most_silent, after, at_once;
-    int64_t         ms = (int64_t)sized(500, 10000, 60000);
+    int64_t         ms = (int64_t)sized(300, 10000, 60000);
 
     NEEDS(w);
     proxy = test_proxy_start(server_of(w));
@@ -1010,8 +1009,8 @@ test_a_storm_of_threads_dials_one_at_a_time(void **state)
         "up %u times; %u connections in all, %u at a time once it answers\n",
         STORM, (long long)ms, silent, most_silent, refused, after, at_once);
     assert_int_equal(most_silent, 1);
-    assert_true(silent <= ms / 20);
-    assert_true(refused <= ms / 5);
+    assert_true(silent <= 10 + ms / 20);
+    assert_true(refused <= 20 + ms / 5);
     assert_true(at_once <= 9); /* l2.pool_size, and one for bulk */
     close_instance(&a);
 }
@@ -1058,7 +1057,7 @@ test_row3_faults_of_every_kind_heal(void **state)
             test_server_pause(server_of(w));
         else
             test_proxy_fault(proxy, *fault);
-        sleep_ms(n % 3 == 0 ? 150 : 60);
+        sleep_ms(level() == CHECK ? 40 : n % 3 == 0 ? 150 : 60);
         test_server_resume(server_of(w));
         test_proxy_heal(proxy);
         back[n] = await_answers(actors, now_ns());
@@ -1224,6 +1223,84 @@ test_H18_batches_larger_than_every_buffer_pass(void **state)
                   (long long)get_ms);
     free(data);
     assert_int_equal(wrong, 0);
+    close_instance(&a);
+}
+
+/* ---- a huge value and small ones */
+
+enum { HUGE_SIZE = 8 << 20 };
+
+struct huge {
+    near_cache  *cache;
+    _Atomic bool stop;
+    unsigned     wrong, n;
+    int64_t      fastest; /* ns */
+    pthread_t    thread;
+};
+
+static void *
+read_huge(void *ctx)
+{
+    struct huge *huge = ctx;
+
+    while (!huge->stop) {
+        near_value *value;
+        int64_t     began  = now_ns(), took;
+        near_status status = near_get(huge->cache, near_key("huge"), &value);
+
+        took = now_ns() - began;
+        huge->wrong += status != NEAR_OK || near_value_bytes(value).size != HUGE_SIZE;
+        if (huge->n++ == 0 || took < huge->fastest)
+            huge->fastest = took;
+        near_value_release(value);
+    }
+    return NULL;
+}
+
+/* At most 64 KiB every 5 ms: the huge value is on its way for 640 ms.  Small ones may be behind it once, then they go another way. */
+static void
+test_a_huge_value_holds_up_nobody_for_longer_than_its_transfer(void **state)
+{
+    struct world   *w    = *state, other;
+    struct trouble  t    = { .keys = 48, .deadline = 5000 * NEAR_MS, .worst = -5000 * NEAR_MS };
+    struct huge     huge = { .stop = false };
+    struct actor    actors[ACTORS];
+    struct instance a;
+    char           *data = calloc(1, HUGE_SIZE);
+    uint64_t        ms   = sized(300, 10000, 60000);
+
+    NEEDS(w);
+    assert_non_null(data);
+    proxy = test_proxy_start(server_of(w));
+    assert_non_null(proxy);
+    other = *w;
+    snprintf(other.l2, sizeof(other.l2), "%s", test_proxy_uri(proxy));
+    strcpy(other.bus, "none:");
+    OPEN(&other, &a, "l1.max_bytes", "0", "coherence.mode", "none", "l2.timeout", "5s", "l2.max_value",
+         "16MiB");
+    for (size_t i = 0; i < HUGE_SIZE; i++) /* not to be compressed */
+        data[i] = (char)(i * 2654435761u >> 24 ^ i * 40503u >> 11);
+    assert_int_equal(near_put(a.cache, near_key("huge"), (near_bytes){ data, HUGE_SIZE }, NULL), NEAR_OK);
+    free(data);
+    t.cache = huge.cache = a.cache;
+    write_all(&t);
+    test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_DRIP, TEST_DOWN, 5, 64 << 10 });
+    pthread_create(&huge.thread, NULL, read_huge, &huge);
+    start_actors(actors, &t);
+    sleep_ms((int64_t)ms);
+    join_actors(actors, &t);
+    huge.stop = true;
+    pthread_join(huge.thread, NULL);
+    print_message("%u huge values, %lld ms each at best; beside them %llu calls, %lld ms each in the mean, "
+                  "at most %lld "
+                  "ms\n",
+                  huge.n, (long long)(huge.fastest / NEAR_MS), (unsigned long long)t.calls,
+                  (long long)(ms * ACTORS / (t.calls + 1)), (long long)((t.worst + t.deadline) / NEAR_MS));
+    assert_int_equal(huge.wrong + t.wrong, 0);
+    assert_true(huge.fastest >= 100 * NEAR_MS);
+    assert_int_equal(tallied(&t, NEAR_ERR_TIMEOUT) + tallied(&t, NEAR_ERR_UNAVAILABLE), 0);
+    assert_true(t.worst + t.deadline <= 2 * huge.fastest + allowed_ns());
+    assert_true((int64_t)(ms * ACTORS / (t.calls + 1)) * NEAR_MS <= huge.fastest / 4);
     close_instance(&a);
 }
 
@@ -1481,6 +1558,7 @@ main(void)
         ROW(memcached, test_row3_faults_of_every_kind_heal),
         ROW(redis, test_a_caller_that_gives_up_disturbs_nobody),
         ROW(memcached, test_a_caller_that_gives_up_disturbs_nobody),
+        ROW(redis, test_a_huge_value_holds_up_nobody_for_longer_than_its_transfer),
         ROW(redis, test_H18_batches_larger_than_every_buffer_pass),
         ROW(memcached, test_H18_batches_larger_than_every_buffer_pass),
         ROW(redis, test_a_silent_server_costs_nobody_more_than_the_deadline),
