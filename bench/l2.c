@@ -120,13 +120,18 @@ enum { STAGES = sizeof(stages) / sizeof(stages[0]) };
 
 static struct bench {
     unsigned          threads[8], thread_counts;
-    unsigned          rounds;
+    unsigned          rounds, retries;
     uint32_t          keys;
     double            seconds;
     const char       *only, *named, *tsv;
     bool              goals;
     struct l2_results results;
-} bench = { .threads = { 1, 4, 16, 64 }, .thread_counts = 4, .rounds = 5, .keys = 1000000, .seconds = 0.5 };
+} bench = { .threads       = { 1, 4, 16, 64 },
+            .thread_counts = 4,
+            .rounds        = 5,
+            .retries       = 1,
+            .keys          = 1000000,
+            .seconds       = 0.5 };
 
 static int
 usage(const char *program)
@@ -139,6 +144,8 @@ usage(const char *program)
             "  --rounds N       (5)\n"
             "  --seconds S      of one peer, number of threads and round (0.5)\n"
             "  --keys N         (1000000)\n"
+            "  --retries N      of a run in which others had more than a tenth of the processors; the least "
+            "disturbed counts (1)\n"
             "  --peers LIST     only peers whose names contain one of these\n"
             "  --goals          what the figures are to reach beside what they are; exit status 1 when one "
             "is missed\n"
@@ -185,7 +192,8 @@ parse(int argc, char **argv)
     static const struct option options[] = {
         { "only", 1, NULL, 'o' },    { "threads", 1, NULL, 't' }, { "rounds", 1, NULL, 'r' },
         { "seconds", 1, NULL, 's' }, { "keys", 1, NULL, 'k' },    { "peers", 1, NULL, 'n' },
-        { "goals", 0, NULL, 'g' },   { "tsv", 1, NULL, 'v' },     { NULL, 0, NULL, 0 },
+        { "goals", 0, NULL, 'g' },   { "retries", 1, NULL, 'R' }, { "tsv", 1, NULL, 'v' },
+        { NULL, 0, NULL, 0 },
     };
     bool ok = true;
 
@@ -202,6 +210,9 @@ parse(int argc, char **argv)
             break;
         case 's':
             bench.seconds = strtod(optarg, NULL);
+            break;
+        case 'R':
+            bench.retries = (unsigned)strtoul(optarg, NULL, 10);
             break;
         case 'k':
             bench.keys = (uint32_t)strtoul(optarg, NULL, 10);
@@ -375,15 +386,29 @@ prepare(const struct stage *stage)
     }
 }
 
+#define DISTURBED 0.1
+
+static bool
+run_once(const struct l2_race *race, struct l2_figures *figures)
+{
+    if (race->peer->external)
+        return l2_run_benchmark(race->target, bench.seconds, figures);
+    l2_run(race->peer, race->target, race->threads, race->batch, bench.seconds, figures);
+    return true;
+}
+
 static void
 run_race(struct l2_race *race)
 {
-    struct l2_figures *figures = &race->round[race->rounds];
+    struct l2_figures *best = &race->round[race->rounds], again;
 
-    if (race->peer->external && !l2_run_benchmark(race->target, bench.seconds, figures))
+    if (!run_once(race, best))
         return;
-    if (!race->peer->external)
-        l2_run(race->peer, race->target, race->threads, race->batch, bench.seconds, figures);
+    for (unsigned i = 0; i < bench.retries && best->others > DISTURBED; i++)
+        if (run_once(race, &again) && again.others < best->others) {
+            again.wrong += best->wrong;
+            *best = again;
+        }
     race->rounds++;
 }
 
@@ -415,7 +440,7 @@ main(int argc, char **argv)
            sysconf(_SC_NPROCESSORS_ONLN), bench.rounds, bench.seconds, bench.keys, L2_KEY_SIZE, L2_VALUE_SIZE,
            near_version());
     printf("latencies are a call's; CPU us per key: the client's process (the benchmark's own work included) "
-           "and the server's\n");
+           "and the server's; others: percent of the processors that went to neither\n");
     for (unsigned i = 0; i < STAGES; i++)
         if (bench.only == NULL || listed(bench.only, stages[i].name, false))
             run_stage(&stages[i]);

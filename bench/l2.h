@@ -86,6 +86,7 @@ struct l2_figures {          /* of one run; a request is one key */
     double   rate;           /* per second */
     double   p50, p99, p999; /* us of a call */
     double   client, server; /* CPU us per request; NAN: not known */
+    double   others;         /* share of the processors that went to neither, 0 .. 1 */
     uint64_t wrong;          /* not answered, or not with what is stored */
 };
 
@@ -95,6 +96,7 @@ void l2_run(const struct l2_peer *peer, const struct l2_target *target, unsigned
 bool   l2_run_benchmark(const struct l2_target *target, double seconds, struct l2_figures *figures);
 double l2_now(void);                                  /* s */
 double l2_server_cpu(const struct l2_target *target); /* s so far, NAN where it cannot be known */
+double l2_machine_cpu(void);                          /* s of all processors so far, spent or stolen */
 
 /* ---- results (l2_report.c) */
 

@@ -139,6 +139,7 @@ print_row(const struct l2_race *race, const struct l2_race *base)
     print_number(MIDDLE(race, client), 8, 2);
     print_number(MIDDLE(race, server), 7, 2);
     print_number(MIDDLE(race, client) + MIDDLE(race, server), 7, 2);
+    print_number(100 * MIDDLE(race, others), 6, 0);
     if (wrong_of(race) > 0)
         printf("  %llu NOT ANSWERED RIGHTLY", (unsigned long long)wrong_of(race));
     printf("\n");
@@ -147,8 +148,8 @@ print_row(const struct l2_race *race, const struct l2_race *base)
 void
 l2_table(const struct l2_results *results, const char *stage, const char *title, const struct l2_peer *base)
 {
-    printf("\n%s\n  %7s %5s  %-40s %9s  %-22s %8s %8s %8s %8s %7s %7s\n", title, "threads", "batch", "",
-           "keys/s", "to the first", "p50 us", "p99", "p99.9", "CPU/key", "server", "sum us");
+    printf("\n%s\n  %7s %5s  %-40s %9s  %-22s %8s %8s %8s %8s %7s %7s %6s\n", title, "threads", "batch", "",
+           "keys/s", "to the first", "p50 us", "p99", "p99.9", "CPU/key", "server", "sum us", "others");
     for (size_t i = 0; i < results->n; i++) {
         const struct l2_race *race = &results->races[i], *other;
         if (race->rounds == 0 || strcmp(race->stage, stage) != 0)
@@ -168,15 +169,16 @@ l2_tsv(const struct l2_results *results, const char *path)
 
     if (file == NULL)
         return false;
-    fprintf(file,
-            "stage\ttarget\tpeer\tthreads\tbatch\tround\trate\tp50\tp99\tp999\tclient\tserver\twrong\n");
+    fprintf(
+        file,
+        "stage\ttarget\tpeer\tthreads\tbatch\tround\trate\tp50\tp99\tp999\tclient\tserver\tothers\twrong\n");
     for (size_t i = 0; i < results->n; i++)
         for (unsigned k = 0; k < results->races[i].rounds; k++) {
             const struct l2_race    *race = &results->races[i];
             const struct l2_figures *f    = &race->round[k];
-            fprintf(file, "%s\t%s\t%s\t%u\t%u\t%u\t%.0f\t%.1f\t%.1f\t%.1f\t%.3f\t%.3f\t%llu\n", race->stage,
-                    race->target->name, race->peer->name, race->threads, race->batch, k, f->rate, f->p50,
-                    f->p99, f->p999, f->client, f->server, (unsigned long long)f->wrong);
+            fprintf(file, "%s\t%s\t%s\t%u\t%u\t%u\t%.0f\t%.1f\t%.1f\t%.1f\t%.3f\t%.3f\t%.3f\t%llu\n",
+                    race->stage, race->target->name, race->peer->name, race->threads, race->batch, k, f->rate,
+                    f->p50, f->p99, f->p999, f->client, f->server, f->others, (unsigned long long)f->wrong);
         }
     return fclose(file) == 0;
 }

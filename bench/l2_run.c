@@ -88,6 +88,29 @@ l2_server_cpu(const struct l2_target *target)
     return sum;
 }
 
+/* Kept in ticks of 10 ms: good enough to see others at work. */
+double
+l2_machine_cpu(void)
+{
+    unsigned long long user = 0, nice = 0, system = 0, steal = 0;
+    FILE              *file = fopen("/proc/stat", "re");
+
+    if (file == NULL)
+        return NAN;
+    if (fscanf(file, "cpu %llu %llu %llu %*u %*u %*u %*u %llu", &user, &nice, &system, &steal) != 4)
+        user = nice = system = steal = 0;
+    fclose(file);
+    return (double)(user + nice + system + steal) / (double)sysconf(_SC_CLK_TCK);
+}
+
+static double
+share_of_others(double busy, double seconds)
+{
+    double share = busy / seconds / (double)sysconf(_SC_NPROCESSORS_ONLN);
+
+    return share < 0 ? 0 : share;
+}
+
 /* ---- keys and values */
 
 void
@@ -241,7 +264,7 @@ l2_run(const struct l2_peer *peer, const struct l2_target *target, unsigned thre
     atomic_int        phase;
     pthread_barrier_t ready;
     void             *shared = peer->open != NULL ? peer->open(target, threads) : NULL;
-    double            began, client, server;
+    double            began, client, server, busy;
 
     if (all == NULL)
         l2_fail(peer->name, "out of memory");
@@ -262,6 +285,7 @@ l2_run(const struct l2_peer *peer, const struct l2_target *target, unsigned thre
     sleep_for(seconds / 5);
     server = l2_server_cpu(target);
     client = own_cpu();
+    busy   = l2_machine_cpu();
     began  = l2_now();
     atomic_store_explicit(&phase, COUNT, memory_order_relaxed); /* a hint: the joins order the results */
     sleep_for(seconds);
@@ -269,12 +293,14 @@ l2_run(const struct l2_peer *peer, const struct l2_target *target, unsigned thre
     began  = l2_now() - began;
     client = own_cpu() - client;
     server = l2_server_cpu(target) - server;
+    busy   = l2_machine_cpu() - busy;
     for (unsigned i = 0; i < threads; i++)
         pthread_join(all[i].id, NULL);
     if (peer->close != NULL)
         peer->close(shared);
     pthread_barrier_destroy(&ready);
     sum_up(all, threads, began, client, server, figures);
+    figures->others = share_of_others(busy - client - server, began);
     free(all);
 }
 
@@ -329,7 +355,7 @@ l2_run_benchmark(const struct l2_target *target, double seconds, struct l2_figur
     uint64_t      requests = (uint64_t)(rate * seconds) / 5000 * 5000 + 5000;
     char          text[4096];
     size_t        used   = 0;
-    double        server = l2_server_cpu(target);
+    double        server = l2_server_cpu(target), began = l2_now(), busy = l2_machine_cpu(), client;
     int           output, status;
     struct rusage usage;
     pid_t         pid = start_benchmark(target, requests, &output);
@@ -344,8 +370,11 @@ l2_run_benchmark(const struct l2_target *target, double seconds, struct l2_figur
         return false;
     *figures        = (struct l2_figures){ .p50 = NAN, .p99 = NAN, .p999 = NAN };
     figures->rate   = rate_of(text);
-    figures->client = 1e6 * (seconds_of(usage.ru_utime) + seconds_of(usage.ru_stime)) / (double)requests;
-    figures->server = 1e6 * (l2_server_cpu(target) - server) / (double)requests;
+    client          = seconds_of(usage.ru_utime) + seconds_of(usage.ru_stime);
+    server          = l2_server_cpu(target) - server;
+    figures->client = 1e6 * client / (double)requests;
+    figures->server = 1e6 * server / (double)requests;
+    figures->others = share_of_others(l2_machine_cpu() - busy - client - server, l2_now() - began);
     if (!isnan(figures->rate))
         rate = figures->rate;
     return !isnan(figures->rate);
