@@ -1170,6 +1170,86 @@ test_a_caller_that_gives_up_disturbs_nobody(void **state)
     close_instance(&a);
 }
 
+/* ---- many who want the same */
+
+struct same {
+    near_cache       *cache;
+    unsigned          rounds;
+    pthread_barrier_t barrier;
+    _Atomic unsigned  wrong;
+};
+
+static void *
+want_the_same(void *ctx)
+{
+    struct same *same = ctx;
+
+    for (unsigned round = 0; round < same->rounds; round++) {
+        char        name[32];
+        unsigned    key = round % 48;
+        near_value *value;
+        near_bytes  bytes = make_key(name, key);
+        near_status status;
+
+        pthread_barrier_wait(&same->barrier);
+        status = near_get(same->cache, bytes, &value);
+        same->wrong += status != NEAR_OK || version_of(near_value_bytes(value), key) != 1;
+        near_value_release(value);
+    }
+    return NULL;
+}
+
+/* Keys that the server was asked for so far. */
+static unsigned long
+asked_of(const struct world *w)
+{
+    char        text[16384], *at;
+    bool        redis  = w->redis != NULL;
+    const char *counts = redis ? "keyspace_hits:" : "STAT cmd_get ";
+
+    if (redis)
+        assert_true(test_redis_command(w->redis, text, sizeof(text), 2, (const char *[]){ "INFO", "stats" }));
+    else
+        assert_true(test_memcached_command(w->memcached, text, sizeof(text), "stats"));
+    at = strstr(text, counts);
+    assert_non_null(at);
+    return strtoul(at + strlen(counts), NULL, 10);
+}
+
+static void
+test_identical_keys_in_flight_are_asked_once(void **state)
+{
+    enum { SAME = 64 };
+    struct world   *w    = *state;
+    struct trouble  t    = { .keys = 48 };
+    struct same     same = { .rounds = (unsigned)sized(20, 1000, 10000) };
+    struct instance a;
+    pthread_t       threads[SAME];
+    unsigned long   asked;
+
+    NEEDS(w);
+    proxy = test_proxy_start(server_of(w));
+    assert_non_null(proxy);
+    open_through(w, test_proxy_unix_uri(proxy), &a, "2s");
+    t.cache = same.cache = a.cache;
+    write_all(&t);
+    pthread_barrier_init(&same.barrier, NULL, SAME);
+    test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_DELAY, TEST_DOWN, 10, 0 });
+    asked = asked_of(w);
+    for (unsigned i = 0; i < SAME; i++)
+        pthread_create(&threads[i], NULL, want_the_same, &same);
+    for (unsigned i = 0; i < SAME; i++)
+        pthread_join(threads[i], NULL);
+    pthread_barrier_destroy(&same.barrier);
+    asked = asked_of(w) - asked;
+    print_message("%d threads wanted the same key %u times: the server was asked for %.1f keys each time\n",
+                  SAME, same.rounds, (double)asked / same.rounds);
+    assert_int_equal(same.wrong, 0);
+    /* one on each connection and one that waits for it, and what is read besides (the generation) */
+    assert_true(asked <= 6 * same.rounds);
+    close_instance(&a);
+}
+
 /* ---- more than the buffers between us hold, both ways at once */
 
 static void
@@ -1558,6 +1638,8 @@ main(void)
         ROW(memcached, test_row3_faults_of_every_kind_heal),
         ROW(redis, test_a_caller_that_gives_up_disturbs_nobody),
         ROW(memcached, test_a_caller_that_gives_up_disturbs_nobody),
+        ROW(redis, test_identical_keys_in_flight_are_asked_once),
+        ROW(memcached, test_identical_keys_in_flight_are_asked_once),
         ROW(redis, test_a_huge_value_holds_up_nobody_for_longer_than_its_transfer),
         ROW(redis, test_H18_batches_larger_than_every_buffer_pass),
         ROW(memcached, test_H18_batches_larger_than_every_buffer_pass),
