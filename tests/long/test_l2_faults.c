@@ -1121,18 +1121,55 @@ wait_or_give_up(void *ctx)
     return NULL;
 }
 
+enum { SIDES = 12 };
+
+struct sides {
+    int64_t          late_ms, hasty_ms;
+    _Atomic uint64_t patient[3], hasty[3]; /* answered, gave up, failed */
+    unsigned         dials;
+};
+
+/* Half of the threads have two seconds, the others less than the server takes. */
+static void
+wait_side_by_side(near_cache *cache, struct sides *sides, int64_t ms)
+{
+    struct side  side[SIDES];
+    _Atomic bool stop = false;
+
+    sides->dials = test_proxy_connections(proxy);
+    test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_DELAY, TEST_DOWN, sides->late_ms, 0 });
+    for (unsigned i = 0; i < SIDES; i++) {
+        _Atomic uint64_t *counts = i % 2 ? sides->hasty : sides->patient;
+
+        side[i] = (struct side){
+            cache, i % 2 ? sides->hasty_ms : 2000, &stop, &counts[0], &counts[1], &counts[2], i, 0
+        };
+        pthread_create(&side[i].thread, NULL, wait_or_give_up, &side[i]);
+    }
+    sleep_ms(ms);
+    stop = true;
+    for (unsigned i = 0; i < SIDES; i++)
+        pthread_join(side[i].thread, NULL);
+    test_proxy_heal(proxy);
+    sides->dials = test_proxy_connections(proxy) - sides->dials;
+    print_message(
+        "replies %lld ms late: who waits was answered %llu times, gave up %llu, failed %llu; who has %lld ms "
+        "was answered %llu times, gave up %llu, failed %llu; %u new connections\n",
+        (long long)sides->late_ms, (unsigned long long)sides->patient[0],
+        (unsigned long long)sides->patient[1], (unsigned long long)sides->patient[2],
+        (long long)sides->hasty_ms, (unsigned long long)sides->hasty[0], (unsigned long long)sides->hasty[1],
+        (unsigned long long)sides->hasty[2], sides->dials);
+}
+
 static void
 test_a_caller_that_gives_up_disturbs_nobody(void **state)
 {
-    enum { SIDES = 12 };
-    struct world    *w = *state;
-    struct trouble   t = { .keys = 48 };
-    struct side      sides[SIDES];
-    struct instance  a;
-    _Atomic bool     stop = false;
-    _Atomic uint64_t patient[3], hasty[3];
-    unsigned         dials;
-    int64_t          ms = (int64_t)sized(500, 20000, 120000);
+    /* the second ones wait for long enough to take the server for silent */
+    struct sides    sides[] = { { .late_ms = 10, .hasty_ms = 3 }, { .late_ms = 30, .hasty_ms = 14 } };
+    struct world   *w       = *state;
+    struct trouble  t       = { .keys = 48 };
+    struct instance a;
+    int64_t         ms = (int64_t)sized(400, 20000, 120000);
 
     NEEDS(w);
     proxy = test_proxy_start(server_of(w));
@@ -1140,33 +1177,15 @@ test_a_caller_that_gives_up_disturbs_nobody(void **state)
     open_through(w, test_proxy_unix_uri(proxy), &a, "2s");
     t.cache = a.cache;
     write_all(&t);
-    dials = test_proxy_connections(proxy);
-    test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_DELAY, TEST_DOWN, 10, 0 });
-    for (int i = 0; i < 3; i++)
-        patient[i] = hasty[i] = 0;
-    for (unsigned i = 0; i < SIDES; i++) {
-        _Atomic uint64_t *counts = i % 2 ? hasty : patient;
-
-        sides[i] =
-            (struct side){ a.cache, i % 2 ? 3 : 2000, &stop, &counts[0], &counts[1], &counts[2], i, 0 };
-        pthread_create(&sides[i].thread, NULL, wait_or_give_up, &sides[i]);
+    for (size_t i = 0; i < NEAR_COUNT_OF(sides); i++)
+        wait_side_by_side(a.cache, &sides[i], ms);
+    for (size_t i = 0; i < NEAR_COUNT_OF(sides); i++) {
+        assert_true(sides[i].patient[0] > 0);
+        assert_int_equal(sides[i].patient[1] + sides[i].patient[2], 0);
+        assert_true(sides[i].hasty[1] > 0); /* the control: these do give up */
+        /* a connection is not lost by it: one that is lost costs everybody on it */
+        assert_true(sides[i].dials <= 16);
     }
-    sleep_ms(ms);
-    stop = true;
-    for (unsigned i = 0; i < SIDES; i++)
-        pthread_join(sides[i].thread, NULL);
-    dials = test_proxy_connections(proxy) - dials;
-    print_message(
-        "replies 10 ms late: who waits was answered %llu times, gave up %llu, failed %llu; who has 3 ms was "
-        "answered %llu times, gave up %llu, failed %llu; %u new connections\n",
-        (unsigned long long)patient[0], (unsigned long long)patient[1], (unsigned long long)patient[2],
-        (unsigned long long)hasty[0], (unsigned long long)hasty[1], (unsigned long long)hasty[2], dials);
-    test_proxy_heal(proxy);
-    assert_true(patient[0] > 0);
-    assert_int_equal(patient[1] + patient[2], 0);
-    assert_true(hasty[1] > 0); /* the control: these do give up */
-    /* a connection is not lost by it: one that is lost costs everybody on it */
-    assert_true(dials <= 16);
     close_instance(&a);
 }
 
@@ -1264,14 +1283,14 @@ test_H18_batches_larger_than_every_buffer_pass(void **state)
     char              *data = malloc(SIZE);
     struct instance    a;
     struct world       other;
-    unsigned           wrong = 0;
+    unsigned           wrong = 0, n = (unsigned)sized(200, N, N);
     int64_t            began, put_ms, get_ms;
 
     NEEDS(w);
     assert_non_null(data);
     for (size_t i = 0; i < SIZE; i++)
         data[i] = (char)(i * 2654435761u >> 24);
-    for (unsigned i = 0; i < N; i++) {
+    for (unsigned i = 0; i < n; i++) {
         keys[i]   = make_key(names[i], i);
         values[i] = (near_bytes){ data + i, SIZE - N };
     }
@@ -1282,15 +1301,15 @@ test_H18_batches_larger_than_every_buffer_pass(void **state)
     strcpy(other.bus, "none:");
     OPEN(&other, &a, "l1.max_bytes", "0", "coherence.mode", "none", "l2.timeout", "30s");
     began = test_now_ms();
-    near_put_many(a.cache, keys, values, N, NULL, statuses);
+    near_put_many(a.cache, keys, values, n, NULL, statuses);
     put_ms = test_now_ms() - began;
-    for (unsigned i = 0; i < N; i++)
+    for (unsigned i = 0; i < n; i++)
         wrong += statuses[i] != NEAR_OK;
     assert_int_equal(wrong, 0);
     began = test_now_ms();
-    near_get_many(a.cache, keys, N, got, statuses);
+    near_get_many(a.cache, keys, n, got, statuses);
     get_ms = test_now_ms() - began;
-    for (unsigned i = 0; i < N; i++) {
+    for (unsigned i = 0; i < n; i++) {
         near_bytes bytes = near_value_bytes(got[i]);
 
         /* memcached may have evicted some */
@@ -1299,7 +1318,7 @@ test_H18_batches_larger_than_every_buffer_pass(void **state)
                      memcmp(bytes.data, data + i, bytes.size) != 0;
         near_value_release(got[i]);
     }
-    print_message("%d values of %d KiB: put in %lld ms, got in %lld ms\n", N, SIZE >> 10, (long long)put_ms,
+    print_message("%u values of %d KiB: put in %lld ms, got in %lld ms\n", n, SIZE >> 10, (long long)put_ms,
                   (long long)get_ms);
     free(data);
     assert_int_equal(wrong, 0);
