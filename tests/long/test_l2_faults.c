@@ -382,8 +382,10 @@ write_all(struct trouble *t)
         unsigned   version = ++t->started[key];
         near_bytes bytes   = { value, make_value(value, key, version) };
 
-        for (int tries = 0; near_put(t->cache, make_key(name, key), bytes, NULL) != NEAR_OK; tries++)
-            assert_true(tries < 100);
+        for (int tries = 0; near_put(t->cache, make_key(name, key), bytes, NULL) != NEAR_OK; tries++) {
+            assert_true(tries < 1000);
+            usleep(2000);
+        }
         t->acked[key] = version;
     }
 }
@@ -832,8 +834,9 @@ owner_of(const char *name)
 }
 
 struct gathered {
-    int64_t  p50, p99; /* ns */
-    unsigned wrong;    /* answers that may not be */
+    int64_t     p50, p99; /* ns */
+    unsigned    wrong;    /* answers that may not be */
+    near_status instead;  /* one of them */
 };
 
 static struct gathered
@@ -852,10 +855,11 @@ gather(near_cache *cache, const near_bytes *keys, const int *owners, unsigned ro
         for (unsigned k = 0; k < RING_KEYS; k++) {
             bool live = !broken || owners[k] > 1;
 
-            if (live)
-                result.wrong += statuses[k] != NEAR_OK || version_of(near_value_bytes(values[k]), k) != 1;
-            else
-                result.wrong += statuses[k] >= 0; /* not even a miss */
+            if (live ? statuses[k] != NEAR_OK || version_of(near_value_bytes(values[k]), k) != 1
+                     : statuses[k] >= 0) { /* not even a miss */
+                result.wrong++;
+                result.instead = statuses[k];
+            }
             near_value_release(values[k]);
         }
     }
