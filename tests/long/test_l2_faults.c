@@ -915,6 +915,9 @@ test_dead_and_silent_servers_of_a_ring_do_not_hold_up_the_rest(void **state)
         RING_KEYS, RING, (long long)whole.p50 / 1000, (long long)whole.p99 / 1000,
         (long long)first.p50 / 1000, (long long)open.p50 / 1000, (long long)open.p99 / 1000,
         first.wrong + open.wrong);
+    if (first.wrong + open.wrong > 0)
+        print_message("    such as: %s; %s\n", near_status_text(first.instead),
+                      near_status_text(open.instead));
     assert_int_equal(first.wrong, 0);
     assert_int_equal(open.wrong, 0);
     assert_true(first.p50 <= 50 * NEAR_MS + allowed_ns());
@@ -1268,8 +1271,9 @@ test_identical_keys_in_flight_are_asked_once(void **state)
     print_message("%d threads wanted the same key %u times: the server was asked for %.1f keys each time\n",
                   SAME, same.rounds, (double)asked / same.rounds);
     assert_int_equal(same.wrong, 0);
-    /* one on each connection and one that waits for it, and what is read besides (the generation) */
-    assert_true(asked <= 6 * same.rounds);
+    /* Those that are sent together, a few times per connection: one that is under way already may be older than a write that the
+     * caller has seen acknowledged, so nobody joins it.  Twice, for the generation is read besides. */
+    assert_true(asked <= 2 * 8 * same.rounds);
     close_instance(&a);
 }
 
