@@ -55,8 +55,9 @@ struct near__lane_out {
     struct iovec *pieces;
     size_t        first, n, capacity;
     uint64_t      put, sent; /* bytes in the life of the connection */
-    bool          held;      /* pieces from `hold` on are not to be sent yet */
-    size_t        hold;
+    unsigned
+        holds; /* pieces from holds_at[0] on are not to be sent yet, those from holds_at[1] on not after that */
+    size_t holds_at[NEAR__LANE_HOLDS];
 };
 
 struct queue {
@@ -210,20 +211,21 @@ near__lane_put_with(struct near__lane_call *call, const struct near__lane_call *
 void
 near__lane_hold(struct near__lane_out *out)
 {
-    out->held = true;
-    out->hold = out->n;
+    if (out->holds < NEAR__LANE_HOLDS)
+        out->holds_at[out->holds++] = out->n;
 }
 
 void
 near__lane_release(struct near__lane_out *out)
 {
-    out->held = false;
+    if (out->holds > 0)
+        memmove(out->holds_at, out->holds_at + 1, --out->holds * sizeof(out->holds_at[0]));
 }
 
 static size_t
 sendable(const struct near__lane_out *out)
 {
-    return (out->held ? out->hold : out->n) - out->first;
+    return (out->holds > 0 ? out->holds_at[0] : out->n) - out->first;
 }
 
 static void
@@ -231,7 +233,7 @@ out_reset(struct near__lane_out *out)
 {
     out->first = out->n = 0;
     out->put = out->sent = 0;
-    out->held            = false;
+    out->holds           = 0;
 }
 
 static void

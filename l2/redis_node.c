@@ -33,7 +33,7 @@
 #define BULK         ((size_t)64 * 1024) /* a call with more bytes than this has its own connection */
 #define HERE         ((size_t)384) /* arena inside a call: keeps a small call within one small allocation */
 #define SLOTS_HERE   2             /* likewise: a key and its cache's generation */
-#define AHEAD        ((size_t)1024 * 1024) /* a transaction with more bytes waits for the answer to MULTI */
+#define AHEAD        ((size_t)1024 * 1024) /* a transaction with more bytes goes in three steps */
 #define ALONE        64                    /* so many messages travel one at a time after one was refused */
 /* The reader moves what it has not parsed yet to the front again and again, and gives its buffer back when it is larger than twice
  * this (rule H16: it stays small while idle). */
@@ -123,7 +123,7 @@ struct codec_conn {
 
     bool                     spent;
     unsigned                 alone; /* messages that still have to travel alone */
-    struct near__redis_call *held;  /* its MULTI has to be answered before the rest goes */
+    struct near__redis_call *held;  /* a large transaction on its way: see hold() */
     struct near__lane_out   *out;
     unsigned                 announced;             /* calls with a message that are outstanding */
     uint64_t                 refused_from, refused; /* messages refused in a row */
@@ -912,7 +912,7 @@ stamp(struct codec_conn *conn, struct near__redis_call *call)
 }
 
 /* A large transaction takes a while to leave, in which much can happen: then it is to be known that MULTI was accepted, and that
- * without EXEC nothing of it will be executed. */
+ * without EXEC nothing of it will be executed; and EXEC leaves when everything before it has arrived. */
 static void
 hold(struct codec_conn *conn, struct near__redis_call *call, struct near__lane_out *out)
 {
@@ -937,7 +937,7 @@ codec_begin(void *self, struct near__lane_call *lane, struct near__lane_out *out
     if (call->stamped != 0)
         stamp(conn, call);
     for (size_t i = 0; i < call->count && !conn->broken; i++) {
-        if (i == 1 && call->stamped != 0 && call->bytes > AHEAD)
+        if (call->stamped != 0 && call->bytes > AHEAD && (i == 1 || i + 2 == call->count))
             hold(conn, call, out);
         conn->broken = !near__lane_put(out, lane, call->slots[i].bytes, call->slots[i].size);
     }
@@ -1085,9 +1085,10 @@ end_reply(struct codec_conn *conn, struct near__redis_call *call, size_t *ends)
         return false;
     conn->spent |= says_no(conn, &slot->reply);
     call->replies++;
-    if (conn->held == call) {
+    if (conn->held == call && (call->replies == 1 || call->replies + 2 == call->count)) {
         near__lane_release(conn->out);
-        conn->held = NULL;
+        if (call->replies > 1)
+            conn->held = NULL;
     }
     *ends = call->replies == call->count ? 1 : 0;
     if (*ends == 1 && call->stamped != 0)
