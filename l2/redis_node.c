@@ -295,9 +295,12 @@ format(char **bytes, size_t *size, size_t argc, const near_bytes *argv)
 static void
 name_operation(struct near__redis_call *call, near_bytes word)
 {
-    if (call->count == 0)
-        snprintf(call->operation, sizeof(call->operation), "%.*s", (int)(word.size < 19 ? word.size : 19),
-                 (const char *)word.data);
+    size_t size = word.size < sizeof(call->operation) ? word.size : sizeof(call->operation) - 1;
+
+    if (call->count > 0)
+        return;
+    memcpy(call->operation, word.data, size);
+    call->operation[size] = '\0';
 }
 
 near_status
