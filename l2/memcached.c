@@ -466,10 +466,10 @@ call_end(struct backend *b)
 
 /* ----------------------------------------------------------------------------------------------- reading */
 
-/* `gets` of all keys of each part, and of its epoch where that is due: as the last key, so that what it is
+/* A read of all keys of each part, and of its epoch where that is due: as the last key, so that what it is
  * has been so while the others were read. */
 static void
-make_reads(struct parts *parts)
+make_reads(struct parts *parts, enum near__memcached_talk_kind kind)
 {
     int64_t now = near__now(parts->backend->env->clock);
 
@@ -481,8 +481,7 @@ make_reads(struct parts *parts)
             continue;
         part->epoch   = near__memcached_epoch_known(epoch, &part->changes);
         part->looking = near__memcached_epoch_is_due(epoch, now);
-        if (!part_call(part, NEAR__MEMCACHED_READS, part->n + 1,
-                       key_bytes(part) + part->backend->epoch_key.size, 0)) {
+        if (!part_call(part, kind, part->n + 1, key_bytes(part) + part->backend->epoch_key.size, 0)) {
             part_fails(part, NEAR_ERR_NOMEM);
             continue;
         }
@@ -548,35 +547,71 @@ judge(struct parts *parts)
     }
 }
 
-static void
-add_removal(struct part *errand, const struct part *part, size_t i)
+/* Whether what lies there is of another epoch. */
+static bool
+is_refused(const struct near__memcached_record *r, uint32_t epoch)
 {
-    const struct near__memcached_record *r = &part->call->talk.records[i];
+    return r->word == NEAR__MEMCACHED_DONE && epoch != 0 && r->flags != epoch;
+}
 
-    if (r->word != NEAR__MEMCACHED_DONE || is_of_epoch(part, i) || part->epoch == 0)
-        return;
-    if (!errand->has_call && !part_call(errand, NEAR__MEMCACHED_WRITES, part->n, key_bytes(part), 0))
-        return;
-    errand->call->life = part->call->lives;
-    near__memcached_add_store(&errand->call->talk, NEAR__MEMCACHED_CAS, r->key, 0, NEAR__MEMCACHED_EXPIRED,
-                              (near_bytes){ "", 0 }, r->unique);
+/* Ask for the numbers of those of the part's items that are refused. */
+static void
+look_at_refused(struct part *errand, const struct part *part)
+{
+    errand->epoch = part->epoch;
+    for (size_t i = 0; part_is_answered(part) && i < part->n; i++) {
+        const struct near__memcached_record *r = &part->call->talk.records[i];
+
+        if (part->items[i]->plain || !is_refused(r, part->epoch))
+            continue;
+        if (!errand->has_call &&
+            !part_call(errand, NEAR__MEMCACHED_READS_NUMBERS, part->n, key_bytes(part), 0))
+            return;
+        near__memcached_add_read(&errand->call->talk, r->key);
+    }
+}
+
+static void
+remove_refused(struct part *errand, const struct part *seen)
+{
+    for (size_t i = 0; part_is_answered(seen) && i < seen->call->talk.n; i++) {
+        const struct near__memcached_record *r = &seen->call->talk.records[i];
+
+        if (!is_refused(r, seen->epoch))
+            continue;
+        if (!errand->has_call && !part_call(errand, NEAR__MEMCACHED_WRITES, seen->call->talk.n,
+                                            seen->call->talk.n * NEAR__MEMCACHED_KEY, 0))
+            return;
+        errand->call->life = seen->call->lives;
+        near__memcached_add_store(&errand->call->talk, NEAR__MEMCACHED_CAS, r->key, 0,
+                                  NEAR__MEMCACHED_EXPIRED, (near_bytes){ "", 0 }, r->unique);
+    }
 }
 
 /* Entries of another epoch go, unless somebody has written meanwhile; else they would be in the way of an
  * `add`.  Where that fails their TTL ends them. */
 static void
-remove_refused(struct parts *parts)
+clear_away(struct parts *parts)
 {
-    struct parts errand;
+    struct parts look, errand;
+    bool         any = false;
 
-    send_out(&errand, parts);
+    send_out(&look, parts);
     for (size_t p = 0; p < parts->n; p++) {
-        for (size_t i = 0; part_is_answered(&parts->part[p]) && i < parts->part[p].n; i++)
-            add_removal(&errand.part[p], &parts->part[p], i);
+        look_at_refused(&look.part[p], &parts->part[p]);
+        any = any || look.part[p].has_call;
     }
+    if (!any)
+        return;
+    run(&look);
+    send_out(&errand, parts);
+    for (size_t p = 0; p < parts->n; p++)
+        remove_refused(&errand.part[p], &look.part[p]);
     run(&errand);
-    for (size_t p = 0; p < errand.n; p++)
+    for (size_t p = 0; p < parts->n; p++) {
+        part_done(&look.part[p]);
         part_done(&errand.part[p]);
+    }
 }
 
 static void
@@ -620,10 +655,10 @@ read_from(struct backend *b, struct ring *ring, const struct list *list, near_l2
 
     divide(&parts, b, ring, list, room, deadline);
     settle(&parts, false);
-    make_reads(&parts);
+    make_reads(&parts, NEAR__MEMCACHED_READS);
     run(&parts);
     judge(&parts);
-    remove_refused(&parts);
+    clear_away(&parts);
     for (size_t p = 0; p < parts.n; p++)
         answer_reads(&parts.part[p], deliver, ctx);
 }
@@ -933,7 +968,7 @@ write_over_once(const struct writing *writing, struct parts *parts)
     struct parts errand;
     bool         again = false;
 
-    make_reads(parts);
+    make_reads(parts, NEAR__MEMCACHED_READS_NUMBERS);
     run(parts);
     judge(parts);
     send_out(&errand, parts);

@@ -147,12 +147,14 @@ parse_value(struct near__memcached_line *line, struct rest *rest)
     uint64_t flags, bytes;
 
     if (!take_word(rest, &line->key) || line->key.size > NEAR__MEMCACHED_KEY || !TAKE(rest, " ") ||
-        !take_number(rest, UINT32_MAX, &flags) || !TAKE(rest, " ") || !take_number(rest, INT32_MAX, &bytes) ||
-        !TAKE(rest, " ") || !take_number(rest, UINT64_MAX, &line->unique))
+        !take_number(rest, UINT32_MAX, &flags) || !TAKE(rest, " ") || !take_number(rest, INT32_MAX, &bytes))
         return false;
     line->flags = (uint32_t)flags;
     line->bytes = (size_t)bytes; /* the protocol's own number is an int */
-    return rest->at == rest->end && line->unique != 0;
+    if (rest->at == rest->end)
+        return true;
+    return TAKE(rest, " ") && take_number(rest, UINT64_MAX, &line->unique) && rest->at == rest->end &&
+           line->unique != 0;
 }
 
 static bool

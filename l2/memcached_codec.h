@@ -32,7 +32,7 @@ char *near__memcached_format_store(char *out, enum near__memcached_verb verb, ne
                                    int64_t exptime, size_t size, uint64_t unique);
 /* "delete key\r\n" */
 char *near__memcached_format_delete(char *out, near_bytes key);
-/* " key": what stands between "gets" and "\r\n", once for each key. */
+/* " key": what stands between "get" or "gets" and "\r\n", once for each key. */
 char *near__memcached_format_asked(char *out, near_bytes key);
 
 /* A TTL as the protocol wants it (rule M1): 0 for ever; below 0 gone at once; up to 30 days relative, beyond
@@ -72,7 +72,7 @@ struct near__memcached_line {
     near_bytes                text;   /* VERSION, STAT: what; ERROR: the whole line without its CRLF */
     uint32_t                  flags;  /* VALUE ... */
     size_t                    bytes;  /* ... how long the data are, without the CRLF behind them */
-    uint64_t                  unique; /* ... never 0 (rule L15) */
+    uint64_t                  unique; /* ... of an answer to `gets`: never 0 (rule L15); to `get`: 0 */
 };
 
 /* What lies at bytes[0 .. size).  Texts point into it. */

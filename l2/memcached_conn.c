@@ -3,7 +3,7 @@
  *
  * A connection belongs to its leader.  Between receive() calls it keeps at most the beginning of one line
  * (`tail`); values go straight into their talk.  Reads that leave together: the first is kept back until it
- * is known whether it stays alone; once a second one comes, "gets" and the keys of both are put, and the line
+ * is known whether it stays alone; once a second one comes, "get" and the keys of both are put, and the line
  * stays open for more until another command or flush() ends it.
  *
  * A connection that is dropped while removals on it were unanswered makes its server distrusted: what was to
@@ -34,6 +34,7 @@ struct near__memcached_conn {
     struct near__memcached_call   *held;       /* a read that was begun and not put yet */
     struct near__memcached_call   *open;       /* the last read of a line that has no end yet */
     size_t                         open_keys;
+    enum near__memcached_talk_kind open_kind; /* of the one kept back, or of the line */
     size_t                         tail_size;
     char                           tail[NEAR__MEMCACHED_LINE];
 };
@@ -130,9 +131,10 @@ static near_status
 open_line(struct near__memcached_conn *conn, struct near__lane_out *out)
 {
     struct near__memcached_call *held = conn->held;
+    const char                  *name = near__memcached_talk_name(&held->talk);
 
     conn->held = NULL;
-    if (!near__lane_put(out, &held->lane, "gets", 4) || !put_keys(held, out))
+    if (!near__lane_put(out, &held->lane, name, strlen(name)) || !put_keys(held, out))
         return no_memory(conn);
     conn->open = held;
     return NEAR_OK;
@@ -146,12 +148,14 @@ begin_read(struct near__memcached_conn *conn, struct near__memcached_call *call,
     if (conn->held == NULL && conn->open == NULL) {
         conn->held      = call;
         conn->open_keys = call->talk.n;
+        conn->open_kind = call->talk.kind;
         return NEAR_OK;
     }
-    if (conn->open_keys + call->talk.n > NEAR__MEMCACHED_KEYS) {
+    if (conn->open_keys + call->talk.n > NEAR__MEMCACHED_KEYS || conn->open_kind != call->talk.kind) {
         status          = codec_flush(conn, out);
         conn->held      = status == NEAR_OK ? call : NULL;
         conn->open_keys = call->talk.n;
+        conn->open_kind = call->talk.kind;
         return status;
     }
     if (conn->held != NULL)

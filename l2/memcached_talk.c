@@ -11,7 +11,7 @@
 
 /* Small values share chunks of this size: a batch of a hundred small ones takes a few allocations, and a lone
  * one not much more than it needs. */
-#define CHUNK_FIRST 1024
+#define CHUNK_FIRST 512 /* malloc has such sizes at hand */
 #define CHUNK_NEXT  (16 << 10)
 #define ALONE       (4 << 10) /* from this size on a value has a chunk of its own */
 
@@ -26,6 +26,18 @@ enum { STORE_SET, STORE_ADD, STORE_CAS, DELETE, READ };
 _Static_assert(STORE_SET == (int)NEAR__MEMCACHED_SET && STORE_ADD == (int)NEAR__MEMCACHED_ADD &&
                    STORE_CAS == (int)NEAR__MEMCACHED_CAS,
                "verbs are commands");
+
+static bool
+reads(const struct near__memcached_talk *talk)
+{
+    return talk->kind == NEAR__MEMCACHED_READS || talk->kind == NEAR__MEMCACHED_READS_NUMBERS;
+}
+
+static bool
+wants_numbers(const struct near__memcached_talk *talk)
+{
+    return talk->kind == NEAR__MEMCACHED_READS_NUMBERS;
+}
 
 /* ---------------------------------------------------------------------------------------------- to say */
 
@@ -81,7 +93,7 @@ near__memcached_add_read(struct near__memcached_talk *talk, near_bytes key)
     if (talk->n % NEAR__MEMCACHED_KEYS == 0) {
         if (talk->n > 0)
             say(talk, "\r\n", 2);
-        say(talk, "gets", 4);
+        say(talk, "gets", wants_numbers(talk) ? 4 : 3);
     }
     add_record(talk, READ, talk->size + 1, key.size);
     talk->size = (size_t)(near__memcached_format_asked(talk->bytes + talk->size, key) - talk->bytes);
@@ -113,7 +125,7 @@ near__memcached_add_delete(struct near__memcached_talk *talk, near_bytes key)
 void
 near__memcached_talk_ready(struct near__memcached_talk *talk)
 {
-    if (talk->kind == NEAR__MEMCACHED_READS)
+    if (reads(talk))
         say(talk, "\r\n", 2);
     if (talk->kind == NEAR__MEMCACHED_ASK_VERSION)
         say(talk, "version\r\n", 9);
@@ -164,13 +176,15 @@ near__memcached_rewind(struct near__memcached_talk *talk)
 bool
 near__memcached_can_fuse(const struct near__memcached_talk *talk)
 {
-    return talk->kind == NEAR__MEMCACHED_READS && talk->n <= NEAR__MEMCACHED_KEYS;
+    return reads(talk) && talk->n <= NEAR__MEMCACHED_KEYS;
 }
 
 near_bytes
 near__memcached_keys_said(const struct near__memcached_talk *talk)
 {
-    return (near_bytes){ talk->bytes + 4, talk->size - 6 };
+    size_t name = wants_numbers(talk) ? 4 : 3;
+
+    return (near_bytes){ talk->bytes + name, talk->size - name - 2 };
 }
 
 void
@@ -201,7 +215,7 @@ place(struct near__memcached_talk *talk, size_t size)
     if (size >= ALONE)
         return place_in(talk, size, size);
     if (chunk == NULL || chunk->size - chunk->used < size)
-        return place_in(talk, chunk == NULL && size <= CHUNK_FIRST && talk->n <= 4 ? CHUNK_FIRST : CHUNK_NEXT,
+        return place_in(talk, chunk == NULL && size <= CHUNK_FIRST && talk->n <= 2 ? CHUNK_FIRST : CHUNK_NEXT,
                         size);
     chunk->used += size;
     return chunk->data + chunk->used - size;
@@ -236,7 +250,7 @@ word_of(int command, enum near__memcached_kind kind)
 }
 
 static const char *const command_names[] = {
-    [STORE_SET] = "set", [STORE_ADD] = "add", [STORE_CAS] = "cas", [DELETE] = "delete", [READ] = "gets",
+    [STORE_SET] = "set", [STORE_ADD] = "add", [STORE_CAS] = "cas", [DELETE] = "delete", [READ] = "get",
 };
 
 const char *
@@ -246,6 +260,8 @@ near__memcached_talk_name(const struct near__memcached_talk *talk)
         return "version";
     if (talk->kind == NEAR__MEMCACHED_ASK_SETTINGS)
         return "stats settings";
+    if (wants_numbers(talk))
+        return "gets";
     return command_names[talk->records[talk->answered < talk->n ? talk->answered : 0].command];
 }
 
@@ -258,7 +274,7 @@ nonsense(const struct near__memcached_talk *talk, const struct near__memcached_l
     else
         near__fail(why, NEAR_ERR_PROTOCOL, "%s: %s", near__memcached_talk_name(talk),
                    line->kind == NEAR__MEMCACHED_BAD     ? "not an answer of memcached"
-                   : line->kind == NEAR__MEMCACHED_VALUE ? "the value of a key that was not asked for"
+                   : line->kind == NEAR__MEMCACHED_VALUE ? "a value that was not asked for"
                                                          : "another command's answer");
     return NEAR__MEMCACHED_NONSENSE;
 }
@@ -315,7 +331,7 @@ hear_value(struct near__memcached_talk *first, const struct near__memcached_line
     struct near__memcached_record *record = find_asked(first, line->key);
     struct near__memcached_talk   *owner;
 
-    if (record == NULL)
+    if (record == NULL || (line->unique != 0) != wants_numbers(first))
         return nonsense(first, line, why);
     owner          = owner_of(first, record);
     first->filling = record;
@@ -327,7 +343,7 @@ hear_value(struct near__memcached_talk *first, const struct near__memcached_line
         return NEAR__MEMCACHED_WAITING;
     first->into = place(owner, line->bytes);
     if (first->into == NULL) {
-        near__fail(why, NEAR_ERR_NOMEM, "gets: out of memory");
+        near__fail(why, NEAR_ERR_NOMEM, "get: out of memory");
         return NEAR__MEMCACHED_NO_ROOM;
     }
     record->value = (near_bytes){ first->into, line->bytes };
@@ -416,6 +432,7 @@ hear_line(struct near__memcached_talk *talk, const struct near__memcached_line *
         return nonsense(talk, line, why);
     switch (talk->kind) {
     case NEAR__MEMCACHED_READS:
+    case NEAR__MEMCACHED_READS_NUMBERS:
         if (line->kind == NEAR__MEMCACHED_VALUE)
             return hear_value(talk, line, why);
         return line->kind == NEAR__MEMCACHED_END ? hear_end(talk) : nonsense(talk, line, why);
@@ -464,7 +481,7 @@ near__memcached_hear(struct near__memcached_talk *talk, const char *bytes, size_
     while (progress == NEAR__MEMCACHED_WAITING && *used < size) {
         if (talk->filling != NULL) {
             if (!hear_data(talk, bytes + *used, size - *used, &done)) {
-                near__fail(why, NEAR_ERR_PROTOCOL, "gets: a value is longer than the server said");
+                near__fail(why, NEAR_ERR_PROTOCOL, "get: a value is longer than the server said");
                 return NEAR__MEMCACHED_NONSENSE;
             }
             *used += done;

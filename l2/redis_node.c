@@ -19,6 +19,7 @@
 #include "base/hash.h"
 #include "base/le.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +33,8 @@
 #define BULK         ((size_t)64 * 1024) /* a call with more bytes than this has its own connection */
 #define HERE         ((size_t)384) /* arena inside a call: keeps a small call within one small allocation */
 #define SLOTS_HERE   2             /* likewise: a key and its cache's generation */
-#define ALONE        64            /* so many messages travel one at a time after one was refused */
+#define AHEAD        ((size_t)1024 * 1024) /* a transaction with more bytes goes in three steps */
+#define ALONE        64                    /* so many messages travel one at a time after one was refused */
 /* The reader moves what it has not parsed yet to the front again and again, and gives its buffer back when it is larger than twice
  * this (rule H16: it stays small while idle). */
 #define SLICE ((size_t)6 * 1024)
@@ -55,6 +57,12 @@ struct slot {
     struct near__redis_reply reply;
 };
 
+/* What became of a message: shared by the call and whoever sent it, since either may go first. */
+struct near__redis_note {
+    _Atomic uint32_t owners;
+    _Atomic uint64_t stream; /* 0: it has not left */
+};
+
 struct near__redis_call {
     struct near__lane_call   lane; /* first */
     struct near__redis_node *node;
@@ -65,9 +73,10 @@ struct near__redis_call {
     bool                     reads; /* keys, not commands */
     char                     operation[20];
 
-    size_t   stamped;  /* the command with a message, + 1; 0: none */
-    size_t   stamp_at; /* in its bytes */
-    uint64_t stream, number;
+    size_t                   stamped;  /* the command with a message, + 1; 0: none */
+    size_t                   stamp_at; /* in its bytes */
+    uint64_t                 number;
+    struct near__redis_note *note;
 
     struct chunk *chunks; /* beyond `here` */
     size_t        used;
@@ -112,10 +121,12 @@ struct codec_conn {
     size_t                   elements;
     bool                     began, ignored, no_memory, broken;
 
-    bool     spent;
-    unsigned alone;                 /* messages that still have to travel alone */
-    unsigned announced;             /* calls with a message that are outstanding */
-    uint64_t refused_from, refused; /* messages refused in a row */
+    bool                     spent;
+    unsigned                 alone; /* messages that still have to travel alone */
+    struct near__redis_call *held;  /* a large transaction on its way: see hold() */
+    struct near__lane_out   *out;
+    unsigned                 announced;             /* calls with a message that are outstanding */
+    uint64_t                 refused_from, refused; /* messages refused in a row */
 };
 
 struct near__redis_node {
@@ -190,11 +201,20 @@ free_commands(struct near__redis_call *call)
         redisFreeCommand(call->slots[i].bytes);
 }
 
+static void
+note_release(struct near__redis_note *note)
+{
+    /* acq_rel: whoever goes last frees what the other has written */
+    if (note != NULL && atomic_fetch_sub_explicit(&note->owners, 1, memory_order_acq_rel) == 1)
+        free(note);
+}
+
 void
 near__redis_call_free(struct near__redis_call *call)
 {
     if (call == NULL)
         return;
+    note_release(call->note);
     free_commands(call);
     if (call->slots != call->slots_here)
         free(call->slots);
@@ -275,9 +295,12 @@ format(char **bytes, size_t *size, size_t argc, const near_bytes *argv)
 static void
 name_operation(struct near__redis_call *call, near_bytes word)
 {
-    if (call->count == 0)
-        snprintf(call->operation, sizeof(call->operation), "%.*s", (int)(word.size < 19 ? word.size : 19),
-                 (const char *)word.data);
+    size_t size = word.size < sizeof(call->operation) ? word.size : sizeof(call->operation) - 1;
+
+    if (call->count > 0)
+        return;
+    memcpy(call->operation, word.data, size);
+    call->operation[size] = '\0';
 }
 
 near_status
@@ -335,13 +358,39 @@ near__redis_call_get(struct near__redis_call *call, const near_bytes *keys, size
     return NEAR_OK;
 }
 
-void
-near__redis_call_stamped(struct near__redis_call *call, size_t message_size, size_t stamp_at)
+near_status
+near__redis_call_stamped(struct near__redis_call *call, size_t message_size, size_t stamp_at,
+                         struct near__redis_note **note)
 {
     const struct slot *last = &call->slots[call->count - 1];
 
+    *note = calloc(1, sizeof(**note));
+    if (*note == NULL)
+        return NEAR_ERR_NOMEM;
+    atomic_store_explicit(&(*note)->owners, 2, memory_order_relaxed);
+    call->note     = *note;
     call->stamped  = call->count;
     call->stamp_at = last->size - 2 - message_size + stamp_at; /* the message, CR, LF end the command */
+    return NEAR_OK;
+}
+
+/* A call that was given up counts as sent from the moment before it is stamped: then either its leader stamps it now, or he finds it
+ * given up and frees it. */
+uint64_t
+near__redis_note_read(struct near__redis_note *note)
+{
+    uint64_t stream;
+    uint32_t owners;
+
+    do {
+        /* acquire, before `stream`: who left has written it */
+        owners = atomic_load_explicit(&note->owners, memory_order_acquire);
+        stream = atomic_load_explicit(&note->stream, memory_order_acquire);
+        if (stream == 0 && owners > 1)
+            sched_yield();
+    } while (stream == 0 && owners > 1);
+    note_release(note);
+    return stream;
 }
 
 void
@@ -368,7 +417,6 @@ near__redis_call_redirect(struct near__redis_call *call, struct near__redis_node
 {
     call->node    = node;
     call->replies = 0;
-    call->stream = call->number = 0;
 }
 
 size_t
@@ -400,12 +448,6 @@ near__redis_call_left(const struct near__redis_call *call)
     while (n < call->count && sent >= call->slots[n].size)
         sent -= call->slots[n++].size;
     return n;
-}
-
-uint64_t
-near__redis_call_stream(const struct near__redis_call *call)
-{
-    return call->stream;
 }
 
 static redisReply
@@ -865,10 +907,21 @@ stamp(struct codec_conn *conn, struct near__redis_call *call)
     uint8_t *at = (uint8_t *)call->slots[call->stamped - 1].bytes + call->stamp_at;
 
     near__redis_conn_stamp(conn->conn, at);
-    call->stream = near__redis_conn_stream(conn->conn);
+    /* release pairs with near__redis_note_read() */
+    atomic_store_explicit(&call->note->stream, near__redis_conn_stream(conn->conn), memory_order_release);
     call->number = near__le64_get(at + 8);
     conn->announced++;
     conn->alone -= conn->alone > 0;
+}
+
+/* A large transaction takes a while to leave, in which much can happen: then it is to be known that MULTI was accepted, and that
+ * without EXEC nothing of it will be executed; and EXEC leaves when everything before it has arrived. */
+static void
+hold(struct codec_conn *conn, struct near__redis_call *call, struct near__lane_out *out)
+{
+    conn->held = call;
+    conn->out  = out;
+    near__lane_hold(out);
 }
 
 static near_status
@@ -881,13 +934,16 @@ codec_begin(void *self, struct near__lane_call *lane, struct near__lane_out *out
         begin_read(conn, call, out);
         return NEAR_OK;
     }
-    if (call->stamped != 0 && conn->alone > 0 && conn->announced > 0)
+    if (call->stamped != 0 && ((conn->alone > 0 && conn->announced > 0) || conn->held != NULL))
         return NEAR_ERR_BUSY;
     close_mget(conn, out);
     if (call->stamped != 0)
         stamp(conn, call);
-    for (size_t i = 0; i < call->count && !conn->broken; i++)
+    for (size_t i = 0; i < call->count && !conn->broken; i++) {
+        if (call->stamped != 0 && call->bytes > AHEAD && (i == 1 || i + 2 == call->count))
+            hold(conn, call, out);
         conn->broken = !near__lane_put(out, lane, call->slots[i].bytes, call->slots[i].size);
+    }
     return NEAR_OK;
 }
 
@@ -913,13 +969,13 @@ fault(struct codec_conn *conn, const char *operation, const char *what, near_err
 /* First words that end the connection once they are answered: this server will not do.  A cluster's redirections say nothing against
  * the server that sent them. */
 static bool
-says_no(const struct near__redis_reply *reply)
+says_no(const struct codec_conn *conn, const struct near__redis_reply *reply)
 {
     static const char *const redirections[] = { "MOVED ", "ASK ", "CLUSTERDOWN " };
 
     if (reply->type != REDIS_REPLY_ERROR || !near__redis_reply_drops(reply))
         return false;
-    for (size_t i = 0; i < NEAR_COUNT_OF(redirections); i++)
+    for (size_t i = 0; !conn->node->env.fuse && i < NEAR_COUNT_OF(redirections); i++)
         if (strncmp(reply->text, redirections[i], strlen(redirections[i])) == 0)
             return false;
     return true;
@@ -949,7 +1005,6 @@ deal_root(struct codec_conn *conn, struct target *target)
 static bool
 end_target(struct codec_conn *conn, struct target *target, bool many)
 {
-    target->call->replies++;
     if (!many && !deal_root(conn, target)) {
         conn->no_memory = true;
         return false;
@@ -965,12 +1020,16 @@ end_mget(struct codec_conn *conn, size_t *ends)
     bool         good = true, many = mget->keys > 1 && conn->root.type == REDIS_REPLY_ARRAY;
 
     for (uint32_t i = 0; i < mget->keys; i++)
-        good = end_target(conn, &mget->target[i], many) && good;
+        good = good && end_target(conn, &mget->target[i], many);
     for (uint32_t i = MGET_KEYS; i < MGET_KEYS + mget->sames; i++)
-        good = end_target(conn, &mget->target[i], many) && good;
+        good = good && end_target(conn, &mget->target[i], many);
     if (!good || (mget->keys > 1 && !many && conn->root.type != REDIS_REPLY_ERROR))
         return false;
-    conn->spent |= says_no(&conn->root);
+    for (uint32_t i = 0; i < mget->keys; i++)
+        mget->target[i].call->replies++;
+    for (uint32_t i = MGET_KEYS; i < MGET_KEYS + mget->sames; i++)
+        mget->target[i].call->replies++;
+    conn->spent |= says_no(conn, &conn->root);
     *ends       = mget->ends;
     conn->mgets = mget->next;
     if (conn->mgets == NULL)
@@ -997,9 +1056,10 @@ was_not_published(const struct near__redis_call *call)
 /* Numbers refused in a row up to the last one given out are given out again; if later ones are on their way already, receivers see a
  * gap, and those who come now travel alone for a while. */
 static void
-end_stamped(struct codec_conn *conn, const struct near__redis_call *call)
+end_stamped(struct codec_conn *conn, struct near__redis_call *call)
 {
     conn->announced--;
+    conn->spent |= near__lane_call_is_abandoned(&call->lane); /* its sender doubts this stream for ever */
     if (!was_not_published(call)) {
         conn->refused = 0;
         return;
@@ -1026,8 +1086,13 @@ end_reply(struct codec_conn *conn, struct near__redis_call *call, size_t *ends)
 
     if (!has_kind(&slot->reply, slot->kinds))
         return false;
-    conn->spent |= says_no(&slot->reply);
+    conn->spent |= says_no(conn, &slot->reply);
     call->replies++;
+    if (conn->held == call && (call->replies == 1 || call->replies + 2 == call->count)) {
+        near__lane_release(conn->out);
+        if (call->replies > 1)
+            conn->held = NULL;
+    }
     *ends = call->replies == call->count ? 1 : 0;
     if (*ends == 1 && call->stamped != 0)
         end_stamped(conn, call);
@@ -1127,7 +1192,8 @@ codec_rewind(struct near__lane_call *lane)
     struct near__redis_call *call = call_of(lane);
 
     call->replies = 0;
-    call->stream = call->number = 0;
+    if (call->note != NULL)
+        atomic_store_explicit(&call->note->stream, 0, memory_order_release);
 }
 
 static void

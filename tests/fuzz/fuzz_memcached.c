@@ -32,7 +32,8 @@ static struct near__memcached_talk *
 make(unsigned what)
 {
     static const char *const       names[KEYS] = { "a", "key", "key:2", "nc:users:42", "zz" };
-    enum near__memcached_talk_kind kind        = what < 2    ? NEAR__MEMCACHED_READS
+    enum near__memcached_talk_kind kind        = what == 0   ? NEAR__MEMCACHED_READS
+                                                 : what == 1 ? NEAR__MEMCACHED_READS_NUMBERS
                                                  : what == 6 ? NEAR__MEMCACHED_ASK_VERSION
                                                  : what == 7 ? NEAR__MEMCACHED_ASK_SETTINGS
                                                              : NEAR__MEMCACHED_WRITES;
@@ -43,7 +44,7 @@ make(unsigned what)
     for (size_t i = 0; what < 6 && i < (what == 0 ? 1 : KEYS); i++) {
         near_bytes key = { names[i], strlen(names[i]) };
 
-        if (kind == NEAR__MEMCACHED_READS)
+        if (what < 2)
             near__memcached_add_read(talk, key);
         else if (what == 5)
             near__memcached_add_delete(talk, key);
@@ -88,8 +89,9 @@ check_records(const struct near__memcached_talk *talk, bool complete)
 
         check(!complete || r->word != NEAR__MEMCACHED_UNANSWERED);
         check(r->value.size <= MAX_VALUE);
-        if (talk->kind == NEAR__MEMCACHED_READS && r->word == NEAR__MEMCACHED_DONE)
-            check(r->value.data != NULL && r->unique != 0);
+        if ((talk->kind == NEAR__MEMCACHED_READS || talk->kind == NEAR__MEMCACHED_READS_NUMBERS) &&
+            r->word == NEAR__MEMCACHED_DONE)
+            check(r->value.data != NULL && (r->unique != 0) == (talk->kind == NEAR__MEMCACHED_READS_NUMBERS));
     }
 }
 

@@ -85,14 +85,15 @@ fake_drips(int fd, const char *key)
 {
     fake_says(fd, "VALUE ");
     fake_says(fd, key);
-    fake_says(fd, " 7 150 7\r\n");
+    fake_says(fd, " 7 150\r\n");
     for (int i = 0; i < 150 && send(fd, "v", 1, MSG_NOSIGNAL) == 1; i++)
         nanosleep(&(struct timespec){ 0, 20 * NEAR_MS }, NULL);
     fake_says(fd, "\r\nEND\r\n");
 }
 
 /* It has an epoch, whatever its mood: 7, which its values carry. */
-#define FAKE_EPOCH "VALUE @epoch 0 1 5\r\n7\r\n"
+#define FAKE_EPOCH      "VALUE @epoch 0 1\r\n7\r\n"
+#define FAKE_EPOCH_GETS "VALUE @epoch 0 1 5\r\n7\r\n"
 
 /* Something that a server says, if not here and now; often with a byte changed, one lost, or all that follows. */
 static void
@@ -110,8 +111,9 @@ fake_says_anything(struct fake *f, int fd)
         "CLIENT_ERROR line too long\r\n",
         "SERVER_ERROR out of memory storing object\r\n",
         "SERVER_ERROR object too large for cache\r\n",
-        "VALUE k 7 5 9\r\nvalue\r\nEND\r\n",
-        "VALUE k 7 5 9\r\nvalue\r\n" FAKE_EPOCH "END\r\n",
+        "VALUE k 7 5\r\nvalue\r\nEND\r\n",
+        "VALUE k 7 16 9\r\n01234567\x01\x01\x01\x01\x01\x01\x01\x01\r\n" FAKE_EPOCH_GETS "END\r\n",
+        "VALUE k 7 5\r\nvalue\r\n" FAKE_EPOCH "END\r\n",
         "VALUE k 0 2147483647 9\r\nvalue\r\n",
         "VALUE k 7 99999999999999999999 9\r\nvalue\r\nEND\r\n",
         "VALUE "
@@ -142,22 +144,23 @@ fake_says_anything(struct fake *f, int fd)
 static void
 fake_gets(struct fake *f, int fd, const char *line)
 {
+    bool numbers  = line[3] == 's';
     char key[256] = "", words[600];
 
-    sscanf(line, "gets %255s", key);
+    sscanf(line, "%*s %255s", key);
     if (strcmp(key, "@epoch") == 0) {
-        fake_says(fd, FAKE_EPOCH "END\r\n");
+        fake_says(fd, numbers ? FAKE_EPOCH_GETS "END\r\n" : FAKE_EPOCH "END\r\n");
         return;
     }
     switch (atomic_load(&f->mood)) {
     case MOOD_WRONG_KEY:
-        fake_says(fd, "VALUE another 7 32 7\r\n0123456789abcdef0123456789abcdef\r\nEND\r\n");
+        fake_says(fd, "VALUE another 7 32\r\n0123456789abcdef0123456789abcdef\r\nEND\r\n");
         break;
     case MOOD_NO_END:
         fake_says(fd, "ERROR\r\n");
         break;
     case MOOD_HALF:
-        snprintf(words, sizeof(words), "VALUE %s 7 32 7\r\n0123456789abcdef", key);
+        snprintf(words, sizeof(words), "VALUE %s 7 32\r\n0123456789abcdef", key);
         fake_says(fd, words);
         shutdown(fd, SHUT_RDWR);
         break;
@@ -183,7 +186,9 @@ fake_gets(struct fake *f, int fd, const char *line)
         fake_says(fd, f->word);
         break;
     default:
-        fake_says(fd, strstr(line, " @epoch") != NULL ? FAKE_EPOCH "END\r\n" : "END\r\n");
+        if (strstr(line, " @epoch") != NULL)
+            fake_says(fd, numbers ? FAKE_EPOCH_GETS : FAKE_EPOCH);
+        fake_says(fd, "END\r\n");
     }
 }
 
@@ -251,7 +256,7 @@ fake_serve(void *ctx)
             fake_says(c->fd, "VERSION 1.6.18\r\n");
         } else if (strncmp(line, "stats", 5) == 0) {
             fake_stats(c->fake, c->fd);
-        } else if (strncmp(line, "gets ", 5) == 0) {
+        } else if (strncmp(line, "get ", 4) == 0 || strncmp(line, "gets ", 5) == 0) {
             c->has_read = c->has_read || strncmp(line, "gets k", 6) == 0;
             fake_gets(c->fake, c->fd, line);
         } else if (strncmp(line, "quit", 4) == 0) {

@@ -39,7 +39,8 @@ talk_free(struct near__memcached_talk *talk)
 static struct near__memcached_talk *
 reads(size_t n, const char *const *keys)
 {
-    struct near__memcached_talk *talk = talk_new(NEAR__MEMCACHED_READS, n, n * NEAR__MEMCACHED_KEY, 0);
+    struct near__memcached_talk *talk =
+        talk_new(NEAR__MEMCACHED_READS_NUMBERS, n, n * NEAR__MEMCACHED_KEY, 0);
 
     for (size_t i = 0; i < n; i++)
         near__memcached_add_read(talk, text(keys[i]));
@@ -112,6 +113,18 @@ test_what_is_said(void **state)
     assert_int_equal(talk->size, strlen("gets a bc def\r\n"));
     assert_memory_equal(talk->bytes, "gets a bc def\r\n", talk->size);
     assert_true(near__bytes_equal(near__memcached_keys_said(talk), text(" a bc def")));
+    talk_free(talk);
+    talk = talk_new(NEAR__MEMCACHED_READS, 1, 8, 0);
+    near__memcached_add_read(talk, text("abc"));
+    near__memcached_talk_ready(talk);
+    assert_int_equal(talk->size, strlen("get abc\r\n"));
+    assert_memory_equal(talk->bytes, "get abc\r\n", talk->size);
+    assert_true(near__bytes_equal(near__memcached_keys_said(talk), text(" abc")));
+    /* its answers have no numbers */
+    assert_int_equal(hear(talk, "VALUE abc 7 2\r\nok\r\nEND\r\n"), NEAR__MEMCACHED_COMPLETE);
+    assert_int_equal(talk->records[0].flags, 7);
+    assert_true(near__bytes_equal(talk->records[0].value, text("ok")));
+    assert_int_equal(hear(talk, "VALUE abc 7 2 1\r\nok\r\nEND\r\n"), NEAR__MEMCACHED_NONSENSE);
     talk_free(talk);
     talk = writes();
     assert_int_equal(talk->size, sizeof(writes_say) - 1);
@@ -390,7 +403,7 @@ static void
 test_many_values(void **state)
 {
     enum { N = 300 };
-    struct near__memcached_talk *talk  = talk_new(NEAR__MEMCACHED_READS, N, N * 10, 0);
+    struct near__memcached_talk *talk  = talk_new(NEAR__MEMCACHED_READS_NUMBERS, N, N * 10, 0);
     char                        *bytes = malloc(N * (MAX_VALUE + 100)), key[16];
     size_t                       size  = 0, left;
     near_error                   why   = { 0 };
