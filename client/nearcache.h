@@ -278,7 +278,8 @@ NEAR_API void near_value_release(near_value *value);
 NEAR_API near_status near_get(near_cache *cache, near_bytes key, near_value **value);
 
 enum {
-    NEAR_SKIP_L1 = 1u << 0, /* do not read L1; ask L2, by a request of one's own (and fill L1, unless NEAR_NO_FILL) */
+    NEAR_SKIP_L1 =
+        1u << 0, /* do not read L1; ask L2, by a request of one's own (and fill L1, unless NEAR_NO_FILL) */
     NEAR_ONLY_L1 = 1u << 1, /* ask nobody but L1 */
     NEAR_NO_FILL = 1u << 2  /* do not keep in L1 what was found further down */
 };
