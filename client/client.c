@@ -197,8 +197,14 @@ open_l2(near_client *client, near_error *error)
         return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",
                           client->l2_uri.scheme);
     }
+    status = near__access_l2(&client->access, &client->settings, &client->l2_uri, error);
+    if (status != NEAR_OK) {
+        client->ops = NULL;
+        return status;
+    }
     client->env = (struct near_l2_env){
         .uri             = &client->l2_uri,
+        .access          = &client->access.l2,
         .clock           = &client->clock,
         .log             = &client->log,
         .connect_timeout = client->settings.l2_connect_timeout,
@@ -263,6 +269,8 @@ open_coherence(near_client *client, near_error *error)
     near_status                   status   = choose_bus(client, error);
     struct near__coherence_config config;
 
+    if (status == NEAR_OK)
+        status = near__access_bus(&client->access, settings, &client->bus_uri, error);
     if (status != NEAR_OK || client->bus_uri.kind == NEAR__URI_NONE)
         return status;
     if (settings->coherence_channel[0] != '\0')
@@ -271,6 +279,7 @@ open_coherence(near_client *client, near_error *error)
         snprintf(client->channel, sizeof(client->channel), "%.64sbus", settings->l2_key_prefix);
     config = (struct near__coherence_config){
         .uri             = &client->bus_uri,
+        .access          = &client->access.bus,
         .clock           = &client->clock,
         .log             = &client->log,
         .channel         = client->channel,
@@ -320,6 +329,7 @@ client_free(near_client *client)
         near__coherence_free(&client->coherence);
     if (client->ops != NULL)
         client->ops->fini(client->l2);
+    near__access_free(&client->access);
     if (client->alive != NULL)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);

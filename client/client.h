@@ -13,6 +13,7 @@
 #ifndef NEAR_CLIENT_CLIENT_H
 #define NEAR_CLIENT_CLIENT_H
 
+#include "access.h"
 #include "base/hash.h"
 #include "base/lock.h"
 #include "base/uri.h"
@@ -58,17 +59,18 @@ struct near_client {
     struct near__client_log log_state;
     struct near__counters   counters;
 
-    struct near__uri          l2_uri;
-    const struct near_l2_ops *ops; /* NULL: none: */
-    void                     *l2;  /* the backend's self */
-    struct near_l2_traits     traits;
-    struct near_l2_env        env;
-    char                      name[64]; /* for CLIENT SETNAME */
-    char                      channel[160];
-    struct near__uri          bus_uri;
-    struct near__coherence   *coherence; /* NULL: no bus */
-    struct near__scheduler    scheduler;
-    struct near__workers     *workers; /* the loader pool */
+    struct near__client_access access; /* to the servers of l2_uri and bus_uri */
+    struct near__uri           l2_uri;
+    const struct near_l2_ops  *ops; /* NULL: none: */
+    void                      *l2;  /* the backend's self */
+    struct near_l2_traits      traits;
+    struct near_l2_env         env;
+    char                       name[64]; /* for CLIENT SETNAME */
+    char                       channel[160];
+    struct near__uri           bus_uri;
+    struct near__coherence    *coherence; /* NULL: no bus */
+    struct near__scheduler     scheduler;
+    struct near__workers      *workers; /* the loader pool */
     bool bus_on_l2; /* the bus's server is the L2's, and the backend announces: one atomic step */
 
     _Atomic int64_t

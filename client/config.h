@@ -28,6 +28,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
 #define NEAR__TIB (INT64_C(1) << 40)
 #define NEAR__SEC (1000 * NEAR_MS)
 #define NEAR__DAY (86400 * NEAR__SEC)
+#define NEAR__PATH "a path of 0 .. 1000 characters from ! to ~"
 
 /* clang-format off */
 /*  X(field, name, type, scope, default, least, most, accepts, help): `accepts` is written for texts and choices; for numbers it
@@ -49,9 +50,18 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "No entry stays in L1 longer: the staleness bound when everything else fails.  0: no bound.  Where L2 is "     \
       "shared but there is no bus, or l2.envelope is none, the default is 1s; where there is no L2 (none:), it is 0.")                                                                          \
     X(l2_uri, "l2.uri", TEXT, CLIENT, "memory:", 0, 0,                                                                \
-      "none: | memory:[NAME] | redis://[user:pass@]host[:port][/db] | redis+unix:///path[?db=n] | "                  \
+      "none: | memory:[NAME] | redis[s]://[user:pass@]host[:port][/db] | redis+unix:///path[?db=n] | "               \
+      "redis[s]-sentinel://h1,h2/master[/db] | redis[s]-cluster://h1,h2 | "                                           \
       "memcached://host[:port[:weight]],... | memcached+unix:///path",                                                \
-      "The shared tier.")                                                                                             \
+      "The shared tier.  rediss: Redis over TLS, see tls.ca_file.")                                                   \
+    X(l2_user, "l2.user", TEXT, CLIENT, "", 0, 127, "0 .. 127 characters from ! to ~",                                \
+      "The user of a password that does not stand in l2.uri.  Empty: the server's default user.")                     \
+    X(l2_password_file, "l2.password_file", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                                    \
+      "The password is this file's first line, instead of in l2.uri.  Read when the client opens.")                   \
+    X(l2_password_env, "l2.password_env", TEXT, CLIENT, "", 0, 127, "the name of an environment variable",            \
+      "The password is this environment variable's value, instead of in l2.uri.")                                     \
+    X(l2_allow_plaintext_auth, "l2.allow_plaintext_auth", CHOICE, CLIENT, "no", 0, 0, "no | yes",                     \
+      "Whether a password may go to another host without TLS, to a sentinel or the bus as well.  no: that is refused.") \
     X(l2_timeout, "l2.timeout", DURATION, CLIENT, "200ms", NEAR_MS, 60 * NEAR__SEC, NULL,                             \
       "Bound on one exchange with L2, retries included.")                                                             \
     X(l2_connect_timeout, "l2.connect_timeout", DURATION, CLIENT, "500ms", NEAR_MS, 60 * NEAR__SEC, NULL,             \
@@ -117,8 +127,16 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(lease_timeout, "lease.timeout", DURATION, CACHE, "5s", 10 * NEAR_MS, 3600 * NEAR__SEC, NULL,                    \
       "How long one instance keeps the right to fill a key while the others wait (at least 3s on memcached).")                              \
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
-      "auto | none: | memory:NAME | redis://[user:pass@]host[:port][/db] | redis+unix:///path",                       \
+      "auto | none: | memory:NAME | redis[s]://[user:pass@]host[:port][/db] | redis+unix:///path | "                  \
+      "redis[s]-sentinel://h1,h2/master",                                                                             \
       "The bus that carries invalidations.  auto: the L2 server where that is Redis or memory:NAME, else none.")      \
+    X(coherence_user, "coherence.user", TEXT, CLIENT, "", 0, 127, "0 .. 127 characters from ! to ~",                  \
+      "As l2.user, for the bus.")                                                                                     \
+    X(coherence_password_file, "coherence.password_file", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                      \
+      "As l2.password_file, for the bus.  Where coherence.uri is auto and neither this nor coherence.password_env is set, " \
+      "the bus has L2's user and password.")                                                                          \
+    X(coherence_password_env, "coherence.password_env", TEXT, CLIENT, "", 0, 127,                                     \
+      "the name of an environment variable", "As l2.password_env, for the bus.")                                      \
     X(coherence_mode, "coherence.mode", CHOICE, CLIENT, "auto", 0, 0, "auto | pubsub | none",                         \
       "How instances hear of writes.  auto: pubsub where there is a bus.")                                            \
     X(coherence_channel, "coherence.channel", TEXT, CLIENT, "", 0, 128, "0 .. 128 characters from ! to ~",            \
@@ -130,6 +148,25 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       NULL, "L1 answers as fresh only this long after the bus was last known to be whole: the bound on staleness.")   \
     X(coherence_heartbeat, "coherence.heartbeat", DURATION, CLIENT, "100ms", NEAR_MS, 600 * NEAR__SEC, NULL,          \
       "How often the bus is asked for a sign of life; at most half of coherence.serve_window.")                       \
+    X(sentinel_user, "sentinel.user", TEXT, CLIENT, "", 0, 127, "0 .. 127 characters from ! to ~",                    \
+      "The user at the sentinels themselves.  Empty: their default user.")                                            \
+    X(sentinel_password_file, "sentinel.password_file", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                        \
+      "The password at the sentinels themselves is this file's first line.  Without one they are asked without login.") \
+    X(sentinel_password_env, "sentinel.password_env", TEXT, CLIENT, "", 0, 127, "the name of an environment variable", \
+      "The password at the sentinels themselves is this environment variable's value.")                               \
+    X(tls_ca_file, "tls.ca_file", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                                              \
+      "PEM file of the authorities that may have signed a server's certificate.  With neither this nor tls.ca_path: the " \
+      "system's.")                                                                                                    \
+    X(tls_ca_path, "tls.ca_path", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                                              \
+      "Directory of such authorities, as openssl-rehash(1) makes it.")                                                \
+    X(tls_cert_file, "tls.cert_file", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                                          \
+      "PEM file of the client's certificate and its chain, for servers that ask for one.")                            \
+    X(tls_key_file, "tls.key_file", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                                            \
+      "PEM file of the key of tls.cert_file, without a passphrase.  Empty: it is in tls.cert_file.")                  \
+    X(tls_server_name, "tls.server_name", TEXT, CLIENT, "", 0, 255, "0 .. 255 characters from ! to ~",                \
+      "The name or address that the servers' certificates must be for.  Empty: the one that was connected to.")       \
+    X(tls_verify, "tls.verify", CHOICE, CLIENT, "full", 0, 0, "full | ca",                                            \
+      "full: the certificate must be valid, signed by an authority and for this server's name.  ca: for any name.")   \
     X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
       "How long closing waits for loads that are still under way.")                                                   \
     X(log_level, "log.level", CHOICE, CLIENT, "warn", 0, 0, "error | warn | info | debug",                            \
@@ -162,6 +199,8 @@ struct near__settings {
 
 /* Positions of the choices. */
 enum { NEAR__MODE_AUTO, NEAR__MODE_PUBSUB, NEAR__MODE_NONE };
+enum { NEAR__NO, NEAR__YES };
+enum { NEAR__VERIFY_FULL, NEAR__VERIFY_CA };
 enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
 enum { NEAR__COMPRESSION_NONE, NEAR__COMPRESSION_AUTO, NEAR__COMPRESSION_LZ4, NEAR__COMPRESSION_ZSTD };
 enum { NEAR__ENVELOPE_FULL, NEAR__ENVELOPE_NONE };

@@ -26,16 +26,19 @@ struct near__bus_listener {
     void (*lost)(void *ctx, const char *why);
 };
 
+struct near__access;
+
 struct near__bus_env {
-    const struct near__uri   *uri;
-    const struct near__clock *clock;
-    const struct near__log   *log;
-    const char               *channel;
-    const char               *client_name;
-    int64_t                   heartbeat; /* ns between PINGs */
-    int64_t                   silence;   /* ns without an answer after which the connection is given up */
-    int64_t                   connect_timeout; /* ns */
-    struct near__bus_listener listener;
+    const struct near__uri    *uri;
+    const struct near__access *access; /* l2/access.h; NULL: nothing special is needed to get in */
+    const struct near__clock  *clock;
+    const struct near__log    *log;
+    const char                *channel;
+    const char                *client_name;
+    int64_t                    heartbeat; /* ns between PINGs */
+    int64_t                    silence;   /* ns without an answer after which the connection is given up */
+    int64_t                    connect_timeout; /* ns */
+    struct near__bus_listener  listener;
 };
 
 struct near__bus_ops {
@@ -57,7 +60,8 @@ struct near__bus_ops {
         void *self); /* in a child, instead of stop: there is no thread; close descriptors in silence */
 };
 
-extern const struct near__bus_ops near__bus_memory, near__bus_redis, near__bus_redis_unix;
+extern const struct near__bus_ops near__bus_memory, near__bus_redis, near__bus_rediss, near__bus_redis_unix,
+    near__bus_redis_sentinel, near__bus_rediss_sentinel, near__bus_redis_cluster, near__bus_rediss_cluster;
 
 const struct near__bus_ops *near__bus_named(const char *scheme);
 

@@ -330,6 +330,7 @@ start(struct near__coherence *c, const struct near__coherence_config *config, ne
 {
     struct near__bus_env env = {
         .uri             = config->uri,
+        .access          = config->access,
         .clock           = config->clock,
         .log             = config->log,
         .channel         = config->channel,

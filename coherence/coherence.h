@@ -30,6 +30,7 @@ struct near__coherence_sink {
 
 struct near__coherence_config {
     const struct near__uri     *uri;
+    const struct near__access  *access; /* as in near__bus_env */
     const struct near__clock   *clock;
     const struct near__log     *log;
     const char                 *channel;

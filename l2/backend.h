@@ -75,12 +75,15 @@ struct near_l2_traits {
     int64_t min_lease_ms; /* shortest TTL that is kept reliably: 3000 on memcached's one-second clock */
 };
 
+struct near__access;
+
 struct near_l2_env {
-    const struct near__uri   *uri;
-    const struct near__clock *clock;
-    const struct near__log   *log;
-    int64_t                   connect_timeout; /* ns: one dial, handshake included */
-    unsigned                  pool_size;       /* connections per server */
+    const struct near__uri    *uri;
+    const struct near__access *access; /* l2/access.h; NULL: nothing special is needed to get in */
+    const struct near__clock  *clock;
+    const struct near__log    *log;
+    int64_t                    connect_timeout; /* ns: one dial, handshake included */
+    unsigned                   pool_size;       /* connections per server */
     size_t      max_stored;  /* a stored entry larger than this is refused, sent or received.  Never 0 */
     const char *client_name; /* for CLIENT SETNAME: no blanks */
 };
@@ -121,8 +124,9 @@ struct near_l2_ops {
         void *self); /* in a child: close descriptors without a byte on the wire, so that fini only frees */
 };
 
-extern const struct near_l2_ops near__l2_memory, near__l2_redis, near__l2_redis_unix, near__l2_memcached,
-    near__l2_memcached_unix;
+extern const struct near_l2_ops near__l2_memory, near__l2_redis, near__l2_rediss, near__l2_redis_unix,
+    near__l2_redis_sentinel, near__l2_rediss_sentinel, near__l2_redis_cluster, near__l2_rediss_cluster,
+    near__l2_memcached, near__l2_memcached_unix;
 
 /* The row whose scheme this is, or NULL. */
 const struct near_l2_ops *near__l2_backend_named(const char *scheme);

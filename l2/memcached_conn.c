@@ -650,7 +650,9 @@ static near_status
 choose_address(const struct near__memcached_server *server, char *host, size_t size, int64_t deadline,
                near_error *error)
 {
-    struct near__transport  probe = { -1, server->guard->cancel_fd, server->clock };
+    struct near__transport  probe = { .fd        = -1,
+                                      .cancel_fd = server->guard->cancel_fd,
+                                      .clock     = server->clock };
     struct sockaddr_storage peer  = { 0 };
     socklen_t               n     = sizeof(peer);
     near_error              why   = { 0 };

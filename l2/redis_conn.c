@@ -16,6 +16,7 @@
 
 #include "base/hash.h"
 #include "base/le.h"
+#include "l2/access.h"
 #include "l2/transport.h"
 
 #include <errno.h>
@@ -102,9 +103,12 @@ fault_wait(struct near__redis_conn *conn, near_status status, int64_t started, n
 static near_status
 fault_io(struct near__redis_conn *conn, int code, near_error *error)
 {
+    char why[160];
+
+    near__transport_fault(&conn->transport, code, why, sizeof(why));
     break_down(conn, NEAR_ERR_UNAVAILABLE);
     return near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: %s failed: %s, connection dropped", conn->name,
-                      conn->operation, strerrordesc_np(code));
+                      conn->operation, why);
 }
 
 static near_status
@@ -279,7 +283,13 @@ near__redis_conn_free(struct near__redis_conn **conn)
 void
 near__redis_conn_abandon(struct near__redis_conn *conn)
 {
-    near__transport_close(&conn->transport);
+    near__transport_abandon(&conn->transport);
+}
+
+static const struct near__address *
+address_of(const struct near__redis_server *server)
+{
+    return server->address != NULL ? server->address : &server->uri->addresses[0];
 }
 
 static near_status
@@ -296,7 +306,7 @@ conn_new(struct near__redis_conn **out, const struct near__redis_server *server)
     conn->transport.cancel_fd = server->cancel_fd == NULL ? -1 : *server->cancel_fd;
     conn->transport.clock     = server->clock;
     conn->max_reply           = server->max_reply;
-    near__address_display(&server->uri->addresses[0], address, sizeof(address));
+    near__address_display(address_of(server), address, sizeof(address));
     snprintf(conn->name, sizeof(conn->name), "redis %s", address);
     conn->reader = redisReaderCreate();
     if (conn->reader == NULL)
@@ -383,18 +393,53 @@ static near_status
 shake_hands(struct near__redis_conn *conn, const struct near__redis_server *server, int64_t deadline,
             near_error *error)
 {
-    struct handshake hand   = { .count = 0, .status = NEAR_OK };
-    near_status      status = queue_handshake(conn, &hand, server);
+    struct handshake hand     = { .count = 0, .status = NEAR_OK };
+    near_status      status   = queue_handshake(conn, &hand, server);
+    near_error       reason   = { 0 };
+    size_t           answered = 0;
 
     if (status != NEAR_OK)
         return near__fail(error, status, "%s: %s", conn->name, near_status_text(status));
     if (hand.count == 0)
         return NEAR_OK;
-    status = near__redis_exchange(conn, handshake_reply, &hand, NULL, NULL, deadline, error);
+    status = near__redis_exchange(conn, handshake_reply, &hand, &answered, NULL, deadline, &reason);
+    if (hand.status == NEAR_OK && status != NEAR_OK)
+        return near__fail(error, status, "%s%s", reason.text,
+                          status == NEAR_ERR_UNAVAILABLE && answered == 0 && conn->transport.tls == NULL
+                              ? " (does it speak TLS at this port? then use rediss://)"
+                              : "");
     if (hand.status == NEAR_OK)
-        return status;
+        return NEAR_OK;
     return near__fail(error, hand.status, "%s: %s", conn->name,
                       hand.refusal); /* it says more than the hang-up after it */
+}
+
+/* Never less than the URI asks for. */
+static near_status
+check_access(struct near__redis_conn *conn, const struct near__redis_server *server, near_error *error)
+{
+    if (server->uri->layout == NEAR__LAYOUT_SENTINEL &&
+        (server->access == NULL || server->access->sentinels == NULL))
+        return near__fail(error, NEAR_ERR_UNSUPPORTED, "%s: a sentinel is no server", conn->name);
+    if (!server->uri->tls)
+        return NEAR_OK;
+    conn->transport.tls_context = server->access != NULL ? server->access->tls : NULL;
+    if (conn->transport.tls_context == NULL)
+        return near__fail(error, NEAR_ERR_UNSUPPORTED, "%s: TLS is wanted and not set up", conn->name);
+    return NEAR_OK;
+}
+
+/* Looked at here, where the peer's address is certain, whatever named it: a URI, a sentinel, a cluster. */
+static near_status
+may_login(const struct near__redis_conn *conn, const struct near__redis_server *server, near_error *error)
+{
+    if (server->uri->password[0] == '\0' || near__transport_private(&conn->transport) ||
+        (server->access != NULL && server->access->plaintext_auth))
+        return NEAR_OK;
+    return near__fail(error, NEAR_ERR_DENIED,
+                      "%s: not logged in: the password would be readable on the way; use rediss:// or set "
+                      "l2.allow_plaintext_auth = yes",
+                      conn->name);
 }
 
 near_status
@@ -409,10 +454,15 @@ near__redis_dial(struct near__redis_conn **conn, const struct near__redis_server
     status = conn_new(&c, server);
     if (status != NEAR_OK)
         return near__fail(error, status, "redis: %s", near_status_text(status));
-    status = near__transport_open(&c->transport, &server->uri->addresses[0], deadline, &reason);
-    if (status != NEAR_OK)
-        near__fail(error, status, "%s: %s", c->name, reason.text);
-    else
+    status = check_access(c, server, error);
+    if (status == NEAR_OK) {
+        status = near__transport_open(&c->transport, address_of(server), deadline, &reason);
+        if (status != NEAR_OK)
+            near__fail(error, status, "%s: %s", c->name, reason.text);
+    }
+    if (status == NEAR_OK)
+        status = may_login(c, server, error);
+    if (status == NEAR_OK)
         status = shake_hands(c, server, deadline, error);
     if (status != NEAR_OK) {
         near__redis_conn_free(&c);
@@ -435,6 +485,12 @@ near__redis_conn_usable(struct near__redis_conn *conn)
            near__transport_quiet(&conn->transport);
 }
 
+struct near__transport *
+near__redis_conn_transport(struct near__redis_conn *conn)
+{
+    return &conn->transport;
+}
+
 /* --------------------------------------------------------------------------------------------- streams */
 
 uint64_t
@@ -448,6 +504,12 @@ near__redis_conn_stamp(struct near__redis_conn *conn, uint8_t *at)
 {
     near__le64_put(at, conn->stream);
     near__le64_put(at + 8, ++conn->numbered);
+}
+
+bool
+near__redis_conn_is_last(const struct near__redis_conn *conn, uint64_t number)
+{
+    return conn->numbered == number;
 }
 
 void
@@ -583,6 +645,16 @@ send_some(struct near__redis_conn *conn, bool *sent_any, near_error *error)
 
 /* --------------------------------------------------------------------------------------------- receiving */
 
+/* A server that speaks TLS answers plain commands with an alert: 0x15, the version 3.x. */
+static bool
+is_tls_alert(const struct near__redis_conn *conn)
+{
+    const char *buf = conn->reader->buf;
+
+    return conn->transport.tls == NULL && buf != NULL && conn->reader->len >= 2 && buf[0] == 0x15 &&
+           buf[1] == 0x03;
+}
+
 /* The next complete reply in the reader, or NULL when it takes more bytes. */
 static near_status
 parse(struct near__redis_conn *conn, redisReply **reply, near_error *error)
@@ -591,7 +663,10 @@ parse(struct near__redis_conn *conn, redisReply **reply, near_error *error)
 
     *reply = NULL;
     if (redisReaderGetReply(conn->reader, &parsed) != REDIS_OK)
-        return fault_protocol(conn, "the reply makes no sense", error);
+        return fault_protocol(conn,
+                              is_tls_alert(conn) ? "the server speaks TLS at this port: use rediss://"
+                                                 : "the reply makes no sense",
+                              error);
     if (parsed != NULL)
         conn->fed = conn->reader->len - conn->reader->pos;
     else if (conn->fed > conn->max_reply)

@@ -1,10 +1,12 @@
 /*
- * The transport is one descriptor; whoever holds the struct owns it.  No lock, no state but the
- * descriptor: what can never happen is that a call here sleeps past its deadline (poll is the only sleep,
+ * The transport is one descriptor and, under TLS, what l2/tls.c keeps for it; whoever holds the struct owns
+ * both.  No lock: what can never happen is that a call here sleeps past its deadline (poll is the only sleep,
  * and it is told the time that is left), that a signal is raised (MSG_NOSIGNAL), or that a child process
  * inherits the descriptor through exec (SOCK_CLOEXEC).
  */
 #include "l2/transport.h"
+
+#include "l2/tls.h"
 
 #include <errno.h>
 #include <netdb.h>
@@ -25,9 +27,10 @@ _Static_assert(NEAR__UNIX_PATH == sizeof(((struct sockaddr_un *)0)->sun_path) - 
 
 /* ---------------------------------------------------------------------------------------------- waiting */
 
-/* poll() until something happens or `deadline`; signals do not shorten or prolong it. */
+/* poll() until something happens or `deadline`; signals do not shorten or prolong it.  `ready`: something has
+ * happened already, only look. */
 static near_status
-sleep_on(const struct near__transport *t, struct pollfd *fds, nfds_t n, int64_t deadline)
+sleep_on(const struct near__transport *t, struct pollfd *fds, nfds_t n, bool ready, int64_t deadline)
 {
     for (;;) {
         int64_t now = near__now(t->clock);
@@ -35,8 +38,8 @@ sleep_on(const struct near__transport *t, struct pollfd *fds, nfds_t n, int64_t 
 
         if (now >= deadline)
             return NEAR_ERR_TIMEOUT;
-        got = poll(fds, n, near__poll_timeout(now, deadline));
-        if (got > 0)
+        got = poll(fds, n, ready ? 0 : near__poll_timeout(now, deadline));
+        if (got > 0 || (got == 0 && ready))
             return NEAR_OK;
         if (got < 0 && errno != EINTR)
             return NEAR_ERR_UNAVAILABLE;
@@ -48,13 +51,14 @@ static near_status
 wait_for(const struct near__transport *t, short events, int wake_fd, int64_t deadline)
 {
     struct pollfd fds[3] = { { t->fd, events, 0 }, { t->cancel_fd, POLLIN, 0 }, { wake_fd, POLLIN, 0 } };
-    near_status   status = sleep_on(t, fds, wake_fd < 0 ? 2 : 3, deadline);
+    bool          ready  = near__transport_pending(t);
+    near_status   status = sleep_on(t, fds, wake_fd < 0 ? 2 : 3, ready, deadline);
 
     if (status != NEAR_OK)
         return status;
     if (fds[1].revents != 0)
         return NEAR_ERR_CLOSED;
-    if (fds[0].revents == 0 && fds[2].revents != 0)
+    if (fds[0].revents == 0 && fds[2].revents != 0 && !ready)
         return NEAR_ERR_BUSY;
     return NEAR_OK; /* errors and hang-ups, too: the next send or receive says which */
 }
@@ -62,7 +66,21 @@ wait_for(const struct near__transport *t, short events, int wake_fd, int64_t dea
 near_status
 near__transport_wait(struct near__transport *transport, bool sending, int wake_fd, int64_t deadline)
 {
-    return wait_for(transport, sending ? POLLIN | POLLOUT : POLLIN, wake_fd, deadline);
+    return wait_for(transport, near__transport_events(transport, sending), wake_fd, deadline);
+}
+
+bool
+near__transport_pending(const struct near__transport *transport)
+{
+    return transport->tls != NULL && near__tls_pending(transport->tls);
+}
+
+short
+near__transport_events(const struct near__transport *transport, bool sending)
+{
+    if (transport->tls != NULL)
+        return near__tls_events(transport->tls, sending);
+    return sending ? POLLIN | POLLOUT : POLLIN;
 }
 
 /* ------------------------------------------------------------------------------------------- connecting */
@@ -105,8 +123,9 @@ connect_once(struct near__transport *t, const struct sockaddr *to, socklen_t siz
         if (errno != EAGAIN || to->sa_family != AF_UNIX)
             return errno;
         int64_t until = near__time_after(near__now(t->clock), BACKLOG_PAUSE);
-        *status       = wait_for(&(struct near__transport){ -1, t->cancel_fd, t->clock }, 0, -1,
-                           until < deadline ? until : deadline);
+        *status =
+            wait_for(&(struct near__transport){ .fd = -1, .cancel_fd = t->cancel_fd, .clock = t->clock }, 0,
+                     -1, until < deadline ? until : deadline);
         if (*status == NEAR_ERR_TIMEOUT && until < deadline)
             continue;
         return ETIMEDOUT;
@@ -140,17 +159,45 @@ connect_to(struct near__transport *t, const struct sockaddr *to, socklen_t size,
     return near__fail(error, NEAR_ERR_UNAVAILABLE, "cannot connect: %s", strerrordesc_np(code));
 }
 
+/* The descriptor is connected: the handshake, by `deadline`.  On failure all is closed. */
+static near_status
+secure(struct near__transport *t, const char *host, int64_t deadline, near_error *error)
+{
+    near_status status = NEAR_OK;
+
+    if (t->tls_context == NULL)
+        return NEAR_OK;
+    status = near__tls_new(&t->tls, t->tls_context, t->fd, host, error);
+    while (status == NEAR_OK) {
+        status = near__tls_handshake(t->tls, error);
+        if (status == NEAR_OK)
+            return NEAR_OK;
+        if (status != NEAR_ERR_BUSY)
+            break;
+        status = wait_for(t, near__tls_events(t->tls, false), -1, deadline);
+        if (status == NEAR_ERR_TIMEOUT)
+            near__fail(error, status,
+                       "the TLS handshake timed out (does the server speak TLS at this port?)");
+        else if (status != NEAR_OK)
+            near__fail(error, status, "TLS handshake given up: %s", near_status_text(status));
+    }
+    near__transport_close(t);
+    return status;
+}
+
 static near_status
 open_unix(struct near__transport *t, const char *path, int64_t deadline, near_error *error)
 {
     struct sockaddr_un to     = { .sun_family = AF_UNIX };
     size_t             length = strlen(path);
+    near_status        status;
 
     if (length > NEAR__UNIX_PATH)
         return near__fail(error, NEAR_ERR_INVALID, "the socket's path has %zu bytes, at most %d are possible",
                           length, NEAR__UNIX_PATH);
     memcpy(to.sun_path, path, length);
-    return connect_to(t, (const struct sockaddr *)&to, sizeof(to), deadline, error);
+    status = connect_to(t, (const struct sockaddr *)&to, sizeof(to), deadline, error);
+    return status == NEAR_OK ? secure(t, "localhost", deadline, error) : status;
 }
 
 /* Numeric addresses are read without a resolver; only a real name is looked up. */
@@ -186,6 +233,8 @@ open_tcp(struct near__transport *t, const struct near__address *address, int64_t
         int64_t share = deadline == NEAR_NEVER || now >= deadline ? deadline : now + (deadline - now) / left;
 
         status = connect_to(t, a->ai_addr, a->ai_addrlen, share, error);
+        if (status == NEAR_OK)
+            status = secure(t, address->host, share, error);
         if (status == NEAR_OK || status == NEAR_ERR_CLOSED)
             break;
     }
@@ -197,7 +246,8 @@ near_status
 near__transport_open(struct near__transport *transport, const struct near__address *address, int64_t deadline,
                      near_error *error)
 {
-    transport->fd = -1;
+    transport->fd  = -1;
+    transport->tls = NULL;
     if (address->port == 0)
         return open_unix(transport, address->host, deadline, error);
     return open_tcp(transport, address, deadline, error);
@@ -205,6 +255,13 @@ near__transport_open(struct near__transport *transport, const struct near__addre
 
 void
 near__transport_close(struct near__transport *transport)
+{
+    near__tls_free(&transport->tls);
+    near__transport_abandon(transport);
+}
+
+void
+near__transport_abandon(struct near__transport *transport)
 {
     if (transport->fd >= 0)
         close(transport->fd);
@@ -224,14 +281,19 @@ near__transport_send(struct near__transport *transport, const struct iovec *piec
 {
     struct msghdr message = { .msg_iov = (struct iovec *)pieces, .msg_iovlen = n };
 
+    if (transport->tls != NULL)
+        return near__tls_send(transport->tls, pieces, n);
     return outcome(sendmsg(transport->fd, &message, MSG_NOSIGNAL));
 }
 
 ssize_t
 near__transport_receive(struct near__transport *transport, void *buffer, size_t size)
 {
-    ssize_t n = recv(transport->fd, buffer, size, 0);
+    ssize_t n;
 
+    if (transport->tls != NULL)
+        return near__tls_receive(transport->tls, buffer, size);
+    n = recv(transport->fd, buffer, size, 0);
     if (n == 0) {
         errno = ECONNRESET;
         return -1;
@@ -240,10 +302,46 @@ near__transport_receive(struct near__transport *transport, void *buffer, size_t 
 }
 
 bool
-near__transport_quiet(const struct near__transport *transport)
+near__transport_quiet(struct near__transport *transport)
 {
     char    byte;
-    ssize_t n = recv(transport->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    ssize_t n;
 
+    if (transport->tls != NULL)
+        return near__tls_quiet(transport->tls);
+    n = recv(transport->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
+}
+
+void
+near__transport_fault(const struct near__transport *transport, int code, char *out, size_t size)
+{
+    const char *why  = transport->tls != NULL ? near__tls_fault(transport->tls) : NULL;
+    const char *text = why != NULL ? why : strerrordesc_np(code);
+
+    snprintf(out, size, "%s", text != NULL ? text : "unknown error");
+}
+
+static bool
+is_loopback(const struct sockaddr_storage *peer)
+{
+    const struct sockaddr_in  *v4 = (const struct sockaddr_in *)peer;
+    const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)peer;
+
+    if (peer->ss_family == AF_INET)
+        return ntohl(v4->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+    if (peer->ss_family != AF_INET6)
+        return peer->ss_family == AF_UNIX;
+    return IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr) ||
+           (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr) && v6->sin6_addr.s6_addr[12] == IN_LOOPBACKNET);
+}
+
+bool
+near__transport_private(const struct near__transport *transport)
+{
+    struct sockaddr_storage peer = { 0 };
+    socklen_t               size = sizeof(peer);
+
+    return transport->tls != NULL ||
+           (getpeername(transport->fd, (struct sockaddr *)&peer, &size) == 0 && is_loopback(&peer));
 }

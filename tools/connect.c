@@ -104,6 +104,8 @@ connect_resolve(struct connect *connect)
 
     if (status == NEAR_OK)
         status = near__uri_parse(&connect->l2_uri, "l2.uri", connect->settings.l2_uri, &error);
+    if (status == NEAR_OK)
+        status = near__access_l2(&connect->access, &connect->settings, &connect->l2_uri, &error);
     if (status != NEAR_OK)
         complain(EXIT_USAGE, "%s", error.text);
     return status == NEAR_OK;
@@ -136,5 +138,6 @@ void
 connect_free(struct connect *connect)
 {
     near_config_free(connect->config);
+    near__access_free(&connect->access);
     explicit_bzero(connect, sizeof(*connect)); /* passwords */
 }

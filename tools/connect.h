@@ -4,13 +4,15 @@
 
 #include "command.h"
 
+#include "access.h"
 #include "base/uri.h"
 
 /* One run's configuration: the command line, before the environment, before the file. */
 struct connect {
-    near_config          *config;
-    struct near__settings settings; /* resolved */
-    struct near__uri      l2_uri;
+    near_config               *config;
+    struct near__settings      settings; /* resolved */
+    struct near__client_access access;
+    struct near__uri           l2_uri;
 };
 
 /* -1 to go on; else the exit status to leave with (help was shown, or something was wrong). */

@@ -37,6 +37,7 @@ examine_l2(struct connect *connect)
     struct near_l2_traits     traits;
     struct near_l2_env        env = {
                .uri             = &connect->l2_uri,
+               .access          = &connect->access.l2,
                .clock           = &near__clock_system,
                .connect_timeout = connect->settings.l2_connect_timeout,
                .pool_size       = 1,

@@ -15,12 +15,14 @@
 #include <sys/un.h>
 
 #define ACCEPTED                                                                                             \
-    "none:, memory:[NAME], redis://[user:pass@]host[:port][/db], redis+unix:///path[?db=n], "                \
-    "memcached://h1[:port[:weight]],h2... or memcached+unix:///path"
+    "none:, memory:[NAME], redis[s]://[user:pass@]host[:port][/db], redis+unix:///path[?db=n], "             \
+    "redis[s]-sentinel://h1,h2/master[/db], redis[s]-cluster://h1,h2, "                                      \
+    "memcached://h1[:port],h2 or memcached+unix:///path"
 #define SOCKET_PATH_MAX (sizeof(((struct sockaddr_un *)0)->sun_path) - 1)
 #define DATABASE_MAX    65535 /* Redis counts from 0 to its `databases` setting, 16 by default */
 #define WEIGHT_MAX      1000
 #define REDIS_PORT      6379
+#define SENTINEL_PORT   26379
 #define MEMCACHED_PORT  11211
 
 struct span {
@@ -302,21 +304,30 @@ span_from(struct span s, const char *at)
     return (struct span){ at, s.size - (size_t)(at - s.at) };
 }
 
-/* [user:pass@]host[:port][/db].  The last '@' divides, so that a password with a raw '@' or '/' is still no
+/* [user:pass@] in front of the addresses.  The last '@' divides, so that a password with a raw '@' or '/' is still no
  * host. */
+static near_status
+parse_login(struct parse *p, struct span *s)
+{
+    const char *at = s->size > 0 ? memrchr(s->at, '@', s->size) : NULL;
+    near_status st;
+
+    if (at == NULL)
+        return NEAR_OK;
+    st = parse_credentials(p, span_until(*s, at));
+    *s = span_from(*s, at + 1);
+    return st;
+}
+
+/* [user:pass@]host[:port][/db] */
 static near_status
 parse_redis(struct parse *p, struct span s)
 {
-    const char *at = s.size > 0 ? memrchr(s.at, '@', s.size) : NULL;
     struct span database;
-    near_status st;
+    near_status st = parse_login(p, &s);
 
-    if (at != NULL) {
-        st = parse_credentials(p, span_until(s, at));
-        if (st != NEAR_OK)
-            return st;
-        s = span_from(s, at + 1);
-    }
+    if (st != NEAR_OK)
+        return st;
     s  = cut(s, '/', &database);
     st = parse_address(p, s, REDIS_PORT, false);
     if (st != NEAR_OK)
@@ -388,25 +399,69 @@ named_before(const struct near__uri *uri)
     return false;
 }
 
-/* h1[:port[:weight]],h2... */
+/* One or more, divided by commas, none twice. */
 static near_status
-parse_memcached(struct parse *p, struct span s)
+parse_addresses(struct parse *p, struct span s, unsigned default_port, bool weighted)
 {
     near_status st;
 
-    if (s.size > 0 && memchr(s.at, '@', s.size) != NULL)
-        return refuse(p, NEAR_ERR_INVALID, "memcached takes no user or password ('@'); accepts %s", ACCEPTED);
     do {
         struct span one = cut(s, ',', &s);
         if (p->uri->address_count == NEAR__URI_ADDRESSES)
             return refuse(p, NEAR_ERR_INVALID, "more than %d servers", NEAR__URI_ADDRESSES);
-        st = parse_address(p, one, MEMCACHED_PORT, true);
+        st = parse_address(p, one, default_port, weighted);
         if (st != NEAR_OK)
             return st;
         if (named_before(p->uri))
-            return refuse(p, NEAR_ERR_INVALID, "the server \"%s\" is named twice", quote(one).text);
+            return refuse(p, NEAR_ERR_INVALID, "the server \"%s\" is named twice", quote_open(p, one).text);
     } while (s.at != NULL);
     return NEAR_OK;
+}
+
+/* [user:pass@]h1[:port],h2.../master[/db] */
+static near_status
+parse_sentinel(struct parse *p, struct span s)
+{
+    struct span master, database = { NULL, 0 };
+    near_status st = parse_login(p, &s);
+
+    if (st != NEAR_OK)
+        return st;
+    p->uri->layout = NEAR__LAYOUT_SENTINEL;
+    s              = cut(s, '/', &master);
+    master         = master.at != NULL ? cut(master, '/', &database) : master;
+    if (master.size >= sizeof(p->uri->name) || !all_words(master))
+        return refuse(p, NEAR_ERR_INVALID,
+                      "the master's name is not 1 to 63 of A-Z a-z 0-9 _ . -; accepts %s://h1,h2/master[/db]",
+                      p->uri->scheme);
+    copy(p->uri->name, master);
+    st = parse_addresses(p, s, SENTINEL_PORT, false);
+    return st == NEAR_OK ? parse_database(p, database) : st;
+}
+
+/* [user:pass@]h1[:port],h2...: a cluster has the database 0 only (rule C6) */
+static near_status
+parse_cluster(struct parse *p, struct span s)
+{
+    struct span database;
+    near_status st = parse_login(p, &s);
+
+    if (st != NEAR_OK)
+        return st;
+    p->uri->layout = NEAR__LAYOUT_CLUSTER;
+    s              = cut(s, '/', &database);
+    if (database.size > 0)
+        return refuse(p, NEAR_ERR_INVALID, "a cluster has no databases: nothing may follow the hosts");
+    return parse_addresses(p, s, REDIS_PORT, false);
+}
+
+/* h1[:port[:weight]],h2... */
+static near_status
+parse_memcached(struct parse *p, struct span s)
+{
+    if (s.size > 0 && memchr(s.at, '@', s.size) != NULL)
+        return refuse(p, NEAR_ERR_INVALID, "memcached takes no user or password ('@'); accepts %s", ACCEPTED);
+    return parse_addresses(p, s, MEMCACHED_PORT, true);
 }
 
 static near_status
@@ -438,32 +493,24 @@ parse_none(struct parse *p, struct span s)
     return NEAR_OK;
 }
 
-static near_status
-parse_later(struct parse *p, struct span s)
-{
-    (void)s;
-    return refuse(p, NEAR_ERR_UNSUPPORTED, "\"%s\" is not in this version; accepts %s", p->uri->scheme,
-                  ACCEPTED);
-}
-
 static const struct scheme {
     const char         *name;
     enum near__uri_kind kind;
     bool                slashes; /* "//" follows the colon */
+    bool                tls;
     near_status (*parse)(struct parse *p, struct span s);
 } schemes[] = {
-    { "none", NEAR__URI_NONE, false, parse_none },
-    { "memory", NEAR__URI_MEMORY, false, parse_memory },
-    { "redis", NEAR__URI_REDIS, true, parse_redis },
-    { "redis+unix", NEAR__URI_REDIS, true, parse_redis_unix },
-    { "memcached", NEAR__URI_MEMCACHED, true, parse_memcached },
-    { "memcached+unix", NEAR__URI_MEMCACHED, true, parse_memcached_unix },
-    /* known by name, so that the refusal is not "unknown" */
-    { "rediss", NEAR__URI_OTHER, false, parse_later },
-    { "redis-cluster", NEAR__URI_OTHER, false, parse_later },
-    { "rediss-cluster", NEAR__URI_OTHER, false, parse_later },
-    { "redis-sentinel", NEAR__URI_OTHER, false, parse_later },
-    { "rediss-sentinel", NEAR__URI_OTHER, false, parse_later },
+    { "none", NEAR__URI_NONE, false, false, parse_none },
+    { "memory", NEAR__URI_MEMORY, false, false, parse_memory },
+    { "redis", NEAR__URI_REDIS, true, false, parse_redis },
+    { "rediss", NEAR__URI_REDIS, true, true, parse_redis },
+    { "redis+unix", NEAR__URI_REDIS, true, false, parse_redis_unix },
+    { "redis-sentinel", NEAR__URI_REDIS, true, false, parse_sentinel },
+    { "rediss-sentinel", NEAR__URI_REDIS, true, true, parse_sentinel },
+    { "redis-cluster", NEAR__URI_REDIS, true, false, parse_cluster },
+    { "rediss-cluster", NEAR__URI_REDIS, true, true, parse_cluster },
+    { "memcached", NEAR__URI_MEMCACHED, true, false, parse_memcached },
+    { "memcached+unix", NEAR__URI_MEMCACHED, true, false, parse_memcached_unix },
 };
 
 static const struct scheme *
@@ -505,6 +552,7 @@ parse_text(struct parse *p, struct span text)
     if (scheme == NULL)
         return unknown_scheme(p, name);
     p->uri->kind = scheme->kind;
+    p->uri->tls  = scheme->tls;
     copy(p->uri->scheme, name);
     if (scheme->slashes && (rest.size < 2 || memcmp(rest.at, "//", 2) != 0))
         return refuse(p, NEAR_ERR_INVALID, "\"//\" must follow \"%s:\"; accepts %s", scheme->name, ACCEPTED);
@@ -533,12 +581,14 @@ near__address_display(const struct near__address *address, char *out, size_t siz
         snprintf(out, size, "%s:%u", address->host, address->port);
 }
 
-/* "memcached h1:11211,h2:11211"; cut where `size` ends. */
+/* "memcached h1:11211,h2:11211", "redis+tls sentinel mymaster h1:26379"; cut where `size` ends. */
 static void
 display_addresses(const struct near__uri *uri, const char *kind, char *out, size_t size)
 {
-    char   one[sizeof(uri->addresses[0].host) + 16];
-    size_t n = (size_t)snprintf(out, size, "%s", kind);
+    static const char *const layouts[] = { "", " sentinel ", " cluster" };
+    char                     one[sizeof(uri->addresses[0].host) + 16];
+    size_t n = (size_t)snprintf(out, size, "%s%s%s%s", kind, uri->tls ? "+tls" : "", layouts[uri->layout],
+                                uri->layout == NEAR__LAYOUT_SENTINEL ? uri->name : "");
 
     for (size_t i = 0; i < uri->address_count && n < size; i++) {
         near__address_display(&uri->addresses[i], one, sizeof(one));
@@ -574,6 +624,10 @@ bool
 near__uri_same_server(const struct near__uri *a, const struct near__uri *b)
 {
     if (a->kind != b->kind || a->address_count != b->address_count || a->database != b->database)
+        return false;
+    if (a->layout != b->layout || a->tls != b->tls)
+        return false;
+    if (a->layout == NEAR__LAYOUT_SENTINEL && strcmp(a->name, b->name) != 0)
         return false;
     if (a->address_count == 0)
         return a->kind == NEAR__URI_MEMORY && a->name[0] != '\0' && strcmp(a->name, b->name) == 0;

@@ -3,8 +3,12 @@
  *
  *   none:                                  memory:[NAME]
  *   redis://[user:pass@]host[:port][/db]   redis+unix://[user:pass@]/path[?db=n]
+ *   redis-sentinel://[user:pass@]h1[:port],h2.../master[/db]
+ *   redis-cluster://[user:pass@]h1[:port],h2...
+ *   rediss://, rediss-sentinel://, rediss-cluster://: the same over TLS
  *   memcached://h1[:port[:weight]],h2...   memcached+unix:///path
  *
+ * Of a redis-sentinel URI the hosts are sentinels, and user and password are the Redis server's.
  * IPv6 addresses stand in brackets.  User and password may hold %XX.  The text of a URI may hold a password:
  * messages show near__uri_display(), never the text.
  */
@@ -21,6 +25,13 @@ enum near__uri_kind {
     NEAR__URI_OTHER /* a scheme of somebody's own: only `scheme` is filled in */
 };
 
+/* What the addresses of a Redis URI are. */
+enum near__uri_layout {
+    NEAR__LAYOUT_SINGLE,   /* one server */
+    NEAR__LAYOUT_SENTINEL, /* sentinels, who know the server */
+    NEAR__LAYOUT_CLUSTER   /* some nodes of a cluster */
+};
+
 struct near__address {
     char     host[256]; /* name, address without brackets, or the socket's path */
     uint16_t port;      /* 0: unix socket */
@@ -29,9 +40,11 @@ struct near__address {
 
 #define NEAR__URI_ADDRESSES 64
 struct near__uri {
-    enum near__uri_kind kind;
+    enum near__uri_kind   kind;
+    enum near__uri_layout layout; /* Redis */
+    bool                  tls;    /* Redis: every connection, the sentinels' as well */
     char     scheme[24]; /* "redis", "memory", ...: picks the row in the tables of backends and buses */
-    char     name[64];   /* memory:NAME */
+    char     name[64];   /* memory:NAME; Sentinel: the master's */
     char     user[128];  /* empty: none */
     char     password[256];
     unsigned database;

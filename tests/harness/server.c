@@ -482,9 +482,8 @@ make_directory(struct test_server *server)
     return false;
 }
 
-/* A port nobody listens on at this moment; 0 when there is none. */
-static int
-free_port(void)
+int
+test_free_port(void)
 {
     struct sockaddr_in at   = { .sin_family = AF_INET };
     socklen_t          size = sizeof(at);
@@ -503,7 +502,7 @@ free_port(void)
 static void
 set_addresses(struct test_server *server, bool tcp)
 {
-    server->port = tcp ? free_port() : 0;
+    server->port = tcp ? test_free_port() : 0;
     if (is_redis(server) || !tcp)
         snprintf(server->socket, sizeof(server->socket), "%s/s", server->directory);
     if (tcp)

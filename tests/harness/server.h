@@ -53,6 +53,8 @@ bool test_redis_command(struct test_server *server, char *out, size_t size, int 
                         const char *const *argv);
 /* The same for memcached's text protocol: one line in, without its CRLF; lines out up to END, OK, or one line. */
 bool test_memcached_command(struct test_server *server, char *out, size_t size, const char *line);
+/* A loopback port nobody listens on at this moment; 0 when there is none. */
+int test_free_port(void);
 struct sockaddr_un;
 /* False when the path is too long for a socket's address. */
 bool test_unix_address(struct sockaddr_un *address, const char *path);

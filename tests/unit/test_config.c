@@ -125,7 +125,7 @@ a_password_is_in_no_message(void **state)
 
     (void)state;
     static const char *const bad[] = { "redis://user:hunter2@host:99999", "redis://user:hunter2@",
-                                       "redis://u:hunter2@h/x", "rediss://user:hunter2@host",
+                                       "redis://u:hunter2@h/x", "rediss://user:hunter2@host:x",
                                        "redis://user:hunter2@host:1/2/3" };
     for (size_t i = 0; i < NEAR_COUNT_OF(bad); i++) {
         assert_true(near_config_set(config, "l2.uri", bad[i], &error) < 0);
