@@ -167,6 +167,7 @@ struct near__gather {
 #define NEAR__SHARE_CELLS 256
 struct near__cell {
     _Alignas(64) _Atomic(uintptr_t) word; /* what leads, and a bit */
+    _Atomic uint32_t  epoch;              /* futex: moves when those who joined have been answered */
     struct near__lock lock;               /* leaf */
 };
 

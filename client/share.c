@@ -1,6 +1,12 @@
 /* See share.h. */
 #include "share.h"
 
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
 #include "tier.h"
 
 #define JOINED ((uintptr_t)1)
@@ -69,11 +75,11 @@ join(near_cache *cache, struct near__cell *cell, struct near__shared *shared, in
     leader = hold_locked(cell);
     joins  = leader != NULL && may_join(cache, leader, shared->ask, now);
     if (joins) {
-        near__cond_init(&shared->wake);
         shared->leader          = leader;
         shared->leader_deadline = leader->deadline;
         shared->next            = leader->joined;
-        leader->joined          = shared;
+        shared->epoch  = atomic_load_explicit(&cell->epoch, memory_order_relaxed); /* the lock orders it */
+        leader->joined = shared;
     }
     near__unlock(&cell->lock);
     return joins;
@@ -92,30 +98,35 @@ near__share_begin(near_cache *cache, struct near__shared *shared, const struct n
     shared->joined   = NULL;
     shared->leader   = NULL;
     shared->entry    = NULL;
-    shared->answered = false;
+    atomic_init(&shared->answered, false);
     /* release, pairs with the acquire in hold_locked() */
     shared->leading = atomic_compare_exchange_strong_explicit(&cell->word, &none, (uintptr_t)shared,
                                                               memory_order_release, memory_order_relaxed);
     return !shared->leading && join(cache, cell, shared, now);
 }
 
-static void
+/* Returns the next one: the record is gone with its thread as soon as it is answered. */
+static struct near__shared *
 answer_locked(struct near__shared *joined, const struct near__ask *ask)
 {
+    struct near__shared *next = joined->next;
+
     joined->status = ask->found == NEAR__UNREACHABLE ? ask->status : NEAR_OK;
     if (ask->found == NEAR__FOUND) {
         near__entry_ref(ask->entry);
         joined->entry = ask->entry;
     }
-    joined->answered = true;
-    pthread_cond_signal(&joined->wake);
+    /* release, pairs with the acquire in is_answered() */
+    atomic_store_explicit(&joined->answered, true, memory_order_release);
+    return next;
 }
 
 void
 near__share_end(near_cache *cache, struct near__shared *shared)
 {
-    struct near__cell *cell = cell_of(cache, shared->ask->hash);
-    uintptr_t          word = (uintptr_t)shared;
+    struct near__cell   *cell = cell_of(cache, shared->ask->hash);
+    uintptr_t            word = (uintptr_t)shared;
+    struct near__shared *one;
 
     /* relaxed: nobody has looked into the record, or the bit would be set; then the lock orders all */
     if (!shared->leading || atomic_compare_exchange_strong_explicit(
@@ -123,19 +134,55 @@ near__share_end(near_cache *cache, struct near__shared *shared)
         return;
     near__lock(&cell->lock);
     atomic_store_explicit(&cell->word, 0, memory_order_relaxed);
-    for (struct near__shared *one = shared->joined; one != NULL; one = one->next)
-        answer_locked(one, shared->ask);
+    for (one = shared->joined; one != NULL;)
+        one = answer_locked(one, shared->ask);
+    /* release, pairs with the acquire in sleep_until_answered(): who reads the new epoch sees that it is answered */
+    atomic_fetch_add_explicit(&cell->epoch, 1, memory_order_release);
     near__unlock(&cell->lock);
+    if (shared->joined != NULL)
+        syscall(SYS_futex, &cell->epoch, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static bool
+is_answered(const struct near__shared *shared)
+{
+    /* acquire, pairs with the release in answer_locked() */
+    return atomic_load_explicit(&shared->answered, memory_order_acquire);
+}
+
+/* False: the deadline has passed. */
+static bool
+sleep_until_answered(const near_cache *cache, struct near__cell *cell, const struct near__shared *shared)
+{
+    uint32_t epoch = shared->epoch;
+
+    while (!is_answered(shared)) {
+        int64_t         left = shared->deadline - near__client_now(cache->client);
+        struct timespec time = { left / NEAR__SEC, left % NEAR__SEC };
+
+        if (left <= 0)
+            return false;
+        syscall(SYS_futex, &cell->epoch, FUTEX_WAIT_PRIVATE, epoch, &time, NULL, 0);
+        /* acquire: see near__share_end().  If it has moved for others, ours moves it once more */
+        epoch = atomic_load_explicit(&cell->epoch, memory_order_acquire);
+    }
+    return true;
 }
 
 static void
-leave_locked(struct near__shared *shared)
+leave(struct near__cell *cell, struct near__shared *shared)
 {
-    struct near__shared **at = &shared->leader->joined;
+    struct near__shared **at;
 
-    while (*at != shared)
-        at = &(*at)->next;
-    *at = shared->next;
+    near__lock(&cell->lock);
+    if (!is_answered(shared)) {
+        for (at = &shared->leader->joined; *at != shared;)
+            at = &(*at)->next;
+        *at                     = shared->next;
+        shared->status          = NEAR_ERR_TIMEOUT;
+        shared->leader_deadline = NEAR_NEVER; /* it is our own that has passed */
+    }
+    near__unlock(&cell->lock);
 }
 
 bool
@@ -143,16 +190,9 @@ near__share_wait(near_cache *cache, struct near__shared *shared, struct near__as
 {
     struct near__cell *cell = cell_of(cache, ask->hash);
 
-    near__lock(&cell->lock);
-    while (!shared->answered && near__cond_wait(&shared->wake, &cell->lock, shared->deadline))
-        ;
-    if (!shared->answered) {
-        leave_locked(shared);
-        shared->status = NEAR_ERR_TIMEOUT;
-    }
-    near__unlock(&cell->lock);
-    pthread_cond_destroy(&shared->wake);
-    if (shared->answered && shared->status == NEAR_ERR_TIMEOUT && shared->leader_deadline < shared->deadline)
+    if (!sleep_until_answered(cache, cell, shared))
+        leave(cell, shared);
+    if (shared->status == NEAR_ERR_TIMEOUT && shared->leader_deadline < shared->deadline)
         return false;
     near__count(cache, NEAR__l2_reads_joined, 1);
     ask->entry  = shared->entry;

@@ -15,6 +15,9 @@
  * A cell's word is NULL, or the leader's record, with the low bit set once somebody has joined.  Coming and going alone are one
  * compare-and-swap each.  The cell's lock covers the list of those who wait; a record is looked into only under it and after the bit
  * was set, for then its leader cannot go without the lock.  Nothing is taken under it, nobody is called.
+ *
+ * Who waits sleeps on a futex of the cell's, its epoch, so that all of them are woken by one call and none of them needs the lock for
+ * going: each looks at its own record, which its leader leaves alone once it is answered.
  */
 #ifndef NEAR_CLIENT_SHARE_H
 #define NEAR_CLIENT_SHARE_H
@@ -29,13 +32,13 @@ struct near__shared {
     bool                    leading; /* in its cell */
     struct near__shared    *joined;  /* leading: who waits.  Cell's lock */
 
-    /* of one that has joined; cell's lock, as long as `answered` is not set */
+    /* of one that has joined; its leader's to write, under the cell's lock, until it is answered */
     struct near__shared *leader, *next;
     int64_t              leader_deadline;
     struct near__entry  *entry;
     near_status          status;
-    bool                 answered;
-    pthread_cond_t       wake;
+    uint32_t             epoch; /* of the cell, before it could be answered */
+    _Atomic bool         answered;
 };
 
 void near__share_init(near_cache *cache);

@@ -2,7 +2,7 @@
 # Sourced by bash, with the repository's root as the current directory.
 
 # libssl-dev: for TLS, which may be left out, and because libmemcached.pc requires libcrypto and libmemcached-dev does not depend on it.
-# liblz4-dev and libzstd-dev are optional
+# liblz4-dev and libzstd-dev are optional, for l2.compression
 packages_build="gcc libc6-dev make autoconf automake libtool pkg-config libhiredis-dev libmemcached-dev libssl-dev libxxhash-dev liblz4-dev libzstd-dev"
 packages_examples="libsqlite3-dev libzstd-dev"
 packages_tests="libcmocka-dev redis-server memcached"

@@ -134,22 +134,21 @@ read_now(near_cache *cache, const char *key)
 
 /* ---- how many are asked */
 
+/* Keys that the server was asked for and had, whatever commands they came in. */
 static unsigned
 gets_seen(struct world *w)
 {
     char        out[8192];
-    unsigned    sum = 0, calls;
     const char *at;
 
-    assert_true(
-        test_redis_command(w->redis, out, sizeof(out), 2, (const char *[]){ "INFO", "commandstats" }));
-    for (at = out; (at = strstr(at, "get:calls=")) != NULL; at++)
-        if (sscanf(at, "get:calls=%u", &calls) == 1)
-            sum += calls;
-    return sum;
+    assert_true(test_redis_command(w->redis, out, sizeof(out), 2, (const char *[]){ "INFO", "stats" }));
+    at = strstr(out, "keyspace_hits:");
+    assert_non_null(at);
+    return (unsigned)atoi(at + strlen("keyspace_hits:"));
 }
 
-/* The server stands still while they come: then it sees one request for all of them; each of its own for those who want its word. */
+/* The server stands still while they come: then there is one request for all of them, and one of his own for each who wants L2's word.
+ * (What the backend makes of identical ones that it has not sent yet is its business.) */
 static void
 test_a_cold_key_is_asked_once(void **state)
 {
@@ -159,12 +158,13 @@ test_a_cold_key_is_asked_once(void **state)
 
     NEEDS(w);
     for (unsigned alone = 0; alone < 2; alone++) {
-        unsigned before;
+        uint64_t before, exchanges;
 
         OPEN_OFF(w, &in, "l2.pool_size", "32", "l2.timeout", "20s");
         assert_int_equal(near_put(in.cache, near_key("k"), near_key("v"), NULL), NEAR_OK);
         assert_string_equal(read_now(in.cache, "k").text, "v");
-        before = gets_seen(w);
+        before    = gets_seen(w);
+        exchanges = stats_of(&in).l2_requests;
         test_server_pause(w->redis);
         for (size_t i = 0; i < READERS; i++) {
             readers[i] = (struct reader){ .flags = alone ? NEAR_SKIP_L1 : 0 };
@@ -177,10 +177,9 @@ test_a_cold_key_is_asked_once(void **state)
             assert_int_equal(readers[i].status, NEAR_OK);
             assert_string_equal(readers[i].text, "v");
         }
-        if (alone)
-            assert_in_range(gets_seen(w) - before, READERS, 2 * READERS); /* the control */
-        else
-            assert_in_range(gets_seen(w) - before, 1, 2);
+        assert_int_equal(stats_of(&in).l2_requests - exchanges, alone ? READERS : 1); /* alone: the control */
+        if (!alone)
+            assert_int_equal(gets_seen(w) - before, 1);
         assert_int_equal(stats_of(&in).l2_reads_joined, alone ? 0 : READERS - 1);
         close_instance(&in);
     }
@@ -362,6 +361,7 @@ test_G5_with_a_closed_gate_nobody_joins(void **state)
     NEEDS(w);
     OPEN(w, &in, "coherence.serve_window", "100ms", "coherence.heartbeat", "20ms");
     test_server_kill(w->redis);
+    sleep_ms(200); /* an answer from before may yet be heard, and is good for 100 */
     assert_true(test_wait_for(gate_is_closed, &in, 10000 * test_slack()));
     catch_reader(&early, in.cache, "k");
     assert_int_equal(read_now(in.cache, "k").status, NEAR_MISS); /* would hang if it joined */
@@ -490,7 +490,8 @@ test_G1_under_load(void **state)
     for (size_t i = 0; i < NEAR_COUNT_OF(threads); i++)
         pthread_join(threads[i], NULL);
     assert_int_equal(crowd.wrong, 0);
-    assert_true(stats_of(&in).l2_reads_joined > 0);
+    if (w->tier == TIER_REDIS) /* in memory: reads hardly ever meet */
+        assert_true(stats_of(&in).l2_reads_joined > 0);
     close_instance(&in);
 }
 
