@@ -219,19 +219,26 @@ everybody_is_well(void *ctx)
     return true;
 }
 
+bool
+test_cluster_is_in_step(struct test_cluster *c)
+{
+    char text[8192];
+
+    for (unsigned i = 0; i < c->nodes; i++) {
+        if (!ASK(c, i, text, "INFO", "replication"))
+            return false;
+        if (strstr(text, "role:slave") != NULL && strstr(text, "master_link_status:up") == NULL)
+            return false;
+        if (strstr(text, "role:master") != NULL && strstr(text, "connected_slaves:0") != NULL)
+            return c->nodes == c->masters;
+    }
+    return true;
+}
+
 static int
 replicas_are_in_step(void *ctx)
 {
-    struct test_cluster *c = ctx;
-    char                 text[8192];
-
-    for (unsigned i = c->masters; i < c->nodes; i++)
-        if (!ASK(c, i, text, "INFO", "replication") || strstr(text, "master_link_status:up") == NULL)
-            return false;
-    for (unsigned i = 0; i < c->masters; i++) /* and the primaries know their own */
-        if (!ASK(c, i, text, "INFO", "replication") || strstr(text, "connected_slaves:0") != NULL)
-            return c->nodes == c->masters;
-    return true;
+    return test_cluster_is_in_step(ctx);
 }
 
 static bool

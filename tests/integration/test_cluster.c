@@ -582,6 +582,39 @@ C6_only_what_bears_it_is_sent_again(void **state)
     assert_int_equal(turns(0) + turns(1), 1);
 }
 
+static enum test_script_verdict
+hang_up_always(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)node, (void)turn, (void)asking, (void)argc, (void)argv, (void)out, (void)size;
+    return TEST_SCRIPT_HANG_UP;
+}
+
+static enum test_script_verdict
+hang_up_then_refuse(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out,
+                    size_t size)
+{
+    (void)node, (void)asking, (void)argc, (void)argv;
+    return turn == 0 ? TEST_SCRIPT_HANG_UP : say_words("-OOM command not allowed", out, size);
+}
+
+/* Once a write may have been executed nothing that comes later makes it certain that it was not. */
+static void
+C6_a_write_in_doubt_stays_in_doubt(void **state)
+{
+    struct text text;
+
+    set_stage(hang_up_always, NULL);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_true(turns(0) + turns(1) <= 5); /* it was not sent over and over */
+    assert_int_equal(remove_key("a", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_ERROR);
+    clear_stage(state);
+    set_stage(hang_up_then_refuse, NULL);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer,
+                     NEAR_L2_ERROR); /* control: refused at once */
+}
+
 static atomic_bool promoted;
 
 static enum test_script_verdict
@@ -717,7 +750,7 @@ everybody_is_well(void *ctx)
     for (unsigned i = 0; i < cluster->nodes; i++)
         if (!test_cluster_is_well(cluster, i))
             return false;
-    return true;
+    return test_cluster_is_in_step(cluster);
 }
 
 static int
@@ -1168,6 +1201,7 @@ main(void)
         STAGE_TEST(C2_a_map_of_rubbish_leaves_the_seeds),
         STAGE_TEST(a_reply_of_the_wrong_kind_is_never_an_absence),
         STAGE_TEST(C6_only_what_bears_it_is_sent_again),
+        STAGE_TEST(C6_a_write_in_doubt_stays_in_doubt),
         STAGE_TEST(C6_a_failover_is_waited_for_and_found),
         STAGE_TEST(C6_no_node_at_all_is_soon_known),
         STAGE_TEST(C3_many_redirects_refresh_once),
