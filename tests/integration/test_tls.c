@@ -62,20 +62,6 @@ path_of(const char *name)
     return path;
 }
 
-static int
-free_port(void)
-{
-    struct sockaddr_in at   = { .sin_family = AF_INET };
-    socklen_t          size = sizeof(at);
-    int                fd   = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof(at)), 0);
-    assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &size), 0);
-    close(fd);
-    return ntohs(at.sin_port);
-}
-
 /* With the certificate `name`; `more` ends with NULL. */
 static struct tls_server
 start_tls(const char *name, const char *clients, const char *protocols)
@@ -86,7 +72,7 @@ start_tls(const char *name, const char *clients, const char *protocols)
     snprintf(crt, sizeof(crt), "%s/%s.crt", place, name);
     snprintf(key, sizeof(key), "%s/%s.key", place, name);
     for (int tries = 0; s.server == NULL && tries < 5; tries++) {
-        s.port = free_port();
+        s.port = test_free_port();
         snprintf(port, sizeof(port), "%d", s.port);
         s.server = test_redis_start(0, (const char *[]){ "--tls-port", port, "--tls-cert-file", crt,
                                                          "--tls-key-file", key, "--tls-ca-cert-file",
@@ -332,7 +318,7 @@ a_server_may_ask_for_the_clients_certificate(void **state)
     test_need_server(special.server);
     assert_int_equal(make_context(&options, NULL), NEAR_OK);
     assert_int_equal(dial("localhost", special.port, later(), &error), NEAR_ERR_UNAVAILABLE);
-    says(&error, "certificate required");
+    says(&error, "certificate"); /* "required", in the server's words, or else the hint */
     options.cert_file = path_of("client.crt");
     options.key_file  = path_of("client.key");
     assert_int_equal(make_context(&options, NULL), NEAR_OK);
