@@ -38,8 +38,6 @@ struct test_server *test_memcached_start(unsigned flags, const char *const *extr
 /* A Redis Sentinel, with a port.  `config`: the lines of its configuration file besides address and directory; `password`: what
  * `requirepass` there says, or NULL. */
 struct test_server *test_sentinel_start(const char *config, const char *password);
-/* A loopback port that nobody listened on a moment ago; 0: none. */
-int test_free_port(void);
 
 /* In a test or its set-up: end it (skip or fail) when there is no server.  Not in a group set-up: there keep NULL, return 0, and
  * let each test call this. */
@@ -59,6 +57,8 @@ bool test_redis_command(struct test_server *server, char *out, size_t size, int 
                         const char *const *argv);
 /* The same for memcached's text protocol: one line in, without its CRLF; lines out up to END, OK, or one line. */
 bool test_memcached_command(struct test_server *server, char *out, size_t size, const char *line);
+/* A loopback port nobody listens on at this moment; 0 when there is none. */
+int test_free_port(void);
 struct sockaddr_un;
 /* False when the path is too long for a socket's address. */
 bool test_unix_address(struct sockaddr_un *address, const char *path);
