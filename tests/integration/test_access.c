@@ -431,6 +431,47 @@ a_user_with_a_password_file_logs_in(void **state)
     assert_null(strstr(logged, "hunter2"));
 }
 
+/* A build without OpenSSL says so when the client opens, and never goes on without TLS. */
+static void
+T1_tls_is_there_or_refused(void **state)
+{
+    near_error error = { 0 };
+
+    (void)state;
+    config = near_config_new();
+    assert_int_equal(near_config_set(config, "l2.uri", "rediss://127.0.0.1:1", NULL), NEAR_OK);
+    assert_int_equal(near_config_set(config, "l2.connect_timeout", "10ms", NULL), NEAR_OK);
+#ifdef HAVE_OPENSSL
+    assert_int_equal(near_client_open(config, &client, &error), NEAR_OK);
+    assert_int_equal(near_client_close(client, NULL), NEAR_OK);
+#else
+    assert_int_equal(near_client_open(config, &client, &error), NEAR_ERR_UNSUPPORTED);
+    says(&error, "built without OpenSSL");
+#endif
+    near_config_free(config);
+}
+
+/* Whoever opens a backend without what its URI wants gets nothing less. */
+static void
+T1_never_less_than_the_uri_asks_for(void **state)
+{
+    struct near__uri          uri;
+    struct near__redis_server to = {
+        .uri = &uri, .clock = &near__clock_system, .client_name = "test", .max_reply = 1 << 20
+    };
+    near_error error = { 0 };
+
+    (void)state;
+    assert_int_equal(near__uri_parse(&uri, "o", "rediss://127.0.0.1:1", NULL), NEAR_OK);
+    assert_int_equal(near__redis_dial(&conn, &to, near__now(&near__clock_system) + 1000 * NEAR_MS, &error),
+                     NEAR_ERR_UNSUPPORTED);
+    says(&error, "TLS is wanted and not set up");
+    assert_int_equal(near__uri_parse(&uri, "o", "redis-sentinel://127.0.0.1:1/m", NULL), NEAR_OK);
+    assert_int_equal(near__redis_dial(&conn, &to, near__now(&near__clock_system) + 1000 * NEAR_MS, &error),
+                     NEAR_ERR_UNSUPPORTED);
+    says(&error, "sentinels are to be asked and not set up");
+}
+
 /* ------------------------------------------------------------------------------------------------- the frame */
 
 static int
@@ -471,6 +512,8 @@ main(void)
         cmocka_unit_test_teardown(a_password_does_not_go_to_another_host_in_the_clear, clean_up),
         cmocka_unit_test_teardown(the_peers_address_decides_not_its_name, clean_up),
         cmocka_unit_test_teardown(a_user_with_a_password_file_logs_in, clean_up),
+        cmocka_unit_test_teardown(T1_tls_is_there_or_refused, clean_up),
+        cmocka_unit_test_teardown(T1_never_less_than_the_uri_asks_for, clean_up),
     };
 
     return TEST_MAIN(tests, start_all, stop_all);

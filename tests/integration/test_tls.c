@@ -939,6 +939,38 @@ two_clients_over_tls_are_coherent(void **state)
     }
 }
 
+/* T5: sentinels speak TLS too, and the master that they name is checked by its address. */
+static void
+a_sentinel_and_its_master_over_tls(void **state)
+{
+    struct test_server *sentinel;
+    near_client        *client;
+    near_cache         *cache;
+    near_error          error = { 0 };
+    char                text[128], config[1024];
+    int                 port;
+
+    (void)state;
+    test_need_server(good.server);
+    port = test_free_port();
+    snprintf(config, sizeof(config),
+             "tls-port %d\ntls-replication yes\ntls-auth-clients no\ntls-cert-file %s\ntls-key-file %s\n"
+             "tls-ca-cert-file %s\nsentinel monitor mymaster 127.0.0.1 %d 1\n",
+             port, path_of("server.crt"), path_of("server.key"), path_of("ca.crt"), good.port);
+    sentinel = test_sentinel_start(config, NULL);
+    test_need_server(sentinel);
+    snprintf(text, sizeof(text), "rediss-sentinel://localhost:%d/mymaster", port);
+    client = open_client(text, "tls.ca_file", path_of("ca.crt"), &error);
+    if (client == NULL)
+        fail_msg("%s", error.text);
+    assert_int_equal(near_cache_open(client, "t", NULL, &cache, &error), NEAR_OK);
+    assert_int_equal(near_put(cache, near_key("k"), near_key("v"), NULL), NEAR_OK);
+    assert_int_equal(near_fence(client, -1), NEAR_OK);
+    near_cache_close(cache);
+    assert_int_equal(near_client_close(client, NULL), NEAR_OK);
+    test_server_stop(&sentinel);
+}
+
 static void
 a_client_refuses_what_it_cannot_use_when_it_opens(void **state)
 {
@@ -1064,6 +1096,7 @@ main(void)
         TLS_TEST(P5_an_idle_connection_is_usable_until_the_server_closes_it),
         TLS_TEST(P3_a_forked_child_says_nothing_on_the_parents_connection),
         TLS_TEST(two_clients_over_tls_are_coherent),
+        TLS_TEST(a_sentinel_and_its_master_over_tls),
         TLS_TEST(a_client_refuses_what_it_cannot_use_when_it_opens),
     };
 
