@@ -61,7 +61,7 @@ struct near__bus_ops {
 };
 
 extern const struct near__bus_ops near__bus_memory, near__bus_redis, near__bus_rediss, near__bus_redis_unix,
-    near__bus_redis_sentinel, near__bus_rediss_sentinel;
+    near__bus_redis_sentinel, near__bus_rediss_sentinel, near__bus_redis_cluster, near__bus_rediss_cluster;
 
 const struct near__bus_ops *near__bus_named(const char *scheme);
 

@@ -4,12 +4,9 @@
 #include <string.h>
 
 static const struct near__bus_ops *const rows[] = {
-    &near__bus_memory,
-    &near__bus_redis,
-    &near__bus_rediss,
-    &near__bus_redis_unix,
-    &near__bus_redis_sentinel,
-    &near__bus_rediss_sentinel,
+    &near__bus_memory,        &near__bus_redis,          &near__bus_rediss,
+    &near__bus_redis_unix,    &near__bus_redis_sentinel, &near__bus_rediss_sentinel,
+    &near__bus_redis_cluster, &near__bus_rediss_cluster,
 };
 
 const struct near__bus_ops *

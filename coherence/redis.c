@@ -1,5 +1,5 @@
 /*
- * The Redis buses: one channel of Redis pub/sub, at one server, however it is found and reached (near__redis_dial()).
+ * The Redis buses: one channel of Redis pub/sub, at one server, however it is found and reached (near__redis_dial_home()).
  *
  * Listening: one thread ("near-bus") owns one connection, which does nothing but SUBSCRIBE and PING.  The server answers a connection in
  * the order of events, so the pong to a PING sent at t comes after every message whose PUBLISH was acknowledged before t: that is
@@ -24,6 +24,7 @@
 #include "coherence/message.h"
 #include "l2/pool.h"
 #include "l2/redis_conn.h"
+#include "l2/redis_home.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -344,7 +345,7 @@ session(struct redis_bus *b, near_error *error)
 {
     int64_t deadline = near__time_after(near__now(b->env.clock), b->env.connect_timeout);
 
-    if (near__redis_dial(&b->conn, &b->server, deadline, error) != NEAR_OK)
+    if (near__redis_dial_home(&b->conn, &b->server, b->env.channel, deadline, error) != NEAR_OK)
         return;
     if (subscribe(b, deadline, error) == NEAR_OK) {
         b->env.listener.subscribed(b->env.listener.ctx);
@@ -423,7 +424,7 @@ publisher_dial(void *ctx, void **conn, int64_t deadline, near_error *error)
 {
     struct redis_bus        *b    = ctx;
     struct near__redis_conn *made = NULL;
-    near_status              st   = near__redis_dial(&made, &b->server, deadline, error);
+    near_status              st   = near__redis_dial_home(&made, &b->server, b->env.channel, deadline, error);
 
     *conn = made;
     return st;
@@ -669,3 +670,5 @@ const struct near__bus_ops near__bus_rediss          = ROW("rediss");
 const struct near__bus_ops near__bus_redis_unix      = ROW("redis+unix");
 const struct near__bus_ops near__bus_redis_sentinel  = ROW("redis-sentinel");
 const struct near__bus_ops near__bus_rediss_sentinel = ROW("rediss-sentinel");
+const struct near__bus_ops near__bus_redis_cluster   = ROW("redis-cluster");
+const struct near__bus_ops near__bus_rediss_cluster  = ROW("rediss-cluster");

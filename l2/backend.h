@@ -125,7 +125,8 @@ struct near_l2_ops {
 };
 
 extern const struct near_l2_ops near__l2_memory, near__l2_redis, near__l2_rediss, near__l2_redis_unix,
-    near__l2_redis_sentinel, near__l2_rediss_sentinel, near__l2_memcached, near__l2_memcached_unix;
+    near__l2_redis_sentinel, near__l2_rediss_sentinel, near__l2_redis_cluster, near__l2_rediss_cluster,
+    near__l2_memcached, near__l2_memcached_unix;
 
 /* The row whose scheme this is, or NULL. */
 const struct near_l2_ops *near__l2_backend_named(const char *scheme);

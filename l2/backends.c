@@ -4,8 +4,9 @@
 #include <string.h>
 
 static const struct near_l2_ops *const rows[] = {
-    &near__l2_memory,         &near__l2_redis,           &near__l2_rediss,    &near__l2_redis_unix,
-    &near__l2_redis_sentinel, &near__l2_rediss_sentinel, &near__l2_memcached, &near__l2_memcached_unix,
+    &near__l2_memory,         &near__l2_redis,           &near__l2_rediss,        &near__l2_redis_unix,
+    &near__l2_redis_sentinel, &near__l2_rediss_sentinel, &near__l2_redis_cluster, &near__l2_rediss_cluster,
+    &near__l2_memcached,      &near__l2_memcached_unix,
 };
 
 const struct near_l2_ops *

@@ -532,6 +532,12 @@ near__redis_conn_usable(struct near__redis_conn *conn)
            !near__redis_conn_outdated(conn) && near__transport_quiet(&conn->transport);
 }
 
+struct near__transport *
+near__redis_conn_transport(struct near__redis_conn *conn)
+{
+    return &conn->transport;
+}
+
 /* --------------------------------------------------------------------------------------------- streams */
 
 uint64_t
@@ -545,6 +551,12 @@ near__redis_conn_stamp(struct near__redis_conn *conn, uint8_t *at)
 {
     near__le64_put(at, conn->stream);
     near__le64_put(at + 8, ++conn->numbered);
+}
+
+bool
+near__redis_conn_is_last(const struct near__redis_conn *conn, uint64_t number)
+{
+    return conn->numbered == number;
 }
 
 void

@@ -50,10 +50,15 @@ void near__redis_conn_abandon(struct near__redis_conn *conn);
 /* Idle and sound: nothing to read, not closed by the peer, not broken (rule P5). */
 bool near__redis_conn_usable(struct near__redis_conn *conn);
 
+/* For who sends and receives by himself: nothing of this file's may be in flight. */
+struct near__transport *near__redis_conn_transport(struct near__redis_conn *conn);
+
 /* This connection's life as a stream of announcements: a random number, never 0, and how many were numbered so far. */
 uint64_t near__redis_conn_stream(const struct near__redis_conn *conn);
 /* Stamp 16 bytes at `at` with the stream and its next number. */
 void near__redis_conn_stamp(struct near__redis_conn *conn, uint8_t *at);
+/* Is this the number given out last? */
+bool near__redis_conn_is_last(const struct near__redis_conn *conn, uint64_t number);
 /* The message stamped last was certainly not published: its number is given out again, so that receivers see no gap. */
 void near__redis_conn_unstamp(struct near__redis_conn *conn);
 

@@ -1,0 +1,48 @@
+/*
+ * A real Redis Cluster for tests: redis-server processes of harness/server.h, formed by commands of our own.
+ *
+ * Nodes 0 .. masters-1 begin as primaries with an equal share of the slots; node masters*r + i is a replica of node i.  The first
+ * two seconds of its life go by in gossip.  Started, asked and stopped from the main thread; test_cluster_move() and the questions
+ * may be used from one other thread at a time, as they keep to connections of their own.
+ */
+#ifndef TESTS_HARNESS_CLUSTER_H
+#define TESTS_HARNESS_CLUSTER_H
+
+#include "harness/server.h"
+
+#define TEST_CLUSTER_NODES 9
+
+struct near__redis_conn;
+
+struct test_cluster {
+    unsigned                 masters, nodes;
+    struct test_server      *server[TEST_CLUSTER_NODES];
+    char                     id[TEST_CLUSTER_NODES][48];
+    char                     uri[512];     /* redis-cluster://, all nodes */
+    unsigned char            owner[16384]; /* which node serves a slot, as far as we have arranged it */
+    struct near__redis_conn *conn[TEST_CLUSTER_NODES];
+};
+
+/* `extra` as in test_redis_start().  `timeout_ms`: cluster-node-timeout; a dead primary is replaced within about twice that.  NULL, and why
+ * is printed, when it did not come about. */
+struct test_cluster *test_cluster_start(unsigned masters, unsigned replicas, unsigned timeout_ms,
+                                        const char *const *extra);
+void                 test_cluster_stop(struct test_cluster **cluster); /* NULL inside is fine */
+
+/* Text of the reply; false: refused or not answered. */
+bool test_cluster_ask(struct test_cluster *cluster, unsigned node, char *out, size_t size, int argc,
+                      const char *const *argv);
+/* Whether `node` answers, says the cluster is well, and knows `nodes` nodes. */
+bool test_cluster_is_well(struct test_cluster *cluster, unsigned node);
+bool test_cluster_is_master(struct test_cluster *cluster, unsigned node);
+/* The slot of a key in the words of a server; -1: no answer. */
+int test_cluster_slot(struct test_cluster *cluster, const char *key);
+
+/* Move slots [first, last] with their keys, live, from whoever serves them to `to`.  False, with a word printed, when a step failed. */
+bool test_cluster_move(struct test_cluster *cluster, unsigned first, unsigned last, unsigned to);
+/* The first half of a move only: the slot is migrating at its owner and importing at `to`, no key has moved. */
+bool test_cluster_begin_move(struct test_cluster *cluster, unsigned slot, unsigned to);
+/* Move one key of a slot that is being moved. */
+bool test_cluster_move_key(struct test_cluster *cluster, const char *key, unsigned to);
+
+#endif

@@ -1,0 +1,1067 @@
+/*
+ * The Redis Cluster backend, against servers that say what a script wants and against a real cluster of three primaries and three
+ * replicas: redirects, resharding of all slots under load, primaries killed under load.  The list of what every backend must do runs in
+ * tests/integration/test_l2_contract.
+ *
+ * In `make check` each row is short.  Under `make check-long` and `make soak` (NEAR_TEST_LEVEL) the rows with load go on for their share of
+ * NEAR_TEST_SECONDS and say how far they came.
+ */
+#include "harness/test.h"
+
+#include "base/le.h"
+#include "harness/cluster.h"
+#include "harness/script.h"
+#include "l2/backend.h"
+#include "l2/redis_slots.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MAX_STORED   ((size_t)1 << 20)
+#define NODE_TIMEOUT 500 /* ms: a dead primary is replaced after one to two seconds */
+
+static bool
+is_long(void)
+{
+    const char *level = getenv("NEAR_TEST_LEVEL");
+
+    return level != NULL && *level != '\0' && strcmp(level, "check") != 0;
+}
+
+/* ---------------------------------------------------------------------------------------------- a backend */
+
+struct backend {
+    struct near__uri          uri;
+    struct near_l2_env        env;
+    struct near_l2_traits     traits;
+    const struct near_l2_ops *ops;
+    void                     *self;
+};
+
+static struct backend backend; /* of the test that runs */
+
+static void
+open_backend(const char *uri)
+{
+    near_error error = { .text = "" };
+
+    memset(&backend, 0, sizeof(backend));
+    assert_int_equal(near__uri_parse(&backend.uri, "l2.uri", uri, &error), NEAR_OK);
+    backend.ops = near__l2_backend_named(backend.uri.scheme);
+    assert_non_null(backend.ops);
+    backend.env = (struct near_l2_env){ .uri             = &backend.uri,
+                                        .clock           = &near__clock_system,
+                                        .connect_timeout = 1000 * NEAR_MS,
+                                        .pool_size       = 4,
+                                        .max_stored      = MAX_STORED,
+                                        .client_name     = "test" };
+    if (backend.ops->open(&backend.self, &backend.env, &backend.traits, &error) != NEAR_OK)
+        fail_msg("%s", error.text);
+}
+
+static void
+close_backend(void)
+{
+    if (backend.self == NULL)
+        return;
+    backend.ops->close(backend.self);
+    backend.ops->stop(backend.self);
+    backend.ops->fini(backend.self);
+    backend.self = NULL;
+}
+
+static int64_t
+in_ms(int64_t ms)
+{
+    return near__now(&near__clock_system) + ms * NEAR_MS;
+}
+
+struct text {
+    char   at[128];
+    size_t size;
+};
+
+/* `user` of an item is a struct text, or NULL. */
+static void
+keep_text(void *ctx, struct near_l2_item *item, near_bytes stored)
+{
+    struct text *text = item->user;
+
+    (void)ctx;
+    if (text == NULL)
+        return;
+    text->size = stored.size < sizeof(text->at) - 1 ? stored.size : sizeof(text->at) - 1;
+    memcpy(text->at, stored.data, text->size);
+    text->at[text->size] = '\0';
+}
+
+static struct near_l2_item
+get_key(const char *key, struct text *text, int64_t ms)
+{
+    struct near_l2_item item = { .key = near_key(key), .user = text };
+
+    text->at[0] = '\0';
+    text->size  = 0;
+    backend.ops->get_many(backend.self, &item, 1, keep_text, NULL, in_ms(ms));
+    return item;
+}
+
+static struct near_l2_item
+set_key(enum near_l2_mode mode, const char *key, const char *value, int64_t ms)
+{
+    struct near_l2_item item = { .key = near_key(key), .value = near_key(value), .expected = 1 };
+
+    backend.ops->set_many(backend.self, mode, &item, 1, NULL, in_ms(ms));
+    return item;
+}
+
+static struct near_l2_item
+remove_key(const char *key, int64_t ms)
+{
+    struct near_l2_item item = { .key = near_key(key) };
+
+    backend.ops->remove_many(backend.self, NEAR_L2_ALWAYS, &item, 1, NULL, in_ms(ms));
+    return item;
+}
+
+/* -------------------------------------------------------------------------------------- servers of a script
+ *
+ * Two nodes.  The map, which both hand out unless told otherwise, gives all slots to node 0.  What a node says to a command on keys is the
+ * test's. */
+
+struct stage {
+    struct test_script node[2];
+    int                number[2]; /* of each node: a script's ctx points to its own */
+    int                port[2];
+    /* what a node says to a command on a key; `turn` counts those of this node from 0 on */
+    enum test_script_verdict (*act)(int node, int turn, bool asking, size_t argc, const near_bytes *argv,
+                                    char *out, size_t size);
+    const char *slots; /* what is said to CLUSTER SLOTS; NULL: the map */
+    atomic_int  turns[2], maps, askings;
+    bool        asked[2][4096]; /* by connection: ASKING was the last command.  The nodes' threads' own */
+};
+
+static struct stage stage;
+
+static void
+say_map(char *out, size_t size, int owner)
+{
+    snprintf(out, size, "*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$9\r\n127.0.0.1\r\n:%d\r\n$2\r\nid\r\n",
+             stage.port[owner]);
+}
+
+static enum test_script_verdict
+play(struct test_script *script, unsigned conn, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    int  node   = *(int *)script->ctx;
+    bool asking = stage.asked[node][conn % 4096];
+
+    stage.asked[node][conn % 4096] = false;
+    if (test_script_is(argv, argc, 0, "CLUSTER")) {
+        atomic_fetch_add(&stage.maps, 1);
+        if (stage.slots != NULL)
+            snprintf(out, size, "%s", stage.slots);
+        else
+            say_map(out, size, 0);
+        return TEST_SCRIPT_SAY;
+    }
+    if (test_script_is(argv, argc, 0, "ASKING")) {
+        atomic_fetch_add(&stage.askings, 1);
+        stage.asked[node][conn % 4096] = true;
+        snprintf(out, size, "+OK\r\n");
+        return TEST_SCRIPT_SAY;
+    }
+    return stage.act(node, atomic_fetch_add(&stage.turns[node], 1), asking, argc, argv, out, size);
+}
+
+static void
+set_stage(enum test_script_verdict (*act)(int node, int turn, bool asking, size_t argc,
+                                          const near_bytes *argv, char *out, size_t size),
+          const char *slots)
+{
+    char uri[96];
+
+    memset(&stage, 0, sizeof(stage));
+    stage.act   = act;
+    stage.slots = slots;
+    for (int i = 0; i < 2; i++) {
+        stage.number[i] = i;
+        assert_true(test_script_start(&stage.node[i], play, &stage.number[i]));
+        stage.port[i] = stage.node[i].port;
+    }
+    snprintf(uri, sizeof(uri), "redis-cluster://127.0.0.1:%d,127.0.0.1:%d", stage.node[0].port,
+             stage.node[1].port);
+    open_backend(uri);
+}
+
+static int
+clear_stage(void **state)
+{
+    (void)state;
+    close_backend();
+    for (int i = 0; i < 2; i++)
+        test_script_stop(&stage.node[i]);
+    return 0;
+}
+
+static int
+turns(int node)
+{
+    return atomic_load(&stage.turns[node]);
+}
+
+static enum test_script_verdict
+say_value(int node, char *out, size_t size)
+{
+    snprintf(out, size, "$5\r\nnode%d\r\n", node);
+    return TEST_SCRIPT_SAY;
+}
+
+static enum test_script_verdict
+say_moved(const char *kind, size_t argc, const near_bytes *argv, int to, char *out, size_t size)
+{
+    size_t key = test_script_is(argv, argc, 0, "EVALSHA") || test_script_is(argv, argc, 0, "EVAL") ? 3 : 1;
+
+    snprintf(out, size, "-%s %u 127.0.0.1:%d\r\n", kind, near__slot_of(argv[key]), stage.port[to]);
+    return TEST_SCRIPT_SAY;
+}
+
+static enum test_script_verdict
+say_words(const char *words, char *out, size_t size)
+{
+    snprintf(out, size, "%s\r\n", words);
+    return TEST_SCRIPT_SAY;
+}
+
+/* ---- MOVED */
+
+static enum test_script_verdict
+all_moved_to_1(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)turn, (void)asking;
+    return node == 0 ? say_moved("MOVED", argc, argv, 1, out, size) : say_value(node, out, size);
+}
+
+static void
+C3_moved_mends_its_slot_at_once(void **state)
+{
+    struct text text;
+
+    (void)state;
+    set_stage(all_moved_to_1, NULL); /* the map stays wrong: only the slot is right */
+    assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_DONE);
+    assert_string_equal(text.at, "node1");
+    assert_int_equal(turns(0), 1);
+    assert_int_equal(turns(1), 1);
+    assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_DONE);
+    assert_int_equal(turns(0), 1); /* node 0 was not asked again */
+    assert_int_equal(turns(1), 2);
+    assert_int_equal(get_key("b", &text, 1000).answer, NEAR_L2_DONE);
+    assert_int_equal(turns(0), 2); /* another slot */
+}
+
+static enum test_script_verdict
+back_and_forth(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)turn, (void)asking;
+    return say_moved("MOVED", argc, argv, 1 - node, out, size);
+}
+
+static void
+C3_endless_redirects_end(void **state)
+{
+    struct near_l2_item item;
+    struct text         text;
+    int64_t             begun = test_now_ms();
+
+    (void)state;
+    set_stage(back_and_forth, NULL);
+    item = get_key("a", &text, 5000);
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_int_equal(item.status, NEAR_ERR_UNAVAILABLE);
+    assert_true(turns(0) + turns(1) <= 6); /* itself and five redirects */
+    assert_true(test_now_ms() - begun < 2000 * test_slack());
+}
+
+static enum test_script_verdict
+moved_to_itself(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)asking;
+    if (node == 0 && turn < 5)
+        return say_moved("MOVED", argc, argv, 0, out, size);
+    return say_value(node, out, size);
+}
+
+static void
+R1_moved_to_itself_is_paced_and_ends_well(void **state)
+{
+    struct text text;
+    int64_t     begun = test_now_ms();
+
+    (void)state;
+    set_stage(moved_to_itself, NULL);
+    assert_int_equal(get_key("a", &text, 5000).answer, NEAR_L2_DONE);
+    assert_int_equal(turns(0), 6);
+    assert_true(test_now_ms() - begun >= 5); /* there were pauses */
+}
+
+static enum test_script_verdict
+forever_moved_to_itself(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out,
+                        size_t size)
+{
+    (void)turn, (void)asking;
+    return say_moved("MOVED", argc, argv, node, out, size);
+}
+
+static void
+R1_moved_to_itself_for_ever_ends_with_the_deadline(void **state)
+{
+    struct near_l2_item item;
+    struct text         text;
+    int64_t             begun = test_now_ms();
+
+    (void)state;
+    set_stage(forever_moved_to_itself, NULL);
+    item = get_key("a", &text, 300);
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_true(test_now_ms() - begun < 300 + 200 * test_slack());
+    assert_true(turns(0) < 60);
+}
+
+static enum test_script_verdict
+moved_to_nowhere(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)node, (void)turn, (void)asking, (void)argc, (void)argv;
+    return say_words("-MOVED 99999 ?:0", out, size);
+}
+
+static void
+C2_a_redirect_to_nowhere_is_a_refusal(void **state)
+{
+    struct text text;
+
+    (void)state;
+    set_stage(moved_to_nowhere, NULL);
+    assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_ERROR);
+    assert_int_equal(turns(0), 1);
+}
+
+/* ---- ASK */
+
+static enum test_script_verdict
+ask_1(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)turn;
+    if (node == 0)
+        return say_moved("ASK", argc, argv, 1, out, size);
+    return asking ? say_value(node, out, size) : say_moved("MOVED", argc, argv, 0, out, size);
+}
+
+static void
+C3_ask_goes_there_once_and_the_map_stays(void **state)
+{
+    struct text text;
+
+    (void)state;
+    set_stage(ask_1, NULL);
+    for (int i = 1; i <= 3; i++) {
+        assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_DONE);
+        assert_string_equal(text.at, "node1");
+        assert_int_equal(turns(0), i); /* asked first each time */
+        assert_int_equal(turns(1), i);
+        assert_int_equal(atomic_load(&stage.askings), i);
+    }
+}
+
+static void
+C3_a_batch_under_ask_asks_before_each(void **state)
+{
+    enum { N = 50 };
+    struct near_l2_item items[N];
+    struct text         texts[N];
+    char                keys[N][16];
+
+    (void)state;
+    set_stage(ask_1, NULL);
+    for (int i = 0; i < N; i++) {
+        snprintf(keys[i], sizeof(keys[i]), "k%d", i);
+        items[i] = (struct near_l2_item){ .key = near_key(keys[i]), .user = &texts[i] };
+    }
+    backend.ops->get_many(backend.self, items, N, keep_text, NULL, in_ms(2000));
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(items[i].answer, NEAR_L2_DONE);
+        assert_string_equal(texts[i].at, "node1");
+    }
+    assert_int_equal(atomic_load(&stage.askings), N);
+    assert_int_equal(turns(1), N);
+}
+
+/* ---- refusals that pass */
+
+static const char *passing_words;
+
+static enum test_script_verdict
+refuse_three_times(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out,
+                   size_t size)
+{
+    (void)asking;
+    if (turn < 3)
+        return say_words(passing_words, out, size);
+    if (test_script_is(argv, argc, 0, "SET"))
+        return say_words("+OK", out, size);
+    return say_value(node, out, size);
+}
+
+static void
+C4_refusals_that_pass_are_waited_out(void **state)
+{
+    static const char *const words[] = { "-TRYAGAIN Multiple keys request during rehashing of slot",
+                                         "-CLUSTERDOWN The cluster is down",
+                                         "-CLUSTERDOWN Hash slot not served",
+                                         "-LOADING Redis is loading the dataset in memory",
+                                         "-MASTERDOWN Link with MASTER is down",
+                                         "-READONLY You can't write against a read only replica." };
+    struct text              text;
+
+    for (size_t i = 0; i < NEAR_COUNT_OF(words); i++) {
+        passing_words = words[i];
+        set_stage(refuse_three_times, NULL);
+        assert_int_equal(get_key("a", &text, 5000).answer, NEAR_L2_DONE);
+        assert_int_equal(turns(0), 4);
+        clear_stage(state);
+        set_stage(refuse_three_times, NULL); /* refused is not done: a conditional write may come again */
+        assert_int_equal(set_key(NEAR_L2_IF_ABSENT, "a", "v", 5000).answer, NEAR_L2_DONE);
+        clear_stage(state);
+    }
+}
+
+static void
+C4_a_cluster_that_stays_down_costs_the_deadline(void **state)
+{
+    struct near_l2_item item;
+    struct text         text;
+    int64_t             begun = test_now_ms();
+
+    (void)state;
+    (void)begun;
+    passing_words = "-CLUSTERDOWN The cluster is down";
+    set_stage(refuse_three_times, NULL);
+    atomic_store(&stage.turns[0], -1000000);
+    item = get_key("a", &text, 250);
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_int_equal(item.status, NEAR_ERR_UNAVAILABLE);
+    assert_true(test_now_ms() - begun < 250 + 200 * test_slack());
+    assert_true(turns(0) + 1000000 < 60); /* paced */
+}
+
+static enum test_script_verdict
+refuse_for_good(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)node, (void)turn, (void)asking, (void)argc, (void)argv;
+    return say_words("-OOM command not allowed when used memory > 'maxmemory'.", out, size);
+}
+
+static void
+R1_other_refusals_are_answers(void **state)
+{
+    struct near_l2_item item;
+
+    (void)state;
+    set_stage(refuse_for_good, NULL);
+    item = set_key(NEAR_L2_ALWAYS, "a", "v", 2000);
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_int_equal(item.status, NEAR_ERR_DENIED);
+    assert_int_equal(turns(0), 1);
+}
+
+static enum test_script_verdict
+no_script_once(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)node, (void)turn, (void)asking;
+    return say_words(test_script_is(argv, argc, 0, "EVALSHA") ? "-NOSCRIPT No matching script." : ":1", out,
+                     size);
+}
+
+static void
+R5_a_missing_script_is_sent(void **state)
+{
+    (void)state;
+    set_stage(no_script_once, NULL);
+    assert_int_equal(set_key(NEAR_L2_IF_STAMP, "a", "v", 2000).answer, NEAR_L2_DONE);
+    assert_int_equal(turns(0), 2);
+}
+
+/* ---- rubbish */
+
+static enum test_script_verdict
+values(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)turn, (void)asking, (void)argc, (void)argv;
+    return say_value(node, out, size);
+}
+
+static void
+C2_a_map_of_rubbish_leaves_the_seeds(void **state)
+{
+    static const char *const maps[] = {
+        "$5\r\nhello\r\n",
+        "*0\r\n",
+        "*1\r\n:5\r\n",
+        "-ERR This instance has cluster support disabled\r\n",
+        "*1\r\n*3\r\n:0\r\n:99999\r\n*3\r\n$9\r\n127.0.0.1\r\n:1\r\n$2\r\nid\r\n",
+        "*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n$1\r\n?\r\n:1\r\n$2\r\nid\r\n",
+    };
+    struct text text;
+
+    for (size_t i = 0; i < NEAR_COUNT_OF(maps); i++) {
+        set_stage(values, maps[i]);
+        assert_int_equal(get_key("a", &text, 2000).answer, NEAR_L2_DONE);
+        clear_stage(state);
+    }
+}
+
+static enum test_script_verdict
+wrong_kind(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)node, (void)turn, (void)asking, (void)argc, (void)argv;
+    return say_words("*1\r\n:7", out, size);
+}
+
+static void
+a_reply_of_the_wrong_kind_is_never_an_absence(void **state)
+{
+    struct text text;
+
+    (void)state;
+    set_stage(wrong_kind, NULL);
+    assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_ERROR);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_int_equal(remove_key("a", 1000).answer, NEAR_L2_UNKNOWN);
+}
+
+/* ---- connections lost */
+
+static enum test_script_verdict
+hang_up_once(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)asking;
+    if (turn == 0)
+        return TEST_SCRIPT_HANG_UP;
+    if (test_script_is(argv, argc, 0, "SET"))
+        return say_words("+OK", out, size);
+    if (test_script_is(argv, argc, 0, "GET"))
+        return say_value(node, out, size);
+    return say_words(":1", out, size);
+}
+
+static void
+C6_only_what_bears_it_is_sent_again(void **state)
+{
+    struct text text;
+
+    set_stage(hang_up_once, NULL);
+    assert_int_equal(get_key("a", &text, 2000).answer, NEAR_L2_DONE);
+    clear_stage(state);
+    set_stage(hang_up_once, NULL);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 2000).answer, NEAR_L2_DONE);
+    assert_true(turns(0) + turns(1) >= 2);
+    clear_stage(state);
+    set_stage(hang_up_once, NULL);
+    assert_int_equal(remove_key("a", 2000).answer, NEAR_L2_DONE);
+    clear_stage(state);
+    set_stage(hang_up_once, NULL);
+    assert_int_equal(set_key(NEAR_L2_IF_ABSENT, "a", "v", 2000).answer, NEAR_L2_UNKNOWN);
+    assert_int_equal(turns(0) + turns(1), 1);
+    clear_stage(state);
+    set_stage(hang_up_once, NULL);
+    assert_int_equal(set_key(NEAR_L2_IF_STAMP, "a", "v", 2000).answer, NEAR_L2_UNKNOWN);
+    assert_int_equal(turns(0) + turns(1), 1);
+}
+
+static atomic_bool promoted;
+
+static enum test_script_verdict
+survivor(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)turn, (void)asking;
+    if (node == 0 || atomic_load(&promoted))
+        return say_value(node, out, size);
+    return say_moved("MOVED", argc, argv, 0, out, size);
+}
+
+static void *
+promote_later(void *ctx)
+{
+    usleep(400 * 1000);
+    atomic_store(&promoted, true);
+    return ctx;
+}
+
+static void
+C6_a_failover_is_waited_for_and_found(void **state)
+{
+    struct text text;
+    pthread_t   thread;
+    int64_t     begun;
+    int         asked;
+
+    (void)state;
+    atomic_store(&promoted, false);
+    set_stage(survivor, NULL);
+    assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_DONE);
+    assert_string_equal(text.at, "node0");
+    test_script_stop(&stage.node[0]);
+    asked = turns(1);
+    begun = test_now_ms();
+    assert_int_equal(pthread_create(&thread, NULL, promote_later, NULL), 0);
+    assert_int_equal(get_key("a", &text, 5000).answer, NEAR_L2_DONE);
+    pthread_join(thread, NULL);
+    assert_string_equal(text.at, "node1");
+    assert_true(test_now_ms() - begun < 400 + 300 * test_slack());
+    assert_true(turns(1) - asked < 60); /* and was not asked all the time */
+}
+
+static void
+C6_no_node_at_all_is_soon_known(void **state)
+{
+    struct near_l2_item item;
+    struct text         text;
+    int64_t             begun;
+
+    (void)state;
+    set_stage(values, NULL);
+    assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_DONE);
+    test_script_stop(&stage.node[0]);
+    test_script_stop(&stage.node[1]);
+    for (int i = 0; i < 20; i++) {
+        begun = test_now_ms();
+        item  = get_key("a", &text, 5000);
+        assert_int_equal(item.answer, NEAR_L2_ERROR);
+        assert_int_equal(item.status, NEAR_ERR_UNAVAILABLE);
+        assert_true(test_now_ms() - begun < 1000 * test_slack());
+    }
+}
+
+/* ---- refreshes */
+
+static void *
+get_some(void *ctx)
+{
+    struct text text;
+    char        key[32];
+
+    for (int i = 0; i < 20; i++) {
+        snprintf(key, sizeof(key), "t%d:%d", *(int *)ctx, i);
+        if (get_key(key, &text, 5000).answer != NEAR_L2_DONE)
+            return ctx;
+    }
+    return NULL;
+}
+
+static void
+C3_many_redirects_refresh_once(void **state)
+{
+    enum { CROWD = 16 };
+    pthread_t threads[CROWD];
+    int       numbers[CROWD];
+    void     *failed = NULL;
+    int64_t   begun  = test_now_ms(), took;
+
+    (void)state;
+    set_stage(all_moved_to_1, NULL); /* a map that never mends: every call wants another */
+    for (int i = 0; i < CROWD; i++) {
+        numbers[i] = i;
+        assert_int_equal(pthread_create(&threads[i], NULL, get_some, &numbers[i]), 0);
+    }
+    for (int i = 0; i < CROWD; i++) {
+        void *result;
+
+        pthread_join(threads[i], &result);
+        failed = failed != NULL ? failed : result;
+    }
+    took = test_now_ms() - begun;
+    assert_null(failed);
+    assert_true(turns(0) > 100); /* so many redirects */
+    assert_in_range(atomic_load(&stage.maps), 1, 1 + took / 1000);
+}
+
+/* ------------------------------------------------------------------------------------------ a real cluster */
+
+static struct test_cluster *cluster;
+static bool                 cluster_tried;
+
+static void
+need_cluster(void)
+{
+    if (!cluster_tried)
+        cluster = test_cluster_start(3, 1, NODE_TIMEOUT, NULL);
+    cluster_tried = true;
+    test_need_server(cluster != NULL ? cluster->server[0] : NULL);
+}
+
+static void
+need_cluster_backend(void)
+{
+    need_cluster();
+    open_backend(cluster->uri);
+}
+
+static int
+everybody_is_well(void *ctx)
+{
+    (void)ctx;
+    for (unsigned i = 0; i < cluster->nodes; i++)
+        if (!test_cluster_is_well(cluster, i))
+            return false;
+    return true;
+}
+
+static int
+teardown(void **state)
+{
+    (void)state;
+    close_backend();
+    return 0;
+}
+
+static int
+group_teardown(void **state)
+{
+    (void)state;
+    test_cluster_stop(&cluster);
+    return 0;
+}
+
+static void
+C1_slots_agree_with_the_servers_own(void **state)
+{
+    static const char *const keys[] = { "a",
+                                        "{}",
+                                        "{a",
+                                        "a}b{c}",
+                                        "{b}c",
+                                        "x{{y}}z",
+                                        "near:users:{42}:name",
+                                        "{}{a}",
+                                        "}{",
+                                        "key with spaces {in it}",
+                                        "\xc3\xa9{\xc3\xa9}" };
+    char                     key[32];
+
+    (void)state;
+    need_cluster();
+    for (size_t i = 0; i < NEAR_COUNT_OF(keys); i++)
+        assert_int_equal(near__slot_of(near_key(keys[i])), test_cluster_slot(cluster, keys[i]));
+    for (unsigned i = 0; i < 200; i++) {
+        snprintf(key, sizeof(key), "key:%u", i * 7919);
+        assert_int_equal(near__slot_of(near_key(key)), test_cluster_slot(cluster, key));
+    }
+}
+
+static void
+C5_a_batch_over_all_nodes_and_slots(void **state)
+{
+    enum { N = 300 };
+    static struct near_l2_item items[N];
+    static char                keys[N][32];
+    static struct text         texts[N];
+
+    (void)state;
+    need_cluster_backend();
+    for (unsigned i = 0; i < N; i++) {
+        snprintf(keys[i], sizeof(keys[i]), i % 3 == 0 ? "{tag}:%u" : "batch:%u", i);
+        items[i] = (struct near_l2_item){ .key = near_key(keys[i]), .value = near_key(keys[i]) };
+    }
+    backend.ops->set_many(backend.self, NEAR_L2_ALWAYS, items, N, NULL, in_ms(2000));
+    for (unsigned i = 0; i < N; i++)
+        assert_int_equal(items[i].answer, NEAR_L2_DONE);
+    for (unsigned i = 0; i < N; i++)
+        items[i] = (struct near_l2_item){ .key = near_key(keys[i]), .user = &texts[i] };
+    items[7].key = near_key("not there");
+    backend.ops->get_many(backend.self, items, N, keep_text, NULL, in_ms(2000));
+    for (unsigned i = 0; i < N; i++) {
+        assert_int_equal(items[i].answer, i == 7 ? NEAR_L2_ABSENT : NEAR_L2_DONE);
+        if (i != 7)
+            assert_string_equal(texts[i].at, keys[i]);
+    }
+    for (unsigned i = 0; i < N; i++)
+        items[i] = (struct near_l2_item){ .key = near_key(keys[i]) };
+    backend.ops->remove_many(backend.self, NEAR_L2_ALWAYS, items, N, NULL, in_ms(2000));
+    for (unsigned i = 0; i < N; i++)
+        assert_int_equal(items[i].answer, NEAR_L2_DONE);
+    for (unsigned i = 0; i < N; i++)
+        items[i] = (struct near_l2_item){ .key = near_key(keys[i]) };
+    backend.ops->get_many(backend.self, items, N, keep_text, NULL, in_ms(2000));
+    for (unsigned i = 0; i < N; i++)
+        assert_int_equal(items[i].answer, NEAR_L2_ABSENT);
+}
+
+/* --------------------------------------------------------------------------------------------------- load */
+
+enum { WORKERS = 4, KEYS = 100, SAMPLES = 1 << 20 };
+
+struct worker {
+    pthread_t   thread;
+    unsigned    number;
+    uint64_t    random;
+    unsigned    version[KEYS]; /* of what was acknowledged; 0: removed, or never written */
+    bool        doubt[KEYS];   /* a write's outcome was not known */
+    uint64_t    calls, failed, wrong, lost;
+    near_status why;
+};
+
+static struct {
+    atomic_bool   stop;
+    bool          lossy;    /* acknowledged writes may be lost: a primary is killed */
+    int64_t       deadline; /* ms for a call */
+    struct worker workers[WORKERS];
+    int64_t       took[SAMPLES]; /* ns */
+    atomic_size_t samples;
+} load;
+
+static void
+worker_key(char *out, size_t size, const struct worker *w, unsigned key)
+{
+    snprintf(out, size, key % 4 == 0 ? "{load:%u}:%u" : "load:%u:%u", w->number, key);
+}
+
+static void
+note_failure(struct worker *w, const struct near_l2_item *item)
+{
+    w->failed++;
+    if (w->why == NEAR_OK)
+        w->why = item->status != NEAR_OK ? item->status : NEAR_ERR_TIMEOUT;
+}
+
+static void
+check_read(struct worker *w, unsigned key, const struct near_l2_item *item, const char *name)
+{
+    const struct text *text    = item->user;
+    size_t             size    = strlen(name);
+    unsigned           version = 0;
+
+    if (item->answer != NEAR_L2_DONE && item->answer != NEAR_L2_ABSENT) {
+        note_failure(w, item);
+        return;
+    }
+    if (item->answer == NEAR_L2_DONE &&
+        (strncmp(text->at, name, size) != 0 || sscanf(text->at + size, "=%u", &version) != 1))
+        w->wrong++; /* another key's value */
+    else if (version != w->version[key] && !w->doubt[key])
+        w->lost++;
+    if (version > w->version[key] && !w->doubt[key])
+        w->wrong++; /* from the future */
+    w->version[key] = version;
+    w->doubt[key]   = false;
+}
+
+static void
+sample(int64_t ns)
+{
+    size_t at = atomic_fetch_add(&load.samples, 1);
+
+    if (at < SAMPLES)
+        load.took[at] = ns;
+}
+
+static void
+one_call(struct worker *w)
+{
+    enum { MOST = 20 };
+    struct near_l2_item items[MOST];
+    struct text         texts[MOST];
+    char                names[MOST][48], values[MOST][128];
+    unsigned            keys[MOST], n = 1 + (unsigned)(test_random(&w->random) % MOST);
+    unsigned            verb  = (unsigned)(test_random(&w->random) % 8);
+    unsigned            first = (unsigned)(test_random(&w->random) % KEYS);
+    int64_t             begun = near__now(&near__clock_system);
+
+    if (verb > 2 && n > 5)
+        n = 1;
+    for (unsigned i = 0; i < n; i++) {
+        keys[i] = (first + i) % KEYS;
+        worker_key(names[i], sizeof(names[i]), w, keys[i]);
+        items[i] = (struct near_l2_item){ .key = near_key(names[i]), .user = &texts[i] };
+        snprintf(values[i], sizeof(values[i]), "%s=%u", names[i], w->version[keys[i]] + 1);
+        if (verb == 1)
+            items[i].value = near_key(values[i]);
+    }
+    if (verb == 1)
+        backend.ops->set_many(backend.self, NEAR_L2_ALWAYS, items, n, NULL, in_ms(load.deadline));
+    else if (verb == 2)
+        backend.ops->remove_many(backend.self, NEAR_L2_ALWAYS, items, n, NULL, in_ms(load.deadline));
+    else
+        backend.ops->get_many(backend.self, items, n, keep_text, NULL, in_ms(load.deadline));
+    sample(near__now(&near__clock_system) - begun);
+    w->calls++;
+    for (unsigned i = 0; i < n; i++) {
+        if (verb != 1 && verb != 2) {
+            check_read(w, keys[i], &items[i], names[i]);
+        } else if (items[i].answer == NEAR_L2_DONE) {
+            w->version[keys[i]] = verb == 1 ? w->version[keys[i]] + 1 : 0;
+            w->doubt[keys[i]]   = false;
+        } else {
+            w->doubt[keys[i]] = true;
+            note_failure(w, &items[i]);
+        }
+    }
+}
+
+static void *
+work(void *ctx)
+{
+    struct worker *w = ctx;
+
+    while (!atomic_load(&load.stop))
+        one_call(w);
+    return NULL;
+}
+
+static void
+start_load(int64_t deadline)
+{
+    static unsigned number;
+
+    memset(load.workers, 0, sizeof(load.workers));
+    atomic_store(&load.stop, false);
+    atomic_store(&load.samples, 0);
+    load.deadline = deadline * test_slack();
+    for (unsigned i = 0; i < WORKERS; i++) {
+        load.workers[i].number = ++number;
+        load.workers[i].random = number;
+        assert_int_equal(pthread_create(&load.workers[i].thread, NULL, work, &load.workers[i]), 0);
+    }
+}
+
+static int
+compare_ns(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+static void
+stop_load(const char *what, struct worker *sum)
+{
+    size_t n;
+
+    atomic_store(&load.stop, true);
+    *sum = (struct worker){ .calls = 0 };
+    for (unsigned i = 0; i < WORKERS; i++) {
+        pthread_join(load.workers[i].thread, NULL);
+        sum->calls += load.workers[i].calls;
+        sum->failed += load.workers[i].failed;
+        sum->wrong += load.workers[i].wrong;
+        sum->lost += load.workers[i].lost;
+        sum->why = sum->why != NEAR_OK ? sum->why : load.workers[i].why;
+    }
+    n = atomic_load(&load.samples) < SAMPLES ? atomic_load(&load.samples) : SAMPLES;
+    qsort(load.took, n, sizeof(load.took[0]), compare_ns);
+    if (n == 0)
+        return;
+    print_message("%s: %llu calls, %llu failed items%s%s, %llu wrong, %llu not the last acknowledged; "
+                  "p50 %lld us, p99 %lld us, p99.9 %lld us, max %lld ms\n",
+                  what, (unsigned long long)sum->calls, (unsigned long long)sum->failed,
+                  sum->failed > 0 ? ": " : "", sum->failed > 0 ? near_status_text(sum->why) : "",
+                  (unsigned long long)sum->wrong, (unsigned long long)sum->lost,
+                  (long long)(load.took[n / 2] / 1000), (long long)(load.took[n * 99 / 100] / 1000),
+                  (long long)(load.took[n * 999 / 1000] / 1000), (long long)(load.took[n - 1] / NEAR_MS));
+}
+
+static void
+C3_resharding_all_slots_under_load_fails_no_call(void **state)
+{
+    struct worker sum;
+    int64_t       end    = test_now_ms() + (is_long() ? 60000 : 0);
+    unsigned      rounds = 0;
+
+    (void)state;
+    need_cluster_backend();
+    start_load(2000);
+    usleep(100 * 1000);
+    do {
+        for (unsigned i = 0; i < cluster->masters; i++)
+            assert_true(test_cluster_move(cluster, 16384 * i / 3, 16384 * (i + 1) / 3 - 1,
+                                          (i + 1 + rounds) % cluster->masters));
+        rounds++;
+    } while (test_now_ms() < end);
+    usleep(100 * 1000);
+    stop_load("all slots moved under load", &sum);
+    print_message("rounds: %u\n", rounds);
+    assert_true(sum.calls > 100);
+    assert_int_equal(sum.failed, 0);
+    assert_int_equal(sum.wrong, 0);
+    assert_int_equal(sum.lost, 0);
+}
+
+/* The primary with the most slots among the first nodes and its replica change places. */
+static void
+C6_a_primary_killed_under_load_fails_no_call(void **state)
+{
+    struct worker sum;
+    unsigned      kills  = is_long() ? 10 : 1;
+    unsigned      victim = 0, heir;
+
+    (void)state;
+    need_cluster_backend();
+    start_load(10000);
+    usleep(200 * 1000);
+    for (unsigned i = 0; i < kills; i++) {
+        victim = i % cluster->masters;
+        heir   = victim + cluster->masters;
+        if (!test_cluster_is_master(cluster, victim)) {
+            heir   = victim;
+            victim = victim + cluster->masters;
+        }
+        test_server_kill(cluster->server[victim]);
+        while (!test_cluster_is_master(cluster, heir))
+            usleep(10 * 1000);
+        usleep(300 * 1000);
+        assert_true(test_server_restart(cluster->server[victim]));
+        assert_true(test_wait_for(everybody_is_well, NULL, 20000 * test_slack()));
+    }
+    stop_load("primaries killed under load", &sum);
+    assert_true(sum.calls > 100);
+    assert_int_equal(sum.failed, 0);
+    assert_int_equal(sum.wrong,
+                     0); /* the last acknowledged writes may be lost: replication is asynchronous */
+}
+
+int
+main(void)
+{
+#define CLUSTER_TEST(name) cmocka_unit_test_teardown(name, teardown)
+#define STAGE_TEST(name)   cmocka_unit_test_teardown(name, clear_stage)
+    const struct CMUnitTest tests[] = {
+        STAGE_TEST(C3_moved_mends_its_slot_at_once),
+        STAGE_TEST(C3_endless_redirects_end),
+        STAGE_TEST(R1_moved_to_itself_is_paced_and_ends_well),
+        STAGE_TEST(R1_moved_to_itself_for_ever_ends_with_the_deadline),
+        STAGE_TEST(C2_a_redirect_to_nowhere_is_a_refusal),
+        STAGE_TEST(C3_ask_goes_there_once_and_the_map_stays),
+        STAGE_TEST(C3_a_batch_under_ask_asks_before_each),
+        STAGE_TEST(C4_refusals_that_pass_are_waited_out),
+        STAGE_TEST(C4_a_cluster_that_stays_down_costs_the_deadline),
+        STAGE_TEST(R1_other_refusals_are_answers),
+        STAGE_TEST(R5_a_missing_script_is_sent),
+        STAGE_TEST(C2_a_map_of_rubbish_leaves_the_seeds),
+        STAGE_TEST(a_reply_of_the_wrong_kind_is_never_an_absence),
+        STAGE_TEST(C6_only_what_bears_it_is_sent_again),
+        STAGE_TEST(C6_a_failover_is_waited_for_and_found),
+        STAGE_TEST(C6_no_node_at_all_is_soon_known),
+        STAGE_TEST(C3_many_redirects_refresh_once),
+        CLUSTER_TEST(C1_slots_agree_with_the_servers_own),
+        CLUSTER_TEST(C5_a_batch_over_all_nodes_and_slots),
+        CLUSTER_TEST(C3_resharding_all_slots_under_load_fails_no_call),
+        CLUSTER_TEST(C6_a_primary_killed_under_load_fails_no_call),
+    };
+
+    if (getenv("NEAR_TEST_ROWS") != NULL)
+        cmocka_set_test_filter(getenv("NEAR_TEST_ROWS"));
+    return TEST_MAIN(tests, NULL, group_teardown);
+}
