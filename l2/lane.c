@@ -247,8 +247,8 @@ finish(struct near__lane *lane, struct run *run, struct near__lane_call *call,
         free_call(lane, call);
 }
 
-static bool
-is_abandoned(struct near__lane_call *call)
+bool
+near__lane_call_is_abandoned(struct near__lane_call *call)
 {
     /* acquire: its caller is done with it, it may be freed */
     return atomic_load_explicit(&call->state, memory_order_acquire) == ABANDONED;
@@ -327,7 +327,7 @@ lose(struct near__lane *lane, struct run *run, const near_error *error)
         struct near__lane_call *call = dequeue(&lane->outstanding);
 
         call->sent = sent <= call->from ? 0 : (sent < call->to ? sent : call->to) - call->from;
-        if (is_abandoned(call)) {
+        if (near__lane_call_is_abandoned(call)) {
             free_call(lane, call);
         } else if (may_retry(call, error->code, first)) {
             call->tries++;
@@ -512,7 +512,7 @@ forget_abandoned(struct near__lane *lane)
     while (lane->waiting.first != NULL) {
         struct near__lane_call *call = dequeue(&lane->waiting);
 
-        if (is_abandoned(call))
+        if (near__lane_call_is_abandoned(call))
             free_call(lane, call);
         else
             enqueue(&kept, call);
@@ -714,7 +714,7 @@ static bool
 others_wait(const struct queue *queue, const struct run *run)
 {
     for (struct near__lane_call *call = queue->first; call != NULL; call = call->next)
-        if (call->run != run && !is_abandoned(call))
+        if (call->run != run && !near__lane_call_is_abandoned(call))
             return true;
     return false;
 }

@@ -129,6 +129,9 @@ bool near__lane_put(struct near__lane_out *out, struct near__lane_call *call, co
 /* `call` has no bytes of its own: the bytes put for `with` are its, too. */
 void near__lane_put_with(struct near__lane_call *call, const struct near__lane_call *with);
 
+/* For leaders: has its caller given it up? */
+bool near__lane_call_is_abandoned(struct near__lane_call *call);
+
 /* -------------------------------------------------------------------------------------------- one server */
 
 struct near__lanes_env {

@@ -1,25 +1,22 @@
 /*
- * The Redis backend: one server, a pool of connections, one connection per call.
+ * The Redis backend: one server (or the one that Sentinels name), behind lanes that all callers share.
  *
- *     get      GET, or MGETs of at most `mget` keys so that no reply is unbounded
+ *     get      one read of all keys: MGETs, packed together with other callers' reads
  *     set      pipelined SET [NX] [PX]; under a stamp a constant script by EVALSHA; with an announcement
  *              MULTI ... PUBLISH EXEC
  *     remove   one UNLINK of all keys; under a stamp a script; with an announcement inside MULTI,
  *              or in a script where the server is out of memory
  *
- * Everything about one call is in its `struct batch`, on the caller's stack; `struct redis` never changes
- * after open but for the count of calls in flight, which its lock covers: stop() waits until it is 0.  A
- * connection belongs to one call.
+ * Everything about one call is in its `struct batch`, on the caller's stack, and in the calls that it makes of
+ * the server, which are its own again when they are answered; one that was given up is not looked at any more.
+ * `struct redis` never changes after open.
  *
  * What can never happen: "absent" without the server's word for it; ERROR for a write that may have been
- * executed (an item is refused, or its command did not leave in full, or it is UNKNOWN); a connection in
- * use again after a doubt (rule H6).
+ * executed (an item is refused, or its command did not leave in full, or it is UNKNOWN).
  */
-#include "base/le.h"
-#include "base/lock.h"
 #include "l2/backend.h"
-#include "l2/pool.h"
-#include "l2/redis_conn.h"
+#include "l2/redis_node.h"
+#include "l2/redis_ops.h"
 #include "l2/transport.h"
 
 #include <stdio.h>
@@ -28,92 +25,62 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define MAX_VALUE  ((size_t)512 * 1024 * 1024) /* the server's proto-max-bulk-len */
-#define MAX_STORED ((size_t)511 * 1024 * 1024) /* leaves room for the command around it (rule H4) */
-#define MAX_KEY    ((size_t)128 * 1024)
-#define MAX_TTL_MS                                                                                           \
-    INT64_C(3153600000000) /* a century: more would overflow in the server, "invalid expire time" */
 #define MGET_BYTES   ((size_t)64 * 1024 * 1024) /* the most one reply may hold: MGETs are cut by it */
 #define ITEM_FRAMING 64                         /* what RESP and a handshake add to a reply, generously */
-#define WINDOW_BYTES ((size_t)1024 * 1024)      /* commands formatted ahead of an exchange (rule H18) */
+#define WINDOW_BYTES ((size_t)1024 * 1024)      /* commands formatted ahead (rule H18) */
 
 struct redis {
     const struct near_l2_env *env;
-    struct near__redis_server server;
-    struct near__pool        *pool;
+    struct near__redis_node  *node;
     size_t                    max_stored;
-    size_t                    mget;      /* keys per MGET */
+    unsigned                  mget;      /* keys per MGET */
     int                       cancel_fd; /* eventfd: readable once closed.  -1 in a forked child */
     char                      name[300];
-
-    struct near__lock lock;
-    pthread_cond_t    idle; /* no call is in flight any more */
-    unsigned          calls;
 };
-
-enum verb { VERB_GET, VERB_SET, VERB_REMOVE };
 
 /* One call under way. */
 struct batch {
     struct redis            *r;
-    enum verb                verb;
+    enum near__redis_verb    verb;
     enum near_l2_mode        mode;
     struct near_l2_item     *items;
     size_t                   n;
     near_l2_deliver_fn       deliver;
     void                    *ctx;
     struct near_l2_announce *announce;
+    int64_t                  deadline;
 
     uint16_t todo[NEAR_L2_BATCH]; /* the items that can be sent; the others are answered already */
     size_t   todo_count;
-    uint16_t window[NEAR_L2_BATCH]; /* the items of the commands queued now */
+    uint16_t window[NEAR_L2_BATCH]; /* the items of the commands in the call under way */
     size_t   window_count, window_bytes;
 
-    bool touched;  /* something may have been executed: not to be tried again */
-    bool nonsense; /* a reply that no command of ours can have: those behind it are not believed either */
-    bool drop;     /* a reply says that this connection is no good any more */
-    bool noscript; /* some items wait for EVAL */
-    bool eval;     /* the pass with EVAL is running */
-    near_status refused;  /* the first error reply's class */
-    char        word[64]; /* what may be shown of it */
+    struct near__redis_call *call;     /* under way; NULL: there is none, or the lane kept it */
+    near_status              ended;    /* why this batch cannot go on */
+    bool                     quiet;    /* which has been said in the log */
+    bool                     drop;     /* a reply says that this server is no good any more */
+    bool                     noscript; /* some items wait for EVAL */
+    bool                     eval;     /* the pass with EVAL is running */
+    near_status              refused;  /* the first error reply's class */
+    char                     word[64]; /* what may be shown of it */
 
     /* a transaction's replies so far */
-    size_t position;
-    bool   collecting; /* MULTI was accepted */
-    bool   direct;     /* a command was executed outside of the transaction: MULTI had been refused */
-    bool   executed;   /* EXEC answered with the outcomes */
-    bool   published;
+    bool collecting; /* MULTI was accepted */
+    bool direct;     /* a command was executed outside of the transaction: MULTI had been refused */
+    bool executed;   /* EXEC answered with the outcomes */
+    bool published;
 };
-
-/* Compare the stamp (8 bytes at 8, so an entry of fewer than 16 bytes never matches), then act.  Constant
- * texts: the server keeps them by their SHA-1.  ARGV: stamp, and for set: value, ttl in ms or 0. */
-static const struct script {
-    const char *sha, *text;
-} set_script    = { "199fba27b7dde6a4643bc2471aab5ed7358b22b0",
-                    "if redis.call('GETRANGE', KEYS[1], 8, 15) ~= ARGV[1] then return 0 end "
-                       "if ARGV[3] == '0' then redis.call('SET', KEYS[1], ARGV[2]) "
-                       "else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end return 1" },
-  remove_script = { "618a3994cfdc607807dc3e260eea7389c4a09a89",
-                    "if redis.call('GETRANGE', KEYS[1], 8, 15) ~= ARGV[1] then return 0 end "
-                    "return redis.call('UNLINK', KEYS[1])" };
 
 /* ---------------------------------------------------------------------------------------------- answers */
 
 static void
-answer(struct near_l2_item *item, enum near_l2_answer what, near_status status)
+note_refusal(struct batch *b, const struct near__redis_reply *reply)
 {
-    item->answer = what;
-    item->status = status;
-}
-
-static void
-note_refusal(struct batch *b, const redisReply *reply)
-{
-    b->drop |= near__redis_error_drops(reply);
+    b->drop |= near__redis_reply_drops(reply);
     if (b->refused != NEAR_OK)
         return;
-    b->refused = near__redis_error_class(reply);
-    near__redis_error_word(reply, b->word, sizeof(b->word));
+    b->refused = near__redis_reply_class(reply);
+    near__redis_reply_word(reply, b->word, sizeof(b->word));
 }
 
 /* Why something was not done that the server has answered. */
@@ -124,37 +91,44 @@ refusal(const struct batch *b)
 }
 
 static void
-answer_refused(struct batch *b, struct near_l2_item *item, const redisReply *reply)
+answer_refused(struct batch *b, struct near_l2_item *item, const struct near__redis_reply *reply)
 {
     note_refusal(b, reply);
-    answer(item, NEAR_L2_ERROR, near__redis_error_class(reply));
-}
-
-/* A reply of a kind that this command cannot have: in doubt, the connection goes. */
-static void
-answer_nonsense(struct batch *b, struct near_l2_item *item)
-{
-    b->drop = b->nonsense = true;
-    answer(item, b->verb == VERB_GET ? NEAR_L2_ERROR : NEAR_L2_UNKNOWN, NEAR_ERR_PROTOCOL);
+    near__redis_answer(item, NEAR_L2_ERROR, near__redis_reply_class(reply));
 }
 
 static bool
-is_status(const redisReply *reply, const char *text)
+is_status(const struct near__redis_reply *reply, const char *text)
 {
-    return reply->type == REDIS_REPLY_STATUS && strcmp(reply->str, text) == 0;
+    return reply->type == REDIS_REPLY_STATUS && strcmp(reply->text, text) == 0;
+}
+
+/* Not the arrays: they are filled as far as they are used. */
+static void
+batch_init(struct batch *b, struct redis *r, enum near__redis_verb verb, struct near_l2_item *items, size_t n,
+           int64_t deadline)
+{
+    memset(b, 0, offsetof(struct batch, todo));
+    memset(&b->call, 0, sizeof(*b) - offsetof(struct batch, call));
+    b->todo_count = b->window_count = b->window_bytes = 0;
+    b->r                                              = r;
+    b->verb                                           = verb;
+    b->items                                          = items;
+    b->n                                              = n;
+    b->deadline                                       = deadline;
 }
 
 /* Answer what cannot be sent, list the rest. */
 static void
 sift(struct batch *b)
 {
-    size_t most = b->verb == VERB_SET ? b->r->max_stored : 0;
+    size_t most = b->verb == NEAR__REDIS_SET ? b->r->max_stored : 0;
 
     for (size_t i = 0; i < b->n; i++) {
         struct near_l2_item *item = &b->items[i];
         item->status              = NEAR_OK;
-        if (item->key.size > MAX_KEY || (b->verb == VERB_SET && item->value.size > most)) {
-            answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
+        if (item->key.size > NEAR__REDIS_MAX_KEY || (b->verb == NEAR__REDIS_SET && item->value.size > most)) {
+            near__redis_answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
             continue;
         }
         item->answer             = NEAR_L2_NOT_TRIED;
@@ -162,385 +136,295 @@ sift(struct batch *b)
     }
 }
 
-/* ------------------------------------------------------------------------------- one call, one connection */
-
-typedef near_status (*work_fn)(struct batch *b, struct near__redis_conn *conn, int64_t deadline,
-                               near_error *error);
-
-static const char *
-verb_name(const struct batch *b)
+static void
+answer_todo(struct batch *b, enum near_l2_answer what, near_status status)
 {
-    static const char *const names[] = { "get", "set", "remove" };
+    for (size_t i = 0; i < b->todo_count; i++)
+        near__redis_answer(&b->items[b->todo[i]], what, status);
+}
 
-    return names[b->verb];
+/* -------------------------------------------------------------------------------------- calls of the server */
+
+/* What happened to the call under way: replies it has, commands that left in full, and what is the matter. */
+struct fate {
+    enum near__lane_outcome outcome;
+    near_status             status;
+    size_t                  replies, left;
+};
+
+/* This batch is over, for a reason that nobody has heard of yet. */
+static void
+end(struct batch *b, near_status status, const char *text)
+{
+    b->ended = status;
+    if (text != NULL && !b->quiet && status != NEAR_ERR_CLOSED)
+        near__log(b->r->env->log, NEAR_LOG_WARN, "l2 %s", text);
 }
 
 static void
-report(const struct batch *b, near_status status, const near_error *error)
+end_here(struct batch *b, near_status status)
 {
-    if (status != NEAR_OK && status != NEAR_ERR_CLOSED)
-        near__log(b->r->env->log, NEAR_LOG_WARN, "l2 %s", error->text);
-    else if (b->refused != NEAR_OK)
-        near__log(b->r->env->log, NEAR_LOG_WARN, "l2 %s: %s refused: %s", b->r->name, verb_name(b), b->word);
-}
+    char text[400];
 
-/* Take a connection, work, give it back.  An idle connection may turn out to be dead only when it is used:
- * then once more, on another, if certainly nothing was executed. */
-static near_status
-attempt(struct batch *b, work_fn work, int64_t deadline, bool *again)
-{
-    near_error  error = { 0 };
-    void       *conn;
-    near_status status = near__pool_take(b->r->pool, &conn, deadline, &error);
-
-    *again = false;
-    if (status == NEAR_OK) {
-        status = work(b, conn, deadline, &error);
-        near__pool_give(b->r->pool, conn, status == NEAR_OK && !b->drop);
-        *again = status == NEAR_ERR_UNAVAILABLE && !b->touched;
-    }
-    if (!*again)
-        report(b, status, &error);
-    return status;
-}
-
-static void
-enter(struct redis *r)
-{
-    near__lock(&r->lock);
-    r->calls++;
-    near__unlock(&r->lock);
-}
-
-static void
-leave(struct redis *r)
-{
-    near__lock(&r->lock);
-    if (--r->calls == 0)
-        pthread_cond_broadcast(&r->idle);
-    near__unlock(&r->lock);
-}
-
-static void
-converse(struct batch *b, work_fn work, int64_t deadline)
-{
-    near_status status = NEAR_ERR_TIMEOUT;
-    bool        again;
-
-    if (b->todo_count == 0)
-        return;
-    enter(b->r);
-    if (near__now(b->r->env->clock) < deadline) {
-        status = attempt(b, work, deadline, &again);
-        if (again)
-            status = attempt(b, work, deadline, &again);
-    }
-    leave(b->r);
-    near__l2_answer_rest(b->items, b->n, status != NEAR_OK ? status : NEAR_ERR_PROTOCOL);
+    snprintf(text, sizeof(text), "%s: %s: %s", b->r->name, near__redis_verb_name(b->verb),
+             near_status_text(status));
+    end(b, status, text);
 }
 
 static bool
-valid_call(struct near_l2_item *items, size_t n, bool possible)
+call_begin(struct batch *b)
 {
-    if (n >= 1 && n <= NEAR_L2_BATCH && possible)
-        return true;
-    near__l2_answer_all(items, n, NEAR_L2_ERROR, NEAR_ERR_INVALID);
-    return false;
+    b->call = near__redis_call_new(b->r->node, 0);
+    if (b->call == NULL)
+        end_here(b, NEAR_ERR_NOMEM);
+    return b->call != NULL;
+}
+
+static void
+call_end(struct batch *b)
+{
+    near__redis_call_free(b->call);
+    b->call = NULL;
+}
+
+static struct fate
+call_run(struct batch *b)
+{
+    struct near__lane_ask ask = near__redis_ask(b->call);
+    near_error            error;
+    struct fate           fate;
+
+    near__lanes_run(&ask, 1, b->deadline, &error);
+    fate = (struct fate){ .outcome = ask.outcome, .status = ask.status };
+    if (ask.call == NULL)
+        b->call = NULL;
+    if (ask.outcome == NEAR__LANE_ANSWERED || ask.outcome == NEAR__LANE_LOST)
+        fate.replies = near__redis_call_replies(b->call);
+    if (ask.outcome == NEAR__LANE_ANSWERED)
+        fate.left = near__redis_call_commands(b->call);
+    else if (ask.outcome == NEAR__LANE_LOST)
+        fate.left = near__redis_call_left(b->call);
+    if (ask.status != NEAR_OK) {
+        b->quiet |= ask.refused;
+        end(b, ask.status, error.text);
+    }
+    return fate;
+}
+
+/* What is not answered has certainly not been done. */
+static void
+finish(struct batch *b)
+{
+    call_end(b);
+    if (b->refused != NEAR_OK)
+        near__log(b->r->env->log, NEAR_LOG_WARN, "l2 %s: %s refused: %s", b->r->name,
+                  near__redis_verb_name(b->verb), b->word);
+    near__l2_answer_rest(b->items, b->n, b->ended != NEAR_OK ? b->ended : refusal(b));
 }
 
 /* ------------------------------------------------------------------------------------------------- get */
 
 static void
-take_value(struct batch *b, struct near_l2_item *item, const redisReply *reply)
+take_value(struct batch *b, struct near_l2_item *item, const struct near__redis_reply *reply)
 {
-    if (b->nonsense) {
-        answer_nonsense(b, item);
-    } else if (reply->type == REDIS_REPLY_NIL) {
-        answer(item, NEAR_L2_ABSENT, NEAR_OK);
+    if (reply->type == REDIS_REPLY_NIL) {
+        near__redis_answer(item, NEAR_L2_ABSENT, NEAR_OK);
     } else if (reply->type == REDIS_REPLY_ERROR) {
         answer_refused(b, item, reply);
-    } else if (reply->type != REDIS_REPLY_STRING) {
-        answer_nonsense(b, item);
-    } else if (reply->len > b->r->max_stored) {
-        answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
+    } else if (reply->size > b->r->max_stored) {
+        near__redis_answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
     } else {
-        answer(item, NEAR_L2_DONE, NEAR_OK);
-        b->deliver(b->ctx, item, (near_bytes){ reply->str, reply->len });
+        near__redis_answer(item, NEAR_L2_DONE, NEAR_OK);
+        b->deliver(b->ctx, item, (near_bytes){ reply->text, reply->size });
     }
-}
-
-static void
-get_reply(void *ctx, size_t index, redisReply *reply)
-{
-    struct batch *b     = ctx;
-    size_t        first = index * b->r->mget;
-    size_t        count = b->todo_count - first < b->r->mget ? b->todo_count - first : b->r->mget;
-    bool          many  = reply->type == REDIS_REPLY_ARRAY && count > 1 && reply->elements == count;
-
-    for (size_t i = 0; i < count; i++) {
-        struct near_l2_item *item = &b->items[b->todo[first + i]];
-
-        if (many)
-            take_value(b, item, reply->element[i]);
-        else if (count == 1 || reply->type == REDIS_REPLY_ERROR)
-            take_value(b, item, reply);
-        else
-            answer_nonsense(b, item);
-    }
-}
-
-static near_status
-queue_gets(struct batch *b, struct near__redis_conn *conn)
-{
-    near_bytes argv[1 + NEAR_L2_BATCH];
-
-    for (size_t at = 0; at < b->todo_count;) {
-        size_t      argc = 1;
-        near_status status;
-
-        while (at < b->todo_count && argc <= b->r->mget)
-            argv[argc++] = b->items[b->todo[at++]].key;
-        argv[0] = near_key(argc == 2 ? "GET" : "MGET");
-        status  = near__redis_append(conn, argc, argv);
-        if (status != NEAR_OK)
-            return status;
-    }
-    return NEAR_OK;
-}
-
-static near_status
-get_work(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
-{
-    size_t      answered = 0;
-    near_status status   = queue_gets(b, conn);
-
-    if (status != NEAR_OK)
-        return near__fail(error, status, "%s: get: %s", b->r->name, near_status_text(status));
-    status = near__redis_exchange(conn, get_reply, b, &answered, NULL, deadline, error);
-    b->touched |= answered > 0;
-    return status;
 }
 
 static void
 redis_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_deliver_fn deliver, void *ctx,
                int64_t deadline)
 {
-    struct batch b = { .r = self, .verb = VERB_GET, .items = items, .n = n, .deliver = deliver, .ctx = ctx };
+    struct batch b;
+    near_bytes   keys[NEAR_L2_BATCH];
+    near_status  status;
+    struct fate  fate;
 
-    if (!valid_call(items, n, true))
+    if (!near__l2_valid_get(items, n))
         return;
+    batch_init(&b, self, NEAR__REDIS_GET, items, n, deadline);
+    b.deliver = deliver;
+    b.ctx     = ctx;
     sift(&b);
-    converse(&b, get_work, deadline);
+    if (b.todo_count == 0 || !call_begin(&b)) {
+        finish(&b);
+        return;
+    }
+    for (size_t i = 0; i < b.todo_count; i++)
+        keys[i] = items[b.todo[i]].key;
+    status = near__redis_call_get(b.call, keys, b.todo_count);
+    if (status == NEAR_OK) {
+        fate = call_run(&b);
+        for (size_t i = 0; i < fate.replies; i++)
+            take_value(&b, &items[b.todo[i]], near__redis_call_reply(b.call, i));
+    } else {
+        end_here(&b, status);
+    }
+    finish(&b);
 }
 
 /* --------------------------------------------------------------------------- writes, one command per item */
 
-/* A command's arguments and the numbers in them. */
-struct args {
-    near_bytes argv[8];
-    size_t     argc;
-    char       ttl[24];
-    uint8_t    stamp[8];
-};
-
-static void
-arg(struct args *a, near_bytes bytes)
-{
-    a->argv[a->argc++] = bytes;
-}
-
-static near_bytes
-ttl_text(struct args *a, int64_t ttl_ms)
-{
-    if (ttl_ms < 0)
-        ttl_ms = 1; /* 0 would mean for ever */
-    if (ttl_ms > MAX_TTL_MS)
-        ttl_ms = MAX_TTL_MS;
-    snprintf(a->ttl, sizeof(a->ttl), "%lld", (long long)ttl_ms);
-    return near_key(a->ttl);
-}
-
-static void
-set_args(struct args *a, const struct near_l2_item *item, bool if_absent)
-{
-    arg(a, near_key("SET"));
-    arg(a, item->key);
-    arg(a, item->value);
-    if (if_absent)
-        arg(a, near_key("NX"));
-    if (item->ttl_ms == 0)
-        return; /* PX 0 is an error (rule R2) */
-    arg(a, near_key("PX"));
-    arg(a, ttl_text(a, item->ttl_ms));
-}
-
-static void
-script_args(struct args *a, const struct batch *b, const struct near_l2_item *item)
-{
-    const struct script *script = b->verb == VERB_SET ? &set_script : &remove_script;
-
-    near__le64_put(a->stamp, item->expected);
-    arg(a, near_key(b->eval ? "EVAL" : "EVALSHA"));
-    arg(a, near_key(b->eval ? script->text : script->sha));
-    arg(a, near_key("1"));
-    arg(a, item->key);
-    arg(a, (near_bytes){ a->stamp, sizeof(a->stamp) });
-    if (b->verb == VERB_REMOVE)
-        return;
-    arg(a, item->value);
-    arg(a, ttl_text(a, item->ttl_ms));
-}
-
-static near_status
-queue_write(const struct batch *b, struct near__redis_conn *conn, const struct near_l2_item *item)
-{
-    struct args a;
-
-    a.argc = 0;
-    if (b->mode == NEAR_L2_IF_STAMP)
-        script_args(&a, b, item);
-    else
-        set_args(&a, item, b->mode == NEAR_L2_IF_ABSENT);
-    return near__redis_append(conn, a.argc, a.argv);
-}
-
 static bool
-is_noscript(const redisReply *reply)
+is_conditional(const struct batch *b)
 {
-    return reply->len >= 8 && memcmp(reply->str, "NOSCRIPT", 8) == 0;
+    return b->mode == NEAR_L2_IF_STAMP;
+}
+
+static near_status
+add_write(const struct batch *b, const struct near_l2_item *item)
+{
+    struct near__redis_args args;
+
+    near__redis_args(&args, b->verb, b->mode, item, b->eval);
+    return near__redis_call_add(b->call, args.argc, args.argv);
 }
 
 static void
-write_reply(void *ctx, size_t index, redisReply *reply)
+expect_write(const struct batch *b)
 {
-    struct batch        *b    = ctx;
-    struct near_l2_item *item = &b->items[b->window[index]];
+    unsigned status = NEAR__REDIS_KIND(REDIS_REPLY_STATUS), nil = NEAR__REDIS_KIND(REDIS_REPLY_NIL);
 
-    if (b->nonsense)
-        answer_nonsense(b, item);
-    else if (reply->type == REDIS_REPLY_ERROR && is_noscript(reply) && !b->eval)
-        b->noscript = true; /* not executed: left for the pass with EVAL (rule R5) */
-    else if (reply->type == REDIS_REPLY_ERROR)
-        answer_refused(b, item, reply);
-    else if (b->mode == NEAR_L2_IF_STAMP && reply->type == REDIS_REPLY_INTEGER)
-        answer(item, reply->integer > 0 ? NEAR_L2_DONE : NEAR_L2_ABSENT, NEAR_OK);
-    else if (b->mode != NEAR_L2_IF_STAMP && is_status(reply, "OK"))
-        answer(item, NEAR_L2_DONE, NEAR_OK);
-    else if (b->mode == NEAR_L2_IF_ABSENT && reply->type == REDIS_REPLY_NIL)
-        answer(item, NEAR_L2_ABSENT, NEAR_OK);
+    if (is_conditional(b))
+        near__redis_call_expects(b->call, NEAR__REDIS_KIND(REDIS_REPLY_INTEGER));
     else
-        answer_nonsense(b, item);
+        near__redis_call_expects(b->call, b->mode == NEAR_L2_IF_ABSENT ? status | nil : status);
 }
 
-/* Send the window and read its replies.  Of those without one, the commands that left in full may have
- * been executed. */
-static near_status
-flush_window(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
+static void
+write_reply(struct batch *b, struct near_l2_item *item, const struct near__redis_reply *reply)
 {
-    size_t      answered = 0;
-    bool        sent_any = false;
-    near_status status   = near__redis_exchange(conn, write_reply, b, &answered, &sent_any, deadline, error);
+    switch (near__redis_meaning(b->verb, b->mode, item, reply)) {
+    case NEAR__REDIS_SAID:
+        break;
+    case NEAR__REDIS_NOSCRIPT:
+        if (!b->eval) {
+            b->noscript = true; /* not executed: left for the pass with EVAL (rule R5) */
+            break;
+        } /* fall through */
+    case NEAR__REDIS_REFUSED:
+        answer_refused(b, item, reply);
+        break;
+    default:
+        near__redis_answer(item, NEAR_L2_UNKNOWN, NEAR_ERR_PROTOCOL);
+        break;
+    }
+}
 
-    b->touched |= sent_any;
-    for (size_t i = answered; status != NEAR_OK && i < near__redis_sent(conn); i++)
-        answer(&b->items[b->window[i]], NEAR_L2_UNKNOWN, status);
+/* Send the window and read its replies.  Of those without one, the commands that left in full may have been
+ * executed; all of them, when the call was given up. */
+static void
+flush_window(struct batch *b)
+{
+    struct fate fate = call_run(b);
+
+    if (fate.outcome == NEAR__LANE_GIVEN_UP)
+        fate.left = b->window_count;
+    for (size_t i = 0; i < fate.replies; i++)
+        write_reply(b, &b->items[b->window[i]], near__redis_call_reply(b->call, i));
+    for (size_t i = fate.replies; i < fate.left; i++)
+        near__redis_answer(&b->items[b->window[i]], NEAR_L2_UNKNOWN, fate.status);
+    call_end(b);
     b->window_count = b->window_bytes = 0;
-    if (status == NEAR_OK && b->drop) /* nothing more on this connection */
-        return near__fail(error, refusal(b), "%s: %s refused: %s", b->r->name, verb_name(b),
-                          b->refused != NEAR_OK ? b->word : "a reply that makes no sense");
-    return status;
+    if (b->ended == NEAR_OK && b->drop)
+        b->ended = refusal(b); /* nothing more to this server */
 }
 
-static near_status
-write_pass(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
+static void
+write_pass(struct batch *b)
 {
-    near_status status = NEAR_OK;
-
-    for (size_t i = 0; i < b->todo_count && status == NEAR_OK; i++) {
+    b->window_count = b->window_bytes = 0;
+    for (size_t i = 0; i < b->todo_count && b->ended == NEAR_OK; i++) {
         struct near_l2_item *item = &b->items[b->todo[i]];
+        near_status          status;
 
         if (item->answer != NEAR_L2_NOT_TRIED)
             continue;
-        status = queue_write(b, conn, item);
-        if (status != NEAR_OK)
-            return near__fail(error, status, "%s: %s: %s", b->r->name, verb_name(b),
-                              near_status_text(status));
+        if (b->call == NULL && !call_begin(b))
+            return;
+        status = add_write(b, item);
+        if (status != NEAR_OK) {
+            end_here(b, status);
+            return;
+        }
+        expect_write(b);
         b->window[b->window_count++] = b->todo[i];
         b->window_bytes += item->key.size + item->value.size;
         if (b->window_bytes >= WINDOW_BYTES)
-            status = flush_window(b, conn, deadline, error);
+            flush_window(b);
     }
-    if (status == NEAR_OK && b->window_count > 0)
-        status = flush_window(b, conn, deadline, error);
-    return status;
+    if (b->ended == NEAR_OK && b->window_count > 0)
+        flush_window(b);
 }
 
-static near_status
-write_work(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
+static void
+write_all(struct batch *b)
 {
-    near_status status;
-
-    b->window_count = b->window_bytes = 0;
-    b->eval = b->noscript = false;
-    status                = write_pass(b, conn, deadline, error);
-    if (status != NEAR_OK || !b->noscript)
-        return status;
-    b->eval = true;
-    return write_pass(b, conn, deadline, error);
+    write_pass(b);
+    if (b->ended == NEAR_OK && b->noscript) {
+        b->eval = true;
+        write_pass(b);
+    }
+    finish(b);
 }
 
 /* ------------------------------------------------------------------------------------- one UNLINK for all */
 
 static near_status
-queue_unlink(const struct batch *b, struct near__redis_conn *conn)
+add_unlink(const struct batch *b)
 {
     near_bytes argv[1 + NEAR_L2_BATCH];
 
     argv[0] = near_key("UNLINK"); /* rule R3 */
     for (size_t i = 0; i < b->todo_count; i++)
         argv[1 + i] = b->items[b->todo[i]].key;
-    return near__redis_append(conn, 1 + b->todo_count, argv);
+    return near__redis_call_add(b->call, 1 + b->todo_count, argv);
 }
 
 static void
-answer_todo(struct batch *b, enum near_l2_answer what, near_status status)
+unlink_reply(struct batch *b, const struct near__redis_reply *reply)
 {
-    for (size_t i = 0; i < b->todo_count; i++)
-        answer(&b->items[b->todo[i]], what, status);
+    if (reply->type == REDIS_REPLY_ERROR)
+        note_refusal(b, reply);
+    if (reply->type == REDIS_REPLY_INTEGER)
+        answer_todo(b, NEAR_L2_DONE, NEAR_OK);
+    else if (reply->type == REDIS_REPLY_ERROR)
+        answer_todo(b, NEAR_L2_ERROR, near__redis_reply_class(reply));
+    else
+        answer_todo(b, NEAR_L2_UNKNOWN, NEAR_ERR_PROTOCOL);
 }
 
 static void
-unlink_reply(void *ctx, size_t index, redisReply *reply)
+unlink_all(struct batch *b)
 {
-    struct batch *b = ctx;
+    struct fate fate;
+    near_status status;
 
-    (void)index;
-    for (size_t i = 0; i < b->todo_count; i++) {
-        struct near_l2_item *item = &b->items[b->todo[i]];
-
-        if (reply->type == REDIS_REPLY_INTEGER)
-            answer(item, NEAR_L2_DONE, NEAR_OK);
-        else if (reply->type == REDIS_REPLY_ERROR)
-            answer_refused(b, item, reply);
-        else
-            answer_nonsense(b, item);
+    if (b->todo_count == 0 || !call_begin(b)) {
+        finish(b);
+        return;
     }
-}
-
-static near_status
-unlink_work(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
-{
-    size_t      answered = 0;
-    bool        sent_any = false;
-    near_status status   = queue_unlink(b, conn);
-
-    if (status != NEAR_OK)
-        return near__fail(error, status, "%s: remove: %s", b->r->name, near_status_text(status));
-    status = near__redis_exchange(conn, unlink_reply, b, &answered, &sent_any, deadline, error);
-    b->touched |= sent_any;
-    if (status != NEAR_OK && answered == 0 && near__redis_sent(conn) > 0)
-        answer_todo(b, NEAR_L2_UNKNOWN, status);
-    return status;
+    status = add_unlink(b);
+    if (status != NEAR_OK) {
+        end_here(b, status);
+        finish(b);
+        return;
+    }
+    near__redis_call_expects(b->call, NEAR__REDIS_KIND(REDIS_REPLY_INTEGER));
+    fate = call_run(b);
+    if (fate.replies > 0)
+        unlink_reply(b, near__redis_call_reply(b->call, 0));
+    else if (fate.left > 0 || fate.outcome == NEAR__LANE_GIVEN_UP)
+        answer_todo(b, NEAR_L2_UNKNOWN, fate.status);
+    finish(b);
 }
 
 /* ------------------------------------------------------------------------ write and announce: all or nothing
@@ -548,23 +432,19 @@ unlink_work(struct batch *b, struct near__redis_conn *conn, int64_t deadline, ne
  *     MULTI   SET ... SET | UNLINK   PUBLISH   EXEC
  *
  * Nothing is executed before EXEC, so whatever goes wrong before EXEC has left in full is a certain "not
- * done", and the message's number is given back when the server has refused the transaction: receivers see
- * no gap for it. */
+ * done", and the message's number is given back when the server has refused the transaction. */
 
 /* The outcomes in EXEC's reply: one per write, then PUBLISH's. */
 static void
-take_outcomes(struct batch *b, const redisReply *reply)
+take_outcomes(struct batch *b, const struct near__redis_reply *reply)
 {
-    const redisReply *publish = reply->element[reply->elements - 1];
+    const struct near__redis_reply *publish = &reply->element[reply->elements - 1];
 
-    if (b->verb == VERB_REMOVE) {
-        unlink_reply(b, 0, reply->element[0]);
-    } else {
-        for (size_t i = 0; i < b->todo_count; i++) {
-            b->window[0] = b->todo[i];
-            write_reply(b, 0, reply->element[i]);
-        }
-    }
+    if (b->verb == NEAR__REDIS_REMOVE)
+        unlink_reply(b, &reply->element[0]);
+    else
+        for (size_t i = 0; i < b->todo_count; i++)
+            write_reply(b, &b->items[b->todo[i]], &reply->element[i]);
     b->executed  = true;
     b->published = publish->type == REDIS_REPLY_INTEGER;
     if (publish->type == REDIS_REPLY_ERROR)
@@ -572,19 +452,13 @@ take_outcomes(struct batch *b, const redisReply *reply)
 }
 
 static void
-transaction_reply(void *ctx, size_t index, redisReply *reply)
+transaction_reply(struct batch *b, size_t at, const struct near__redis_reply *reply)
 {
-    struct batch *b      = ctx;
-    size_t        writes = b->verb == VERB_REMOVE ? 1 : b->todo_count;
-    size_t        at     = b->position++;
+    size_t writes = b->verb == NEAR__REDIS_REMOVE ? 1 : b->todo_count;
 
-    (void)index;
-    if (reply->type == REDIS_REPLY_ERROR) {
+    if (reply->type == REDIS_REPLY_ERROR)
         note_refusal(b, reply);
-        /* EXECABORT ends the transaction; after any other refusal of EXEC the server may be collecting still */
-        if (at == writes + 2 && strncmp(reply->str, "EXECABORT", 9) != 0)
-            b->drop = true;
-    } else if (at == 0)
+    else if (at == 0)
         b->collecting = is_status(reply, "OK");
     else if (at == writes + 2 && reply->type == REDIS_REPLY_ARRAY && reply->elements == writes + 1)
         take_outcomes(b, reply);
@@ -593,84 +467,54 @@ transaction_reply(void *ctx, size_t index, redisReply *reply)
 }
 
 static near_status
-transaction_exchange(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
+add_transaction(struct batch *b, struct near__redis_note **note)
 {
-    bool        sent_any = false;
-    near_status status   = near__redis_exchange(conn, transaction_reply, b, NULL, &sent_any, deadline, error);
-
-    b->touched |= sent_any;
-    b->window_bytes = 0;
-    return status;
-}
-
-/* MULTI and the writes.  What does not fit a window is sent ahead; the server only collects it. */
-static near_status
-queue_transaction(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
-{
-    near_bytes  multi  = near_key("MULTI");
-    near_status status = near__redis_append(conn, 1, &multi);
-
-    if (status == NEAR_OK && b->verb == VERB_REMOVE)
-        return queue_unlink(b, conn);
-    for (size_t i = 0; i < b->todo_count && status == NEAR_OK; i++) {
-        const struct near_l2_item *item = &b->items[b->todo[i]];
-
-        status = queue_write(b, conn, item);
-        b->window_bytes += item->key.size + item->value.size;
-        if (status == NEAR_OK && b->window_bytes >= WINDOW_BYTES)
-            status = transaction_exchange(b, conn, deadline, error);
-    }
-    return status;
-}
-
-static near_status
-queue_announcement(const struct near_l2_announce *announce, struct near__redis_conn *conn)
-{
+    const struct near_l2_announce *announce = b->announce;
     near_bytes publish[3] = { near_key("PUBLISH"), announce->channel, { announce->message, announce->size } };
-    near_bytes exec       = near_key("EXEC");
-    near_status status;
+    near_bytes multi = near_key("MULTI"), exec = near_key("EXEC");
+    near_status status = near__redis_call_add(b->call, 1, &multi);
 
-    near__redis_conn_stamp(conn, announce->message + announce->stamp_at);
-    status = near__redis_append(conn, 3, publish);
-    return status != NEAR_OK ? status : near__redis_append(conn, 1, &exec);
+    if (status == NEAR_OK && b->verb == NEAR__REDIS_REMOVE)
+        status = add_unlink(b);
+    for (size_t i = 0; b->verb == NEAR__REDIS_SET && i < b->todo_count && status == NEAR_OK; i++)
+        status = add_write(b, &b->items[b->todo[i]]);
+    if (status == NEAR_OK)
+        status = near__redis_call_add(b->call, 3, publish);
+    if (status == NEAR_OK)
+        status = near__redis_call_stamped(b->call, announce->size, announce->stamp_at, note);
+    return status == NEAR_OK ? near__redis_call_add(b->call, 1, &exec) : status;
 }
 
 /* Something may have been executed, or may be yet: EXEC left without an answer, or MULTI was not (or not
  * known to be) accepted. */
 static bool
-in_doubt(const struct batch *b, const struct near__redis_conn *conn, near_status status, bool exec_left)
+in_doubt(const struct batch *b, const struct fate *fate, size_t commands)
 {
-    size_t harmless = b->position == 0 ? 1 : 0; /* MULTI itself, if this window began with it */
+    size_t harmless = fate->replies == 0 ? 1 : 0; /* MULTI itself */
 
-    if (b->direct)
+    if (b->direct || fate->outcome == NEAR__LANE_GIVEN_UP)
         return true;
-    return status != NEAR_OK && (exec_left || (!b->collecting && near__redis_sent(conn) > harmless));
+    return fate->status != NEAR_OK && (fate->left == commands || (!b->collecting && fate->left > harmless));
 }
 
 static void
-settle(struct batch *b, struct near__redis_conn *conn, near_status status, bool exec_left)
+settle(struct batch *b, const struct fate *fate, size_t commands, uint64_t stream)
 {
     if (b->executed && b->published) {
-        b->announce->stream = near__redis_conn_stream(conn);
+        b->announce->stream = stream;
     } else if (b->executed) { /* written, but nobody was told: let the caller take it for the worst */
         answer_todo(b, NEAR_L2_UNKNOWN, refusal(b));
-        b->drop = true;
-    } else if (in_doubt(b, conn, status, exec_left)) {
-        answer_todo(b, NEAR_L2_UNKNOWN, status != NEAR_OK ? status : refusal(b));
-        b->announce->stream = near__redis_conn_stream(conn);
-        b->drop             = true;
-    } else if (status == NEAR_OK) {
+    } else if (in_doubt(b, fate, commands)) {
+        answer_todo(b, NEAR_L2_UNKNOWN, fate->status != NEAR_OK ? fate->status : refusal(b));
+        b->announce->stream = stream;
+    } else if (fate->status == NEAR_OK) {
         answer_todo(b, NEAR_L2_ERROR, refusal(b));
-        near__redis_conn_unstamp(conn);
-    } /* else: EXEC did not leave and the connection is gone: converse() answers */
+    } /* else: EXEC did not leave and the connection is gone: finish() answers */
 }
 
 static void
-script_reply(void *ctx, size_t index, redisReply *reply)
+script_reply(struct batch *b, const struct near__redis_reply *reply)
 {
-    struct batch *b = ctx;
-
-    (void)index;
     if (reply->type == REDIS_REPLY_ERROR)
         note_refusal(b, reply);
     if (reply->type != REDIS_REPLY_INTEGER) {
@@ -682,14 +526,14 @@ script_reply(void *ctx, size_t index, redisReply *reply)
 }
 
 static near_status
-queue_remove_script(const struct batch *b, struct near__redis_conn *conn)
+add_remove_script(struct batch *b, struct near__redis_note **note)
 {
     const struct near_l2_announce *announce = b->announce;
     near_bytes                     argv[5 + NEAR_L2_BATCH];
     char                           count[8];
     size_t                         argc = 0;
+    near_status                    status;
 
-    near__redis_conn_stamp(conn, announce->message + announce->stamp_at);
     snprintf(count, sizeof(count), "%u", (unsigned)b->todo_count);
     argv[argc++] = near_key("EVAL");
     argv[argc++] = near_key("local n = redis.call('UNLINK', unpack(KEYS)) "
@@ -699,94 +543,107 @@ queue_remove_script(const struct batch *b, struct near__redis_conn *conn)
         argv[argc++] = b->items[b->todo[i]].key;
     argv[argc++] = announce->channel;
     argv[argc++] = (near_bytes){ announce->message, announce->size };
-    return near__redis_append(conn, argc, argv);
+    status       = near__redis_call_add(b->call, argc, argv);
+    return status == NEAR_OK ? near__redis_call_stamped(b->call, announce->size, announce->stamp_at, note)
+                             : status;
+}
+
+typedef near_status (*add_fn)(struct batch *b, struct near__redis_note **note);
+
+static void
+announced_call(struct batch *b, add_fn add, bool script)
+{
+    struct near__redis_note *note = NULL;
+    size_t                   commands;
+    struct fate              fate;
+    near_status              status;
+    uint64_t                 stream;
+
+    if (!call_begin(b))
+        return;
+    status = add(b, &note);
+    if (status != NEAR_OK) {
+        end_here(b, status);
+        call_end(b);
+        if (note != NULL)
+            near__redis_note_read(note);
+        return;
+    }
+    commands = near__redis_call_commands(b->call);
+    fate     = call_run(b);
+    for (size_t i = 0; i < fate.replies; i++) {
+        if (script)
+            script_reply(b, near__redis_call_reply(b->call, i));
+        else
+            transaction_reply(b, i, near__redis_call_reply(b->call, i));
+    }
+    call_end(b);
+    stream = near__redis_note_read(note);
+    settle(b, &fate, commands, stream);
 }
 
 /* At its memory's limit Redis 7.0 refuses every command inside MULTI, removals and messages as well, but
  * not in a script.  And a removal must be possible then: it is what a failed write is turned into. */
-static near_status
-remove_by_script(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
+static void
+remove_by_script(struct batch *b)
 {
-    near_status status;
-
     b->refused = NEAR_OK;
     answer_todo(b, NEAR_L2_NOT_TRIED, NEAR_OK);
-    status = queue_remove_script(b, conn);
-    if (status != NEAR_OK)
-        return near__fail(error, status, "%s: remove: %s", b->r->name, near_status_text(status));
-    status = near__redis_exchange(conn, script_reply, b, NULL, NULL, deadline, error);
-    settle(b, conn, status, near__redis_sent(conn) == 1);
-    return status;
-}
-
-static near_status
-transaction_work(struct batch *b, struct near__redis_conn *conn, int64_t deadline, near_error *error)
-{
-    size_t      queued;
-    near_status status;
-
-    b->window_bytes = b->position = 0;
-    status                        = queue_transaction(b, conn, deadline, error);
-    if (status == NEAR_OK)
-        status = queue_announcement(b->announce, conn);
-    if (status != NEAR_OK) {
-        settle(b, conn, status, false);
-        return error->text[0] != '\0' ? status
-                                      : near__fail(error, status, "%s: %s: %s", b->r->name, verb_name(b),
-                                                   near_status_text(status));
-    }
-    queued = near__redis_queued(conn);
-    status = transaction_exchange(b, conn, deadline, error);
-    settle(b, conn, status, near__redis_sent(conn) == queued);
-    if (status == NEAR_OK && !b->executed && !b->direct && b->verb == VERB_REMOVE &&
-        strcmp(b->word, "OOM") == 0)
-        status = remove_by_script(b, conn, deadline, error);
-    return status;
+    announced_call(b, add_remove_script, true);
 }
 
 /* An announced call is done as a whole or not at all, hence not even tried when one item cannot be sent. */
 static void
-announce_all(struct batch *b, int64_t deadline)
+announce_all(struct batch *b)
 {
     b->announce->stream = 0;
-    if (b->todo_count == b->n)
-        converse(b, transaction_work, deadline);
-    else
+    if (b->todo_count != b->n) {
         near__l2_answer_all(b->items, b->n, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
+        return;
+    }
+    announced_call(b, add_transaction, false);
+    if (b->ended == NEAR_OK && !b->executed && !b->direct && b->verb == NEAR__REDIS_REMOVE &&
+        strcmp(b->word, "OOM") == 0)
+        remove_by_script(b);
+    finish(b);
 }
 
 static void
 redis_set_many(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                struct near_l2_announce *announce, int64_t deadline)
 {
-    struct batch b = {
-        .r = self, .verb = VERB_SET, .mode = mode, .items = items, .n = n, .announce = announce
-    };
+    struct batch b;
 
-    if (!valid_call(items, n, announce == NULL || mode == NEAR_L2_ALWAYS))
+    if (!near__l2_valid_set(mode, items, n, announce))
         return;
+    batch_init(&b, self, NEAR__REDIS_SET, items, n, deadline);
+    b.mode     = mode;
+    b.announce = announce;
     sift(&b);
     if (announce != NULL)
-        announce_all(&b, deadline);
+        announce_all(&b);
     else
-        converse(&b, write_work, deadline);
+        write_all(&b);
 }
 
 static void
 redis_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                   struct near_l2_announce *announce, int64_t deadline)
 {
-    struct batch b = {
-        .r = self, .verb = VERB_REMOVE, .mode = mode, .items = items, .n = n, .announce = announce
-    };
+    struct batch b;
 
-    if (!valid_call(items, n, mode == NEAR_L2_ALWAYS || (mode == NEAR_L2_IF_STAMP && announce == NULL)))
+    if (!near__l2_valid_remove(mode, items, n, announce))
         return;
+    batch_init(&b, self, NEAR__REDIS_REMOVE, items, n, deadline);
+    b.mode     = mode;
+    b.announce = announce;
     sift(&b);
     if (announce != NULL)
-        announce_all(&b, deadline);
+        announce_all(&b);
+    else if (mode == NEAR_L2_IF_STAMP)
+        write_all(&b);
     else
-        converse(&b, mode == NEAR_L2_IF_STAMP ? write_work : unlink_work, deadline);
+        unlink_all(&b);
 }
 
 /* ---------------------------------------------------------------------------------------------- health */
@@ -799,12 +656,12 @@ struct health {
 
 /* The value of `field` in the text of an INFO reply, when it is there and short. */
 static void
-info_field(const redisReply *reply, const char *field, char *out, size_t size)
+info_field(const struct near__redis_reply *reply, const char *field, char *out, size_t size)
 {
-    const char *at = strstr(reply->str, field);
+    const char *at = strstr(reply->text, field);
     size_t      n;
 
-    if (at == NULL || (at != reply->str && at[-1] != '\n'))
+    if (at == NULL || (at != reply->text && at[-1] != '\n'))
         return;
     at += strlen(field);
     n = strcspn(at, "\r\n");
@@ -813,14 +670,12 @@ info_field(const redisReply *reply, const char *field, char *out, size_t size)
 }
 
 static void
-health_reply(void *ctx, size_t index, redisReply *reply)
+health_reply(struct health *h, size_t index, const struct near__redis_reply *reply)
 {
-    struct health *h = ctx;
-
     if (reply->type == REDIS_REPLY_ERROR && h->word[0] == '\0')
-        near__redis_error_word(reply, h->word, sizeof(h->word));
+        near__redis_reply_word(reply, h->word, sizeof(h->word));
     if (index == 0 && reply->type == REDIS_REPLY_ERROR)
-        h->status = near__redis_error_class(reply);
+        h->status = near__redis_reply_class(reply);
     else if (index == 0 && !is_status(reply, "PONG"))
         h->status = NEAR_ERR_PROTOCOL;
     if (index == 0 || reply->type != REDIS_REPLY_STRING)
@@ -831,20 +686,39 @@ health_reply(void *ctx, size_t index, redisReply *reply)
 }
 
 static near_status
-ask_health(struct near__redis_conn *conn, struct health *h, int64_t deadline, near_error *error)
+add_health(struct near__redis_call *call)
 {
     near_bytes  ping    = near_key("PING");
     near_bytes  info[2] = { near_key("INFO"), near_key("server") };
-    near_status status  = near__redis_append(conn, 1, &ping);
+    near_status status  = near__redis_call_add(call, 1, &ping);
 
     if (status == NEAR_OK)
-        status = near__redis_append(conn, 2, info);
+        status = near__redis_call_add(call, 2, info);
     info[1] = near_key("memory"); /* several sections in one INFO: only since 7.0 */
-    if (status == NEAR_OK)
-        status = near__redis_append(conn, 2, info);
-    if (status != NEAR_OK)
+    near__redis_call_idempotent(call, true);
+    return status == NEAR_OK ? near__redis_call_add(call, 2, info) : status;
+}
+
+static near_status
+ask_health(struct redis *r, struct health *h, int64_t deadline, near_error *error)
+{
+    struct near__redis_call *call   = near__redis_call_new(r->node, 0);
+    near_status              status = call == NULL ? NEAR_ERR_NOMEM : add_health(call);
+    struct near__lane_ask    ask;
+
+    if (status != NEAR_OK) {
+        near__redis_call_free(call);
         return near__fail(error, status, "redis: %s", near_status_text(status));
-    return near__redis_exchange(conn, health_reply, h, NULL, NULL, deadline, error);
+    }
+    ask = near__redis_ask(call);
+    near__lanes_run(&ask, 1, deadline, error);
+    for (size_t i = 0; ask.outcome == NEAR__LANE_ANSWERED && i < near__redis_call_replies(call); i++)
+        health_reply(h, i, near__redis_call_reply(call, i));
+    if (ask.call != NULL)
+        near__redis_call_free(call);
+    if (ask.status == NEAR_OK && h->status != NEAR_OK)
+        return near__fail(error, h->status, "%s: PING refused: %s", r->name, h->word);
+    return ask.status;
 }
 
 static near_status
@@ -853,18 +727,8 @@ redis_health(void *self, char *text, size_t size, int64_t deadline, near_error *
     struct redis *r      = self;
     struct health h      = { .version = "unknown", .maxmemory = "unknown", .policy = "policy unknown" };
     near_error    reason = { 0 };
-    void         *conn;
-    near_status   status;
+    near_status   status = ask_health(r, &h, deadline, &reason);
 
-    enter(r);
-    status = near__pool_take(r->pool, &conn, deadline, &reason);
-    if (status == NEAR_OK) {
-        status = ask_health(conn, &h, deadline, &reason);
-        if (status == NEAR_OK && h.status != NEAR_OK)
-            status = near__fail(&reason, h.status, "%s: PING refused: %s", r->name, h.word);
-        near__pool_give(r->pool, conn, status == NEAR_OK);
-    }
-    leave(r);
     if (size > 0)
         text[0] = '\0';
     if (status != NEAR_OK)
@@ -879,48 +743,15 @@ redis_health(void *self, char *text, size_t size, int64_t deadline, near_error *
 static void
 redis_stats(void *self, struct near_l2_stats *stats)
 {
-    struct redis *r = self;
+    struct redis            *r = self;
+    struct near__lanes_stats lanes;
 
-    stats->connects    = near__pool_connects(r->pool);
-    stats->disconnects = near__pool_disconnects(r->pool);
+    near__lanes_stats(near__redis_node_lanes(r->node), &lanes);
+    stats->connects    = lanes.connects;
+    stats->disconnects = lanes.disconnects;
 }
 
 /* ------------------------------------------------------------------------------------------ birth and end */
-
-static near_status
-pool_dial(void *ctx, void **conn, int64_t deadline, near_error *error)
-{
-    struct redis            *r = ctx;
-    struct near__redis_conn *c;
-    near_status              status = near__redis_dial(&c, &r->server, deadline, error);
-
-    *conn = c;
-    return status;
-}
-
-static bool
-pool_usable(void *conn)
-{
-    return near__redis_conn_usable(conn);
-}
-
-/* Redis wants no goodbye. */
-static void
-pool_drop(void *conn, bool goodbye)
-{
-    struct near__redis_conn *c = conn;
-
-    (void)goodbye;
-    near__redis_conn_free(&c);
-}
-
-static void
-pool_abandon(void *conn)
-{
-    near__redis_conn_abandon(conn);
-}
-
-static const struct near__pool_ops pool_ops = { pool_dial, pool_usable, pool_drop, pool_abandon };
 
 static void
 redis_fini(void *self)
@@ -929,11 +760,10 @@ redis_fini(void *self)
 
     if (r == NULL)
         return;
-    near__pool_free(&r->pool);
+    if (r->node != NULL)
+        near__redis_node_free(&r->node);
     if (r->cancel_fd >= 0)
         close(r->cancel_fd);
-    pthread_cond_destroy(&r->idle);
-    near__lock_fini(&r->lock);
     free(r);
 }
 
@@ -957,21 +787,40 @@ check_settings(const struct near_l2_env *env, near_error *error)
 static void
 set_limits(struct redis *r)
 {
-    size_t most = r->env->max_stored;
+    size_t most = r->env->max_stored, mget;
 
-    r->max_stored = most == 0 || most > MAX_STORED ? MAX_STORED : most;
-    r->mget       = MGET_BYTES / (r->max_stored + ITEM_FRAMING);
-    if (r->mget < 1)
-        r->mget = 1;
-    if (r->mget > NEAR_L2_BATCH)
-        r->mget = NEAR_L2_BATCH;
+    r->max_stored = most == 0 || most > NEAR__REDIS_MAX_STORED ? NEAR__REDIS_MAX_STORED : most;
+    mget          = MGET_BYTES / (r->max_stored + ITEM_FRAMING);
+    r->mget       = mget < 1 ? 1 : mget > NEAR_L2_BATCH ? NEAR_L2_BATCH : (unsigned)mget;
+}
+
+static struct near__redis_node_env
+node_env(struct redis *r)
+{
+    const struct near_l2_env *env = r->env;
+
+    return (struct near__redis_node_env){
+        .server          = { .uri         = env->uri,
+                             .access      = env->access,
+                             .clock       = env->clock,
+                             .client_name = env->client_name,
+                             .max_reply   = r->mget * (r->max_stored + ITEM_FRAMING) + 64 * 1024,
+                             .cancel_fd   = &r->cancel_fd },
+        .log             = env->log,
+        .name            = r->name,
+        .most            = env->pool_size,
+        .connect_timeout = env->connect_timeout,
+        .mget            = r->mget,
+        .fuse            = true,
+    };
 }
 
 static near_status
 redis_open(void **self, const struct near_l2_env *env, struct near_l2_traits *traits, near_error *error)
 {
-    near_status   status = check_settings(env, error);
-    struct redis *r;
+    near_status                 status = check_settings(env, error);
+    struct near__redis_node_env node;
+    struct redis               *r;
 
     *self = NULL;
     if (status != NEAR_OK)
@@ -979,22 +828,12 @@ redis_open(void **self, const struct near_l2_env *env, struct near_l2_traits *tr
     r = calloc(1, sizeof(*r));
     if (r == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "redis: out of memory");
-    near__lock_init(&r->lock, NEAR__RANK_LEAF);
-    near__cond_init(&r->idle);
     r->env       = env;
     r->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     near__uri_display(env->uri, r->name, sizeof(r->name));
     set_limits(r);
-    r->server =
-        (struct near__redis_server){ .uri         = env->uri,
-                                     .access      = env->access,
-                                     .clock       = env->clock,
-                                     .client_name = env->client_name,
-                                     .max_reply   = r->mget * (r->max_stored + ITEM_FRAMING) + 64 * 1024,
-                                     .cancel_fd   = &r->cancel_fd };
-    status = r->cancel_fd < 0
-                 ? NEAR_ERR_NOMEM
-                 : near__pool_new(&r->pool, &pool_ops, r, env->pool_size, env->connect_timeout, env->clock);
+    node   = node_env(r);
+    status = r->cancel_fd < 0 ? NEAR_ERR_NOMEM : near__redis_node_new(&r->node, &node);
     if (status != NEAR_OK) {
         redis_fini(r);
         return near__fail(error, status, "redis: no memory or descriptors to open");
@@ -1002,8 +841,8 @@ redis_open(void **self, const struct near_l2_env *env, struct near_l2_traits *tr
     *traits = (struct near_l2_traits){ .shared       = true,
                                        .announces    = true,
                                        .binary_keys  = true,
-                                       .max_key      = MAX_KEY,
-                                       .max_value    = MAX_VALUE,
+                                       .max_key      = NEAR__REDIS_MAX_KEY,
+                                       .max_value    = NEAR__REDIS_MAX_VALUE,
                                        .min_lease_ms = 1 };
     *self   = r;
     return NEAR_OK;
@@ -1015,7 +854,7 @@ redis_close(void *self)
     struct redis  *r   = self;
     const uint64_t one = 1;
 
-    near__pool_close(r->pool);
+    near__lanes_close(near__redis_node_lanes(r->node));
     if (r->cancel_fd >= 0 && write(r->cancel_fd, &one, sizeof(one)) < 0)
         return; /* EAGAIN: it is readable already */
 }
@@ -1026,11 +865,7 @@ redis_stop(void *self)
     struct redis *r = self;
 
     redis_close(self); /* without it calls might keep coming */
-    near__lock(&r->lock);
-    while (r->calls > 0)
-        near__cond_wait(&r->idle, &r->lock, NEAR_NEVER);
-    near__unlock(&r->lock);
-    near__pool_stop(r->pool);
+    near__lanes_stop(near__redis_node_lanes(r->node));
 }
 
 /* The eventfd is shared with the parent: writing to it here would cancel the parent's calls. */
@@ -1039,10 +874,7 @@ redis_forked(void *self)
 {
     struct redis *r = self;
 
-    near__lock_init(&r->lock, NEAR__RANK_LEAF); /* a thread that does not exist here may have held it */
-    near__cond_init(&r->idle);
-    r->calls = 0;
-    near__pool_forked(r->pool);
+    near__lanes_forked(near__redis_node_lanes(r->node));
     if (r->cancel_fd >= 0)
         close(r->cancel_fd);
     r->cancel_fd = -1;

@@ -19,6 +19,7 @@
 #include "base/hash.h"
 #include "base/le.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +56,12 @@ struct slot {
     struct near__redis_reply reply;
 };
 
+/* What became of a message: shared by the call and whoever sent it, since either may go first. */
+struct near__redis_note {
+    _Atomic uint32_t owners;
+    _Atomic uint64_t stream; /* 0: it has not left */
+};
+
 struct near__redis_call {
     struct near__lane_call   lane; /* first */
     struct near__redis_node *node;
@@ -65,9 +72,10 @@ struct near__redis_call {
     bool                     reads; /* keys, not commands */
     char                     operation[20];
 
-    size_t   stamped;  /* the command with a message, + 1; 0: none */
-    size_t   stamp_at; /* in its bytes */
-    uint64_t stream, number;
+    size_t                   stamped;  /* the command with a message, + 1; 0: none */
+    size_t                   stamp_at; /* in its bytes */
+    uint64_t                 number;
+    struct near__redis_note *note;
 
     struct chunk *chunks; /* beyond `here` */
     size_t        used;
@@ -190,11 +198,20 @@ free_commands(struct near__redis_call *call)
         redisFreeCommand(call->slots[i].bytes);
 }
 
+static void
+note_release(struct near__redis_note *note)
+{
+    /* acq_rel: whoever goes last frees what the other has written */
+    if (note != NULL && atomic_fetch_sub_explicit(&note->owners, 1, memory_order_acq_rel) == 1)
+        free(note);
+}
+
 void
 near__redis_call_free(struct near__redis_call *call)
 {
     if (call == NULL)
         return;
+    note_release(call->note);
     free_commands(call);
     if (call->slots != call->slots_here)
         free(call->slots);
@@ -335,13 +352,39 @@ near__redis_call_get(struct near__redis_call *call, const near_bytes *keys, size
     return NEAR_OK;
 }
 
-void
-near__redis_call_stamped(struct near__redis_call *call, size_t message_size, size_t stamp_at)
+near_status
+near__redis_call_stamped(struct near__redis_call *call, size_t message_size, size_t stamp_at,
+                         struct near__redis_note **note)
 {
     const struct slot *last = &call->slots[call->count - 1];
 
+    *note = calloc(1, sizeof(**note));
+    if (*note == NULL)
+        return NEAR_ERR_NOMEM;
+    atomic_store_explicit(&(*note)->owners, 2, memory_order_relaxed);
+    call->note     = *note;
     call->stamped  = call->count;
     call->stamp_at = last->size - 2 - message_size + stamp_at; /* the message, CR, LF end the command */
+    return NEAR_OK;
+}
+
+/* A call that was given up counts as sent from the moment before it is stamped: then either its leader stamps it now, or he finds it
+ * given up and frees it. */
+uint64_t
+near__redis_note_read(struct near__redis_note *note)
+{
+    uint64_t stream;
+    uint32_t owners;
+
+    do {
+        /* acquire, before `stream`: who left has written it */
+        owners = atomic_load_explicit(&note->owners, memory_order_acquire);
+        stream = atomic_load_explicit(&note->stream, memory_order_acquire);
+        if (stream == 0 && owners > 1)
+            sched_yield();
+    } while (stream == 0 && owners > 1);
+    note_release(note);
+    return stream;
 }
 
 void
@@ -368,7 +411,6 @@ near__redis_call_redirect(struct near__redis_call *call, struct near__redis_node
 {
     call->node    = node;
     call->replies = 0;
-    call->stream = call->number = 0;
 }
 
 size_t
@@ -400,12 +442,6 @@ near__redis_call_left(const struct near__redis_call *call)
     while (n < call->count && sent >= call->slots[n].size)
         sent -= call->slots[n++].size;
     return n;
-}
-
-uint64_t
-near__redis_call_stream(const struct near__redis_call *call)
-{
-    return call->stream;
 }
 
 static redisReply
@@ -865,7 +901,8 @@ stamp(struct codec_conn *conn, struct near__redis_call *call)
     uint8_t *at = (uint8_t *)call->slots[call->stamped - 1].bytes + call->stamp_at;
 
     near__redis_conn_stamp(conn->conn, at);
-    call->stream = near__redis_conn_stream(conn->conn);
+    /* release pairs with near__redis_note_read() */
+    atomic_store_explicit(&call->note->stream, near__redis_conn_stream(conn->conn), memory_order_release);
     call->number = near__le64_get(at + 8);
     conn->announced++;
     conn->alone -= conn->alone > 0;
@@ -997,9 +1034,10 @@ was_not_published(const struct near__redis_call *call)
 /* Numbers refused in a row up to the last one given out are given out again; if later ones are on their way already, receivers see a
  * gap, and those who come now travel alone for a while. */
 static void
-end_stamped(struct codec_conn *conn, const struct near__redis_call *call)
+end_stamped(struct codec_conn *conn, struct near__redis_call *call)
 {
     conn->announced--;
+    conn->spent |= near__lane_call_is_abandoned(&call->lane); /* its sender doubts this stream for ever */
     if (!was_not_published(call)) {
         conn->refused = 0;
         return;
@@ -1127,7 +1165,8 @@ codec_rewind(struct near__lane_call *lane)
     struct near__redis_call *call = call_of(lane);
 
     call->replies = 0;
-    call->stream = call->number = 0;
+    if (call->note != NULL)
+        atomic_store_explicit(&call->note->stream, 0, memory_order_release);
 }
 
 static void

@@ -20,6 +20,7 @@
 
 struct near__redis_node;
 struct near__redis_call;
+struct near__redis_note;
 
 /* A reply in its call's memory: valid until the call is freed. */
 struct near__redis_reply {
@@ -68,8 +69,11 @@ near_status near__redis_call_get(struct near__redis_call *call, const near_bytes
 /* The last argument of the command added last is a message: it is stamped at `stamp_at` with the connection's stream and next number
  * (see near_l2_announce) when it leaves.  Once per call.  The number is given out again when the call's last reply is an error that
  * leaves no doubt that it was not published; once that was so, calls with messages travel alone for a while, one at a time on their
- * connection, so that receivers see no gap. */
-void near__redis_call_stamped(struct near__redis_call *call, size_t message_size, size_t stamp_at);
+ * connection, so that receivers see no gap.  NEAR_OK, with a note that outlives the call; NEAR_ERR_NOMEM. */
+near_status near__redis_call_stamped(struct near__redis_call *call, size_t message_size, size_t stamp_at,
+                                     struct near__redis_note **note);
+/* In which stream the message was, or may yet be, published; 0: it never left.  For calls that were GIVEN_UP, too.  Frees the note. */
+uint64_t near__redis_note_read(struct near__redis_note *note);
 
 /* Of what kinds the reply to the command added last can be, as a mask of NEAR__REDIS_KIND(REDIS_REPLY_...); errors always can.  Any
  * other kind says that replies and commands do not match: the connection is dropped, the call is LOST.  Default: any. */
@@ -88,8 +92,6 @@ size_t                          near__redis_call_replies(const struct near__redi
 const struct near__redis_reply *near__redis_call_reply(const struct near__redis_call *call, size_t i);
 /* LOST: how many commands had left in full when the connection was lost.  The others were certainly not executed. */
 size_t near__redis_call_left(const struct near__redis_call *call);
-/* The stream that the message was stamped for; 0: it never left. */
-uint64_t near__redis_call_stream(const struct near__redis_call *call);
 
 /* What an error reply means: as near__redis_error_class(), _drops(), _word() do for hiredis's. */
 near_status near__redis_reply_class(const struct near__redis_reply *reply);
