@@ -1157,6 +1157,13 @@ exchange_news(const struct instance *a, const struct instance *b, const char *fi
     }
 }
 
+static int
+everything_is_replicated(void *ctx)
+{
+    (void)ctx;
+    return test_cluster_is_replicated(cluster);
+}
+
 static void
 C7_G2_instances_hear_each_other_also_after_their_meeting_place_died(void **state)
 {
@@ -1171,6 +1178,7 @@ C7_G2_instances_hear_each_other_also_after_their_meeting_place_died(void **state
     assert_true(test_wait_for(hears, &a, 5000 * test_slack()));
     assert_true(test_wait_for(hears, &b, 5000 * test_slack()));
     exchange_news(&a, &b, "one", "two");
+    assert_true(test_wait_for(everything_is_replicated, NULL, 10000 * test_slack()));
     home = cluster->owner[near__slot_of(near_key("pair:bus"))];
     dead = kill_and_heal(home);
     assert_true(test_wait_for(hears, &a, 10000 * test_slack()));
