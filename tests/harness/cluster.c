@@ -235,6 +235,34 @@ test_cluster_is_in_step(struct test_cluster *c)
     return true;
 }
 
+/* What a primary has written, and what its first replica says it has of that; false while it has said nothing. */
+static bool
+offsets(const char *text, long long *written, long long *replicated)
+{
+    const char *mine  = strstr(text, "master_repl_offset:");
+    const char *their = strstr(text, "slave0:");
+
+    their = their != NULL ? strstr(their, "offset=") : NULL;
+    return mine != NULL && their != NULL && sscanf(mine, "master_repl_offset:%lld", written) == 1 &&
+           sscanf(their, "offset=%lld", replicated) == 1;
+}
+
+bool
+test_cluster_is_replicated(struct test_cluster *c)
+{
+    char      text[8192];
+    long long written = 0, replicated = -1;
+
+    for (unsigned i = 0; i < c->nodes; i++) {
+        if (!ASK(c, i, text, "INFO", "replication"))
+            return false;
+        if (strstr(text, "role:master") != NULL &&
+            (!offsets(text, &written, &replicated) || written != replicated))
+            return false;
+    }
+    return true;
+}
+
 static int
 replicas_are_in_step(void *ctx)
 {
