@@ -10,7 +10,8 @@
 
 #define BACK_OFF_MIN (10 * NEAR_MS)
 #define BACK_OFF_MAX (1000 * NEAR_MS)
-#define PART         256 /* keys paid at a time */
+#define PART         256             /* keys paid at a time */
+#define CLOSE_TRIES  (500 * NEAR_MS) /* of a close: who is down for longer is not waited for */
 
 struct near__owed {
     struct near__owed *chain, *next;
@@ -412,8 +413,14 @@ near__recovery_close(near_client *client, int64_t deadline)
 
     if (pending(r) == 0)
         return 0;
+    if (deadline > near__time_after(near__client_now(client), CLOSE_TRIES))
+        deadline = near__time_after(near__client_now(client), CLOSE_TRIES);
     begin(r, true);
-    pay(r, deadline);
+    while (pay(r, deadline) != NEAR_OK && near__client_now(client) < deadline) {
+        near__lock(&r->lock); /* nobody else pays: this is a pause */
+        near__cond_wait(&r->rested, &r->lock, near__time_after(near__client_now(client), BACK_OFF_MIN));
+        near__unlock(&r->lock);
+    }
     end(r);
     return pending(r);
 }

@@ -39,7 +39,7 @@ struct near__recovery {
 };
 
 void near__recovery_init(struct near_client *client);
-/* Pay what is owed, until `deadline`.  How many keys and caches remain. */
+/* Pay what is owed, until `deadline` and for half a second at most.  How many keys and caches remain. */
 size_t near__recovery_close(struct near_client *client, int64_t deadline);
 /* After scheduler and pool have stopped: forget what remains. */
 void near__recovery_drop(struct near_client *client);

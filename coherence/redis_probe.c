@@ -20,6 +20,9 @@
 #include <string.h>
 
 #define RENEW_MIN (500 * NEAR_MS) /* between two dials: many clients must not keep a server busy with them */
+#define RENEW_CLUSTER                                                                                        \
+    (5000 *                                                                                                  \
+     NEAR_MS) /* there a dial asks for the map of slots, which is dear; and a message reaches every node */
 
 static void
 copy_run_id(struct near__identity *identity, const redisReply *reply)
@@ -89,7 +92,8 @@ static near_status
 have_connection(struct near__bus_link *l, int64_t now, bool *fresh, int64_t deadline, near_error *error)
 {
     int64_t     window = l->bus->env.serve_window;
-    int64_t     renew  = window > RENEW_MIN ? window : RENEW_MIN;
+    int64_t     least  = l->bus->env.uri->layout == NEAR__LAYOUT_CLUSTER ? RENEW_CLUSTER : RENEW_MIN;
+    int64_t     renew  = window > least ? window : least;
     near_status st;
 
     if (l->probe != NULL && now - l->probe_dialled >= renew)

@@ -17,10 +17,12 @@
 #include "base/hash.h"
 #include "base/le.h"
 #include "l2/access.h"
+#include "l2/redis_sentinel.h"
 #include "l2/transport.h"
 
 #include <errno.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,6 +62,9 @@ struct near__redis_conn {
     size_t       fed; /* bytes since the last complete reply */
 
     uint64_t stream, numbered;
+
+    const _Atomic uint64_t *epoch; /* NULL: this server is no master that sentinels named */
+    uint64_t                seen;
 
     redisReplyObjectFunctions functions, *hiredis_functions; /* hiredis's own, with bounds on arrays */
     char                      in[READ_SIZE];
@@ -286,18 +291,12 @@ near__redis_conn_abandon(struct near__redis_conn *conn)
     near__transport_abandon(&conn->transport);
 }
 
-static const struct near__address *
-address_of(const struct near__redis_server *server)
-{
-    return server->address != NULL ? server->address : &server->uri->addresses[0];
-}
-
 static near_status
 conn_new(struct near__redis_conn **out, const struct near__redis_server *server)
 {
     near_status              status = NEAR_ERR_NOMEM;
     struct near__redis_conn *conn   = malloc(sizeof(*conn));
-    char                     address[sizeof(server->uri->addresses[0].host) + 16];
+    char                     address[sizeof(server->address->host) + 16];
 
     if (conn == NULL)
         return NEAR_ERR_NOMEM;
@@ -306,7 +305,7 @@ conn_new(struct near__redis_conn **out, const struct near__redis_server *server)
     conn->transport.cancel_fd = server->cancel_fd == NULL ? -1 : *server->cancel_fd;
     conn->transport.clock     = server->clock;
     conn->max_reply           = server->max_reply;
-    near__address_display(address_of(server), address, sizeof(address));
+    near__address_display(server->address, address, sizeof(address));
     snprintf(conn->name, sizeof(conn->name), "redis %s", address);
     conn->reader = redisReaderCreate();
     if (conn->reader == NULL)
@@ -325,7 +324,7 @@ fail:
 
 /* The handshake (rule R4): which commands were queued, and the first refusal. */
 struct handshake {
-    const char *steps[3];
+    const char *steps[4];
     size_t      count;
     near_status status;
     char        refusal[96];
@@ -345,7 +344,7 @@ queue_step(struct near__redis_conn *conn, struct handshake *hand, const char *st
 
 static near_status
 queue_handshake(struct near__redis_conn *conn, struct handshake *hand,
-                const struct near__redis_server *server)
+                const struct near__redis_server *server, bool want_master)
 {
     const struct near__uri *uri    = server->uri;
     near_status             status = NEAR_OK;
@@ -357,13 +356,23 @@ queue_handshake(struct near__redis_conn *conn, struct handshake *hand,
         status = queue_step(conn, hand, "AUTH", 2, (const char *[]){ "AUTH", uri->password });
     if (status != NEAR_OK)
         return status;
+    if (want_master)
+        status = queue_step(conn, hand, "ROLE", 1, (const char *[]){ "ROLE" });
     snprintf(database, sizeof(database), "%u", uri->database);
-    if (uri->database != 0)
+    if (status == NEAR_OK && uri->database != 0)
         status = queue_step(conn, hand, "SELECT", 2, (const char *[]){ "SELECT", database });
     if (status != NEAR_OK || server->client_name == NULL || server->client_name[0] == '\0')
         return status;
     return queue_step(conn, hand, "CLIENT SETNAME", 3,
                       (const char *[]){ "CLIENT", "SETNAME", server->client_name });
+}
+
+/* The answer to ROLE: an array that begins with the role. */
+static bool
+is_role(const redisReply *reply, const char *role)
+{
+    return reply->type == REDIS_REPLY_ARRAY && reply->elements > 0 &&
+           reply->element[0]->type == REDIS_REPLY_STRING && strcmp(reply->element[0]->str, role) == 0;
 }
 
 static void
@@ -373,8 +382,14 @@ handshake_reply(void *ctx, size_t index, redisReply *reply)
     char              word[64];
     near_status       status = NEAR_ERR_PROTOCOL;
 
-    if (hand->status != NEAR_OK || (reply->type == REDIS_REPLY_STATUS && strcmp(reply->str, "OK") == 0))
+    if (hand->status != NEAR_OK || (reply->type == REDIS_REPLY_STATUS && strcmp(reply->str, "OK") == 0) ||
+        is_role(reply, "master"))
         return;
+    if (is_role(reply, "slave")) {
+        hand->status = NEAR_ERR_UNAVAILABLE;
+        snprintf(hand->refusal, sizeof(hand->refusal), "it is a replica, no master");
+        return;
+    }
     snprintf(word, sizeof(word), "an unexpected reply");
     if (reply->type == REDIS_REPLY_ERROR) {
         near__redis_error_word(reply, word, sizeof(word));
@@ -389,12 +404,22 @@ handshake_reply(void *ctx, size_t index, redisReply *reply)
     snprintf(hand->refusal, sizeof(hand->refusal), "%s refused: %s", hand->steps[index], word);
 }
 
+/* A server that hangs up at the first words may not have its own words heard: they can be overtaken. */
+static const char *
+hang_up_hint(const struct near__redis_server *server)
+{
+    if (server->address->port == 0)
+        return "";
+    return server->uri->tls ? " (does it want a client certificate? then set tls.cert_file)"
+                            : " (does it speak TLS at this port? then use rediss://)";
+}
+
 static near_status
-shake_hands(struct near__redis_conn *conn, const struct near__redis_server *server, int64_t deadline,
-            near_error *error)
+shake_hands(struct near__redis_conn *conn, const struct near__redis_server *server, bool want_master,
+            int64_t deadline, near_error *error)
 {
     struct handshake hand     = { .count = 0, .status = NEAR_OK };
-    near_status      status   = queue_handshake(conn, &hand, server);
+    near_status      status   = queue_handshake(conn, &hand, server, want_master);
     near_error       reason   = { 0 };
     size_t           answered = 0;
 
@@ -405,9 +430,7 @@ shake_hands(struct near__redis_conn *conn, const struct near__redis_server *serv
     status = near__redis_exchange(conn, handshake_reply, &hand, &answered, NULL, deadline, &reason);
     if (hand.status == NEAR_OK && status != NEAR_OK)
         return near__fail(error, status, "%s%s", reason.text,
-                          status == NEAR_ERR_UNAVAILABLE && answered == 0 && conn->transport.tls == NULL
-                              ? " (does it speak TLS at this port? then use rediss://)"
-                              : "");
+                          status != NEAR_ERR_UNAVAILABLE || answered > 0 ? "" : hang_up_hint(server));
     if (hand.status == NEAR_OK)
         return NEAR_OK;
     return near__fail(error, hand.status, "%s: %s", conn->name,
@@ -418,9 +441,6 @@ shake_hands(struct near__redis_conn *conn, const struct near__redis_server *serv
 static near_status
 check_access(struct near__redis_conn *conn, const struct near__redis_server *server, near_error *error)
 {
-    if (server->uri->layout == NEAR__LAYOUT_SENTINEL &&
-        (server->access == NULL || server->access->sentinels == NULL))
-        return near__fail(error, NEAR_ERR_UNSUPPORTED, "%s: a sentinel is no server", conn->name);
     if (!server->uri->tls)
         return NEAR_OK;
     conn->transport.tls_context = server->access != NULL ? server->access->tls : NULL;
@@ -443,8 +463,8 @@ may_login(const struct near__redis_conn *conn, const struct near__redis_server *
 }
 
 near_status
-near__redis_dial(struct near__redis_conn **conn, const struct near__redis_server *server, int64_t deadline,
-                 near_error *error)
+near__redis_dial_at(struct near__redis_conn **conn, const struct near__redis_server *server, bool want_master,
+                    int64_t deadline, near_error *error)
 {
     struct near__redis_conn *c      = NULL;
     near_error               reason = { 0 };
@@ -456,20 +476,47 @@ near__redis_dial(struct near__redis_conn **conn, const struct near__redis_server
         return near__fail(error, status, "redis: %s", near_status_text(status));
     status = check_access(c, server, error);
     if (status == NEAR_OK) {
-        status = near__transport_open(&c->transport, address_of(server), deadline, &reason);
+        status = near__transport_open(&c->transport, server->address, deadline, &reason);
         if (status != NEAR_OK)
             near__fail(error, status, "%s: %s", c->name, reason.text);
     }
     if (status == NEAR_OK)
         status = may_login(c, server, error);
     if (status == NEAR_OK)
-        status = shake_hands(c, server, deadline, error);
+        status = shake_hands(c, server, want_master, deadline, error);
     if (status != NEAR_OK) {
         near__redis_conn_free(&c);
         return status;
     }
     *conn = c;
     return NEAR_OK;
+}
+
+near_status
+near__redis_dial(struct near__redis_conn **conn, const struct near__redis_server *server, int64_t deadline,
+                 near_error *error)
+{
+    struct near__redis_server to = *server;
+
+    if (server->address == NULL && server->uri->layout == NEAR__LAYOUT_SENTINEL)
+        return near__sentinels_dial(conn, server, deadline, error);
+    if (server->address == NULL)
+        to.address = &server->uri->addresses[0];
+    return near__redis_dial_at(conn, &to, false, deadline, error);
+}
+
+void
+near__redis_conn_watch(struct near__redis_conn *conn, const _Atomic uint64_t *epoch, uint64_t seen)
+{
+    conn->epoch = epoch;
+    conn->seen  = seen;
+}
+
+/* Relaxed: it decides nothing but that a connection is given up, and nothing else is read on its strength. */
+bool
+near__redis_conn_outdated(const struct near__redis_conn *conn)
+{
+    return conn->epoch != NULL && atomic_load_explicit(conn->epoch, memory_order_relaxed) != conn->seen;
 }
 
 static bool
@@ -482,7 +529,7 @@ bool
 near__redis_conn_usable(struct near__redis_conn *conn)
 {
     return conn->broken == NEAR_OK && conn->queued == 0 && !has_leftover(conn) &&
-           near__transport_quiet(&conn->transport);
+           !near__redis_conn_outdated(conn) && near__transport_quiet(&conn->transport);
 }
 
 struct near__transport *
@@ -813,6 +860,11 @@ near__redis_read_one(struct near__redis_conn *conn, redisReply **reply, int wake
         return already_broken(conn, error);
     snprintf(conn->operation, sizeof(conn->operation), "waiting for a message");
     for (;;) {
+        if (near__redis_conn_outdated(conn)) {
+            break_down(conn, NEAR_ERR_UNAVAILABLE);
+            return near__fail(error, NEAR_ERR_UNAVAILABLE,
+                              "%s: another server is the master now, connection dropped", conn->name);
+        }
         status = parse(conn, reply, error);
         if (status != NEAR_OK || *reply != NULL)
             return status;

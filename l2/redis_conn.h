@@ -19,9 +19,9 @@ struct near__redis_conn;
 struct near__access;
 
 struct near__redis_server {
-    /* The first address is dialled, or the master that the sentinels name; user, password and database are used. */
-    const struct near__uri     *uri;
-    const struct near__address *address; /* dialled instead of the URI's; NULL: none */
+    const struct near__uri *uri; /* user, password and database are used */
+    const struct near__address
+        *address; /* what to dial; NULL: the URI's first, or the master that its sentinels name */
     const struct near__access
         *access; /* l2/access.h: TLS, sentinels, what a password may travel over; NULL: none */
     const struct near__clock *clock;
@@ -30,10 +30,19 @@ struct near__redis_server {
     const int *cancel_fd; /* NULL: none.  Becomes readable: every wait ends at once with NEAR_ERR_CLOSED */
 };
 
-/* Resolve, try every address, AUTH / SELECT / CLIENT SETNAME in one pipeline with every reply checked, all by `deadline`.
+/* Ask the sentinels, if there are any, resolve, try every address, AUTH / SELECT / CLIENT SETNAME in one pipeline with every reply checked, all by `deadline`.
  * NEAR_ERR_UNAVAILABLE, NEAR_ERR_TIMEOUT, NEAR_ERR_DENIED (NOAUTH, WRONGPASS, NOPERM), NEAR_ERR_PROTOCOL, NEAR_ERR_NOMEM. */
 near_status near__redis_dial(struct near__redis_conn **conn, const struct near__redis_server *server,
                              int64_t deadline, near_error *error);
+/* The same at `server->address`, sentinels or not.  `want_master`: it must say that it is one, or this fails with
+ * NEAR_ERR_UNAVAILABLE (rule C10).  For l2/redis_sentinel.c. */
+near_status near__redis_dial_at(struct near__redis_conn **conn, const struct near__redis_server *server,
+                                bool want_master, int64_t deadline, near_error *error);
+/* Of a connection to a master that sentinels named: another one has been found since.  It must not be read from any more, and usable()
+ * says so; whoever has calls on it all the time should ask now and then.  A glance at two words. */
+bool near__redis_conn_outdated(const struct near__redis_conn *conn);
+/* From now on it is outdated when `*epoch` is not `seen`.  `epoch` outlives it. */
+void near__redis_conn_watch(struct near__redis_conn *conn, const _Atomic uint64_t *epoch, uint64_t seen);
 /* Closes and frees; leaves NULL behind. */
 void near__redis_conn_free(struct near__redis_conn **conn);
 /* In a forked child: closes the descriptor and touches nothing else. */

@@ -773,7 +773,7 @@ codec_spent(void *self)
 {
     struct codec_conn *conn = self;
 
-    return conn->spent;
+    return conn->spent || near__redis_conn_outdated(conn->conn);
 }
 
 /* ----------------------------------------------------------------------------------------- codec: sending

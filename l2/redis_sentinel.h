@@ -1,37 +1,30 @@
 /*
- * Who is the master: asked of Redis Sentinel before every dial (rule C10).
+ * Redis Sentinel: who the master is, asked anew at every dial (rule C10).
  *
- * One near__sentinels is a list of sentinels that watch one master; L2's dials and the bus's may share it or have one each.  It is
- * told by near__redis_dial() what became of an answer, and keeps the order in which the sentinels are asked: who answered well first,
- * who misled us last.  Nothing here outlives a call but that order and the master's address; no thread, no connection.
+ * The sentinels are asked one after the other, each with a short share of the time; what one names is dialled and must say itself that
+ * it is a master (ROLE), else the next is asked.  Who was right is asked first from then on, who misled us last.  When the master turns
+ * out to be another one than before, the epoch moves on, and every connection to the former one is outdated
+ * (near__redis_conn_outdated()): a server that was cut off from its sentinels goes on answering, with values that are no longer true.
  *
- * Many threads at once.  The lock (rank LEAF) covers order and address and is never held during I/O.
+ * L2 and the bus share one near__sentinels where they have the same URI.  Many threads at once.  The lock (rank LEAF) covers the order
+ * and the master's address and is not held during I/O.  No thread, no connection outlives a call.
  */
 #ifndef NEAR_L2_REDIS_SENTINEL_H
 #define NEAR_L2_REDIS_SENTINEL_H
 
-#include "base/clock.h"
 #include "base/uri.h"
+#include "l2/redis_conn.h"
 
-struct near__redis_server;
 struct near__sentinels;
 
-/* `uri` outlives it; user and password (empty: none) are the sentinels' own and are copied. */
+/* Of a URI with the layout SENTINEL.  `user` and `password` (empty: none) are the sentinels' own. */
 near_status near__sentinels_new(struct near__sentinels **sentinels, const struct near__uri *uri,
                                 const char *user, const char *password, near_error *error);
-void        near__sentinels_free(struct near__sentinels **sentinels); /* NULL inside is fine */
+/* After the last connection it made.  NULL inside is fine. */
+void near__sentinels_free(struct near__sentinels **sentinels);
 
-/* Ask one sentinel after the other, each with its share of the time, until one names the master's address.  `*who` is for
- * near__sentinels_blame().  `server` tells the clock, the TLS and the cancelling.  NEAR_ERR_UNAVAILABLE: none knew one, and what the
- * last one said; NEAR_ERR_DENIED, NEAR_ERR_TIMEOUT, NEAR_ERR_CLOSED. */
-near_status near__sentinels_ask(struct near__sentinels *sentinels, const struct near__redis_server *server,
-                                struct near__address *master, size_t *who, int64_t deadline,
-                                near_error *error);
-/* What it named is no master: ask it last. */
-void near__sentinels_blame(struct near__sentinels *sentinels, size_t who);
-/* The address proved to be the master's.  When it is another one than before, the epoch moves on. */
-void near__sentinels_confirm(struct near__sentinels *sentinels, const struct near__address *master);
-/* A connection that was made in an earlier epoch leads to a server that is the master no more. */
-uint64_t near__sentinels_epoch(const struct near__sentinels *sentinels);
+/* For near__redis_dial(): to the master that server->access->sentinels know of.  Statuses as there. */
+near_status near__sentinels_dial(struct near__redis_conn **conn, const struct near__redis_server *server,
+                                 int64_t deadline, near_error *error);
 
 #endif

@@ -403,6 +403,23 @@ broken(const struct near__tls *tls)
     return -1;
 }
 
+/* Sending failed, for the peer has gone: it may have said why before. */
+static void
+hear_last_words(struct near__tls *tls)
+{
+    char   byte;
+    size_t n  = 0;
+    int    rc = 1;
+
+    for (int records = 0; rc == 1 && records < 64; records++) {
+        ERR_clear_error();
+        rc = SSL_read_ex(tls->ssl, &byte, 1, &n);
+    }
+    if (rc != 1 && SSL_get_error(tls->ssl, rc) == SSL_ERROR_SSL && !tls->ended)
+        snprintf(tls->why, sizeof(tls->why), "TLS: %s", newest_reason());
+    ERR_clear_error();
+}
+
 /* What is staged goes out, as far as the socket takes it.  False: broken. */
 static bool
 flush(struct near__tls *tls)
@@ -424,6 +441,7 @@ flush(struct near__tls *tls)
         if (result == SSL_ERROR_WANT_WRITE || result == SSL_ERROR_WANT_READ)
             return true;
         break_down(tls, result);
+        hear_last_words(tls);
         return false;
     }
     return true;

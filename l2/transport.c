@@ -6,10 +6,10 @@
  */
 #include "l2/transport.h"
 
+#include "l2/resolve.h"
 #include "l2/tls.h"
 
 #include <errno.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -200,45 +200,25 @@ open_unix(struct near__transport *t, const char *path, int64_t deadline, near_er
     return status == NEAR_OK ? secure(t, "localhost", deadline, error) : status;
 }
 
-/* Numeric addresses are read without a resolver; only a real name is looked up. */
-static int
-resolve(const struct near__address *address, struct addrinfo **found)
-{
-    struct addrinfo hints = { .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM };
-    char            port[8];
-    int             code;
-
-    snprintf(port, sizeof(port), "%u", address->port);
-    code = getaddrinfo(address->host, port, &hints, found);
-    if (code != EAI_NONAME)
-        return code;
-    hints.ai_flags = AI_NUMERICSERV;
-    return getaddrinfo(address->host, port, &hints, found);
-}
-
 static near_status
 open_tcp(struct near__transport *t, const struct near__address *address, int64_t deadline, near_error *error)
 {
-    struct addrinfo *found  = NULL;
-    near_status      status = NEAR_ERR_UNAVAILABLE;
-    int              code   = resolve(address, &found);
-    int64_t          left   = 0;
+    struct near__resolved found;
+    near_status           status = near__resolve(address, &found, t->cancel_fd, t->clock, deadline, error);
 
-    if (code != 0)
-        return near__fail(error, NEAR_ERR_UNAVAILABLE, "cannot resolve the name: %s", gai_strerror(code));
-    for (struct addrinfo *a = found; a != NULL; a = a->ai_next)
-        left++;
-    for (struct addrinfo *a = found; a != NULL; a = a->ai_next, left--) {
+    for (size_t i = 0; i < found.n && status == NEAR_OK; i++) {
         int64_t now   = near__now(t->clock);
+        int64_t left  = (int64_t)(found.n - i);
         int64_t share = deadline == NEAR_NEVER || now >= deadline ? deadline : now + (deadline - now) / left;
 
-        status = connect_to(t, a->ai_addr, a->ai_addrlen, share, error);
+        status = connect_to(t, (const struct sockaddr *)&found.at[i].address, found.at[i].size, share, error);
         if (status == NEAR_OK)
             status = secure(t, address->host, share, error);
         if (status == NEAR_OK || status == NEAR_ERR_CLOSED)
-            break;
+            return status;
+        if (i + 1 < found.n)
+            status = NEAR_OK; /* on to the next */
     }
-    freeaddrinfo(found);
     return status;
 }
 

@@ -36,8 +36,8 @@ struct near__transport {
 #define NEAR__UNIX_PATH 107
 
 /* Connect by `deadline`, TLS handshake included.  A name's addresses are tried one after the other, each
- * with an equal share of the time that is left.  A numeric address never asks a resolver; the resolver itself cannot be bounded,
- * only what follows it.  NEAR_ERR_UNAVAILABLE, NEAR_ERR_TIMEOUT, NEAR_ERR_INVALID (path too long),
+ * with an equal share of the time that is left.  A numeric address never asks a resolver; a name's lookup is bounded, too
+ * (l2/resolve.h).  NEAR_ERR_UNAVAILABLE, NEAR_ERR_TIMEOUT, NEAR_ERR_INVALID (path too long),
  * NEAR_ERR_CLOSED (cancelled); `error` has only the reason, the caller knows the server's name.  On
  * failure fd is -1. */
 near_status near__transport_open(struct near__transport *transport, const struct near__address *address,

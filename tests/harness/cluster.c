@@ -219,19 +219,54 @@ everybody_is_well(void *ctx)
     return true;
 }
 
+bool
+test_cluster_is_in_step(struct test_cluster *c)
+{
+    char text[8192];
+
+    for (unsigned i = 0; i < c->nodes; i++) {
+        if (!ASK(c, i, text, "INFO", "replication"))
+            return false;
+        if (strstr(text, "role:slave") != NULL && strstr(text, "master_link_status:up") == NULL)
+            return false;
+        if (strstr(text, "role:master") != NULL && strstr(text, "connected_slaves:0") != NULL)
+            return c->nodes == c->masters;
+    }
+    return true;
+}
+
+/* What a primary has written, and what its first replica says it has of that; false while it has said nothing. */
+static bool
+offsets(const char *text, long long *written, long long *replicated)
+{
+    const char *mine  = strstr(text, "master_repl_offset:");
+    const char *their = strstr(text, "slave0:");
+
+    their = their != NULL ? strstr(their, "offset=") : NULL;
+    return mine != NULL && their != NULL && sscanf(mine, "master_repl_offset:%lld", written) == 1 &&
+           sscanf(their, "offset=%lld", replicated) == 1;
+}
+
+bool
+test_cluster_is_replicated(struct test_cluster *c)
+{
+    char      text[8192];
+    long long written = 0, replicated = -1;
+
+    for (unsigned i = 0; i < c->nodes; i++) {
+        if (!ASK(c, i, text, "INFO", "replication"))
+            return false;
+        if (strstr(text, "role:master") != NULL &&
+            (!offsets(text, &written, &replicated) || written != replicated))
+            return false;
+    }
+    return true;
+}
+
 static int
 replicas_are_in_step(void *ctx)
 {
-    struct test_cluster *c = ctx;
-    char                 text[8192];
-
-    for (unsigned i = c->masters; i < c->nodes; i++)
-        if (!ASK(c, i, text, "INFO", "replication") || strstr(text, "master_link_status:up") == NULL)
-            return false;
-    for (unsigned i = 0; i < c->masters; i++) /* and the primaries know their own */
-        if (!ASK(c, i, text, "INFO", "replication") || strstr(text, "connected_slaves:0") != NULL)
-            return c->nodes == c->masters;
-    return true;
+    return test_cluster_is_in_step(ctx);
 }
 
 static bool

@@ -34,6 +34,10 @@ bool test_cluster_ask(struct test_cluster *cluster, unsigned node, char *out, si
                       const char *const *argv);
 /* Whether `node` answers, says the cluster is well, and knows `nodes` nodes. */
 bool test_cluster_is_well(struct test_cluster *cluster, unsigned node);
+/* Every replica has its primary's data, and every primary of a cluster with replicas has one. */
+bool test_cluster_is_in_step(struct test_cluster *cluster);
+/* Every write so far has reached the replicas, in their own words (once a second): a primary may be killed and nothing is lost. */
+bool test_cluster_is_replicated(struct test_cluster *cluster);
 bool test_cluster_is_master(struct test_cluster *cluster, unsigned node);
 /* The slot of a key in the words of a server; -1: no answer. */
 int test_cluster_slot(struct test_cluster *cluster, const char *key);

@@ -565,6 +565,25 @@ redis_arguments(struct test_server *server, const char *binary, const char *cons
     return set_arguments(server, own, extra);
 }
 
+/* A sentinel rewrites its file: it keeps what it has learnt there over a restart. */
+static bool
+sentinel_arguments(struct test_server *server, const char *binary, const char *config)
+{
+    char        path[160];
+    const char *own[] = { binary, path, "--sentinel", NULL };
+    FILE       *file;
+    bool        ok;
+
+    snprintf(path, sizeof(path), "%s/sentinel.conf", server->directory);
+    file = fopen(path, "we");
+    ok   = file != NULL &&
+         fprintf(file, "port %d\nbind 127.0.0.1\nprotected-mode no\nunixsocket %s\ndir %s\n%s\n",
+                 server->port, server->socket, server->directory, config) > 0;
+    if (file != NULL)
+        ok = fclose(file) == 0 && ok;
+    return ok && set_arguments(server, own, NULL);
+}
+
 static bool
 memcached_arguments(struct test_server *server, const char *binary, const char *const *extra)
 {
@@ -612,8 +631,30 @@ enlist(struct test_server *server)
     servers      = server;
 }
 
+/* How one kind is started: `ctx` is what the caller gave. */
+typedef bool (*arguments_fn)(struct test_server *server, const char *binary, const void *ctx);
+
+static bool
+redis_start(struct test_server *server, const char *binary, const void *extra)
+{
+    return redis_arguments(server, binary, extra);
+}
+
+static bool
+memcached_start(struct test_server *server, const char *binary, const void *extra)
+{
+    return memcached_arguments(server, binary, extra);
+}
+
+static bool
+sentinel_start(struct test_server *server, const char *binary, const void *config)
+{
+    return sentinel_arguments(server, binary, config);
+}
+
 static struct test_server *
-start(const char *kind, const char *binary, unsigned flags, const char *const *extra)
+start(const char *kind, const char *binary, unsigned flags, arguments_fn arguments, const void *ctx,
+      const char *password)
 {
     struct test_server *server = calloc(1, sizeof(*server));
     bool                tcp    = (flags & TEST_SERVER_TCP) != 0;
@@ -634,8 +675,10 @@ start(const char *kind, const char *binary, unsigned flags, const char *const *e
     for (int tries = tcp ? START_TRIES : 1; tries > 0; tries--) {
         free_arguments(server);
         set_addresses(server, tcp);
-        if (!(is_redis(server) ? redis_arguments : memcached_arguments)(server, path, extra))
+        if (!arguments(server, path, ctx))
             break;
+        if (password != NULL)
+            server->password = password;
         if (launch(server)) {
             enlist(server);
             return server;
@@ -651,13 +694,19 @@ start(const char *kind, const char *binary, unsigned flags, const char *const *e
 struct test_server *
 test_redis_start(unsigned flags, const char *const *extra)
 {
-    return start("redis", "redis-server", flags, extra);
+    return start("redis", "redis-server", flags, redis_start, extra, NULL);
 }
 
 struct test_server *
 test_memcached_start(unsigned flags, const char *const *extra)
 {
-    return start("memcached", "memcached", flags, extra);
+    return start("memcached", "memcached", flags, memcached_start, extra, NULL);
+}
+
+struct test_server *
+test_sentinel_start(const char *config, const char *password)
+{
+    return start("redis", "redis-server", TEST_SERVER_TCP, sentinel_start, config, password);
 }
 
 void

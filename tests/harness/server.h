@@ -35,6 +35,10 @@ enum { TEST_SERVER_TCP = 1u << 0 /* a loopback port besides; then `uri` names th
 struct test_server *test_redis_start(unsigned flags, const char *const *extra);
 struct test_server *test_memcached_start(unsigned flags, const char *const *extra);
 
+/* A Redis Sentinel, with a port.  `config`: the lines of its configuration file besides address and directory; `password`: what
+ * `requirepass` there says, or NULL. */
+struct test_server *test_sentinel_start(const char *config, const char *password);
+
 /* In a test or its set-up: end it (skip or fail) when there is no server.  Not in a group set-up: there keep NULL, return 0, and
  * let each test call this. */
 void test_need_server(const struct test_server *server);

@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define MAX_STORED   ((size_t)1 << 20)
@@ -582,6 +583,39 @@ C6_only_what_bears_it_is_sent_again(void **state)
     assert_int_equal(turns(0) + turns(1), 1);
 }
 
+static enum test_script_verdict
+hang_up_always(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)node, (void)turn, (void)asking, (void)argc, (void)argv, (void)out, (void)size;
+    return TEST_SCRIPT_HANG_UP;
+}
+
+static enum test_script_verdict
+hang_up_then_refuse(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out,
+                    size_t size)
+{
+    (void)node, (void)asking, (void)argc, (void)argv;
+    return turn == 0 ? TEST_SCRIPT_HANG_UP : say_words("-OOM command not allowed", out, size);
+}
+
+/* Once a write may have been executed nothing that comes later makes it certain that it was not. */
+static void
+C6_a_write_in_doubt_stays_in_doubt(void **state)
+{
+    struct text text;
+
+    set_stage(hang_up_always, NULL);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_true(turns(0) + turns(1) <= 5); /* it was not sent over and over */
+    assert_int_equal(remove_key("a", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_ERROR);
+    clear_stage(state);
+    set_stage(hang_up_then_refuse, NULL);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer,
+                     NEAR_L2_ERROR); /* control: refused at once */
+}
+
 static atomic_bool promoted;
 
 static enum test_script_verdict
@@ -717,7 +751,7 @@ everybody_is_well(void *ctx)
     for (unsigned i = 0; i < cluster->nodes; i++)
         if (!test_cluster_is_well(cluster, i))
             return false;
-    return true;
+    return test_cluster_is_in_step(cluster);
 }
 
 static int
@@ -1124,6 +1158,13 @@ exchange_news(const struct instance *a, const struct instance *b, const char *fi
     }
 }
 
+static int
+everything_is_replicated(void *ctx)
+{
+    (void)ctx;
+    return test_cluster_is_replicated(cluster);
+}
+
 static void
 C7_G2_instances_hear_each_other_also_after_their_meeting_place_died(void **state)
 {
@@ -1138,6 +1179,7 @@ C7_G2_instances_hear_each_other_also_after_their_meeting_place_died(void **state
     assert_true(test_wait_for(hears, &a, 5000 * test_slack()));
     assert_true(test_wait_for(hears, &b, 5000 * test_slack()));
     exchange_news(&a, &b, "one", "two");
+    assert_true(test_wait_for(everything_is_replicated, NULL, 10000 * test_slack()));
     home = cluster->owner[near__slot_of(near_key("pair:bus"))];
     dead = kill_and_heal(home);
     assert_true(test_wait_for(hears, &a, 10000 * test_slack()));
@@ -1146,6 +1188,119 @@ C7_G2_instances_hear_each_other_also_after_their_meeting_place_died(void **state
     assert_int_equal(near_client_close(a.client, NULL), NEAR_OK);
     assert_int_equal(near_client_close(b.client, NULL), NEAR_OK);
     assert_true(test_server_restart(cluster->server[dead]));
+}
+
+/* ------------------------------------------------------------------------------------------------- figures */
+
+struct asker {
+    pthread_t          thread;
+    unsigned           number;
+    uint64_t           calls, failed;
+    const atomic_bool *stop;
+};
+
+static void *
+ask_on_and_on(void *ctx)
+{
+    struct asker *asker = ctx;
+    struct text   text;
+    uint64_t      random = asker->number + 1;
+    char          key[32];
+
+    while (!atomic_load_explicit(asker->stop, memory_order_relaxed)) {
+        snprintf(key, sizeof(key), "figure:%u", (unsigned)(test_random(&random) % 1000));
+        asker->failed += get_key(key, &text, 5000).answer != NEAR_L2_DONE;
+        asker->calls++;
+    }
+    return NULL;
+}
+
+static double
+cpu_us(void)
+{
+    struct rusage use;
+
+    getrusage(RUSAGE_SELF, &use);
+    return 1e6 * (double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
+           (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec);
+}
+
+/* CPU of this process per GET, in microseconds. */
+static double
+cpu_per_get(const char *uri, unsigned threads, uint64_t *calls)
+{
+    struct asker askers[16];
+    atomic_bool  stop = false;
+    char         key[32];
+    double       before;
+    uint64_t     failed = 0;
+
+    open_backend(uri);
+    for (unsigned i = 0; i < 1000; i++) {
+        snprintf(key, sizeof(key), "figure:%u", i);
+        assert_int_equal(
+            set_key(NEAR_L2_ALWAYS, key, "0123456789012345678901234567890123456789", 5000).answer,
+            NEAR_L2_DONE);
+    }
+    before = cpu_us();
+    for (unsigned i = 0; i < threads; i++) {
+        askers[i] = (struct asker){ .number = i, .stop = &stop };
+        assert_int_equal(pthread_create(&askers[i].thread, NULL, ask_on_and_on, &askers[i]), 0);
+    }
+    usleep(1500 * 1000);
+    atomic_store(&stop, true);
+    *calls = 0;
+    for (unsigned i = 0; i < threads; i++) {
+        pthread_join(askers[i].thread, NULL);
+        *calls += askers[i].calls;
+        failed += askers[i].failed;
+    }
+    before = cpu_us() - before;
+    close_backend();
+    assert_int_equal(failed, 0);
+    return before / (double)*calls;
+}
+
+static int
+compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* Said, not asserted: the machine decides. */
+static void
+figures_cpu_per_request_beside_a_single_server(void **state)
+{
+    enum { ROUNDS = 5 };
+    static const unsigned threads[] = { 1, 4, 16 };
+    struct test_server   *single;
+    double                ratio[ROUNDS], one[ROUNDS], many[ROUNDS];
+    uint64_t              calls, calls_single;
+
+    (void)state;
+    if (!is_long())
+        skip();
+    need_cluster();
+    assert_true(test_wait_for(everybody_is_well, NULL, 20000 * test_slack()));
+    single = test_redis_start(TEST_SERVER_TCP, NULL);
+    test_need_server(single);
+    for (size_t t = 0; t < NEAR_COUNT_OF(threads); t++) {
+        for (int i = 0; i < ROUNDS; i++) {
+            one[i]   = cpu_per_get(single->uri, threads[t], &calls_single);
+            many[i]  = cpu_per_get(cluster->uri, threads[t], &calls);
+            ratio[i] = many[i] / one[i];
+        }
+        qsort(ratio, ROUNDS, sizeof(ratio[0]), compare_doubles);
+        qsort(one, ROUNDS, sizeof(one[0]), compare_doubles);
+        qsort(many, ROUNDS, sizeof(many[0]), compare_doubles);
+        print_message("%u threads: CPU per GET %.2f us at one server, %.2f us on three primaries, ratio %.2f "
+                      "(medians of %d); last round %llu and %llu GETs\n",
+                      threads[t], one[ROUNDS / 2], many[ROUNDS / 2], ratio[ROUNDS / 2], ROUNDS,
+                      (unsigned long long)calls_single, (unsigned long long)calls);
+    }
+    test_server_stop(&single);
 }
 
 int
@@ -1168,6 +1323,7 @@ main(void)
         STAGE_TEST(C2_a_map_of_rubbish_leaves_the_seeds),
         STAGE_TEST(a_reply_of_the_wrong_kind_is_never_an_absence),
         STAGE_TEST(C6_only_what_bears_it_is_sent_again),
+        STAGE_TEST(C6_a_write_in_doubt_stays_in_doubt),
         STAGE_TEST(C6_a_failover_is_waited_for_and_found),
         STAGE_TEST(C6_no_node_at_all_is_soon_known),
         STAGE_TEST(C3_many_redirects_refresh_once),
@@ -1176,6 +1332,7 @@ main(void)
         CLUSTER_TEST(C3_resharding_all_slots_under_load_fails_no_call),
         CLUSTER_TEST(C6_a_primary_killed_under_load_fails_no_call),
         CLUSTER_TEST(C7_G2_instances_hear_each_other_also_after_their_meeting_place_died),
+        CLUSTER_TEST(figures_cpu_per_request_beside_a_single_server),
     };
 
     if (getenv("NEAR_TEST_ROWS") != NULL)

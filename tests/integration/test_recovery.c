@@ -13,6 +13,7 @@
 #include "harness/server.h"
 
 #include <nearcache.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,14 +29,18 @@ struct instance {
 };
 static struct instance writer, reader;
 
-static char logged[4096];
+static char            logged[4096];
+static pthread_mutex_t log_lock =
+    PTHREAD_MUTEX_INITIALIZER; /* each client says what it has to say from threads of its own */
 
 static void
 log_write(near_log_level level, const char *message, void *ctx)
 {
     (void)ctx;
     (void)level;
+    pthread_mutex_lock(&log_lock);
     snprintf(logged + strlen(logged), sizeof(logged) - strlen(logged), "%s\n", message);
+    pthread_mutex_unlock(&log_lock);
 }
 
 static int
@@ -266,8 +271,10 @@ count_lines_with(const char *word)
 {
     unsigned n = 0;
 
+    pthread_mutex_lock(&log_lock);
     for (const char *at = strstr(logged, word); at != NULL; at = strstr(at + 1, word))
         n++;
+    pthread_mutex_unlock(&log_lock);
     return n;
 }
 

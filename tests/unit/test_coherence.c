@@ -119,7 +119,7 @@ bus_bytes(const void *bytes, size_t size)
 
 /* ------------------------------------------------------------------------------------ the sink and the log */
 
-/* What the sink was told, in order: F flush, I invalidate, L filled, C cleared. */
+/* What the sink was told, in order: F flush, I invalidate, L filled, C cleared, S the server says changed. */
 static char     told[4096];
 static size_t   told_count;
 static char     last_key[64], last_cache[64];
@@ -179,6 +179,14 @@ sink_cleared(void *ctx, near_bytes cache, uint64_t generation)
 }
 
 static void
+sink_changed(void *ctx, near_bytes key)
+{
+    (void)ctx;
+    copy_text(last_key, sizeof(last_key), key);
+    tell('S');
+}
+
+static void
 sink_flush(void *ctx)
 {
     (void)ctx;
@@ -210,7 +218,8 @@ configuration(void)
         .heartbeat       = HEARTBEAT,
         .serve_window    = WINDOW,
         .connect_timeout = 100 * MS,
-        .sink = { NULL, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, NULL },
+        .sink            = { NULL, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush,
+                             sink_changed },
     };
 }
 
@@ -574,6 +583,68 @@ a_first_beat_sets_the_baseline(void **state)
     send_invalidate(5, 2, 5);
     send_beat(5, 9, &known, 1); /* 6 came after 5, which we heard */
     assert_string_equal(told, "IIF");
+    assert_int_equal(stats().gaps, 1);
+}
+
+/* The server's own word is applied whoever wrote; "all" is a flush. */
+static void
+changes_told_by_the_server_reach_the_sink(void **state)
+{
+    (void)state;
+    bring_up();
+    fake.env.listener.changed(fake.env.listener.ctx, near_key("nc:users:k"));
+    assert_string_equal(told, "S");
+    assert_string_equal(last_key, "nc:users:k");
+    fake.env.listener.changed(fake.env.listener.ctx, (near_bytes){ NULL, 0 });
+    assert_string_equal(told, "SF");
+    assert_int_equal(stats().changed, 1);
+}
+
+/* G6: another server than believed: the gate closes at once, and no answer to an older question opens it. */
+static void
+test_G6_suspected_server_closes_the_gate_at_once(void **state)
+{
+    (void)state;
+    bring_up();
+    fake.env.listener.suspected(fake.env.listener.ctx);
+    assert_false(gate_is_open());
+    assert_string_equal(told, "F");
+    bus_heard(now());
+    assert_false(gate_is_open());
+    bus_lost("test");
+    bus_heard(now());
+    assert_false(gate_is_open());
+    bus_subscribed();
+    assert_string_equal(told, "FF");
+    bus_heard(now());
+    assert_true(gate_is_open());
+}
+
+/* On a bus of two links: copies are skipped, and a beat is judged when both have brought it, in whatever order the rest comes. */
+static void
+a_beat_is_judged_when_every_link_has_brought_it(void **state)
+{
+    const struct beat_entry one = { 1, 1, 1 }, two = { 1, 2, 2 };
+
+    (void)state;
+    near__coherence_stop(coherence);
+    near__coherence_free(&coherence);
+    uri.address_count = 2;
+    assert_int_equal(setup(state), 0);
+    uri.address_count = 0;
+    bring_up();
+    send_beat(5, 1, NULL, 0);
+    send_beat(5, 1, NULL, 0);
+    send_beat(5, 2, &one, 1); /* this link is slow to bring what was published elsewhere */
+    send_invalidate(5, 1, 1);
+    send_beat(5, 2, &one, 1);
+    send_invalidate(5, 1, 1);
+    assert_string_equal(told, "I");
+    assert_int_equal(stats().gaps, 0);
+    send_beat(5, 3, &two, 1); /* and this is brought by neither */
+    assert_string_equal(told, "I");
+    send_beat(5, 3, &two, 1);
+    assert_string_equal(told, "IF");
     assert_int_equal(stats().gaps, 1);
 }
 
@@ -1072,6 +1143,9 @@ main(void)
         WITH_BUS(a_first_beat_sets_the_baseline),
         WITH_BUS(beats_say_what_was_published_since_the_last),
         WITH_BUS(a_storm_of_rubbish_closes_the_gate_and_is_never_ignored),
+        WITH_BUS(changes_told_by_the_server_reach_the_sink),
+        WITH_BUS(test_G6_suspected_server_closes_the_gate_at_once),
+        WITH_BUS(a_beat_is_judged_when_every_link_has_brought_it),
         WITH_BUS(test_race17_duplicates_and_late_messages_are_applied),
         WITH_BUS(streams_that_mix_show_no_false_gap),
         WITH_BUS(a_new_subscription_forgets_the_streams),
