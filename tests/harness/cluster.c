@@ -14,7 +14,7 @@
 #define SLOTS   16384
 #define FORM_MS 20000 /* until everybody knows everybody, times test_slack() */
 #define ASK_MS  5000
-#define STEP    64  /* slots moved in one round */
+#define STEP    16  /* slots moved in one round */
 #define KEYS    100 /* keys moved by one MIGRATE */
 #define TRIES   5   /* a port found free may be taken before it is bound */
 
