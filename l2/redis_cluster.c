@@ -787,8 +787,8 @@ between_rounds(struct batch *b)
     struct cluster *c = b->c;
 
     b->dead_ends = b->heard ? 0 : b->dead_ends + 1;
-    if (b->failed || atomic_load_explicit(&c->stale, memory_order_relaxed))
-        refresh_shared(c, b->deadline, b->failed || b->wait);
+    if (b->failed || b->wait) /* else what is redirected goes on first */
+        refresh_shared(c, b->deadline, true);
     if (b->dead_ends > DEAD_ENDS)
         answer_rest(b, NEAR_OK);
     else if (b->wait && !pause_batch(b))

@@ -18,12 +18,13 @@ struct test_cluster {
     unsigned                 masters, nodes;
     struct test_server      *server[TEST_CLUSTER_NODES];
     char                     id[TEST_CLUSTER_NODES][48];
-    char                     uri[512];     /* redis-cluster://, all nodes */
+    char                     uri[512];                     /* redis-cluster://, all nodes */
+    int                      tls_port[TEST_CLUSTER_NODES]; /* 0: none */
     unsigned char            owner[16384]; /* which node serves a slot, as far as we have arranged it */
     struct near__redis_conn *conn[TEST_CLUSTER_NODES];
 };
 
-/* `extra` as in test_redis_start().  `timeout_ms`: cluster-node-timeout; a dead primary is replaced within about twice that.  NULL, and why
+/* `extra` as in test_redis_start(); with --tls-cluster every node gets a port for TLS besides, and `uri` names those.  `timeout_ms`: cluster-node-timeout; a dead primary is replaced within about twice that.  NULL, and why
  * is printed, when it did not come about. */
 struct test_cluster *test_cluster_start(unsigned masters, unsigned replicas, unsigned timeout_ms,
                                         const char *const *extra);
