@@ -55,6 +55,9 @@ struct near__lane_out {
     struct iovec *pieces;
     size_t        first, n, capacity;
     uint64_t      put, sent; /* bytes in the life of the connection */
+    unsigned
+        holds; /* pieces from holds_at[0] on are not to be sent yet, those from holds_at[1] on not after that */
+    size_t holds_at[NEAR__LANE_HOLDS];
 };
 
 struct queue {
@@ -205,11 +208,32 @@ near__lane_put_with(struct near__lane_call *call, const struct near__lane_call *
     call->to   = with->to;
 }
 
+void
+near__lane_hold(struct near__lane_out *out)
+{
+    if (out->holds < NEAR__LANE_HOLDS)
+        out->holds_at[out->holds++] = out->n;
+}
+
+void
+near__lane_release(struct near__lane_out *out)
+{
+    if (out->holds > 0)
+        memmove(out->holds_at, out->holds_at + 1, --out->holds * sizeof(out->holds_at[0]));
+}
+
+static size_t
+sendable(const struct near__lane_out *out)
+{
+    return (out->holds > 0 ? out->holds_at[0] : out->n) - out->first;
+}
+
 static void
 out_reset(struct near__lane_out *out)
 {
     out->first = out->n = 0;
     out->put = out->sent = 0;
+    out->holds           = 0;
 }
 
 static void
@@ -579,25 +603,6 @@ begin_waiting(struct near__lane *lane, struct run *run)
     return codec->flush == NULL || codec->flush(lane->conn, &lane->out) == NEAR_OK;
 }
 
-/* Send what the system takes without blocking. */
-static void
-send_some(struct near__lane *lane, struct run *run)
-{
-    struct near__lane_out *out = &lane->out;
-
-    while (lane->conn != NULL && out->first < out->n) {
-        size_t  n     = out->n - out->first < PIECES ? out->n - out->first : PIECES;
-        ssize_t bytes = near__transport_send(lane->transport, out->pieces + out->first, n);
-
-        if (bytes == 0)
-            return;
-        if (bytes > 0)
-            advance(out, (size_t)bytes);
-        else
-            lose_io(lane, run, errno);
-    }
-}
-
 /* The `complete` oldest have all of their replies.  False: more than had been asked. */
 static bool
 finish_oldest(struct near__lane *lane, struct run *run, size_t complete)
@@ -651,6 +656,34 @@ receive_some(struct near__lane *lane, struct run *run)
                           memory_order_relaxed);
 }
 
+/* What had arrived before tells which calls, and how much of them, were executed. */
+static void
+send_failed(struct near__lane *lane, struct run *run, int code)
+{
+    receive_some(lane, run);
+    if (lane->conn != NULL)
+        lose_io(lane, run, code);
+}
+
+/* Send what the system takes without blocking. */
+static void
+send_some(struct near__lane *lane, struct run *run)
+{
+    struct near__lane_out *out = &lane->out;
+
+    while (lane->conn != NULL && sendable(out) > 0) {
+        size_t  n     = sendable(out) < PIECES ? sendable(out) : PIECES;
+        ssize_t bytes = near__transport_send(lane->transport, out->pieces + out->first, n);
+
+        if (bytes == 0)
+            return;
+        if (bytes > 0)
+            advance(out, (size_t)bytes);
+        else
+            send_failed(lane, run, errno);
+    }
+}
+
 /* --------------------------------------------------------------------------------- leading: one step on */
 
 /* Nothing is outstanding any more: the batch is over. */
@@ -695,6 +728,8 @@ move_on(struct near__lane *lane, struct run *run)
     send_some(lane, run);
     if (lane->conn != NULL)
         receive_some(lane, run);
+    if (lane->conn != NULL && sendable(&lane->out) > 0)
+        send_some(lane, run); /* what a reply has released */
     if (lane->outstanding.first == NULL)
         end_batch(lane);
 }
@@ -937,9 +972,9 @@ poll_led(struct run *run, int64_t until)
             continue;
         if (near__transport_pending(lane->transport))
             left = 0;
-        fds[n]     = (struct pollfd){ .fd     = lane->transport->fd,
-                                      .events = near__transport_events(lane->transport,
-                                                                       lane->out.first < lane->out.n) };
+        fds[n] =
+            (struct pollfd){ .fd     = lane->transport->fd,
+                             .events = near__transport_events(lane->transport, sendable(&lane->out) > 0) };
         lanes[n++] = lane;
     }
     fds[n] =

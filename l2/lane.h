@@ -129,6 +129,12 @@ bool near__lane_put(struct near__lane_out *out, struct near__lane_call *call, co
 /* `call` has no bytes of its own: the bytes put for `with` are its, too. */
 void near__lane_put_with(struct near__lane_call *call, const struct near__lane_call *with);
 
+/* What is put from here on stays here until near__lane_release(): the server is to answer first.  So many holds at a time; each release ends the
+ * oldest. */
+#define NEAR__LANE_HOLDS 2
+void near__lane_hold(struct near__lane_out *out);
+void near__lane_release(struct near__lane_out *out);
+
 /* For leaders: has its caller given it up? */
 bool near__lane_call_is_abandoned(struct near__lane_call *call);
 

@@ -33,7 +33,8 @@
 #define BULK         ((size_t)64 * 1024) /* a call with more bytes than this has its own connection */
 #define HERE         ((size_t)384) /* arena inside a call: keeps a small call within one small allocation */
 #define SLOTS_HERE   2             /* likewise: a key and its cache's generation */
-#define ALONE        64            /* so many messages travel one at a time after one was refused */
+#define AHEAD        ((size_t)1024 * 1024) /* a transaction with more bytes goes in three steps */
+#define ALONE        64                    /* so many messages travel one at a time after one was refused */
 /* The reader moves what it has not parsed yet to the front again and again, and gives its buffer back when it is larger than twice
  * this (rule H16: it stays small while idle). */
 #define SLICE ((size_t)6 * 1024)
@@ -120,10 +121,12 @@ struct codec_conn {
     size_t                   elements;
     bool                     began, ignored, no_memory, broken;
 
-    bool     spent;
-    unsigned alone;                 /* messages that still have to travel alone */
-    unsigned announced;             /* calls with a message that are outstanding */
-    uint64_t refused_from, refused; /* messages refused in a row */
+    bool                     spent;
+    unsigned                 alone; /* messages that still have to travel alone */
+    struct near__redis_call *held;  /* a large transaction on its way: see hold() */
+    struct near__lane_out   *out;
+    unsigned                 announced;             /* calls with a message that are outstanding */
+    uint64_t                 refused_from, refused; /* messages refused in a row */
 };
 
 struct near__redis_node {
@@ -908,6 +911,16 @@ stamp(struct codec_conn *conn, struct near__redis_call *call)
     conn->alone -= conn->alone > 0;
 }
 
+/* A large transaction takes a while to leave, in which much can happen: then it is to be known that MULTI was accepted, and that
+ * without EXEC nothing of it will be executed; and EXEC leaves when everything before it has arrived. */
+static void
+hold(struct codec_conn *conn, struct near__redis_call *call, struct near__lane_out *out)
+{
+    conn->held = call;
+    conn->out  = out;
+    near__lane_hold(out);
+}
+
 static near_status
 codec_begin(void *self, struct near__lane_call *lane, struct near__lane_out *out)
 {
@@ -918,13 +931,16 @@ codec_begin(void *self, struct near__lane_call *lane, struct near__lane_out *out
         begin_read(conn, call, out);
         return NEAR_OK;
     }
-    if (call->stamped != 0 && conn->alone > 0 && conn->announced > 0)
+    if (call->stamped != 0 && ((conn->alone > 0 && conn->announced > 0) || conn->held != NULL))
         return NEAR_ERR_BUSY;
     close_mget(conn, out);
     if (call->stamped != 0)
         stamp(conn, call);
-    for (size_t i = 0; i < call->count && !conn->broken; i++)
+    for (size_t i = 0; i < call->count && !conn->broken; i++) {
+        if (call->stamped != 0 && call->bytes > AHEAD && (i == 1 || i + 2 == call->count))
+            hold(conn, call, out);
         conn->broken = !near__lane_put(out, lane, call->slots[i].bytes, call->slots[i].size);
+    }
     return NEAR_OK;
 }
 
@@ -950,13 +966,13 @@ fault(struct codec_conn *conn, const char *operation, const char *what, near_err
 /* First words that end the connection once they are answered: this server will not do.  A cluster's redirections say nothing against
  * the server that sent them. */
 static bool
-says_no(const struct near__redis_reply *reply)
+says_no(const struct codec_conn *conn, const struct near__redis_reply *reply)
 {
     static const char *const redirections[] = { "MOVED ", "ASK ", "CLUSTERDOWN " };
 
     if (reply->type != REDIS_REPLY_ERROR || !near__redis_reply_drops(reply))
         return false;
-    for (size_t i = 0; i < NEAR_COUNT_OF(redirections); i++)
+    for (size_t i = 0; !conn->node->env.fuse && i < NEAR_COUNT_OF(redirections); i++)
         if (strncmp(reply->text, redirections[i], strlen(redirections[i])) == 0)
             return false;
     return true;
@@ -986,7 +1002,6 @@ deal_root(struct codec_conn *conn, struct target *target)
 static bool
 end_target(struct codec_conn *conn, struct target *target, bool many)
 {
-    target->call->replies++;
     if (!many && !deal_root(conn, target)) {
         conn->no_memory = true;
         return false;
@@ -1002,12 +1017,16 @@ end_mget(struct codec_conn *conn, size_t *ends)
     bool         good = true, many = mget->keys > 1 && conn->root.type == REDIS_REPLY_ARRAY;
 
     for (uint32_t i = 0; i < mget->keys; i++)
-        good = end_target(conn, &mget->target[i], many) && good;
+        good = good && end_target(conn, &mget->target[i], many);
     for (uint32_t i = MGET_KEYS; i < MGET_KEYS + mget->sames; i++)
-        good = end_target(conn, &mget->target[i], many) && good;
+        good = good && end_target(conn, &mget->target[i], many);
     if (!good || (mget->keys > 1 && !many && conn->root.type != REDIS_REPLY_ERROR))
         return false;
-    conn->spent |= says_no(&conn->root);
+    for (uint32_t i = 0; i < mget->keys; i++)
+        mget->target[i].call->replies++;
+    for (uint32_t i = MGET_KEYS; i < MGET_KEYS + mget->sames; i++)
+        mget->target[i].call->replies++;
+    conn->spent |= says_no(conn, &conn->root);
     *ends       = mget->ends;
     conn->mgets = mget->next;
     if (conn->mgets == NULL)
@@ -1064,8 +1083,13 @@ end_reply(struct codec_conn *conn, struct near__redis_call *call, size_t *ends)
 
     if (!has_kind(&slot->reply, slot->kinds))
         return false;
-    conn->spent |= says_no(&slot->reply);
+    conn->spent |= says_no(conn, &slot->reply);
     call->replies++;
+    if (conn->held == call && (call->replies == 1 || call->replies + 2 == call->count)) {
+        near__lane_release(conn->out);
+        if (call->replies > 1)
+            conn->held = NULL;
+    }
     *ends = call->replies == call->count ? 1 : 0;
     if (*ends == 1 && call->stamped != 0)
         end_stamped(conn, call);

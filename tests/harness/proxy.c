@@ -47,6 +47,8 @@ struct lane {
     int64_t       last_due;
     int64_t       budget;   /* CUT and RESET: bytes that may still pass, -1: any number */
     bool          spent;    /* the budget is gone: close the link when the queue is empty */
+    bool          lost;     /* bytes were lost at random: the same, even if the fault is replaced meanwhile */
+    unsigned      left;     /* HOSTILE: so many more reads until `lost`; 0: nothing has been changed yet */
     bool          eof;      /* the source has ended */
     bool          eof_sent; /* and the destination has been told */
 };
@@ -73,13 +75,18 @@ struct test_proxy {
     bool              stop;
 
     _Atomic uint64_t bytes[2];
-    _Atomic unsigned connections;
+    _Atomic unsigned connections, most_open;
+    _Atomic uint64_t spoilt;
+    _Atomic bool     offsets[TEST_OFFSETS];
 
     /* the thread's own */
     struct test_fault fault;
     struct link      *links;
     struct pollfd    *polls;
     size_t            poll_room;
+    uint64_t          random;
+    char              other[512]; /* HOSTILE: the beginning of some earlier read */
+    size_t            other_size;
 };
 
 static int64_t
@@ -176,7 +183,9 @@ link_settle(struct test_proxy *proxy, struct link *link)
 
         if (lane->first != NULL)
             continue;
-        if (lane->spent) {
+        if (lane->lost) {
+            link_close(link, false);
+        } else if (lane->spent) {
             cut_done(proxy, link);
         } else if (lane->eof && !lane->eof_sent && !held) {
             shutdown(link->fd[!i], SHUT_WR);
@@ -243,7 +252,8 @@ accept_one(struct test_proxy *proxy, int listener)
 
 /* ------------------------------------------------------------------------------------------------ lanes */
 
-static void
+/* The new chunk, or NULL. */
+static struct chunk *
 enqueue(struct test_proxy *proxy, struct lane *lane, int i, const char *data, size_t size)
 {
     const struct test_fault *fault = &proxy->fault;
@@ -251,7 +261,7 @@ enqueue(struct test_proxy *proxy, struct lane *lane, int i, const char *data, si
     int64_t                  now   = now_ns();
 
     if (chunk == NULL)
-        return;
+        return NULL;
     *chunk = (struct chunk){ .due = now, .size = size };
     memcpy(chunk->data, data, size);
     if (fault_touches(fault, i) && fault->kind == TEST_FAULT_DELAY)
@@ -267,6 +277,156 @@ enqueue(struct test_proxy *proxy, struct lane *lane, int i, const char *data, si
     *lane->last    = chunk;
     lane->last     = &chunk->next;
     lane->held += size;
+    return chunk;
+}
+
+static size_t
+drawn(struct test_proxy *proxy, size_t below)
+{
+    return (size_t)(test_random(&proxy->random) % below);
+}
+
+static void
+count_spoilt(struct test_proxy *proxy, size_t at)
+{
+    atomic_fetch_add_explicit(&proxy->spoilt, 1, memory_order_relaxed);
+    if (at < TEST_OFFSETS)
+        atomic_store_explicit(&proxy->offsets[at], true, memory_order_relaxed);
+}
+
+/* Cut there, or the rest late. */
+static void
+enqueue_erratically(struct test_proxy *proxy, struct lane *lane, int i, const char *data, size_t size)
+{
+    size_t        at = drawn(proxy, size + 1);
+    struct chunk *rest;
+
+    count_spoilt(proxy, at);
+    if (at > 0)
+        enqueue(proxy, lane, i, data, at);
+    if (proxy->fault.ms == 0 || drawn(proxy, 2) == 0) {
+        lane->lost = true;
+        return;
+    }
+    if (at == size)
+        return;
+    rest = enqueue(proxy, lane, i, data + at, size - at);
+    if (rest != NULL)
+        rest->due += (1 + (int64_t)drawn(proxy, (size_t)proxy->fault.ms)) * NEAR_MS;
+    if (rest != NULL)
+        lane->last_due = rest->due;
+}
+
+/* What no server says: lengths without measure, types that nobody asked for, endless lines, nests. */
+static const char *const outrages[] = {
+    "$9223372036854775807\r\n",
+    "$536870912\r\nabc",
+    "$-2\r\n",
+    "$-9223372036854775808\r\n",
+    "$\r\n\r\n",
+    "*2147483647\r\n",
+    "*1073741824\r\n$-1\r\n$-1\r\n",
+    "*-7\r\n",
+    "*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n",
+    ":99999999999999999999999999\r\n",
+    "+OK\r\n+OK\r\n+OK\r\n",
+    "-ERR \r\n",
+    "-MOVED 99999 :0\r\n",
+    "-MOVED 1 256.0.0.1:99999\r\n",
+    "-ASK 0 \r\n",
+    "%2\r\n+a\r\n:1\r\n+b\r\n:2\r\n",
+    "_\r\n#t\r\n,1.5\r\n(123\r\n",
+    ">3\r\n+message\r\n+a\r\n+b\r\n",
+    "$5\r\nabcdefghij\r\n",
+    "\r\n\r\n\r\n",
+    "VALUE k 0 4294967295\r\n",
+    "VALUE k 0 18446744073709551616 1\r\nabc\r\nEND\r\n",
+    "VALUE k 0 -1\r\nabc\r\nEND\r\n",
+    "VALUE  0 3\r\nabc\r\nEND\r\n",
+    "VALUE k\r\nEND\r\n",
+    "VALUE k 99999999999 3 99999999999999999999999\r\nabc\r\nEND\r\n",
+    "VALUE k 0 3 1\r\nabcdefEND\r\n",
+    "END\r\nEND\r\nEND\r\n",
+    "STORED\r\nSTORED\r\n",
+    "SERVER_ERROR out of memory storing object\r\n",
+    "CLIENT_ERROR bad data chunk\r\nERROR\r\n",
+    "ERROR\r\n",
+    "VA 2147483647 s0\r\n",
+    "HD\r\nHD O1 k\r\nEN\r\n",
+    "HTTP/1.1 400 Bad Request\r\n\r\n",
+};
+
+/* An outrage, or a line without an end. */
+static size_t
+outrage(struct test_proxy *proxy, char *buffer)
+{
+    size_t which = drawn(proxy, NEAR_COUNT_OF(outrages) + 2), size;
+
+    if (which >= NEAR_COUNT_OF(outrages)) {
+        memset(buffer, which % 2 ? 'V' : '+', READ_SIZE);
+        return READ_SIZE;
+    }
+    size = strlen(outrages[which]);
+    memcpy(buffer, outrages[which], size);
+    return size;
+}
+
+/* Changes what was read, 1 .. READ_SIZE bytes; how many it is then, at most READ_SIZE. */
+static size_t
+change(struct test_proxy *proxy, char *buffer, size_t size)
+{
+    size_t at = drawn(proxy, size), many = 1 + drawn(proxy, size - at < 16 ? size - at : 16);
+
+    count_spoilt(proxy, at);
+    switch (drawn(proxy, 8)) {
+    case 0: /* a bit */
+        buffer[at] = (char)(buffer[at] ^ (1 << drawn(proxy, 8)));
+        return size;
+    case 1: /* another byte, such as protocols are made of */
+        buffer[at] = "\r\n$*:+- 0123456789VEH\0"[drawn(proxy, 23)];
+        return size;
+    case 2: /* some are lost */
+        memmove(buffer + at, buffer + at + many, size - at - many);
+        return size - many;
+    case 3: /* some come twice */
+        if (size + many > READ_SIZE)
+            return size;
+        memmove(buffer + at + many, buffer + at, size - at);
+        return size + many;
+    case 4: /* all of it comes twice */
+        if (2 * size > READ_SIZE)
+            return size;
+        memcpy(buffer + size, buffer, size);
+        return 2 * size;
+    case 5: /* another's */
+        memcpy(buffer, proxy->other, proxy->other_size);
+        return proxy->other_size > 0 ? proxy->other_size : size;
+    case 6: /* an outrage in place of it */
+        return outrage(proxy, buffer);
+    default: /* the beginning only; no end follows */
+        return at;
+    }
+}
+
+static size_t
+be_hostile(struct test_proxy *proxy, struct lane *lane, char *buffer, size_t size)
+{
+    char   before[sizeof(proxy->other)];
+    size_t before_size = size < sizeof(before) ? size : sizeof(before), now;
+
+    memcpy(before, buffer, before_size);
+    if (lane->left > 0 || drawn(proxy, proxy->fault.bytes > 0 ? (size_t)proxy->fault.bytes : 1) == 0) {
+        lane->left = lane->left > 0 ? lane->left : 1 + (unsigned)drawn(proxy, 3);
+        lane->left--;
+        lane->lost = lane->left == 0;
+        now        = change(proxy, buffer, size);
+        /* what is missing is mostly not waited for: that would be a test of patience */
+        lane->lost |= now < size && drawn(proxy, 4) != 0;
+        size = now;
+    }
+    memcpy(proxy->other, before, before_size);
+    proxy->other_size = before_size;
+    return size;
 }
 
 /* Read what the source has; every fault but the pace of sending happens here. */
@@ -291,7 +451,12 @@ lane_read(struct test_proxy *proxy, struct link *link, int i, char *buffer)
         }
         lane->budget -= n;
     }
-    if (n > 0)
+    if (fault_touches(&proxy->fault, i) && proxy->fault.kind == TEST_FAULT_HOSTILE)
+        n = (ssize_t)be_hostile(proxy, lane, buffer, (size_t)n);
+    if (fault_touches(&proxy->fault, i) && proxy->fault.kind == TEST_FAULT_ERRATIC &&
+        drawn(proxy, proxy->fault.bytes > 0 ? (size_t)proxy->fault.bytes : 1) == 0)
+        enqueue_erratically(proxy, lane, i, buffer, (size_t)n);
+    else if (n > 0)
         enqueue(proxy, lane, i, buffer, (size_t)n);
 }
 
@@ -349,7 +514,7 @@ lane_write(struct test_proxy *proxy, struct link *link, int i)
 static bool
 lane_wants_input(const struct lane *lane)
 {
-    return !lane->eof && !lane->spent && lane->held < LANE_LIMIT;
+    return !lane->eof && !lane->spent && !lane->lost && lane->held < LANE_LIMIT;
 }
 
 /* A place in the poll set without events still reports hang-ups, for ever: such a place is -1. */
@@ -368,14 +533,24 @@ poll_place(const struct link *link, int side, int64_t now, int64_t *next)
     return (struct pollfd){ events != 0 ? link->fd[side] : -1, events, 0 };
 }
 
+/* Only this thread raises it; the test's thread takes it away. */
+static void
+note_open(struct test_proxy *proxy, unsigned n)
+{
+    if (n > atomic_load_explicit(&proxy->most_open, memory_order_relaxed))
+        atomic_store_explicit(&proxy->most_open, n, memory_order_relaxed);
+}
+
 static size_t
 fill_polls(struct test_proxy *proxy, int64_t *next)
 {
-    size_t  n   = FIRST_LINK;
-    int64_t now = now_ns();
+    size_t   n    = FIRST_LINK;
+    unsigned open = 0;
+    int64_t  now  = now_ns();
 
-    for (struct link *link = proxy->links; link != NULL; link = link->next)
-        n += 2;
+    for (struct link *link = proxy->links; link != NULL; link = link->next, n += 2)
+        open += !link->lane[0].eof;
+    note_open(proxy, open);
     if (n > proxy->poll_room) {
         struct pollfd *more = realloc(proxy->polls, n * 2 * sizeof(*more));
 
@@ -556,6 +731,7 @@ test_proxy_start(struct test_server *target)
     if (proxy == NULL)
         return NULL;
     proxy->target      = target;
+    proxy->random      = 42;
     proxy->listener[0] = proxy->listener[1] = -1;
     proxy->wake                             = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pthread_mutex_init(&proxy->lock, NULL);
@@ -662,4 +838,26 @@ unsigned
 test_proxy_connections(const struct test_proxy *proxy)
 {
     return atomic_load_explicit(&proxy->connections, memory_order_relaxed);
+}
+
+uint64_t
+test_proxy_spoilt(const struct test_proxy *proxy)
+{
+    return atomic_load_explicit(&proxy->spoilt, memory_order_relaxed);
+}
+
+unsigned
+test_proxy_offsets(const struct test_proxy *proxy)
+{
+    unsigned sum = 0;
+
+    for (size_t i = 0; i < TEST_OFFSETS; i++)
+        sum += atomic_load_explicit(&proxy->offsets[i], memory_order_relaxed);
+    return sum;
+}
+
+unsigned
+test_proxy_most_open(struct test_proxy *proxy)
+{
+    return atomic_exchange_explicit(&proxy->most_open, 0, memory_order_relaxed);
 }

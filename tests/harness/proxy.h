@@ -28,7 +28,11 @@ struct test_fault {
         TEST_FAULT_RESET,     /* the same with RST */
         TEST_FAULT_BLACKHOLE, /* swallow everything, connections stay open */
         TEST_FAULT_DRIP,      /* `bytes` at a time, one such every `ms` */
-        TEST_FAULT_REFUSE     /* close existing connections, close new ones at once */
+        TEST_FAULT_REFUSE,    /* close existing connections, close new ones at once */
+        TEST_FAULT_ERRATIC, /* one in `bytes` reads is spoilt at a byte drawn at random: the connection is cut there, or what
+                               * follows comes 1 .. `ms` late */
+        TEST_FAULT_HOSTILE /* one in `bytes` reads is changed: bits, bytes lost, added, repeated, another connection's, or what no
+                               * server would say; a few reads later the connection is cut */
     } kind;
     enum test_direction direction;
     int64_t             ms;
@@ -43,5 +47,11 @@ const char *test_proxy_uri(const struct test_proxy *proxy);      /* scheme of th
 const char *test_proxy_unix_uri(const struct test_proxy *proxy); /* scheme+unix of the target, our socket */
 uint64_t test_proxy_bytes(const struct test_proxy *proxy, enum test_direction direction); /* carried so far */
 unsigned test_proxy_connections(const struct test_proxy *proxy); /* accepted so far */
+/* Reads that ERRATIC or HOSTILE have spoilt so far, and at how many different offsets of the first TEST_OFFSETS. */
+enum { TEST_OFFSETS = 256 };
+uint64_t test_proxy_spoilt(const struct test_proxy *proxy);
+unsigned test_proxy_offsets(const struct test_proxy *proxy);
+/* Most connections at a time, since the last call, whose client had not closed them. */
+unsigned test_proxy_most_open(struct test_proxy *proxy);
 
 #endif

@@ -658,6 +658,56 @@ test_drip_drips(void **state)
     assert_true(recv(world->fd, text, sizeof(text), MSG_DONTWAIT) <= 1);
 }
 
+/* Late or cut, at every byte of an answer, and nothing else: what arrives is the beginning of it. */
+static void
+test_erratic_cuts_or_delays_anywhere(void **state)
+{
+    struct world *world = *state;
+    unsigned      whole = 0, cut = 0;
+
+    proxy_start(world, false);
+    for (unsigned i = 0; i < 400 && test_proxy_offsets(world->proxy) <= strlen(PONG); i++) {
+        char   text[16] = "";
+        int    fd       = dial_unix(world->proxy), ending;
+        size_t n;
+
+        test_proxy_fault(world->proxy, (struct test_fault){ TEST_FAULT_ERRATIC, TEST_DOWN, 2, 1 });
+        assert_int_equal(send(fd, BYTES(PING), MSG_NOSIGNAL), strlen(PING));
+        n = read_for(fd, text, strlen(PONG), LONG_MS, &ending);
+        close(fd);
+        assert_memory_equal(text, PONG, n);
+        whole += n == strlen(PONG);
+        cut += n < strlen(PONG);
+        assert_int_equal(test_proxy_spoilt(world->proxy), i + 1);
+    }
+    assert_int_equal(test_proxy_offsets(world->proxy), strlen(PONG) + 1);
+    assert_true(whole > 0 && cut > 0);
+    test_proxy_heal(world->proxy);
+    assert_round_trip(world->fd);
+}
+
+static void
+test_hostile_changes_what_comes(void **state)
+{
+    struct world *world   = *state;
+    unsigned      changed = 0;
+
+    proxy_start(world, false);
+    test_proxy_fault(world->proxy, (struct test_fault){ TEST_FAULT_HOSTILE, TEST_DOWN, 0, 1 });
+    for (unsigned i = 0; i < 100; i++) {
+        char   text[16] = "";
+        int    fd       = dial_unix(world->proxy), ending;
+        size_t n;
+
+        assert_int_equal(send(fd, BYTES(PING), MSG_NOSIGNAL), strlen(PING));
+        n = read_for(fd, text, strlen(PONG), 20, &ending);
+        close(fd);
+        changed += n < strlen(PONG) || memcmp(text, PONG, n) != 0;
+    }
+    assert_true(changed > 50); /* another connection's answer is the same here */
+    assert_true(test_proxy_spoilt(world->proxy) >= 100);
+}
+
 static void
 test_refuse_closes_old_and_new_connections(void **state)
 {
@@ -870,6 +920,8 @@ main(void)
         TEST(test_blackhole_swallows_and_stays_open),
         TEST(test_blackhole_hides_the_end_until_healed),
         TEST(test_drip_drips),
+        TEST(test_erratic_cuts_or_delays_anywhere),
+        TEST(test_hostile_changes_what_comes),
         TEST(test_refuse_closes_old_and_new_connections),
         TEST(test_proxy_outlives_its_server),
         TEST(test_proxy_before_memcached),
