@@ -22,11 +22,11 @@ enum near__option_type {
 /* Scope: `cache` options may be overridden by near_cache_open(), `client` options not. */
 enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
 
-#define NEAR__KIB (INT64_C(1) << 10)
-#define NEAR__MIB (INT64_C(1) << 20)
-#define NEAR__TIB (INT64_C(1) << 40)
-#define NEAR__SEC (1000 * NEAR_MS)
-#define NEAR__DAY (86400 * NEAR__SEC)
+#define NEAR__KIB  (INT64_C(1) << 10)
+#define NEAR__MIB  (INT64_C(1) << 20)
+#define NEAR__TIB  (INT64_C(1) << 40)
+#define NEAR__SEC  (1000 * NEAR_MS)
+#define NEAR__DAY  (86400 * NEAR__SEC)
 #define NEAR__PATH "a path of 0 .. 1000 characters from ! to ~"
 
 /* clang-format off */
