@@ -7,9 +7,12 @@
 #include "harness/test.h"
 
 #include "base/le.h"
+#include "harness/certs.h"
 #include "harness/cluster.h"
 #include "harness/server.h"
+#include "l2/access.h"
 #include "l2/backend.h"
+#include "l2/tls.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -32,11 +35,16 @@ struct kind {
     struct test_server *(*start)(unsigned flags, const char *const *extra);
     unsigned    flags, servers;
     const char *extra[8];
+    bool        tls;       /* at a port of its own, with certificates of the test's */
     bool        clustered; /* the servers are the primaries of a cluster, which takes its time to come back */
 
     struct test_server  *server[SERVERS];
     struct test_cluster *cluster;
 };
+
+#ifdef HAVE_OPENSSL
+static struct test_server *start_with_tls(unsigned flags, const char *const *extra);
+#endif
 
 static struct kind kinds[] = {
     { .name = "memory", .uri = "memory:" },
@@ -54,6 +62,9 @@ static struct kind kinds[] = {
       .extra   = { "-I", "4m" } },
     { .name = "redis unix", .start = test_redis_start, .servers = 1 },
     { .name = "redis tcp", .start = test_redis_start, .flags = TEST_SERVER_TCP, .servers = 1 },
+#ifdef HAVE_OPENSSL
+    { .name = "redis tls", .start = start_with_tls, .servers = 1, .tls = true },
+#endif
     { .name = "redis cluster", .clustered = true, .servers = 3 },
 };
 
@@ -67,6 +78,74 @@ struct world {
     struct test_clock         clock;  /* of memory: kinds */
     unsigned                  number; /* makes the keys this test's own */
 };
+
+/* --------------------------------------------------------------------------------------------------- TLS */
+
+static char                certificates[] = "/tmp/near-contract-XXXXXX"; /* until mkdtemp(): none are made */
+static struct near__access access_to;
+
+#ifdef HAVE_OPENSSL
+static const char *
+certificate(const char *name)
+{
+    static char paths[3][64];
+    static int  next;
+    char       *path = paths[next++ % 3];
+
+    snprintf(path, sizeof(paths[0]), "%s/%s", certificates, name);
+    return path;
+}
+
+static bool
+make_certificates(void)
+{
+    struct test_ca *ca = mkdtemp(certificates) != NULL ? test_ca_new(certificates, "ca") : NULL;
+    bool            ok = ca != NULL && test_ca_issue(ca, "server", "IP:127.0.0.1", 10);
+
+    test_ca_free(&ca);
+    return ok && near__tls_context_new(&access_to.tls,
+                                       &(struct near__tls_options){ .ca_file = certificate("ca.crt") },
+                                       NULL) == NEAR_OK;
+}
+
+static struct test_server *
+start_with_tls(unsigned flags, const char *const *extra)
+{
+    struct test_server *server = NULL;
+    char                port[16];
+
+    (void)extra;
+    if (access_to.tls == NULL && !make_certificates())
+        return NULL;
+    for (int tries = 0; server == NULL && tries < 5; tries++) {
+        snprintf(port, sizeof(port), "%d", test_free_port());
+        server = test_redis_start(
+            flags, (const char *[]){ "--tls-port", port, "--tls-cert-file", certificate("server.crt"),
+                                     "--tls-key-file", certificate("server.key"), "--tls-ca-cert-file",
+                                     certificate("ca.crt"), "--tls-auth-clients", "no", NULL });
+    }
+    if (server != NULL)
+        snprintf(server->uri, sizeof(server->uri), "rediss://127.0.0.1:%s", port);
+    return server;
+}
+
+static void
+forget_certificates(void)
+{
+    static const char *const names[] = { "ca.crt", "ca.key", "server.crt", "server.key" };
+
+    near__tls_context_free(&access_to.tls);
+    for (size_t i = 0; i < NEAR_COUNT_OF(names); i++)
+        unlink(certificate(names[i]));
+    rmdir(certificates);
+}
+#else
+static void
+forget_certificates(void)
+{
+    (void)certificates;
+}
+#endif
 
 /* ------------------------------------------------------------------------------------------------ set-up */
 
@@ -130,6 +209,7 @@ world_setup(void **state)
     assert_non_null(world.ops);
     test_clock_init(&world.clock, 1000 * NEAR_MS);
     world.env.uri             = &world.uri;
+    world.env.access          = kind->tls ? &access_to : NULL;
     world.env.clock           = kind->servers == 0 ? &world.clock.clock : &near__clock_system;
     world.env.connect_timeout = 1000 * NEAR_MS;
     world.env.pool_size       = 4;
@@ -165,6 +245,7 @@ group_teardown(void **state)
         for (unsigned s = 0; !kinds[i].clustered && s < kinds[i].servers; s++)
             test_server_stop(&kinds[i].server[s]);
     }
+    forget_certificates();
     return 0;
 }
 
@@ -1048,7 +1129,7 @@ is_asked(const struct kind *kind, int of)
     case SHARED:
         return strcmp(kind->name, "memory") != 0;
     case SILENT:
-        return kind->start != test_redis_start;
+        return kind->start != test_redis_start && !kind->tls;
     default:
         return true;
     }
