@@ -190,6 +190,7 @@ dial(void *ctx, void **out, int64_t deadline, near_error *error)
         return near__fail(error, atomic_load(&server.dial_status), "echo: nobody is at home");
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0)
         return near__fail(error, NEAR_ERR_NOMEM, "echo: no sockets");
+    fcntl(fds[0], F_SETFL, O_NONBLOCK);
     conn = calloc(1, sizeof(*conn));
     conn->transport =
         (struct near__transport){ .fd = fds[0], .cancel_fd = cancel_fd, .clock = &near__clock_system };
