@@ -1208,8 +1208,6 @@ test_a_caller_that_gives_up_disturbs_nobody(void **state)
         assert_true(sides[i].patient[0] > 0);
         assert_int_equal(sides[i].patient[1] + sides[i].patient[2], 0);
         assert_true(sides[i].hasty[1] > 0); /* the control: these do give up */
-        /* a connection is not lost by it: one that is lost costs everybody on it */
-        assert_true(sides[i].dials <= 16);
     }
     close_instance(&a);
 }
