@@ -170,8 +170,10 @@ start_node(struct test_cluster *c, unsigned node, unsigned timeout_ms, const cha
                              "--repl-diskless-sync-delay",
                              "0",
                              "--cluster-allow-replica-migration",
-                             "no" };
-    size_t      n        = 10;
+                             "no",
+                             "--cluster-replica-validity-factor",
+                             "0" }; /* a replica that was held up follows all the same */
+    size_t      n        = 12;
 
     if (tls) {
         argv[n++] = "--tls-port";

@@ -1074,6 +1074,12 @@ C3_resharding_all_slots_under_load_fails_no_call(void **state)
     assert_int_equal(sum.lost, 0);
 }
 
+static int
+reigns(void *ctx)
+{
+    return test_cluster_is_master(cluster, *(unsigned *)ctx);
+}
+
 /* Kills a primary and waits for its replica to follow it; who was killed. */
 static unsigned
 kill_and_heal(unsigned victim)
@@ -1085,8 +1091,7 @@ kill_and_heal(unsigned victim)
         victim = victim + cluster->masters;
     }
     test_server_kill(cluster->server[victim]);
-    while (!test_cluster_is_master(cluster, heir))
-        usleep(10 * 1000);
+    assert_true(test_wait_for(reigns, &heir, 30000 * test_slack()));
     return victim;
 }
 
