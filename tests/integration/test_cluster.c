@@ -761,7 +761,7 @@ everybody_is_well(void *ctx)
     for (unsigned i = 0; i < cluster->nodes; i++)
         if (!test_cluster_is_well(cluster, i))
             return false;
-    return test_cluster_is_in_step(cluster);
+    return test_cluster_is_agreed(cluster) && test_cluster_is_in_step(cluster);
 }
 
 static int
