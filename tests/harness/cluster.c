@@ -5,7 +5,9 @@
 #include "harness/test.h"
 
 #include "harness/cluster.h"
+#include "harness/reply.h"
 #include "l2/redis_conn.h"
+#include "l2/redis_slots.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -145,6 +147,58 @@ test_cluster_is_master(struct test_cluster *c, unsigned node)
     return ASK(c, node, text, "ROLE") && strncmp(text, "master", 6) == 0;
 }
 
+static void
+take_map(void *ctx, size_t index, redisReply *reply)
+{
+    static const struct near__address nobody = { .host = "?", .port = 1 };
+    struct near__redis_reply          taken;
+
+    (void)index;
+    test_reply_take(&taken, reply);
+    near__slot_map_parse(ctx, &taken, &nobody);
+    test_reply_free(&taken);
+}
+
+static struct near__slot_map *
+map_of(struct test_cluster *c, unsigned node)
+{
+    near_bytes               args[2] = { near_key("CLUSTER"), near_key("SLOTS") };
+    struct near__redis_conn *conn    = connection(c, node);
+    struct near__slot_map   *map     = NULL;
+
+    if (conn != NULL && near__redis_append(conn, 2, args) == NEAR_OK)
+        near__redis_exchange(conn, take_map, &map, NULL, NULL, deadline(), NULL);
+    return map;
+}
+
+static bool
+same_map(const struct near__slot_map *a, const struct near__slot_map *b)
+{
+    if (a == NULL || b == NULL)
+        return false;
+    for (size_t i = 0; i < SLOTS; i++)
+        if (a->owner[i] == NEAR__SLOT_NOBODY || b->owner[i] == NEAR__SLOT_NOBODY ||
+            a->nodes[a->owner[i]].port != b->nodes[b->owner[i]].port)
+            return false;
+    return true;
+}
+
+bool
+test_cluster_is_agreed(struct test_cluster *c)
+{
+    struct near__slot_map *first = map_of(c, 0);
+    bool                   same  = true;
+
+    for (unsigned i = 1; same && i < c->nodes; i++) {
+        struct near__slot_map *map = map_of(c, i);
+
+        same = same_map(first, map);
+        near__slot_map_free(&map);
+    }
+    near__slot_map_free(&first);
+    return same;
+}
+
 /* ------------------------------------------------------------------------------------------------- birth */
 
 static bool
@@ -170,8 +224,10 @@ start_node(struct test_cluster *c, unsigned node, unsigned timeout_ms, const cha
                              "--repl-diskless-sync-delay",
                              "0",
                              "--cluster-allow-replica-migration",
-                             "no" };
-    size_t      n        = 10;
+                             "no",
+                             "--cluster-replica-validity-factor",
+                             "0" }; /* a replica that was held up follows all the same */
+    size_t      n        = 12;
 
     if (tls) {
         argv[n++] = "--tls-port";

@@ -35,6 +35,8 @@ bool test_cluster_ask(struct test_cluster *cluster, unsigned node, char *out, si
                       const char *const *argv);
 /* Whether `node` answers, says the cluster is well, and knows `nodes` nodes. */
 bool test_cluster_is_well(struct test_cluster *cluster, unsigned node);
+/* All nodes, the replicas too, say the same of who serves which slot: a replica claims no more than it knows of. */
+bool test_cluster_is_agreed(struct test_cluster *cluster);
 /* Every replica has its primary's data, and every primary of a cluster with replicas has one. */
 bool test_cluster_is_in_step(struct test_cluster *cluster);
 /* Every write so far has reached the replicas, in their own words (once a second): a primary may be killed and nothing is lost. */

@@ -339,7 +339,7 @@ R1_moved_to_itself_for_ever_ends_with_the_deadline(void **state)
     set_stage(forever_moved_to_itself, NULL);
     item = get_key("a", &text, 300);
     assert_int_equal(item.answer, NEAR_L2_ERROR);
-    assert_true(test_now_ms() - begun < 300 + 200 * test_slack());
+    assert_true(test_now_ms() - begun < 300 + 500 * test_slack());
     assert_true(turns(0) < 60);
 }
 
@@ -465,7 +465,7 @@ C4_a_cluster_that_stays_down_costs_the_deadline(void **state)
     item = get_key("a", &text, 250);
     assert_int_equal(item.answer, NEAR_L2_ERROR);
     assert_int_equal(item.status, NEAR_ERR_UNAVAILABLE);
-    assert_true(test_now_ms() - begun < 250 + 200 * test_slack());
+    assert_true(test_now_ms() - begun < 250 + 500 * test_slack());
     assert_true(turns(0) + 1000000 < 60); /* paced */
 }
 
@@ -665,7 +665,7 @@ C6_a_failover_is_waited_for_and_found(void **state)
     assert_int_equal(get_key("a", &text, 5000).answer, NEAR_L2_DONE);
     pthread_join(thread, NULL);
     assert_string_equal(text.at, "node1");
-    assert_true(test_now_ms() - begun < 400 + 300 * test_slack());
+    assert_true(test_now_ms() - begun < 400 + 600 * test_slack());
     assert_true(turns(1) - asked < 60); /* and was not asked all the time */
 }
 
@@ -761,7 +761,7 @@ everybody_is_well(void *ctx)
     for (unsigned i = 0; i < cluster->nodes; i++)
         if (!test_cluster_is_well(cluster, i))
             return false;
-    return test_cluster_is_in_step(cluster);
+    return test_cluster_is_agreed(cluster) && test_cluster_is_in_step(cluster);
 }
 
 static int
@@ -842,6 +842,37 @@ C5_a_batch_over_all_nodes_and_slots(void **state)
     backend.ops->get_many(backend.self, items, N, keep_text, NULL, in_ms(2000));
     for (unsigned i = 0; i < N; i++)
         assert_int_equal(items[i].answer, NEAR_L2_ABSENT);
+}
+
+/* Every step of a slot's move held still: who has the key says so, who has it not says ASK. */
+static void
+C3_a_slot_in_the_middle_of_its_move(void **state)
+{
+    struct text text;
+    unsigned    slot = near__slot_of(near_key("mid")), to;
+
+    (void)state;
+    need_cluster_backend();
+    assert_true(test_wait_for(everybody_is_well, NULL, 20000 * test_slack()));
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "{mid}:old", "1", 2000).answer, NEAR_L2_DONE);
+    to = (cluster->owner[slot] + 1) % cluster->masters;
+    assert_true(test_cluster_begin_move(cluster, slot, to));
+    assert_int_equal(get_key("{mid}:old", &text, 2000).answer, NEAR_L2_DONE); /* still there */
+    assert_true(test_cluster_move_key(cluster, "{mid}:old", to));
+    assert_int_equal(get_key("{mid}:old", &text, 2000).answer, NEAR_L2_DONE); /* by ASK */
+    assert_string_equal(text.at, "1");
+    assert_int_equal(get_key("{mid}:none", &text, 2000).answer, NEAR_L2_ABSENT); /* in neither's hands */
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "{mid}:old", "2", 2000).answer, NEAR_L2_DONE);
+    assert_int_equal(set_key(NEAR_L2_IF_ABSENT, "{mid}:new", "3", 2000).answer, NEAR_L2_DONE);
+    assert_int_equal(set_key(NEAR_L2_IF_ABSENT, "{mid}:new", "4", 2000).answer, NEAR_L2_ABSENT);
+    assert_int_equal(set_key(NEAR_L2_IF_STAMP, "{mid}:new", "5", 2000).answer, NEAR_L2_ABSENT);
+    assert_true(test_cluster_move(cluster, slot, slot, to));
+    assert_int_equal(get_key("{mid}:old", &text, 2000).answer, NEAR_L2_DONE);
+    assert_string_equal(text.at, "2");
+    assert_int_equal(get_key("{mid}:new", &text, 2000).answer, NEAR_L2_DONE);
+    assert_string_equal(text.at, "3");
+    assert_int_equal(remove_key("{mid}:old", 2000).answer, NEAR_L2_DONE);
+    assert_int_equal(get_key("{mid}:old", &text, 2000).answer, NEAR_L2_ABSENT);
 }
 
 /* --------------------------------------------------------------------------------------------------- load */
@@ -1043,6 +1074,12 @@ C3_resharding_all_slots_under_load_fails_no_call(void **state)
     assert_int_equal(sum.lost, 0);
 }
 
+static int
+reigns(void *ctx)
+{
+    return test_cluster_is_master(cluster, *(unsigned *)ctx);
+}
+
 /* Kills a primary and waits for its replica to follow it; who was killed. */
 static unsigned
 kill_and_heal(unsigned victim)
@@ -1054,8 +1091,7 @@ kill_and_heal(unsigned victim)
         victim = victim + cluster->masters;
     }
     test_server_kill(cluster->server[victim]);
-    while (!test_cluster_is_master(cluster, heir))
-        usleep(10 * 1000);
+    assert_true(test_wait_for(reigns, &heir, 30000 * test_slack()));
     return victim;
 }
 
@@ -1376,6 +1412,7 @@ main(void)
         STAGE_TEST(C3_many_redirects_refresh_once),
         CLUSTER_TEST(C1_slots_agree_with_the_servers_own),
         CLUSTER_TEST(C5_a_batch_over_all_nodes_and_slots),
+        CLUSTER_TEST(C3_a_slot_in_the_middle_of_its_move),
         CLUSTER_TEST(C3_resharding_all_slots_under_load_fails_no_call),
         CLUSTER_TEST(C6_a_primary_killed_under_load_fails_no_call),
         CLUSTER_TEST(C7_G2_instances_hear_each_other_also_after_their_meeting_place_died),
