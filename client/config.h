@@ -120,7 +120,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "How long one instance keeps the right to fill a key while the others wait (at least 3s on memcached).")                              \
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis[s]://[user:pass@]host[:port][/db] | redis+unix:///path | "                  \
-      "redis[s]-sentinel://h1,h2/master",                                                                             \
+      "redis[s]-sentinel://h1,h2/master | redis[s]-cluster://h1,h2",                                                  \
       "The bus that carries invalidations.  auto: the L2 server where that is Redis or memory:NAME, else none.")      \
     X(coherence_user, "coherence.user", TEXT, CLIENT, "", 0, 127, "0 .. 127 characters from ! to ~",                  \
       "As l2.user, for the bus.")                                                                                     \

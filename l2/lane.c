@@ -40,6 +40,7 @@
 #include <unistd.h>
 
 #define BASE      2 /* lanes that threads are spread over: more makes batches smaller for nothing gained */
+#define APART     4 /* lanes over which few callers spread: a wake-up costs more than a sending of one's own */
 #define SLOW      (2 * NEAR_MS) /* a batch that is out for longer sends newcomers to another lane */
 #define LOOK      (NEAR_MS / 4) /* how often who waits at several lanes looks whether one needs a leader */
 #define READ_SIZE ((size_t)64 * 1024)
@@ -884,7 +885,14 @@ is_slow(struct near__lane *lane, int64_t now)
     return since != 0 && now - since > SLOW;
 }
 
-/* The lane of this thread's own; another when that has kept its callers waiting for long. */
+static unsigned
+users_of(const struct near__lane *lane)
+{
+    return atomic_load_explicit(&lane->users, memory_order_relaxed); /* a hint */
+}
+
+/* The lane of this thread's own.  Another, while there are so few callers that each can have one; from two at one lane on it pays to
+ * share.  Another, too, when this one has kept its callers waiting for long. */
 static struct near__lane *
 pick_lane(struct near__lanes *lanes, bool bulk, int64_t now)
 {
@@ -893,6 +901,10 @@ pick_lane(struct near__lanes *lanes, bool bulk, int64_t now)
 
     if (bulk && lanes->env.most > 1)
         return &lanes->lane[lanes->normal];
+    if (users_of(&lanes->lane[own]) == 1)
+        for (unsigned i = 0; i < lanes->normal && i < APART; i++)
+            if (users_of(&lanes->lane[i]) == 0)
+                return &lanes->lane[i];
     for (unsigned i = 0; i < lanes->normal; i++) {
         struct near__lane *lane = &lanes->lane[(own + i) % lanes->normal];
 

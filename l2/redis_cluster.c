@@ -39,15 +39,13 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define NODES_MAX    1024 /* addresses ever seen: ten full changes of a large cluster */
-#define GROUPS       64   /* nodes asked at once in a round; what is over takes the next */
-#define HOPS         5    /* redirects of one item between two pauses (rule C3) */
-#define DEAD_ENDS    4    /* rounds in a row in which no node answered: there is no cluster */
-#define RELOSSES     4    /* times that a write is sent again although it may have been executed */
-#define REPLY_MIN    ((size_t)4 << 20) /* of the largest reply allowed: CLUSTER SLOTS of a thousand nodes */
-#define ITEM_FRAMING 64
-#define BULK                                                                                                 \
-    ((size_t)256 << 10) /* values of one call to one node beyond which small ones must not wait for it */
+#define NODES_MAX     1024 /* addresses ever seen: ten full changes of a large cluster */
+#define GROUPS        64   /* nodes asked at once in a round; what is over takes the next */
+#define HOPS          5    /* redirects of one item between two pauses (rule C3) */
+#define DEAD_ENDS     4    /* rounds in a row in which no node answered: there is no cluster */
+#define RELOSSES      4    /* times that a write is sent again although it may have been executed */
+#define REPLY_MIN     ((size_t)4 << 20) /* of the largest reply allowed: CLUSTER SLOTS of a thousand nodes */
+#define ITEM_FRAMING  64
 #define PAUSE_MIN     (2 * NEAR_MS)
 #define PAUSE_MAX     (50 * NEAR_MS)
 #define REFRESH_TRIES 3
@@ -96,6 +94,7 @@ struct way {
     uint8_t      hops, relosses;
     bool         eval;  /* its script goes as text */
     bool         stray; /* its owner does not answer: ask somebody else */
+    bool         doubt; /* a write: an earlier try may have been executed */
     near_status  why;   /* what went wrong last */
 };
 
@@ -103,7 +102,6 @@ struct way {
 struct group {
     struct node             *node;
     struct near__redis_call *call;
-    size_t                   bytes;
     enum near__lane_outcome  outcome;
     near_status              status;
     bool nonsense; /* a reply that makes no sense: those behind it are not believed either */
@@ -348,7 +346,7 @@ refresh_from(struct cluster *c, struct node *node, int64_t deadline)
     near__redis_call_idempotent(call, true);
     ask = near__redis_ask(call);
     near__lanes_run(&ask, 1, deadline, NULL);
-    if (ask.outcome == NEAR__LANE_GIVEN_UP)
+    if (ask.call == NULL) /* the lane's now */
         return false;
     if (ask.outcome == NEAR__LANE_ANSWERED &&
         near__slot_map_parse(&map, near__redis_call_reply(call, 0), &node->address) == NEAR_OK &&
@@ -416,9 +414,12 @@ item_of(const struct batch *b, const struct way *w)
     return &b->items[w->item];
 }
 
+/* Whatever happens after a write that may have been executed, it may have been. */
 static void
 settle(struct batch *b, struct way *w, enum near_l2_answer answer, near_status status)
 {
+    if (answer == NEAR_L2_ERROR && w->doubt)
+        answer = NEAR_L2_UNKNOWN;
     near__redis_answer(item_of(b, w), answer, status);
 }
 
@@ -585,18 +586,23 @@ take_unreached(struct batch *b, struct way *w, near_status status)
 /* May it be sent again although it may have been executed?  A value written twice by one call is written by that call; a removal, too.  What
  * depends on what is there does not bear it: its second time would deny its first. */
 static bool
-is_repeatable(const struct batch *b, struct way *w)
+is_repeatable(const struct batch *b, const struct way *w)
 {
-    return b->verb == NEAR__REDIS_GET || (b->mode == NEAR_L2_ALWAYS && ++w->relosses <= RELOSSES);
+    return b->verb == NEAR__REDIS_GET || (b->mode == NEAR_L2_ALWAYS && w->relosses < RELOSSES);
 }
 
 static void
 take_lost(struct batch *b, const struct group *g, struct way *w)
 {
-    if (w->reply >= near__redis_call_left(g->call) || is_repeatable(b, w))
-        take_unreached(b, w, g->status == NEAR_ERR_PROTOCOL ? NEAR_ERR_UNAVAILABLE : g->status);
-    else
-        near__redis_answer_lost(b->verb, item_of(b, w), g->status);
+    bool executed = w->reply < near__redis_call_left(g->call); /* for all we know */
+
+    w->doubt |= executed && b->verb != NEAR__REDIS_GET;
+    if (executed && !is_repeatable(b, w)) {
+        settle(b, w, NEAR_L2_ERROR, g->status);
+        return;
+    }
+    w->relosses += executed;
+    take_unreached(b, w, g->status == NEAR_ERR_PROTOCOL ? NEAR_ERR_UNAVAILABLE : g->status);
 }
 
 static void
@@ -669,10 +675,14 @@ add_way(struct batch *b, struct way *w)
         near__redis_args(&args, b->verb, b->mode, item, w->eval);
         w->reply = (uint16_t)near__redis_call_commands(g->call);
         status   = near__redis_call_add(g->call, args.argc, args.argv);
-        g->bytes += item->value.size;
     }
-    if (status != NEAR_OK)
-        settle(b, w, NEAR_L2_ERROR, status);
+    if (status == NEAR_OK) {
+        near__redis_call_expects(g->call, near__redis_kinds(b->verb, b->mode));
+        return;
+    }
+    if (w->ask != NULL)
+        g->node = NULL; /* no more in this call: an ASKING without its command would speak for the next one */
+    settle(b, w, NEAR_L2_ERROR, status);
 }
 
 /* Only what is NOT_TRIED stays. */
@@ -699,9 +709,8 @@ run_groups(struct batch *b)
         if (g->call == NULL || near__redis_call_commands(g->call) == 0)
             continue;
         near__redis_call_idempotent(g->call, b->verb == NEAR__REDIS_GET);
-        asks[n]            = near__redis_ask(g->call);
-        asks[n].call->bulk = g->bytes > BULK;
-        index[n++]         = i;
+        asks[n]    = near__redis_ask(g->call);
+        index[n++] = i;
     }
     if (n > 0)
         near__lanes_run(asks, n, b->deadline, NULL);
@@ -710,7 +719,7 @@ run_groups(struct batch *b)
 
         g->outcome = asks[i].outcome;
         g->status  = asks[i].status;
-        if (g->outcome == NEAR__LANE_GIVEN_UP)
+        if (asks[i].call == NULL)
             g->call = NULL; /* the lane's now */
     }
 }
@@ -778,8 +787,8 @@ between_rounds(struct batch *b)
     struct cluster *c = b->c;
 
     b->dead_ends = b->heard ? 0 : b->dead_ends + 1;
-    if (b->failed || atomic_load_explicit(&c->stale, memory_order_relaxed))
-        refresh_shared(c, b->deadline, b->failed || b->wait);
+    if (b->failed || b->wait) /* else what is redirected goes on first */
+        refresh_shared(c, b->deadline, true);
     if (b->dead_ends > DEAD_ENDS)
         answer_rest(b, NEAR_OK);
     else if (b->wait && !pause_batch(b))

@@ -96,6 +96,18 @@ near__redis_args(struct near__redis_args *args, enum near__redis_verb verb, enum
 
 /* ----------------------------------------------------------------------------------------------- replies */
 
+unsigned
+near__redis_kinds(enum near__redis_verb verb, enum near_l2_mode mode)
+{
+    if (verb == NEAR__REDIS_GET)
+        return NEAR__REDIS_KIND(REDIS_REPLY_STRING) | NEAR__REDIS_KIND(REDIS_REPLY_NIL);
+    if (verb == NEAR__REDIS_REMOVE || mode == NEAR_L2_IF_STAMP)
+        return NEAR__REDIS_KIND(REDIS_REPLY_INTEGER);
+    if (mode == NEAR_L2_IF_ABSENT)
+        return NEAR__REDIS_KIND(REDIS_REPLY_STATUS) | NEAR__REDIS_KIND(REDIS_REPLY_NIL);
+    return NEAR__REDIS_KIND(REDIS_REPLY_STATUS);
+}
+
 static enum near__redis_meaning
 said(struct near_l2_item *item, enum near_l2_answer answer)
 {

@@ -28,6 +28,9 @@ struct near__redis_args {
 void near__redis_args(struct near__redis_args *args, enum near__redis_verb verb, enum near_l2_mode mode,
                       const struct near_l2_item *item, bool eval);
 
+/* For near__redis_call_expects(). */
+unsigned near__redis_kinds(enum near__redis_verb verb, enum near_l2_mode mode);
+
 enum near__redis_meaning {
     NEAR__REDIS_SAID,     /* the item is answered */
     NEAR__REDIS_VALUE,    /* get: the reply's text is the value; the item is not answered */

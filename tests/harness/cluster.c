@@ -14,7 +14,7 @@
 #define SLOTS   16384
 #define FORM_MS 20000 /* until everybody knows everybody, times test_slack() */
 #define ASK_MS  5000
-#define STEP    64  /* slots moved in one round */
+#define STEP    16  /* slots moved in one round */
 #define KEYS    100 /* keys moved by one MIGRATE */
 #define TRIES   5   /* a port found free may be taken before it is bound */
 
@@ -148,9 +148,19 @@ test_cluster_is_master(struct test_cluster *c, unsigned node)
 /* ------------------------------------------------------------------------------------------------- birth */
 
 static bool
+with_tls(const char *const *extra)
+{
+    for (; extra != NULL && *extra != NULL; extra++)
+        if (strcmp(*extra, "--tls-cluster") == 0)
+            return true;
+    return false;
+}
+
+static bool
 start_node(struct test_cluster *c, unsigned node, unsigned timeout_ms, const char *const *extra)
 {
-    char        port[16], timeout[16];
+    char        port[16], timeout[16], tls_port[16];
+    bool        tls      = with_tls(extra);
     const char *argv[40] = { "--cluster-enabled",
                              "yes",
                              "--cluster-node-timeout",
@@ -163,11 +173,17 @@ start_node(struct test_cluster *c, unsigned node, unsigned timeout_ms, const cha
                              "no" };
     size_t      n        = 10;
 
+    if (tls) {
+        argv[n++] = "--tls-port";
+        argv[n++] = tls_port;
+    }
     for (; extra != NULL && *extra != NULL && n + 1 < NEAR_COUNT_OF(argv); extra++)
         argv[n++] = *extra;
     snprintf(timeout, sizeof(timeout), "%u", timeout_ms);
     for (int tries = 0; tries < TRIES && c->server[node] == NULL; tries++) {
         snprintf(port, sizeof(port), "%d", test_free_port());
+        c->tls_port[node] = tls ? test_free_port() : 0;
+        snprintf(tls_port, sizeof(tls_port), "%d", c->tls_port[node]);
         c->server[node] = test_redis_start(TEST_SERVER_TCP, argv);
     }
     return c->server[node] != NULL && ASK(c, node, c->id[node], "CLUSTER", "MYID");
@@ -219,19 +235,54 @@ everybody_is_well(void *ctx)
     return true;
 }
 
+bool
+test_cluster_is_in_step(struct test_cluster *c)
+{
+    char text[8192];
+
+    for (unsigned i = 0; i < c->nodes; i++) {
+        if (!ASK(c, i, text, "INFO", "replication"))
+            return false;
+        if (strstr(text, "role:slave") != NULL && strstr(text, "master_link_status:up") == NULL)
+            return false;
+        if (strstr(text, "role:master") != NULL && strstr(text, "connected_slaves:0") != NULL)
+            return c->nodes == c->masters;
+    }
+    return true;
+}
+
+/* What a primary has written, and what its first replica says it has of that; false while it has said nothing. */
+static bool
+offsets(const char *text, long long *written, long long *replicated)
+{
+    const char *mine  = strstr(text, "master_repl_offset:");
+    const char *their = strstr(text, "slave0:");
+
+    their = their != NULL ? strstr(their, "offset=") : NULL;
+    return mine != NULL && their != NULL && sscanf(mine, "master_repl_offset:%lld", written) == 1 &&
+           sscanf(their, "offset=%lld", replicated) == 1;
+}
+
+bool
+test_cluster_is_replicated(struct test_cluster *c)
+{
+    char      text[8192];
+    long long written = 0, replicated = -1;
+
+    for (unsigned i = 0; i < c->nodes; i++) {
+        if (!ASK(c, i, text, "INFO", "replication"))
+            return false;
+        if (strstr(text, "role:master") != NULL &&
+            (!offsets(text, &written, &replicated) || written != replicated))
+            return false;
+    }
+    return true;
+}
+
 static int
 replicas_are_in_step(void *ctx)
 {
-    struct test_cluster *c = ctx;
-    char                 text[8192];
-
-    for (unsigned i = c->masters; i < c->nodes; i++)
-        if (!ASK(c, i, text, "INFO", "replication") || strstr(text, "master_link_status:up") == NULL)
-            return false;
-    for (unsigned i = 0; i < c->masters; i++) /* and the primaries know their own */
-        if (!ASK(c, i, text, "INFO", "replication") || strstr(text, "connected_slaves:0") != NULL)
-            return c->nodes == c->masters;
-    return true;
+    return test_cluster_is_in_step(ctx);
 }
 
 static bool
@@ -255,7 +306,9 @@ test_cluster_start(unsigned masters, unsigned replicas, unsigned timeout_ms, con
 {
     struct test_cluster *c  = calloc(1, sizeof(*c));
     bool                 ok = c != NULL && masters * (1 + replicas) <= TEST_CLUSTER_NODES;
-    int                  n  = ok ? snprintf(c->uri, sizeof(c->uri), "redis-cluster://") : 0;
+    int                  n =
+        ok ? snprintf(c->uri, sizeof(c->uri), "%s://", with_tls(extra) ? "rediss-cluster" : "redis-cluster")
+                            : 0;
 
     if (!ok) {
         free(c);
@@ -266,7 +319,7 @@ test_cluster_start(unsigned masters, unsigned replicas, unsigned timeout_ms, con
         ok = start_node(c, c->nodes, timeout_ms, extra);
         if (ok)
             n += snprintf(c->uri + n, sizeof(c->uri) - (size_t)n, "%s127.0.0.1:%d", c->nodes > 0 ? "," : "",
-                          c->server[c->nodes]->port);
+                          c->tls_port[c->nodes] != 0 ? c->tls_port[c->nodes] : c->server[c->nodes]->port);
     }
     if (ok && form(c))
         return c;

@@ -18,12 +18,13 @@ struct test_cluster {
     unsigned                 masters, nodes;
     struct test_server      *server[TEST_CLUSTER_NODES];
     char                     id[TEST_CLUSTER_NODES][48];
-    char                     uri[512];     /* redis-cluster://, all nodes */
+    char                     uri[512];                     /* redis-cluster://, all nodes */
+    int                      tls_port[TEST_CLUSTER_NODES]; /* 0: none */
     unsigned char            owner[16384]; /* which node serves a slot, as far as we have arranged it */
     struct near__redis_conn *conn[TEST_CLUSTER_NODES];
 };
 
-/* `extra` as in test_redis_start().  `timeout_ms`: cluster-node-timeout; a dead primary is replaced within about twice that.  NULL, and why
+/* `extra` as in test_redis_start(); with --tls-cluster every node gets a port for TLS besides, and `uri` names those.  `timeout_ms`: cluster-node-timeout; a dead primary is replaced within about twice that.  NULL, and why
  * is printed, when it did not come about. */
 struct test_cluster *test_cluster_start(unsigned masters, unsigned replicas, unsigned timeout_ms,
                                         const char *const *extra);
@@ -34,6 +35,10 @@ bool test_cluster_ask(struct test_cluster *cluster, unsigned node, char *out, si
                       const char *const *argv);
 /* Whether `node` answers, says the cluster is well, and knows `nodes` nodes. */
 bool test_cluster_is_well(struct test_cluster *cluster, unsigned node);
+/* Every replica has its primary's data, and every primary of a cluster with replicas has one. */
+bool test_cluster_is_in_step(struct test_cluster *cluster);
+/* Every write so far has reached the replicas, in their own words (once a second): a primary may be killed and nothing is lost. */
+bool test_cluster_is_replicated(struct test_cluster *cluster);
 bool test_cluster_is_master(struct test_cluster *cluster, unsigned node);
 /* The slot of a key in the words of a server; -1: no answer. */
 int test_cluster_slot(struct test_cluster *cluster, const char *key);

@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define MAX_STORED   ((size_t)1 << 20)
@@ -30,6 +31,16 @@ is_long(void)
     const char *level = getenv("NEAR_TEST_LEVEL");
 
     return level != NULL && *level != '\0' && strcmp(level, "check") != 0;
+}
+
+/* When a row with load ends: at once in `make check`, else after its share of the time. */
+static int64_t
+row_end(void)
+{
+    const char *seconds = getenv("NEAR_TEST_SECONDS");
+    int64_t     budget  = seconds != NULL && atoi(seconds) > 0 ? atoi(seconds) : 120;
+
+    return test_now_ms() + (is_long() ? budget * 1000 / 3 : 0);
 }
 
 /* ---------------------------------------------------------------------------------------------- a backend */
@@ -45,33 +56,33 @@ struct backend {
 static struct backend backend; /* of the test that runs */
 
 static void
-open_backend(const char *uri)
+open_backend(struct backend *b, const char *uri)
 {
     near_error error = { .text = "" };
 
-    memset(&backend, 0, sizeof(backend));
-    assert_int_equal(near__uri_parse(&backend.uri, "l2.uri", uri, &error), NEAR_OK);
-    backend.ops = near__l2_backend_named(backend.uri.scheme);
-    assert_non_null(backend.ops);
-    backend.env = (struct near_l2_env){ .uri             = &backend.uri,
-                                        .clock           = &near__clock_system,
-                                        .connect_timeout = 1000 * NEAR_MS,
-                                        .pool_size       = 4,
-                                        .max_stored      = MAX_STORED,
-                                        .client_name     = "test" };
-    if (backend.ops->open(&backend.self, &backend.env, &backend.traits, &error) != NEAR_OK)
+    memset(b, 0, sizeof(*b));
+    assert_int_equal(near__uri_parse(&b->uri, "l2.uri", uri, &error), NEAR_OK);
+    b->ops = near__l2_backend_named(b->uri.scheme);
+    assert_non_null(b->ops);
+    b->env = (struct near_l2_env){ .uri             = &b->uri,
+                                   .clock           = &near__clock_system,
+                                   .connect_timeout = 1000 * NEAR_MS,
+                                   .pool_size       = 4,
+                                   .max_stored      = MAX_STORED,
+                                   .client_name     = "test" };
+    if (b->ops->open(&b->self, &b->env, &b->traits, &error) != NEAR_OK)
         fail_msg("%s", error.text);
 }
 
 static void
-close_backend(void)
+close_backend(struct backend *b)
 {
-    if (backend.self == NULL)
+    if (b->self == NULL)
         return;
-    backend.ops->close(backend.self);
-    backend.ops->stop(backend.self);
-    backend.ops->fini(backend.self);
-    backend.self = NULL;
+    b->ops->close(b->self);
+    b->ops->stop(b->self);
+    b->ops->fini(b->self);
+    b->self = NULL;
 }
 
 static int64_t
@@ -195,14 +206,14 @@ set_stage(enum test_script_verdict (*act)(int node, int turn, bool asking, size_
     }
     snprintf(uri, sizeof(uri), "redis-cluster://127.0.0.1:%d,127.0.0.1:%d", stage.node[0].port,
              stage.node[1].port);
-    open_backend(uri);
+    open_backend(&backend, uri);
 }
 
 static int
 clear_stage(void **state)
 {
     (void)state;
-    close_backend();
+    close_backend(&backend);
     for (int i = 0; i < 2; i++)
         test_script_stop(&stage.node[i]);
     return 0;
@@ -582,6 +593,39 @@ C6_only_what_bears_it_is_sent_again(void **state)
     assert_int_equal(turns(0) + turns(1), 1);
 }
 
+static enum test_script_verdict
+hang_up_always(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out, size_t size)
+{
+    (void)node, (void)turn, (void)asking, (void)argc, (void)argv, (void)out, (void)size;
+    return TEST_SCRIPT_HANG_UP;
+}
+
+static enum test_script_verdict
+hang_up_then_refuse(int node, int turn, bool asking, size_t argc, const near_bytes *argv, char *out,
+                    size_t size)
+{
+    (void)node, (void)asking, (void)argc, (void)argv;
+    return turn == 0 ? TEST_SCRIPT_HANG_UP : say_words("-OOM command not allowed", out, size);
+}
+
+/* Once a write may have been executed nothing that comes later makes it certain that it was not. */
+static void
+C6_a_write_in_doubt_stays_in_doubt(void **state)
+{
+    struct text text;
+
+    set_stage(hang_up_always, NULL);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_true(turns(0) + turns(1) <= 5); /* it was not sent over and over */
+    assert_int_equal(remove_key("a", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_int_equal(get_key("a", &text, 1000).answer, NEAR_L2_ERROR);
+    clear_stage(state);
+    set_stage(hang_up_then_refuse, NULL);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer, NEAR_L2_UNKNOWN);
+    assert_int_equal(set_key(NEAR_L2_ALWAYS, "a", "v", 1000).answer,
+                     NEAR_L2_ERROR); /* control: refused at once */
+}
+
 static atomic_bool promoted;
 
 static enum test_script_verdict
@@ -707,7 +751,7 @@ static void
 need_cluster_backend(void)
 {
     need_cluster();
-    open_backend(cluster->uri);
+    open_backend(&backend, cluster->uri);
 }
 
 static int
@@ -717,14 +761,14 @@ everybody_is_well(void *ctx)
     for (unsigned i = 0; i < cluster->nodes; i++)
         if (!test_cluster_is_well(cluster, i))
             return false;
-    return true;
+    return test_cluster_is_in_step(cluster);
 }
 
 static int
 teardown(void **state)
 {
     (void)state;
-    close_backend();
+    close_backend(&backend);
     return 0;
 }
 
@@ -977,7 +1021,7 @@ static void
 C3_resharding_all_slots_under_load_fails_no_call(void **state)
 {
     struct worker sum;
-    int64_t       end    = test_now_ms() + (is_long() ? 60000 : 0);
+    int64_t       end    = row_end();
     unsigned      rounds = 0;
 
     (void)state;
@@ -999,37 +1043,311 @@ C3_resharding_all_slots_under_load_fails_no_call(void **state)
     assert_int_equal(sum.lost, 0);
 }
 
-/* The primary with the most slots among the first nodes and its replica change places. */
+/* Kills a primary and waits for its replica to follow it; who was killed. */
+static unsigned
+kill_and_heal(unsigned victim)
+{
+    unsigned heir = victim + cluster->masters;
+
+    if (!test_cluster_is_master(cluster, victim)) {
+        heir   = victim;
+        victim = victim + cluster->masters;
+    }
+    test_server_kill(cluster->server[victim]);
+    while (!test_cluster_is_master(cluster, heir))
+        usleep(10 * 1000);
+    return victim;
+}
+
 static void
 C6_a_primary_killed_under_load_fails_no_call(void **state)
 {
     struct worker sum;
-    unsigned      kills  = is_long() ? 10 : 1;
-    unsigned      victim = 0, heir;
+    int64_t       end   = row_end();
+    unsigned      kills = 0, dead;
 
     (void)state;
     need_cluster_backend();
     start_load(10000);
     usleep(200 * 1000);
-    for (unsigned i = 0; i < kills; i++) {
-        victim = i % cluster->masters;
-        heir   = victim + cluster->masters;
-        if (!test_cluster_is_master(cluster, victim)) {
-            heir   = victim;
-            victim = victim + cluster->masters;
-        }
-        test_server_kill(cluster->server[victim]);
-        while (!test_cluster_is_master(cluster, heir))
-            usleep(10 * 1000);
-        usleep(300 * 1000);
-        assert_true(test_server_restart(cluster->server[victim]));
+    do {
         assert_true(test_wait_for(everybody_is_well, NULL, 20000 * test_slack()));
-    }
+        dead = kill_and_heal(kills++ % cluster->masters);
+        usleep(300 * 1000);
+        assert_true(test_server_restart(cluster->server[dead]));
+    } while (test_now_ms() < end);
     stop_load("primaries killed under load", &sum);
+    print_message("kills: %u\n", kills);
     assert_true(sum.calls > 100);
     assert_int_equal(sum.failed, 0);
     assert_int_equal(sum.wrong,
                      0); /* the last acknowledged writes may be lost: replication is asynchronous */
+}
+
+/* ------------------------------------------------------------------------------------ two whole instances */
+
+struct instance {
+    near_client *client;
+    near_cache  *cache;
+};
+
+static void
+open_instance(struct instance *in)
+{
+    static const char *const settings[][2] = {
+        { "l2.timeout", "5s" },   { "l2.connect_timeout", "1s" },        { "l2.key_prefix", "pair:" },
+        { "l1.max_ttl", "600s" }, { "coherence.serve_window", "500ms" }, { "coherence.heartbeat", "50ms" },
+    };
+    near_config *config = near_config_new();
+    near_error   error  = { .text = "" };
+
+    assert_int_equal(near_config_set(config, "l2.uri", cluster->uri, &error), NEAR_OK);
+    for (size_t i = 0; i < NEAR_COUNT_OF(settings); i++)
+        if (near_config_set(config, settings[i][0], settings[i][1], &error) != NEAR_OK)
+            fail_msg("%s", error.text);
+    if (near_client_open(config, &in->client, &error) != NEAR_OK)
+        fail_msg("%s", error.text);
+    near_config_free(config);
+    if (near_cache_open(in->client, "things", NULL, &in->cache, &error) != NEAR_OK)
+        fail_msg("%s", error.text);
+}
+
+static int
+hears(void *ctx)
+{
+    return near_fence(((struct instance *)ctx)->client, 200) == NEAR_OK;
+}
+
+static uint64_t
+l1_hits(const struct instance *in)
+{
+    near_stats stats = NEAR_STATS_INIT;
+
+    assert_int_equal(near_stats_get(in->client, &stats), NEAR_OK);
+    return stats.hits_l1;
+}
+
+static void
+assert_reads(const struct instance *in, near_bytes key, const char *expected)
+{
+    near_value *value = NULL;
+
+    assert_int_equal(near_get(in->cache, key, &value), NEAR_OK);
+    assert_true(near_value_bytes(value).size == strlen(expected) &&
+                memcmp(near_value_bytes(value).data, expected, strlen(expected)) == 0);
+    near_value_release(value);
+}
+
+/* B holds what A overwrites, for many keys in as many slots. */
+static void
+exchange_news(const struct instance *a, const struct instance *b, const char *first, const char *second)
+{
+    enum { N = 50 };
+    char     key[32];
+    uint64_t hits;
+
+    for (int i = 0; i < N; i++) {
+        snprintf(key, sizeof(key), "thing %d", i);
+        assert_int_equal(near_put(a->cache, near_key(key), near_key(first), NULL), NEAR_OK);
+    }
+    assert_int_equal(near_fence(b->client, 5000), NEAR_OK);
+    for (int round = 0; round < 2; round++) {
+        hits = l1_hits(b);
+        for (int i = 0; i < N; i++) {
+            snprintf(key, sizeof(key), "thing %d", i);
+            assert_reads(b, near_key(key), first);
+        }
+    }
+    assert_int_equal(l1_hits(b) - hits, N); /* control: they would be answered by L1 */
+    for (int i = 0; i < N; i++) {
+        snprintf(key, sizeof(key), "thing %d", i);
+        assert_int_equal(near_put(a->cache, near_key(key), near_key(second), NULL), NEAR_OK);
+    }
+    assert_int_equal(near_fence(b->client, 5000), NEAR_OK);
+    for (int i = 0; i < N; i++) {
+        snprintf(key, sizeof(key), "thing %d", i);
+        assert_reads(b, near_key(key), second);
+    }
+}
+
+static int
+everything_is_replicated(void *ctx)
+{
+    (void)ctx;
+    return test_cluster_is_replicated(cluster);
+}
+
+static void
+C7_G2_instances_hear_each_other_also_after_their_meeting_place_died(void **state)
+{
+    struct instance a, b;
+    unsigned        home, dead;
+
+    (void)state;
+    need_cluster();
+    assert_true(test_wait_for(everybody_is_well, NULL, 20000 * test_slack()));
+    open_instance(&a);
+    open_instance(&b);
+    assert_true(test_wait_for(hears, &a, 5000 * test_slack()));
+    assert_true(test_wait_for(hears, &b, 5000 * test_slack()));
+    exchange_news(&a, &b, "one", "two");
+    assert_true(test_wait_for(everything_is_replicated, NULL, 10000 * test_slack()));
+    home = cluster->owner[near__slot_of(near_key("pair:bus"))];
+    dead = kill_and_heal(home);
+    assert_true(test_wait_for(hears, &a, 10000 * test_slack()));
+    assert_true(test_wait_for(hears, &b, 10000 * test_slack()));
+    exchange_news(&a, &b, "three", "four");
+    assert_int_equal(near_client_close(a.client, NULL), NEAR_OK);
+    assert_int_equal(near_client_close(b.client, NULL), NEAR_OK);
+    assert_true(test_server_restart(cluster->server[dead]));
+}
+
+/* ------------------------------------------------------------------------------------------------- figures */
+
+/* Who is asked: the cluster, or servers that know nothing of each other, one or three. */
+struct asked {
+    struct backend backends[3];
+    unsigned       n;
+};
+
+struct asker {
+    struct asked      *asked;
+    pthread_t          thread;
+    unsigned           number;
+    uint64_t           calls, failed;
+    const atomic_bool *stop;
+};
+
+static void *
+ask_on_and_on(void *ctx)
+{
+    struct asker *asker = ctx;
+    struct text   text;
+    uint64_t      random = asker->number + 1;
+    char          key[32];
+
+    while (!atomic_load_explicit(asker->stop, memory_order_relaxed)) {
+        unsigned            number = (unsigned)(test_random(&random) % 1000);
+        struct backend     *b      = &asker->asked->backends[number % asker->asked->n];
+        struct near_l2_item item   = { .user = &text };
+
+        snprintf(key, sizeof(key), "figure:%u", number);
+        item.key = near_key(key);
+        b->ops->get_many(b->self, &item, 1, keep_text, NULL, in_ms(5000));
+        asker->failed += item.answer != NEAR_L2_DONE;
+        asker->calls++;
+    }
+    return NULL;
+}
+
+static double
+cpu_us(void)
+{
+    struct rusage use;
+
+    getrusage(RUSAGE_SELF, &use);
+    return 1e6 * (double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
+           (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec);
+}
+
+/* CPU of this process per GET, in microseconds. */
+static double
+cpu_per_get(const char *const *uris, unsigned n, unsigned threads, uint64_t *calls)
+{
+    static struct asked asked; /* backends hold on to their URIs */
+    struct asker        askers[16];
+    atomic_bool         stop = false;
+    char                key[32];
+    double              before;
+    uint64_t            failed = 0;
+
+    asked.n = n;
+    for (unsigned b = 0; b < n; b++) {
+        open_backend(&asked.backends[b], uris[b]);
+        for (unsigned i = b; i < 1000; i += n) {
+            struct near_l2_item item = { .value = near_key("0123456789012345678901234567890123456789") };
+
+            snprintf(key, sizeof(key), "figure:%u", i);
+            item.key = near_key(key);
+            asked.backends[b].ops->set_many(asked.backends[b].self, NEAR_L2_ALWAYS, &item, 1, NULL,
+                                            in_ms(5000));
+            assert_int_equal(item.answer, NEAR_L2_DONE);
+        }
+    }
+    before = cpu_us();
+    for (unsigned i = 0; i < threads; i++) {
+        askers[i] = (struct asker){ .asked = &asked, .number = i, .stop = &stop };
+        assert_int_equal(pthread_create(&askers[i].thread, NULL, ask_on_and_on, &askers[i]), 0);
+    }
+    usleep(1000 * 1000);
+    atomic_store(&stop, true);
+    *calls = 0;
+    for (unsigned i = 0; i < threads; i++) {
+        pthread_join(askers[i].thread, NULL);
+        *calls += askers[i].calls;
+        failed += askers[i].failed;
+    }
+    before = cpu_us() - before;
+    for (unsigned b = 0; b < n; b++)
+        close_backend(&asked.backends[b]);
+    assert_int_equal(failed, 0);
+    return before / (double)*calls;
+}
+
+static int
+compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double
+median(double *values, size_t n)
+{
+    qsort(values, n, sizeof(values[0]), compare_doubles);
+    return values[n / 2];
+}
+
+/* Said, not asserted: the machine decides.  Three servers that know nothing of each other show what comes of there being three. */
+static void
+figures_cpu_per_request_beside_single_servers(void **state)
+{
+    enum { ROUNDS = 5, KINDS = 3 };
+    static const char *const names[KINDS]  = { "one server", "three servers", "cluster of three" };
+    static const unsigned    counts[KINDS] = { 1, 3, 1 };
+    static const unsigned    threads[]     = { 1, 4, 16 };
+    struct test_server      *single[3];
+    const char              *uris[KINDS][3] = { { NULL } };
+    double                   us[KINDS][ROUNDS], ratio[ROUNDS];
+    uint64_t                 calls[KINDS];
+
+    (void)state;
+    if (!is_long())
+        skip();
+    need_cluster();
+    assert_true(test_wait_for(everybody_is_well, NULL, 20000 * test_slack()));
+    for (int i = 0; i < 3; i++) {
+        single[i] = test_redis_start(TEST_SERVER_TCP, NULL);
+        test_need_server(single[i]);
+        uris[1][i] = single[i]->uri;
+    }
+    uris[0][0] = single[0]->uri;
+    uris[2][0] = cluster->uri;
+    for (size_t t = 0; t < NEAR_COUNT_OF(threads); t++) {
+        for (int i = 0; i < ROUNDS; i++) {
+            for (int k = 0; k < KINDS; k++)
+                us[k][i] = cpu_per_get(uris[k], counts[k], threads[t], &calls[k]);
+            ratio[i] = us[2][i] / us[1][i];
+        }
+        for (int k = 0; k < KINDS; k++)
+            print_message("%2u threads, %s: CPU per GET %.2f us (last round: %llu GETs in a second)\n",
+                          threads[t], names[k], median(us[k], ROUNDS), (unsigned long long)calls[k]);
+        print_message("%2u threads: the cluster costs %.2f times the three servers (medians of %d)\n",
+                      threads[t], median(ratio, ROUNDS), ROUNDS);
+    }
+    for (int i = 0; i < 3; i++)
+        test_server_stop(&single[i]);
 }
 
 int
@@ -1052,6 +1370,7 @@ main(void)
         STAGE_TEST(C2_a_map_of_rubbish_leaves_the_seeds),
         STAGE_TEST(a_reply_of_the_wrong_kind_is_never_an_absence),
         STAGE_TEST(C6_only_what_bears_it_is_sent_again),
+        STAGE_TEST(C6_a_write_in_doubt_stays_in_doubt),
         STAGE_TEST(C6_a_failover_is_waited_for_and_found),
         STAGE_TEST(C6_no_node_at_all_is_soon_known),
         STAGE_TEST(C3_many_redirects_refresh_once),
@@ -1059,6 +1378,8 @@ main(void)
         CLUSTER_TEST(C5_a_batch_over_all_nodes_and_slots),
         CLUSTER_TEST(C3_resharding_all_slots_under_load_fails_no_call),
         CLUSTER_TEST(C6_a_primary_killed_under_load_fails_no_call),
+        CLUSTER_TEST(C7_G2_instances_hear_each_other_also_after_their_meeting_place_died),
+        CLUSTER_TEST(figures_cpu_per_request_beside_single_servers),
     };
 
     if (getenv("NEAR_TEST_ROWS") != NULL)

@@ -3,6 +3,7 @@
  * middle.  Test names begin with the rule that they uphold.
  */
 #include "harness/certs.h"
+#include "harness/cluster.h"
 #include "harness/proxy.h"
 #include "harness/server.h"
 #include "harness/test.h"
@@ -921,17 +922,14 @@ open_client(const char *text, const char *option, const char *value, near_error 
 
 /* L2 and bus: what one instance writes, the other no longer serves from its L1. */
 static void
-two_clients_over_tls_are_coherent(void **state)
+assert_coherent(const char *text)
 {
     near_client *clients[2];
     near_cache  *caches[2];
     near_error   error = { 0 };
     near_value  *value;
-    char         text[64], round[16];
+    char         round[16];
 
-    (void)state;
-    test_need_server(good.server);
-    snprintf(text, sizeof(text), "rediss://localhost:%d", good.port);
     for (int i = 0; i < 2; i++) {
         clients[i] = open_client(text, "tls.ca_file", path_of("ca.crt"), &error);
         if (clients[i] == NULL)
@@ -951,6 +949,45 @@ two_clients_over_tls_are_coherent(void **state)
         near_cache_close(caches[i]);
         assert_int_equal(near_client_close(clients[i], NULL), NEAR_OK);
     }
+}
+
+static void
+two_clients_over_tls_are_coherent(void **state)
+{
+    char text[64];
+
+    (void)state;
+    test_need_server(good.server);
+    snprintf(text, sizeof(text), "rediss://localhost:%d", good.port);
+    assert_coherent(text);
+}
+
+static struct test_cluster *cluster;
+static int                  clean_up(void **state);
+
+static void
+two_clients_of_a_cluster_over_tls_are_coherent(void **state)
+{
+    char crt[128], key[128];
+
+    (void)state;
+    test_need_server(good.server);
+    snprintf(crt, sizeof(crt), "%s", path_of("server.crt"));
+    snprintf(key, sizeof(key), "%s", path_of("server.key"));
+    cluster = test_cluster_start(3, 0, 1000,
+                                 (const char *[]){ "--tls-cluster", "yes", "--tls-cert-file", crt,
+                                                   "--tls-key-file", key, "--tls-ca-cert-file",
+                                                   path_of("ca.crt"), "--tls-auth-clients", "no", NULL });
+    assert_non_null(cluster);
+    assert_memory_equal(cluster->uri, "rediss-cluster://", 17);
+    assert_coherent(cluster->uri);
+}
+
+static int
+clean_up_cluster(void **state)
+{
+    test_cluster_stop(&cluster);
+    return clean_up(state);
 }
 
 static void
@@ -1078,6 +1115,7 @@ main(void)
         TLS_TEST(P5_an_idle_connection_is_usable_until_the_server_closes_it),
         TLS_TEST(P3_a_forked_child_says_nothing_on_the_parents_connection),
         TLS_TEST(two_clients_over_tls_are_coherent),
+        cmocka_unit_test_teardown(two_clients_of_a_cluster_over_tls_are_coherent, clean_up_cluster),
         TLS_TEST(a_client_refuses_what_it_cannot_use_when_it_opens),
     };
 

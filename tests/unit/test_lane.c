@@ -1,0 +1,714 @@
+/* Lanes over scripted servers: an echo protocol of our own, one server thread for each connection, and behaviour that tests set.
+ *
+ *     request and reply    4 bytes id | 4 bytes size | size bytes */
+#include "harness/test.h"
+
+#include "l2/lane.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define HEAD        8
+#define MOST        4 /* lanes, the one for bulk transfers included */
+#define CONNECTIONS 512
+
+/* What the servers do, and what they saw. */
+static struct {
+    _Atomic near_status dial_status;
+    atomic_int          dial_ms, delay_ms;
+    atomic_bool         silent; /* reads and says nothing */
+    atomic_bool         drips;  /* a byte at a time */
+    atomic_bool
+        lies; /* the first of two requests that come together is answered with the second's id: the control */
+    atomic_int cut; /* bytes of replies after which the connection is closed, once; -1: never */
+    atomic_int dials, dialling, most_dialling, requests;
+} server;
+
+static struct near__lanes *lanes;
+static int                 cancel_fd, logged_down, logged_up;
+static pthread_mutex_t     threads_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_t           threads[CONNECTIONS];
+static size_t              thread_count;
+
+/* ---------------------------------------------------------------------------------------------- the server */
+
+static bool
+read_all(int fd, char *at, size_t size)
+{
+    while (size > 0) {
+        ssize_t n = recv(fd, at, size, 0);
+
+        if (n <= 0)
+            return false;
+        at += n;
+        size -= (size_t)n;
+    }
+    return true;
+}
+
+static bool
+write_all(int fd, const char *at, size_t size)
+{
+    while (size > 0) {
+        int     cut  = atomic_load(&server.cut);
+        size_t  part = atomic_load(&server.drips) ? 1 : size;
+        ssize_t n;
+
+        if (cut == 0) {
+            atomic_store(&server.cut, -1);
+            return false;
+        }
+        if (cut > 0 && part > (size_t)cut)
+            part = (size_t)cut;
+        n = send(fd, at, part, MSG_NOSIGNAL);
+        if (n <= 0)
+            return false;
+        if (cut > 0)
+            atomic_store(&server.cut, cut - (int)n);
+        if (atomic_load(&server.drips))
+            usleep(100);
+        at += n;
+        size -= (size_t)n;
+    }
+    return true;
+}
+
+static bool
+has_more(int fd)
+{
+    struct pollfd one = { fd, POLLIN, 0 };
+
+    return poll(&one, 1, 0) == 1;
+}
+
+static void *
+serve(void *ctx)
+{
+    int      fd = (int)(intptr_t)ctx;
+    char     head[HEAD], *body = NULL;
+    uint32_t id, size;
+
+    while (read_all(fd, head, HEAD)) {
+        memcpy(&id, head, 4);
+        memcpy(&size, head + 4, 4);
+        body = realloc(body, size + 1);
+        if (body == NULL || !read_all(fd, body, size))
+            break;
+        atomic_fetch_add(&server.requests, 1);
+        while (atomic_load(&server.silent) && !has_more(fd))
+            usleep(1000);
+        if (atomic_load(&server.silent))
+            continue;
+        usleep((unsigned)atomic_load(&server.delay_ms) * 1000);
+        if (atomic_load(&server.lies) && has_more(fd))
+            id++;
+        memcpy(head, &id, 4);
+        if (!write_all(fd, head, HEAD) || !write_all(fd, body, size))
+            break;
+    }
+    free(body);
+    close(fd);
+    return NULL;
+}
+
+static bool
+start_server(int fd)
+{
+    bool started;
+
+    pthread_mutex_lock(&threads_lock);
+    started = thread_count < CONNECTIONS &&
+              pthread_create(&threads[thread_count], NULL, serve, (void *)(intptr_t)fd) == 0;
+    thread_count += started;
+    pthread_mutex_unlock(&threads_lock);
+    return started;
+}
+
+/* ----------------------------------------------------------------------------------------------- the codec */
+
+struct call {
+    struct near__lane_call lane;
+    uint32_t               id, size;
+    uint32_t               said; /* the id in the reply */
+    bool                   intact;
+    size_t                 got;
+    char                   head[HEAD];
+    char                   bytes[];
+};
+
+struct conn {
+    struct near__transport transport;
+    char                   head[HEAD];
+    size_t                 head_size;
+};
+
+static atomic_int calls_alive;
+
+static struct call *
+call_new(uint32_t id, uint32_t size, bool idempotent)
+{
+    struct call *call = calloc(1, sizeof(*call) + size);
+
+    call->id              = id;
+    call->size            = size;
+    call->intact          = true;
+    call->lane.idempotent = idempotent;
+    call->lane.operation  = "ECHO";
+    memset(call->bytes, (int)(id % 251), size);
+    atomic_fetch_add(&calls_alive, 1);
+    return call;
+}
+
+static void
+call_free(struct near__lane_call *call)
+{
+    atomic_fetch_sub(&calls_alive, 1);
+    free(call);
+}
+
+static near_status
+dial(void *ctx, void **out, int64_t deadline, near_error *error)
+{
+    int          fds[2], now = atomic_fetch_add(&server.dialling, 1) + 1;
+    struct conn *conn;
+
+    (void)ctx;
+    (void)deadline;
+    atomic_fetch_add(&server.dials, 1);
+    if (now > atomic_load(&server.most_dialling))
+        atomic_store(&server.most_dialling, now);
+    usleep((unsigned)atomic_load(&server.dial_ms) * 1000);
+    atomic_fetch_sub(&server.dialling, 1);
+    if (atomic_load(&server.dial_status) != NEAR_OK)
+        return near__fail(error, atomic_load(&server.dial_status), "echo: nobody is at home");
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0)
+        return near__fail(error, NEAR_ERR_NOMEM, "echo: no sockets");
+    fcntl(fds[0], F_SETFL, O_NONBLOCK);
+    conn = calloc(1, sizeof(*conn));
+    conn->transport =
+        (struct near__transport){ .fd = fds[0], .cancel_fd = cancel_fd, .clock = &near__clock_system };
+    if (!start_server(fds[1])) {
+        close(fds[0]);
+        close(fds[1]);
+        free(conn);
+        return near__fail(error, NEAR_ERR_NOMEM, "echo: no thread");
+    }
+    *out = conn;
+    return NEAR_OK;
+}
+
+static void
+drop(void *self, bool goodbye)
+{
+    struct conn *conn = self;
+
+    (void)goodbye;
+    near__transport_close(&conn->transport);
+    free(conn);
+}
+
+static void
+abandon(void *self)
+{
+    near__transport_close(&((struct conn *)self)->transport);
+}
+
+static struct near__transport *
+transport(void *self)
+{
+    return &((struct conn *)self)->transport;
+}
+
+static bool
+usable(void *self)
+{
+    return near__transport_quiet(&((struct conn *)self)->transport);
+}
+
+static near_status
+begin(void *self, struct near__lane_call *lane, struct near__lane_out *out)
+{
+    struct call *call = (struct call *)lane;
+
+    (void)self;
+    memcpy(call->head, &call->id, 4);
+    memcpy(call->head + 4, &call->size, 4);
+    return near__lane_put(out, lane, call->head, HEAD) &&
+                   (call->size == 0 || near__lane_put(out, lane, call->bytes, call->size))
+               ? NEAR_OK
+               : NEAR_ERR_NOMEM;
+}
+
+static near_status
+receive(void *self, struct near__lane_call *oldest, const char *data, size_t size, size_t *complete,
+        near_error *error)
+{
+    struct conn *conn = self;
+
+    for (; size > 0; oldest = conn->head_size == 0 ? oldest->next : oldest) {
+        struct call *call = (struct call *)oldest;
+        size_t       part;
+
+        if (call == NULL)
+            return near__fail(error, NEAR_ERR_PROTOCOL, "echo: one too many");
+        part = HEAD - conn->head_size < size ? HEAD - conn->head_size : size;
+        memcpy(conn->head + conn->head_size, data, part);
+        conn->head_size += part;
+        data += part;
+        size -= part;
+        if (conn->head_size < HEAD)
+            return NEAR_OK;
+        part = call->size - call->got < size ? call->size - call->got : size;
+        for (size_t i = 0; i < part; i++)
+            call->intact &= (unsigned char)data[i] == call->id % 251;
+        call->got += part;
+        data += part;
+        size -= part;
+        if (call->got < call->size)
+            return NEAR_OK;
+        memcpy(&call->said, conn->head, 4);
+        conn->head_size = 0;
+        ++*complete;
+    }
+    return NEAR_OK;
+}
+
+static void
+rewind_call(struct near__lane_call *lane)
+{
+    ((struct call *)lane)->got = 0;
+}
+
+static const struct near__lane_codec codec = { .dial      = dial,
+                                               .drop      = drop,
+                                               .abandon   = abandon,
+                                               .transport = transport,
+                                               .usable    = usable,
+                                               .begin     = begin,
+                                               .receive   = receive,
+                                               .rewind    = rewind_call,
+                                               .free_call = call_free };
+
+static void
+take_log(void *ctx, near_log_level level, const char *message)
+{
+    (void)ctx;
+    (void)level;
+    logged_down += strstr(message, "is down") != NULL;
+    logged_up += strstr(message, "answers again") != NULL;
+}
+
+static const struct near__log log_sink = { take_log, NULL };
+
+static int
+setup(void **state)
+{
+    struct near__lanes_env env = { .codec           = &codec,
+                                   .clock           = &near__clock_system,
+                                   .log             = &log_sink,
+                                   .name            = "echo",
+                                   .most            = MOST,
+                                   .connect_timeout = 1000 * NEAR_MS,
+                                   .cancel_fd       = &cancel_fd };
+
+    (void)state;
+    memset(&server, 0, sizeof(server));
+    server.cut  = -1;
+    logged_down = logged_up = 0;
+    cancel_fd               = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return near__lanes_new(&lanes, &env) == NEAR_OK ? 0 : -1;
+}
+
+static int
+teardown(void **state)
+{
+    const uint64_t one = 1;
+
+    (void)state;
+    server.silent = false;
+    near__lanes_close(lanes);
+    if (write(cancel_fd, &one, sizeof(one)) < 0)
+        return -1;
+    near__lanes_free(&lanes);
+    close(cancel_fd);
+    while (thread_count > 0)
+        pthread_join(threads[--thread_count], NULL);
+    return atomic_load(&calls_alive) == 0 ? 0 : -1;
+}
+
+/* -------------------------------------------------------------------------------------------------- callers */
+
+struct outcome {
+    enum near__lane_outcome outcome;
+    near_status             status;
+    bool                    right, wrong, refused;
+    int64_t                 ns;
+};
+
+static struct outcome
+echo(uint32_t id, uint32_t size, bool idempotent, bool bulk, int64_t ms)
+{
+    struct call          *call  = call_new(id, size, idempotent);
+    struct near__lane_ask ask   = { .lanes = lanes, .call = &call->lane };
+    int64_t               began = near__now(&near__clock_system);
+    struct outcome        o     = { 0 };
+
+    call->lane.bulk = bulk;
+    near__lanes_run(&ask, 1, began + ms * NEAR_MS, NULL);
+    o = (struct outcome){ .outcome = ask.outcome,
+                          .status  = ask.status,
+                          .refused = ask.refused,
+                          .ns      = near__now(&near__clock_system) - began };
+    if (ask.outcome == NEAR__LANE_ANSWERED) {
+        o.right = call->said == id && call->intact;
+        o.wrong = !o.right;
+    }
+    if (ask.call != NULL)
+        call_free(ask.call);
+    return o;
+}
+
+struct caller {
+    uint32_t       first;
+    size_t         rounds;
+    uint32_t       size;
+    int64_t        ms;
+    bool           bulk;
+    size_t         right, wrong, failed, refused, late;
+    struct outcome last;
+};
+
+static void *
+caller_run(void *ctx)
+{
+    struct caller *c = ctx;
+
+    for (size_t i = 0; i < c->rounds; i++) {
+        c->last = echo(c->first + (uint32_t)i, c->size, true, c->bulk, c->ms);
+        c->right += c->last.right;
+        c->wrong += c->last.wrong;
+        c->refused += c->last.refused;
+        c->failed += c->last.outcome != NEAR__LANE_ANSWERED;
+        c->late += c->last.ns > (c->ms + 20) * NEAR_MS;
+    }
+    return NULL;
+}
+
+static struct caller
+run_callers(struct caller *callers, size_t n)
+{
+    pthread_t    *ids = calloc(n, sizeof(*ids));
+    struct caller sum = { 0 };
+
+    for (size_t i = 0; i < n; i++)
+        assert_int_equal(pthread_create(&ids[i], NULL, caller_run, &callers[i]), 0);
+    for (size_t i = 0; i < n; i++) {
+        pthread_join(ids[i], NULL);
+        sum.right += callers[i].right;
+        sum.wrong += callers[i].wrong;
+        sum.failed += callers[i].failed;
+        sum.refused += callers[i].refused;
+        sum.late += callers[i].late;
+    }
+    free(ids);
+    return sum;
+}
+
+static struct caller
+run_alike(size_t n, size_t rounds, uint32_t size, int64_t ms)
+{
+    struct caller callers[64];
+
+    for (size_t i = 0; i < n; i++)
+        callers[i] =
+            (struct caller){ .first = (uint32_t)(i * 1000000), .rounds = rounds, .size = size, .ms = ms };
+    return run_callers(callers, n);
+}
+
+static struct near__lanes_stats
+stats(void)
+{
+    struct near__lanes_stats s;
+
+    near__lanes_stats(lanes, &s);
+    return s;
+}
+
+/* ---------------------------------------------------------------------------------------------------- tests */
+
+static void
+a_lone_caller_is_answered_over_one_connection(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 100; i++)
+        assert_true(echo(i, i, true, false, 1000).right);
+    assert_int_equal(stats().connects, 1);
+    assert_int_equal(stats().disconnects, 0);
+}
+
+static void
+many_callers_get_their_own_replies_and_share_sendings(void **state)
+{
+    size_t        rounds = test_scale(500);
+    struct caller sum    = run_alike(16, rounds, 20, 5000);
+
+    (void)state;
+    assert_int_equal(sum.right, 16 * rounds);
+    assert_true(stats().connects <= MOST);
+    assert_true(stats().batches < stats().calls);
+}
+
+/* The control: the test would see a reply that is another's. */
+static void
+control_a_reply_of_anothers_would_be_seen(void **state)
+{
+    struct caller sum;
+
+    (void)state;
+    server.lies = true;
+    sum         = run_alike(16, 200, 20, 5000);
+    assert_true(sum.wrong > 0);
+}
+
+/* Cut behind any byte: whoever may be asked again is, and gets his own reply. */
+static void
+a_reply_cut_at_any_byte_is_asked_again(void **state)
+{
+    (void)state;
+    for (int cut = 0; cut < HEAD + 40; cut++) {
+        struct caller sum;
+
+        atomic_store(&server.cut, cut);
+        sum = run_alike(4, 2, 20, 2000);
+        assert_int_equal(sum.right, 8);
+    }
+    assert_true(stats().disconnects > 0);
+}
+
+/* A write is not: it is LOST, or it was answered. */
+static void
+a_write_cut_at_any_byte_is_lost_not_repeated(void **state)
+{
+    (void)state;
+    for (int cut = 0; cut < HEAD + 20; cut++) {
+        struct outcome o;
+        int            before = atomic_load(&server.requests);
+
+        atomic_store(&server.cut, cut);
+        o = echo(7, 20, false, false, 2000);
+        assert_int_equal(o.outcome, NEAR__LANE_LOST);
+        assert_int_equal(o.status, NEAR_ERR_UNAVAILABLE);
+        assert_int_equal(atomic_load(&server.requests), before + 1);
+    }
+}
+
+static void
+replies_that_drip_are_put_together(void **state)
+{
+    struct caller sum;
+
+    (void)state;
+    server.drips = true;
+    sum          = run_alike(4, 3, 30, 5000);
+    assert_int_equal(sum.right, 12);
+}
+
+/* The hasty leave, the patient are answered. */
+static void
+who_gives_up_disturbs_nobody(void **state)
+{
+    struct caller callers[16], sum;
+    size_t        hasty = 0;
+
+    (void)state;
+    assert_true(echo(1, 1, true, false, 1000).right);
+    server.delay_ms = 10;
+    for (size_t i = 0; i < 16; i++)
+        callers[i] = (struct caller){ .first  = (uint32_t)(i * 1000),
+                                      .rounds = i % 2 == 0 ? 1 : 5,
+                                      .size   = 9,
+                                      .ms     = i % 2 == 0 ? 15 : 20000 };
+    sum = run_callers(callers, 16);
+    assert_int_equal(sum.wrong, 0);
+    for (size_t i = 0; i < 16; i++) {
+        if (i % 2 == 0)
+            hasty += callers[i].failed;
+        else
+            assert_int_equal(callers[i].right, 5);
+    }
+    assert_true(hasty > 0);
+}
+
+static void
+a_silent_server_costs_the_deadline_and_no_more(void **state)
+{
+    struct caller sum;
+
+    (void)state;
+    server.silent = true;
+    sum           = run_alike(8, 2, 10, 60);
+    assert_int_equal(sum.right + sum.wrong, 0);
+    assert_int_equal(sum.failed, 16);
+    if (test_slack() == 1)
+        assert_true(sum.late <= 1); /* a machine that is busy elsewhere */
+    assert_true(near__lanes_down(lanes));
+    assert_int_equal(logged_down, 1);
+}
+
+static int
+answers(void *ctx)
+{
+    (void)ctx;
+    return echo(3, 3, true, false, 1000).right;
+}
+
+static void
+the_breaker_opens_once_and_the_server_is_found_again(void **state)
+{
+    int64_t began;
+    int     dials;
+
+    (void)state;
+    server.dial_status = NEAR_ERR_UNAVAILABLE;
+    assert_int_equal(run_alike(16, 200, 1, 1000).failed, 3200);
+    dials = atomic_load(&server.dials);
+    assert_true(dials < 100);
+    assert_int_equal(logged_down, 1);
+    usleep(500000); /* let the pauses between probes grow */
+    answers(NULL);
+    server.dial_status = NEAR_OK;
+    began              = test_now_ms();
+    assert_true(test_wait_for(answers, NULL, 1000));
+    assert_true(test_now_ms() - began < 100 * test_slack());
+    assert_int_equal(logged_up, 1);
+    assert_int_equal(stats().opened, 1);
+}
+
+static void
+an_open_breaker_costs_next_to_nothing(void **state)
+{
+    enum { CALLS = 20000 };
+    struct call          *call = call_new(1, 1, true);
+    struct near__lane_ask ask;
+    int64_t               began, spent = 0;
+    size_t                refused = 0;
+
+    (void)state;
+    server.dial_status = NEAR_ERR_DENIED; /* long pauses between probes */
+    for (int i = 0; i < 40; i++) {
+        echo(1, 1, true, false, 100);
+        usleep(1000);
+    }
+    for (int i = 0; i < CALLS; i++) {
+        ask   = (struct near__lane_ask){ .lanes = lanes, .call = &call->lane };
+        began = near__now(&near__clock_system);
+        near__lanes_run(&ask, 1, began + 1000 * NEAR_MS, NULL);
+        spent += ask.refused ? near__now(&near__clock_system) - began : 0;
+        refused += ask.refused;
+        assert_int_equal(ask.status, NEAR_ERR_DENIED);
+    }
+    call_free(&call->lane);
+    assert_true(refused > CALLS * 9 / 10);
+    print_message("refused in %d ns\n", (int)(spent / (int64_t)refused));
+    assert_true(spent / (int64_t)refused < 1000 * test_slack());
+}
+
+static void
+sixty_four_threads_dial_one_at_a_time(void **state)
+{
+    struct caller sum;
+
+    (void)state;
+    server.dial_ms = 10;
+    sum            = run_alike(64, 3, 5, 10000);
+    assert_int_equal(sum.right, 192);
+    assert_int_equal(server.most_dialling, 1);
+    assert_true(server.dials <= MOST);
+}
+
+/* Both ends have full buffers unless replies are read while requests are sent. */
+static void
+large_calls_both_ways_do_not_block_each_other(void **state)
+{
+    struct caller sum = run_alike(4, 2, 4 * 1024 * 1024, 20000);
+
+    (void)state;
+    assert_int_equal(sum.right, 8);
+}
+
+/* Small calls pass a large one: it has a connection of its own. */
+static void
+small_calls_do_not_wait_for_a_large_one(void **state)
+{
+    struct caller callers[2] = {
+        { .first = 1, .rounds = 1, .size = 8 * 1024 * 1024, .ms = 20000, .bulk = true },
+        { .first = 1000, .rounds = 50, .size = 10, .ms = 20000 }
+    };
+
+    (void)state;
+    assert_int_equal(run_callers(callers, 2).right, 51);
+    assert_int_equal(stats().connects, 2);
+}
+
+static void *
+close_soon(void *ctx)
+{
+    const uint64_t one = 1;
+
+    (void)ctx;
+    usleep(30000);
+    near__lanes_close(lanes);
+    return (void *)(intptr_t)write(cancel_fd, &one, sizeof(one));
+}
+
+static void
+close_wakes_everybody(void **state)
+{
+    struct caller callers[8], sum;
+    pthread_t     closer;
+
+    (void)state;
+    server.silent = true;
+    for (size_t i = 0; i < 8; i++)
+        callers[i] = (struct caller){ .first = (uint32_t)i, .rounds = 1, .size = 3, .ms = 60000 };
+    assert_int_equal(pthread_create(&closer, NULL, close_soon, NULL), 0);
+    sum = run_callers(callers, 8);
+    pthread_join(closer, NULL);
+    assert_int_equal(sum.failed, 8);
+    for (size_t i = 0; i < 8; i++) {
+        assert_int_equal(callers[i].last.status, NEAR_ERR_CLOSED);
+        assert_true(callers[i].last.ns < 5000 * NEAR_MS);
+    }
+}
+
+#define LANE_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        LANE_TEST(a_lone_caller_is_answered_over_one_connection),
+        LANE_TEST(many_callers_get_their_own_replies_and_share_sendings),
+        LANE_TEST(control_a_reply_of_anothers_would_be_seen),
+        LANE_TEST(a_reply_cut_at_any_byte_is_asked_again),
+        LANE_TEST(a_write_cut_at_any_byte_is_lost_not_repeated),
+        LANE_TEST(replies_that_drip_are_put_together),
+        LANE_TEST(who_gives_up_disturbs_nobody),
+        LANE_TEST(a_silent_server_costs_the_deadline_and_no_more),
+        LANE_TEST(the_breaker_opens_once_and_the_server_is_found_again),
+        LANE_TEST(an_open_breaker_costs_next_to_nothing),
+        LANE_TEST(sixty_four_threads_dial_one_at_a_time),
+        LANE_TEST(large_calls_both_ways_do_not_block_each_other),
+        LANE_TEST(small_calls_do_not_wait_for_a_large_one),
+        LANE_TEST(close_wakes_everybody),
+    };
+
+    return TEST_MAIN(tests, NULL, NULL);
+}
