@@ -94,12 +94,13 @@ put(char *at, const void *data, size_t size)
 }
 
 static struct near_l2_item *
-add_item(struct near__wire *wire, char *end)
+add_item(struct near__wire *wire, const near_cache *cache, char *end)
 {
     struct near_l2_item *item = &wire->items[wire->n++];
 
-    item->key  = (near_bytes){ wire->keys, (size_t)(end - wire->keys) };
-    wire->keys = end;
+    item->key   = (near_bytes){ wire->keys, (size_t)(end - wire->keys) };
+    item->plain = cache->bare;
+    wire->keys  = end;
     return item;
 }
 
@@ -113,7 +114,7 @@ add_key(struct near__wire *wire, const near_cache *cache, near_bytes key, char p
     if (takes_key(cache, key)) {
         *at++ = plain;
         at    = put(at, key.data, key.size);
-        return add_item(wire, at);
+        return add_item(wire, cache, at);
     }
     near__hash_wide(key, digest);
     *at++ = hashed;
@@ -121,7 +122,7 @@ add_key(struct near__wire *wire, const near_cache *cache, near_bytes key, char p
         *at++ = hex[digest[i] >> 4];
         *at++ = hex[digest[i] & 15];
     }
-    return add_item(wire, at);
+    return add_item(wire, cache, at);
 }
 
 struct near_l2_item *
@@ -147,7 +148,7 @@ near__wire_add_clock(struct near__wire *wire, const near_cache *cache)
 {
     char *at = put(wire->keys, cache->prefix, cache->prefix_size);
 
-    return add_item(wire, put(at, CLOCK_KEY, sizeof(CLOCK_KEY) - 1));
+    return add_item(wire, cache, put(at, CLOCK_KEY, sizeof(CLOCK_KEY) - 1));
 }
 
 struct near_l2_item *
@@ -155,7 +156,7 @@ near__wire_add_generation(struct near__wire *wire, const near_cache *cache)
 {
     char *at = put(wire->keys, cache->prefix, cache->prefix_size);
 
-    return add_item(wire, put(at, GENERATION_KEY, sizeof(GENERATION_KEY) - 1));
+    return add_item(wire, cache, put(at, GENERATION_KEY, sizeof(GENERATION_KEY) - 1));
 }
 
 enum near__l2_key

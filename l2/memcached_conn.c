@@ -476,6 +476,7 @@ codec_dial(void *ctx, void **out, int64_t deadline, near_error *error)
         codec_drop(conn, false);
         return status;
     }
+    near__memcached_epoch_forget(&server->epoch);
     conn->life = atomic_fetch_add_explicit(&server->lives, 1, memory_order_relaxed) + 1;
     *out       = conn;
     return NEAR_OK;

@@ -45,7 +45,17 @@ know_locked(struct near__memcached_epoch *epoch, uint32_t number, int64_t now)
 {
     if (atomic_exchange_explicit(&epoch->known, number, memory_order_relaxed) != number)
         note_change_locked(epoch);
+    epoch->last = number;
     atomic_store_explicit(&epoch->looked, now, memory_order_relaxed);
+}
+
+void
+near__memcached_epoch_forget(struct near__memcached_epoch *epoch)
+{
+    /* no change: a call that has made this connection for itself may learn by what it reads there */
+    near__lock(&epoch->lock);
+    atomic_store_explicit(&epoch->known, 0, memory_order_relaxed);
+    near__unlock(&epoch->lock);
 }
 
 /* One number serves all that goes past the server until it is being stored: from then on it may be older than
@@ -127,7 +137,7 @@ near__memcached_epoch_learn(struct near__memcached_epoch *epoch, uint32_t number
 
     near__lock(&epoch->lock);
     if (atomic_load_explicit(&epoch->changes, memory_order_relaxed) == changes) {
-        before = atomic_load_explicit(&epoch->known, memory_order_relaxed);
+        before = epoch->last;
         know_locked(epoch, number, now);
     }
     near__unlock(&epoch->lock);

@@ -33,6 +33,7 @@
 struct near__memcached_epoch {
     struct near__lock lock;    /* leaf; covers changes of all below, which are read without it */
     atomic_uint       known;   /* 0: not */
+    uint32_t          last;    /* what was known last, also when it has been forgotten */
     atomic_uint       wanted;  /* not 0: to be stored before anything from the server is believed */
     bool              in_use;  /* somebody is storing, or has tried to store, `wanted` */
     _Atomic int64_t   looked;  /* when `known` was last read, or its reading was last begun */
@@ -41,6 +42,9 @@ struct near__memcached_epoch {
 
 void near__memcached_epoch_init(struct near__memcached_epoch *epoch);
 void near__memcached_epoch_fini(struct near__memcached_epoch *epoch);
+
+/* A new connection was made: the server may be another than before, or empty. */
+void near__memcached_epoch_forget(struct near__memcached_epoch *epoch);
 
 /* A removal went past the server.  True: it had been trusted until now. */
 bool near__memcached_distrust(struct near__memcached_epoch *epoch);

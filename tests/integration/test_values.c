@@ -69,8 +69,9 @@ back_open(struct back *back, const struct world *w)
                                       .log             = &back->log,
                                       .connect_timeout = 2000 * NEAR_MS,
                                       .pool_size       = 1,
-                                      .max_stored      = 16 << 20,
-                                      .client_name     = "back" };
+                                      .key_prefix  = "nc:", /* the marks that backends make are the same */
+                                      .max_stored  = 16 << 20,
+                                      .client_name = "back" };
     assert_int_equal(back->ops->open(&back->self, &back->env, &back->traits, NULL), NEAR_OK);
 }
 
@@ -118,7 +119,7 @@ note(void *ctx, struct near_l2_item *item, near_bytes stored)
 static bool
 look(struct back *back, const char *key, struct bytes *bytes)
 {
-    struct near_l2_item item = { .key = wire_key(key) };
+    struct near_l2_item item = { .key = wire_key(key), .plain = true };
 
     back->ops->get_many(back->self, &item, 1, note, bytes, soon());
     assert_true(item.answer == NEAR_L2_DONE || item.answer == NEAR_L2_ABSENT);
