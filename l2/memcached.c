@@ -224,7 +224,8 @@ run(struct parts *parts)
         part->status  = asks[i].status;
         if (asks[i].call == NULL)
             part->call = NULL; /* the lane's now */
-        news = news || is_news(&asks[i++]);
+        news |= is_news(&asks[i]);
+        i++;
     }
     if (news)
         near__log(parts->backend->env->log, NEAR_LOG_WARN, "%s", error.text);
