@@ -188,10 +188,13 @@ run(struct fetch *fetch)
 
 /* The flight was under way when we joined it, and so was, before us, the invalidation of a tag that its value turns out to have. */
 static bool
-overtaken(const struct fetch *fetch, const struct seat *seat, const near_value *value)
+overtaken(const struct fetch *fetch, const struct seat *seat, near_status status, const near_value *value)
 {
-    return value != NULL && !fetch->anew &&
-           near__l1_value_outdated(fetch->cache->l1, value, seat->label_clock);
+    if (fetch->anew)
+        return false;
+    if (value == NULL) /* an absence does not say its tags here */
+        return status == NEAR_NOT_FOUND && near__label_after(seat->label_clock, seat->flight->label_clock);
+    return near__l1_value_outdated(fetch->cache->l1, value, seat->label_clock);
 }
 
 static near_status once_more(const struct fetch *first, const struct near__flight *flight,
@@ -206,7 +209,7 @@ receive_all(struct fetch *fetch, near_value **values, near_status *statuses)
 
         statuses[seat->index] = near__flight_wait(fetch->cache, seat->flight, fetch->view.now,
                                                   fetch->deadline, &values[seat->index]);
-        if (__builtin_expect(overtaken(fetch, seat, values[seat->index]), 0)) {
+        if (__builtin_expect(overtaken(fetch, seat, statuses[seat->index], values[seat->index]), 0)) {
             near_value_release(values[seat->index]);
             statuses[seat->index] = once_more(fetch, seat->flight, &values[seat->index]);
         }

@@ -361,7 +361,8 @@ NEAR_API near_status near_load_adopt(near_load *load, void *data, size_t size, v
  * is answered. */
 NEAR_API const near_value *near_load_previous(const near_load *load);
 
-/* Answer that the previous value is still right: it gets a new TTL.  As near_load_set(); NEAR_ERR_INVALID when there is no
+/* Answer that the previous value is still right: it gets a new TTL, and the tags that this load names (the previous one's are not
+ * taken over).  As near_load_set(); NEAR_ERR_INVALID when there is no
  * previous value (the load has then been answered with NEAR_ERR_LOADER). */
 NEAR_API near_status near_load_unchanged(near_load *load);
 
@@ -478,11 +479,11 @@ NEAR_API near_status near_expire(near_cache *cache, near_bytes key);
 /**
  * Forget every value of this cache that carries `tag`, in L2 and in every instance, in O(1), however many there are: what was there
  * is never answered again (its memory returns by TTL and eviction).  A load that is under way when its tag is invalidated serves
- * those who asked before and is not kept.  Upholds G1 and G2 as near_remove() does.  Where no bus tells of it, other instances
- * notice with their next read of L2, and in L1 after l1.max_ttl.
+ * those who asked before and is not kept.  Upholds G1, and G3 towards other instances: L2 first, then the message.  Where no bus tells
+ * of it, other instances notice with reads of L2 10 ms later, and in L1 after l1.max_ttl.
  * @param tag  1 to 255 bytes.
  * @return as near_clear(); NEAR_ERR_INVALID, NEAR_ERR_TOO_LARGE.
- * Threads: any.   Blocks: for up to three exchanges with L2, l2.timeout in all; once more when the outcome is unknown.
+ * Threads: any.   Blocks: for some four exchanges with L2, l2.timeout in all; once more when that failed, to tell the others.
  */
 NEAR_API near_status near_invalidate_tag(near_cache *cache, const char *tag);
 

@@ -124,7 +124,7 @@ near__labels_copy(struct near__labels **copy, const struct near__labels *labels)
 }
 
 struct near__labels *
-near__tags_of(const near_cache *cache, unsigned n, near_bytes names)
+near__tags_of(near_cache *cache, unsigned n, near_bytes names)
 {
     struct near__labels *labels = calloc(1, sizeof(*labels) + names.size);
     near_bytes           name;
@@ -132,6 +132,7 @@ near__tags_of(const near_cache *cache, unsigned n, near_bytes names)
 
     if (labels == NULL)
         return NULL;
+    atomic_store_explicit(&cache->tags.used, true, memory_order_relaxed);
     while (labels->n < n && labels->n < NEAR__LABELS_MAX && next_name(names, &at, &name))
         labels->stripes[labels->n++] = near__label_stripe(hash_of(cache, name));
     labels->names_size = names.size;
@@ -240,8 +241,10 @@ near__tags_told(near_cache *cache, near_bytes tag, struct near__tag_clock moment
     seen = place_locked(tags, hash);
     if (seen != NULL) {
         seen->told++;
-        if (!is_of(seen, hash, tag) || seen->last.lineage != moment.lineage ||
-            seen->last.moment < moment.moment)
+        /* of a tag that is not remembered this may be an old message: it is to be read */
+        if (!is_of(seen, hash, tag) || seen->last.lineage != moment.lineage)
+            seen->last.lineage = 0;
+        else if (seen->last.moment < moment.moment)
             note_locked(tags, seen, hash, tag, moment);
     }
     near__unlock(&tags->lock);
@@ -387,7 +390,7 @@ kept_ms(const near_cache *cache)
 /* A tag's moment, or the clock (no name). */
 static near_status
 write_moment(near_cache *cache, near_bytes tag, struct near__tag_clock moment, enum near_l2_mode mode,
-             uint64_t expected, struct near_l2_announce *announce, int64_t deadline)
+             uint64_t expected, int64_t deadline)
 {
     near_client         *client = cache->client;
     struct near_l2_item *item;
@@ -402,7 +405,7 @@ write_moment(near_cache *cache, near_bytes tag, struct near__tag_clock moment, e
     item->expected = expected;
     item->ttl_ms   = tag.size > 0 ? kept_ms(cache) : 0;
     near__count(cache, NEAR__l2_requests, 1);
-    client->ops->set_many(client->l2, mode, item, 1, announce, deadline);
+    client->ops->set_many(client->l2, mode, item, 1, NULL, deadline);
     status = near__item_status(item);
     near__wire_close(&wire);
     return status;
@@ -429,8 +432,7 @@ read_clock(near_cache *cache, struct near__tag_clock *clock, int64_t deadline)
         if (status != NEAR_OK || found.last.lineage != 0)
             return status;
         *clock = (struct near__tag_clock){ near__stamp(cache->client), 1 };
-        status =
-            write_moment(cache, (near_bytes){ NULL, 0 }, *clock, over(&found), found.stamp, NULL, deadline);
+        status = write_moment(cache, (near_bytes){ NULL, 0 }, *clock, over(&found), found.stamp, deadline);
         if (status != NEAR_MISS) /* else somebody was quicker */
             return status;
     }
@@ -469,7 +471,7 @@ make_missing(struct asking *asking, int64_t deadline)
             return;
         wanted->last = now;
         asking->status =
-            write_moment(asking->cache, wanted->name, now, over(wanted), wanted->stamp, NULL, deadline);
+            write_moment(asking->cache, wanted->name, now, over(wanted), wanted->stamp, deadline);
         if (asking->status == NEAR_OK) {
             remember(asking, wanted);
         } else if (asking->status == NEAR_MISS) { /* somebody was quicker, perhaps with an invalidation */
@@ -548,10 +550,9 @@ judge_part(struct asking *asking, struct near__ask **asks, size_t n, int64_t dea
         if (asks[i]->entry == NULL || asks[i]->entry->labels == NULL ||
             asks[i]->labelled != NEAR__LABELS_UNKNOWN)
             continue;
+        asks[i]->status = asking->status;
         if (asking->status == NEAR_OK)
             judge_one(asking, asks[i]);
-        else
-            asks[i]->status = asking->status;
     }
     asking->n = 0;
 }
@@ -587,6 +588,7 @@ near__tags_judge(near_cache *cache, struct near__ask **asks, size_t n, struct ne
             judge_part(asking, asks + from, i - from, deadline);
             from = i;
         }
+        asks[i]->status = NEAR_OK;
         recall_all(asking, asks[i]);
     }
     if (asking == NULL)
@@ -611,34 +613,79 @@ near__tags_now(near_cache *cache, struct near__tag_clock *clock, int64_t deadlin
 
 /* ---- invalidating */
 
-/* Move the clock in L2: NEAR_OK with the new moment. */
+/* Write over what was found.  NEAR_MISS: somebody has, meanwhile. */
 static near_status
-move_clock(near_cache *cache, struct near__tag_clock *moment, int64_t deadline)
+replace(near_cache *cache, struct wanted *found, struct near__tag_clock moment, int64_t deadline)
+{
+    near_status status = write_moment(cache, found->name, moment, over(found), found->stamp, deadline);
+
+    if (status == NEAR_OK)
+        found->last = moment;
+    return status;
+}
+
+/* Move the clock on from wherever it is.  NEAR_MISS: it is of another lineage by now. */
+static near_status
+move_clock(near_cache *cache, struct wanted *clock, struct near__tag_clock at_least, int64_t deadline)
 {
     near_status status = NEAR_MISS;
 
-    for (int round = 0; status == NEAR_MISS; round++) {
-        struct wanted found = { .hash = 0 };
+    while (status == NEAR_MISS) {
+        struct near__tag_clock next = at_least;
 
-        if (round >= ROUNDS && near__client_now(cache->client) >= deadline)
-            return NEAR_ERR_TIMEOUT;
-        status = read_wanted(cache, &found, 1, deadline);
-        if (status != NEAR_OK)
+        if (clock->last.lineage == next.lineage && clock->last.moment >= next.moment)
+            next.moment = clock->last.moment + 1;
+        status = replace(cache, clock, next, deadline);
+        if (status != NEAR_MISS)
             return status;
-        *moment = found.last.lineage != 0
-                      ? (struct near__tag_clock){ found.last.lineage, found.last.moment + 1 }
-                      : (struct near__tag_clock){ near__stamp(cache->client), 1 };
-        status =
-            write_moment(cache, (near_bytes){ NULL, 0 }, *moment, over(&found), found.stamp, NULL, deadline);
+        *clock = (struct wanted){ .hash = 0 };
+        status = read_wanted(cache, clock, 1, deadline);
+        if (status == NEAR_OK)
+            status = clock->last.lineage == at_least.lineage ? NEAR_MISS : NEAR_OK;
+        if (status == NEAR_OK)
+            return NEAR_MISS;
+        if (near__client_now(cache->client) >= deadline)
+            return NEAR_ERR_TIMEOUT;
     }
     return status;
 }
 
-/* The tag's moment in L2, and the message, in one step where that is possible. */
+/*
+ * Note the invalidation in L2.  The order is what makes it sound:
+ *
+ *     read the clock  ->  tag to one moment more, never back  ->  move the clock  ->  tell the others
+ *
+ * What is loaded with the clock at that moment or later is loaded after this call began, for the clock was not there yet.  What is
+ * read of the tag before it was written is known as of a clock that moves afterwards, so nobody believes it any longer.  And nobody
+ * hears of a moment that the clock has not reached.
+ */
+static near_status
+note_in_l2(near_cache *cache, near_bytes tag, struct near__tag_clock *moment, int64_t deadline)
+{
+    near_status status = NEAR_MISS;
+
+    for (int round = 0; status == NEAR_MISS; round++) {
+        struct wanted found[2] = { { .hash = 0 }, { .name = tag } };
+
+        if (round >= ROUNDS && near__client_now(cache->client) >= deadline)
+            return NEAR_ERR_TIMEOUT;
+        status = read_wanted(cache, found, 2, deadline);
+        if (status != NEAR_OK)
+            return status;
+        *moment = found[0].last.lineage != 0
+                      ? (struct near__tag_clock){ found[0].last.lineage, found[0].last.moment + 1 }
+                      : (struct near__tag_clock){ near__stamp(cache->client), 1 };
+        if (found[1].last.lineage != moment->lineage || found[1].last.moment < moment->moment)
+            status = replace(cache, &found[1], *moment, deadline);
+        if (status == NEAR_OK)
+            status = move_clock(cache, &found[0], *moment, deadline);
+    }
+    return status;
+}
+
 static near_status
 tell(near_cache *cache, near_bytes tag, struct near__tag_clock moment, int64_t deadline)
 {
-    near_client            *client = cache->client;
     uint8_t                 key[NEAR__LABEL_SIZE + NEAR__MESSAGE_TAG_TAIL];
     near_bytes              whole = { key, tag.size + NEAR__MESSAGE_TAG_TAIL };
     struct near__announcing announcing;
@@ -650,9 +697,24 @@ tell(near_cache *cache, near_bytes tag, struct near__tag_clock moment, int64_t d
     status = near__announce_begin(cache, NEAR__MESSAGE_TAG, &whole, 1, &announcing);
     if (status != NEAR_OK)
         return status;
+    announcing.with = NULL; /* no one write to go with */
+    return near__announce_end(cache, &announcing, NEAR_OK, deadline);
+}
+
+/* Whatever became of it in L2, the others are told: they must look. */
+static near_status
+invalidate(near_cache *cache, near_bytes tag, struct near__tag_clock *moment, int64_t deadline)
+{
+    near_client *client = cache->client;
+    near_status  status = NEAR_OK, told = NEAR_OK;
+
     if (client->ops != NULL)
-        status = write_moment(cache, tag, moment, NEAR_L2_ALWAYS, 0, announcing.with, deadline);
-    return near__announce_end(cache, &announcing, status, deadline);
+        status = note_in_l2(cache, tag, moment, deadline);
+    if (status != NEAR_OK)
+        deadline = near__time_after(near__client_now(client), client->settings.l2_timeout);
+    if (client->coherence != NULL)
+        told = tell(cache, tag, *moment, deadline);
+    return status != NEAR_OK ? status : told;
 }
 
 near_status
@@ -678,10 +740,7 @@ near_invalidate_tag(near_cache *cache, const char *tag)
     deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
     near__count(cache, NEAR__tag_invalidations, 1);
     near__l1_invalidate_tag(cache->l1, hash);
-    if (cache->client->ops != NULL)
-        status = move_clock(cache, &moment, deadline);
-    if (status == NEAR_OK && (cache->client->ops != NULL || cache->client->coherence != NULL))
-        status = tell(cache, name, moment, deadline);
+    status = invalidate(cache, name, &moment, deadline);
     if (status == NEAR_OK && moment.lineage != 0)
         near__tags_told(cache, name, moment);
     else

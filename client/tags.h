@@ -2,7 +2,7 @@
  * Tags: labels on entries, of which one call invalidates all that carry it, in O(1).
  *
  * L2 keeps, for each cache that uses tags, a clock (a moment that counts up, and a random lineage that says which count it is) and
- * for each tag the moment of its last invalidation.  near_invalidate_tag() moves the clock and writes the tag's moment.  An entry
+ * for each tag the moment of its last invalidation.  near_invalidate_tag() writes the tag's moment and moves the clock.  An entry
  * carries the clock as it was before its value was asked for, and is good while no tag of its is at a later moment of the same
  * lineage.  So:
  *
@@ -11,7 +11,7 @@
  *  - what L2 forgets costs misses, never a stale value: a lost tag comes back at the clock's present moment, a lost clock as a new
  *    lineage, which no entry of the old one matches;
  *  - the clock alone says whether anything that was learned of tags is still true: where no bus brings invalidations, it is read
- *    along with each exchange, and the tags again only when it has moved.
+ *    along with an exchange every 10 ms, and the tags again only when it has moved.
  *
  * L1 has its own, smaller account of the same (l1/labels.h).  tags->lock is a leaf; nothing is called under it.
  */
@@ -29,7 +29,7 @@ near_status near__tags_add(near_cache *cache, struct near__labels **labels, near
 /* A copy, or NULL of NULL.  False: no memory. */
 bool near__labels_copy(struct near__labels **copy, const struct near__labels *labels);
 /* The labels of an L2 entry.  NULL: no memory. */
-struct near__labels *near__tags_of(const near_cache *cache, unsigned n, near_bytes names);
+struct near__labels *near__tags_of(near_cache *cache, unsigned n, near_bytes names);
 
 /* True: *clock may be relied on now.  False: it has to be read; *epoch is what near__tags_learn() wants afterwards. */
 bool near__tags_known(near_cache *cache, int64_t now, struct near__tag_clock *clock, uint64_t *epoch);

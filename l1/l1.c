@@ -1154,7 +1154,7 @@ near__l1_label_clock(const struct near__l1 *l1)
     const struct near__label_clock *clock = atomic_load_explicit(&l1->front.labels, memory_order_acquire);
 
     /* acquire: pairs with the release below, so what is asked afterwards is at least as new as that invalidation */
-    return clock != NULL ? atomic_load_explicit(&clock->now, memory_order_acquire) : 0;
+    return clock != NULL ? (uint32_t)atomic_load_explicit(&clock->now, memory_order_acquire) : 0;
 }
 
 /* The clock first: who captures the new moment asks L2 after this call began.  Everything captured before is behind the stripe
@@ -1163,8 +1163,8 @@ void
 near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash)
 {
     struct near__label_clock *clock = l1->off ? NULL : label_clock(l1);
-    _Atomic uint32_t         *stripe;
-    uint32_t                  moment, old;
+    _Atomic uint64_t         *stripe;
+    uint64_t                  moment, old;
 
     if (clock == NULL) {
         near__l1_flush(l1); /* no memory to be exact with */
@@ -1173,10 +1173,11 @@ near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash)
     stripe = &clock->stripes[near__label_stripe(hash)];
     moment = atomic_fetch_add_explicit(&clock->now, 1, memory_order_acq_rel) + 1;
     old    = atomic_load_explicit(stripe, memory_order_relaxed);
-    while (near__label_after(moment, old) &&
-           !atomic_compare_exchange_weak_explicit(stripe, &old, moment, memory_order_seq_cst,
-                                                  memory_order_relaxed))
+    while (moment > old && !atomic_compare_exchange_weak_explicit(stripe, &old, moment, memory_order_seq_cst,
+                                                                  memory_order_relaxed))
         ; /* somebody else's moment: the later one stays */
+    if (moment % NEAR__LABEL_LAP == 0)
+        near__l1_flush(l1);
 }
 
 /* ---- filling */

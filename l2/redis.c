@@ -566,7 +566,7 @@ announced_call(struct batch *b, add_fn add, bool script)
         end_here(b, status);
         call_end(b);
         if (note != NULL)
-            near__redis_note_read(note);
+            near__redis_note_read(note, false);
         return;
     }
     commands = near__redis_call_commands(b->call);
@@ -578,7 +578,7 @@ announced_call(struct batch *b, add_fn add, bool script)
             transaction_reply(b, i, near__redis_call_reply(b->call, i));
     }
     call_end(b);
-    stream = near__redis_note_read(note);
+    stream = near__redis_note_read(note, fate.outcome == NEAR__LANE_GIVEN_UP);
     settle(b, &fate, commands, stream);
 }
 

@@ -377,18 +377,19 @@ near__redis_call_stamped(struct near__redis_call *call, size_t message_size, siz
 /* A call that was given up counts as sent from the moment before it is stamped: then either its leader stamps it now, or he finds it
  * given up and frees it. */
 uint64_t
-near__redis_note_read(struct near__redis_note *note)
+near__redis_note_read(struct near__redis_note *note, bool given_up)
 {
     uint64_t stream;
     uint32_t owners;
 
     do {
         /* acquire, before `stream`: who left has written it */
-        owners = atomic_load_explicit(&note->owners, memory_order_acquire);
-        stream = atomic_load_explicit(&note->stream, memory_order_acquire);
-        if (stream == 0 && owners > 1)
+        owners   = atomic_load_explicit(&note->owners, memory_order_acquire);
+        stream   = atomic_load_explicit(&note->stream, memory_order_acquire);
+        given_up = given_up && stream == 0 && owners > 1;
+        if (given_up)
             sched_yield();
-    } while (stream == 0 && owners > 1);
+    } while (given_up);
     note_release(note);
     return stream;
 }
@@ -794,7 +795,7 @@ close_mget(struct codec_conn *conn, struct near__lane_out *out)
 
         argv[1 + i] = (near_bytes){ slot->bytes, slot->size };
     }
-    if (format(&mget->bytes, &mget->size, 1 + mget->keys, argv) != NEAR_OK ||
+    if ((mget->bytes == NULL && format(&mget->bytes, &mget->size, 1 + mget->keys, argv) != NEAR_OK) ||
         !near__lane_put(out, &conn->opener->lane, mget->bytes, mget->size)) {
         conn->broken = true;
         return;

@@ -484,7 +484,7 @@ near__tls_send(struct near__tls *tls, const struct iovec *pieces, size_t n)
     while (tls->staged == 0 && at.n > 0) {
         sent += fill_stage(tls, &at);
         if (!flush(tls))
-            return broken(tls);
+            break; /* what is in a record counts as sent; the fault is told at the next call */
     }
     return (ssize_t)sent;
 }
