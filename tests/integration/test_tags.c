@@ -7,6 +7,8 @@
 #include <hiredis/hiredis.h>
 #include <sched.h>
 
+#include "harness/proxy.h"
+
 WORLD(none, TIER_NONE)
 WORLD(memory, TIER_MEMORY)
 WORLD(redis, TIER_REDIS)
@@ -562,6 +564,125 @@ invalidations_at_once_never_step_back(void **state)
         close_instance(&in[i]);
 }
 
+/* ---- in the middle of somebody's invalidation, which a slow line stretches out */
+
+struct slow {
+    struct test_proxy *proxy;
+    struct instance    in;
+    pthread_t          thread;
+};
+
+static void
+begin_slowly(const struct world *w, struct slow *slow, const char *bus)
+{
+    struct world behind = *w;
+
+    slow->proxy = test_proxy_start(w->redis);
+    assert_non_null(slow->proxy);
+    snprintf(behind.l2, sizeof(behind.l2), "%s", test_proxy_unix_uri(slow->proxy));
+    OPEN(&behind, &slow->in, "l2.timeout", "20s", "coherence.mode", bus);
+    assert_int_equal(near_invalidate_tag(slow->in.cache, "none of ours"), NEAR_OK); /* it is connected */
+    test_proxy_fault(slow->proxy,
+                     (struct test_fault){ .kind = TEST_FAULT_DELAY, .direction = TEST_UP, .ms = 100 });
+    assert_int_equal(pthread_create(&slow->thread, NULL, invalidate_once, &slow->in), 0);
+}
+
+static void
+end_slowly(struct slow *slow)
+{
+    void *failed;
+
+    pthread_join(slow->thread, &failed);
+    assert_null(failed);
+    close_instance(&slow->in);
+    test_proxy_stop(&slow->proxy);
+}
+
+/* The clock and the tag as they lie there: whatever changes first, the other one is still to come. */
+static void
+read_notes(const struct world *w, char *notes, size_t size)
+{
+    size_t half = size / 2;
+
+    test_redis_command(w->redis, notes, half, 2, (const char *[]){ "GET", "nc:things@tags" });
+    test_redis_command(w->redis, notes + half, half, 2, (const char *[]){ "GET", "nc:things=k" });
+}
+
+struct notes {
+    const struct world *w;
+    char                before[512];
+};
+
+static int
+have_changed(void *ctx)
+{
+    struct notes *notes = ctx;
+    char          now[512];
+
+    memset(now, 0, sizeof(now));
+    read_notes(notes->w, now, sizeof(now));
+    return memcmp(now, notes->before, sizeof(now)) != 0;
+}
+
+static void
+a_slow_invalidation_does_not_undo_a_quicker_one(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = load_tagged);
+    struct notes    notes = { .w = w };
+    struct instance a, fresh;
+    struct slow     slow;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s", "coherence.mode", "none", "l1.max_bytes", "0");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    assert_int_equal(near_invalidate_tag(a.cache, "none of ours"), NEAR_OK);
+    assert_fetch(a.cache, "k", "v1");
+    begin_slowly(w, &slow, "none");
+    read_notes(w, notes.before, sizeof(notes.before));
+    assert_true(test_wait_for(have_changed, &notes, 10000));
+    sleep_ms(15); /* so that the clock is read again */
+    assert_int_equal(near_remove(a.cache, near_key("k")), NEAR_OK);
+    assert_fetch(a.cache, "k", "v1"); /* filled between the two halves */
+    change(&store, a.cache, "k");
+    end_slowly(&slow);
+    OPEN(w, &fresh, "ttl", "60s", "coherence.mode", "none", "l1.max_bytes", "0");
+    near_cache_set_loader(fresh.cache, load_from_store, &store);
+    assert_fetch(fresh.cache, "k", "v2");
+    close_instance(&fresh);
+    close_instance(&a);
+}
+
+static void
+who_looks_between_clock_and_tag_is_not_misled(void **state)
+{
+    struct world      *w     = *state;
+    struct store       store = STORE(.answer = load_tagged);
+    near_fetch_options skip  = NEAR_FETCH_OPTIONS_INIT;
+    struct notes       notes = { .w = w };
+    struct instance    a;
+    struct slow        slow;
+
+    NEEDS(w);
+    skip.flags = NEAR_SKIP_L1;
+    OPEN(w, &a, "ttl", "60s", "coherence.mode", "none", "l1.max_bytes", "0");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    assert_int_equal(near_invalidate_tag(a.cache, "none of ours"), NEAR_OK);
+    assert_string_equal(fetch_with(a.cache, "k", &skip).text, "v1");
+    store.newer++;
+    begin_slowly(w, &slow, "none");
+    read_notes(w, notes.before, sizeof(notes.before));
+    assert_true(test_wait_for(have_changed, &notes, 10000));
+    for (int i = 0; i < 8; i++) { /* and again when what it knows of the clock is too old */
+        fetch_with(a.cache, "k", &skip);
+        sleep_ms(5);
+    }
+    end_slowly(&slow);
+    sleep_ms(15);
+    assert_string_equal(fetch_with(a.cache, "k", &skip).text, "v2");
+    close_instance(&a);
+}
+
 #define OVER_SHARED(test) OVER(memory, test), OVER(redis, test), OVER(both, test), OVER(memcached, test)
 #define OVER_ALL(test)    OVER(none, test), OVER_SHARED(test)
 #define OVER_HEARD(test)  OVER(memory, test), OVER(redis, test), OVER(both, test)
@@ -582,6 +703,8 @@ main(void)
         OVER_SHARED(one_message_whatever_the_number_of_entries),
         OVER_SHARED(nobody_reads_what_an_acknowledged_invalidation_took),
         OVER_SHARED(invalidations_at_once_never_step_back),
+        OVER(redis, a_slow_invalidation_does_not_undo_a_quicker_one),
+        OVER(redis, who_looks_between_clock_and_tag_is_not_misled),
     };
     return TEST_MAIN(tests, NULL, NULL);
 }
