@@ -1,10 +1,10 @@
 /*
- * One Redis connection.  hiredis formats commands and parses replies; everything between those two is ours.
+ * One Redis connection.  hiredis parses replies; everything else is ours.
  *
  *     append -> commands[ ] -> sendmsg    recv -> in -> reader -> reply callback
  *
- * A connection belongs to one thread at a time and has no lock.  Queued commands are the formatted bytes
- * as hiredis made them, each in its own allocation: they leave through one sendmsg() per IOV_PIECES of
+ * A connection belongs to one thread at a time and has no lock.  Queued commands are formatted bytes,
+ * each in its own allocation: they leave through one sendmsg() per IOV_PIECES of
  * them, never copied together, and are freed when the exchange ends.
  *
  * What can never happen: a connection that works again after a fault (`broken` is set once and every call
@@ -18,6 +18,7 @@
 #include "base/le.h"
 #include "l2/access.h"
 #include "l2/redis_sentinel.h"
+#include "l2/resp.h"
 #include "l2/transport.h"
 
 #include <errno.h>
@@ -27,10 +28,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define READ_SIZE  (64 * 1024)         /* rule H16 */
-#define IOV_PIECES 64                  /* commands per sendmsg() */
-#define MAX_FORMAT (512 * 1024 * 1024) /* rule H4: hiredis 0.14 adds sizes in an int, then asserts */
-#define ARGS_HERE  16                  /* arguments formatted without an allocation */
+#define READ_SIZE  (64 * 1024) /* rule H16 */
+#define IOV_PIECES 64          /* commands per sendmsg() */
 /* The most elements an array may announce: hiredis allocates them all before it has seen one.  Our largest
  * replies are an EXEC and an MGET of NEAR_L2_BATCH items; invalidations from a server carry a few thousand
  * keys. */
@@ -42,7 +41,7 @@
 #endif
 
 struct command {
-    char  *data; /* hiredis's: redisFreeCommand() */
+    char  *data; /* malloc'ed */
     size_t size;
 };
 
@@ -264,7 +263,7 @@ static void
 forget_queue(struct near__redis_conn *conn)
 {
     for (size_t i = 0; i < conn->queued; i++)
-        redisFreeCommand(conn->commands[i].data);
+        free(conn->commands[i].data);
     conn->queued = 0;
     conn->offset = 0;
 }
@@ -583,56 +582,22 @@ room_for_one(struct near__redis_conn *conn)
     return true;
 }
 
-/* Lengths are summed before hiredis does it (rule H4): 32 bytes are more than any argument's own framing. */
-static bool
-formattable(size_t argc, const near_bytes *argv)
-{
-    size_t total = 32;
-
-    if (argc == 0 || argc > MAX_FORMAT / 32)
-        return false;
-    for (size_t i = 0; i < argc; i++) {
-        if (argv[i].size > MAX_FORMAT || (total += argv[i].size + 32) > MAX_FORMAT)
-            return false;
-    }
-    return true;
-}
-
 near_status
 near__redis_append(struct near__redis_conn *conn, size_t argc, const near_bytes *argv)
 {
-    const char *data_here[ARGS_HERE], **data = data_here;
-    size_t      size_here[ARGS_HERE], *size  = size_here;
-    void       *large = NULL;
-    char       *bytes = NULL;
-    long long   n; /* int up to 1.0, long long from 1.1 */
-    near_status status = NEAR_ERR_NOMEM;
+    struct command command;
+    near_status    status =
+        room_for_one(conn) ? near__resp_format(&command.data, &command.size, argc, argv) : NEAR_ERR_NOMEM;
 
-    if (!formattable(argc, argv))
-        return NEAR_ERR_TOO_LARGE;
-    if (argc > ARGS_HERE) {
-        large = reallocarray(NULL, argc, sizeof(*data) + sizeof(*size));
-        if (large == NULL)
-            return NEAR_ERR_NOMEM;
-        data = large;
-        size = (size_t *)(data + argc);
+    if (status != NEAR_OK)
+        return status;
+    if (conn->queued == 0) {
+        conn->sent = 0;
+        snprintf(conn->operation, sizeof(conn->operation), "%.*s",
+                 (int)(argv[0].size < 20 ? argv[0].size : 20), (const char *)argv[0].data);
     }
-    for (size_t i = 0; i < argc; i++) {
-        data[i] = argv[i].size == 0 ? "" : argv[i].data;
-        size[i] = argv[i].size;
-    }
-    n = room_for_one(conn) ? redisFormatCommandArgv(&bytes, (int)argc, data, size) : -1;
-    if (n >= 0) {
-        if (conn->queued == 0) {
-            conn->sent = 0;
-            snprintf(conn->operation, sizeof(conn->operation), "%.*s", (int)(size[0] < 20 ? size[0] : 20),
-                     data[0]);
-        }
-        conn->commands[conn->queued++] = (struct command){ bytes, (size_t)n };
-        status                         = NEAR_OK;
-    }
-    free(large);
-    return status;
+    conn->commands[conn->queued++] = command;
+    return NEAR_OK;
 }
 
 size_t

@@ -1,7 +1,7 @@
 /*
- * One connection to one Redis server: our socket, our deadlines, hiredis for formatting and parsing only (rule H1).
+ * One connection to one Redis server: our socket, our deadlines, hiredis for parsing only (rule H1).
  *
- * transport (l2/transport.h: tcp, unix socket) -> codec (this file: RESP2 over redisFormatCommandArgv and redisReader) -> users:
+ * transport (l2/transport.h: tcp, unix socket) -> codec (this file: RESP2 by l2/resp.h and redisReader) -> users:
  * l2/redis.c (pooled, pipelined) and coherence/redis.c (subscriber and publisher).  A connection belongs to one thread at a time.
  * Once any call here returned NEAR_ERR_TIMEOUT (but for near__redis_read_one), NEAR_ERR_UNAVAILABLE or NEAR_ERR_PROTOCOL it is
  * broken: every later call says so, and it must be freed, never reused (rule H6).

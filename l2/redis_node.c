@@ -16,6 +16,8 @@
  */
 #include "l2/redis_node.h"
 
+#include "l2/resp.h"
+
 #include "base/hash.h"
 #include "base/le.h"
 
@@ -24,8 +26,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_FORMAT   (512 * 1024 * 1024) /* rule H4: hiredis 0.14 adds sizes in an int, then asserts */
-#define ARGS_HERE    16                  /* arguments formatted without an allocation */
 #define MAX_ELEMENTS (64 * 1024) /* of one reply, arrays in it included: our largest is an EXEC of 514 */
 #define MAX_DEPTH    6           /* arrays in arrays: 0.14's own limit */
 #define MGET_KEYS    128         /* beyond, nothing is gained, and the server answers nobody else meanwhile */
@@ -51,7 +51,7 @@ struct chunk {
 
 /* One command and its reply; or one key to be read and its value. */
 struct slot {
-    char                    *bytes; /* hiredis's: redisFreeCommand(); a key: in the arena */
+    char                    *bytes; /* malloc'ed; a key: in the arena */
     size_t                   size;
     unsigned                 kinds; /* that its reply can have; 0: any */
     struct near__redis_reply reply;
@@ -198,7 +198,7 @@ static void
 free_commands(struct near__redis_call *call)
 {
     for (size_t i = 0; !call->reads && i < call->count; i++)
-        redisFreeCommand(call->slots[i].bytes);
+        free(call->slots[i].bytes);
 }
 
 static void
@@ -249,47 +249,16 @@ room_for_slots(struct near__redis_call *call, size_t more)
 
 /* -------------------------------------------------------------------------------------------- commands */
 
-/* Lengths are summed before hiredis does it (rule H4): 32 bytes are more than any argument's own framing. */
+/* Whether they could all be arguments of one command. */
 static bool
-formattable(size_t argc, const near_bytes *argv)
+keys_fit(size_t n, const near_bytes *keys)
 {
-    size_t total = 32;
+    size_t total = 0;
 
-    if (argc == 0 || argc > MAX_FORMAT / 32)
-        return false;
-    for (size_t i = 0; i < argc; i++)
-        if (argv[i].size > MAX_FORMAT || (total += argv[i].size + 32) > MAX_FORMAT)
+    for (size_t i = 0; i < n; i++)
+        if (keys[i].size > NEAR__RESP_MAX || (total += keys[i].size + 32) > NEAR__RESP_MAX)
             return false;
-    return true;
-}
-
-static near_status
-format(char **bytes, size_t *size, size_t argc, const near_bytes *argv)
-{
-    const char *data_here[ARGS_HERE], **data  = data_here;
-    size_t      sizes_here[ARGS_HERE], *sizes = sizes_here;
-    void       *large = NULL;
-    long long   n; /* int up to 1.0, long long from 1.1 */
-
-    if (!formattable(argc, argv))
-        return NEAR_ERR_TOO_LARGE;
-    if (argc > ARGS_HERE) {
-        large = reallocarray(NULL, argc, sizeof(*data) + sizeof(*sizes));
-        if (large == NULL)
-            return NEAR_ERR_NOMEM;
-        data  = large;
-        sizes = (size_t *)(data + argc);
-    }
-    for (size_t i = 0; i < argc; i++) {
-        data[i]  = argv[i].size == 0 ? "" : argv[i].data;
-        sizes[i] = argv[i].size;
-    }
-    n = redisFormatCommandArgv(bytes, (int)argc, data, sizes);
-    free(large);
-    if (n < 0)
-        return NEAR_ERR_NOMEM;
-    *size = (size_t)n;
-    return NEAR_OK;
+    return n > 0;
 }
 
 static void
@@ -312,7 +281,7 @@ near__redis_call_add(struct near__redis_call *call, size_t argc, const near_byte
 
     if (call->reads || !room_for_slots(call, 1))
         return call->reads ? NEAR_ERR_INVALID : NEAR_ERR_NOMEM;
-    status = format(&bytes, &size, argc, argv);
+    status = near__resp_format(&bytes, &size, argc, argv);
     if (status != NEAR_OK)
         return status;
     name_operation(call, argv[0]);
@@ -337,7 +306,7 @@ near__redis_call_get(struct near__redis_call *call, const near_bytes *keys, size
         call->lane.idempotent = true;
         return NEAR_OK;
     }
-    if ((call->count > 0 && !call->reads) || !formattable(n, keys))
+    if ((call->count > 0 && !call->reads) || !keys_fit(n, keys))
         return call->count > 0 && !call->reads ? NEAR_ERR_INVALID : NEAR_ERR_TOO_LARGE;
     for (size_t i = 0; i < n; i++)
         total += keys[i].size;
@@ -661,7 +630,7 @@ free_mget(struct mget *mget)
     if (mget == NULL)
         return;
     if (mget->bytes != NULL)
-        redisFreeCommand(mget->bytes);
+        free(mget->bytes);
     free(mget);
 }
 
@@ -795,7 +764,8 @@ close_mget(struct codec_conn *conn, struct near__lane_out *out)
 
         argv[1 + i] = (near_bytes){ slot->bytes, slot->size };
     }
-    if ((mget->bytes == NULL && format(&mget->bytes, &mget->size, 1 + mget->keys, argv) != NEAR_OK) ||
+    if ((mget->bytes == NULL &&
+         near__resp_format(&mget->bytes, &mget->size, 1 + mget->keys, argv) != NEAR_OK) ||
         !near__lane_put(out, &conn->opener->lane, mget->bytes, mget->size)) {
         conn->broken = true;
         return;
@@ -1035,7 +1005,7 @@ end_mget(struct codec_conn *conn, size_t *ends)
     conn->mgets = mget->next;
     if (conn->mgets == NULL)
         conn->mgets_end = &conn->mgets;
-    redisFreeCommand(mget->bytes);
+    free(mget->bytes);
     mget->bytes = NULL;
     free(conn->spare);
     conn->spare = mget;

@@ -2,7 +2,7 @@
  * One Redis server behind lanes: calls of any commands, and their replies.
  *
  *     users   l2/redis.c (one server, or whichever Sentinel names), l2/redis_cluster.c (one node each)
- *     here    the codec of l2/lane.h for RESP2 over hiredis: commands by redisFormatCommandArgv, replies by redisReader with reply
+ *     here    the codec of l2/lane.h for RESP2 over hiredis: commands by l2/resp.h, replies by redisReader with reply
  *             functions of our own, which put them into the call's memory (rules H1, H15)
  *     below   l2/redis_conn.h: dialling and handshake
  *

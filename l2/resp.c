@@ -1,0 +1,81 @@
+/* See resp.h.  Lengths are summed before anything is allocated, so nothing here can overflow (rule H4). */
+#include "l2/resp.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { FRAMING = 32 }; /* more than '$', any length, and two line ends */
+
+static size_t
+digits(size_t number)
+{
+    size_t n = 1;
+
+    while (number >= 10) {
+        number /= 10;
+        n++;
+    }
+    return n;
+}
+
+static char *
+put_head(char *at, char kind, size_t number)
+{
+    size_t n = digits(number);
+
+    *at = kind;
+    for (size_t i = n; i > 0; i--) {
+        at[i] = (char)('0' + number % 10);
+        number /= 10;
+    }
+    at[n + 1] = '\r';
+    at[n + 2] = '\n';
+    return at + n + 3;
+}
+
+static char *
+put_argument(char *at, near_bytes argument)
+{
+    at = put_head(at, '$', argument.size);
+    if (argument.size > 0)
+        memcpy(at, argument.data, argument.size);
+    at += argument.size;
+    at[0] = '\r';
+    at[1] = '\n';
+    return at + 2;
+}
+
+/* How many bytes it will be; 0: too many. */
+static size_t
+size_of(size_t argc, const near_bytes *argv)
+{
+    size_t total = digits(argc) + 3;
+
+    if (argc == 0 || argc > NEAR__RESP_MAX / FRAMING)
+        return 0;
+    for (size_t i = 0; i < argc; i++) {
+        if (argv[i].size > NEAR__RESP_MAX)
+            return 0;
+        total += digits(argv[i].size) + 5 + argv[i].size;
+        if (total > NEAR__RESP_MAX)
+            return 0;
+    }
+    return total;
+}
+
+near_status
+near__resp_format(char **bytes, size_t *size, size_t argc, const near_bytes *argv)
+{
+    char *at;
+
+    *size = size_of(argc, argv);
+    if (*size == 0)
+        return NEAR_ERR_TOO_LARGE;
+    *bytes = at = malloc(*size);
+    if (at == NULL)
+        return NEAR_ERR_NOMEM;
+    at = put_head(at, '*', argc);
+    for (size_t i = 0; i < argc; i++)
+        at = put_argument(at, argv[i]);
+    return NEAR_OK;
+}
