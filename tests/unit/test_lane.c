@@ -546,20 +546,95 @@ who_gives_up_disturbs_nobody(void **state)
     assert_true(hasty > 0);
 }
 
+/* However many the hasty are: it is the server that is judged.  No patient one is refused. */
 static void
-a_silent_server_costs_the_deadline_and_no_more(void **state)
+callers_in_a_hurry_do_not_open_the_breaker(void **state)
 {
-    struct caller sum;
+    struct caller callers[12], sum;
+    size_t        hasty = 0;
 
     (void)state;
-    server.silent = true;
-    sum           = run_alike(8, 2, 10, 60);
-    assert_int_equal(sum.right + sum.wrong, 0);
-    assert_int_equal(sum.failed, 16);
-    if (test_slack() == 1)
-        assert_true(sum.late <= 1); /* a machine that is busy elsewhere */
-    assert_true(near__lanes_down(lanes));
-    assert_int_equal(logged_down, 1);
+    server.delay_ms = 30;
+    for (size_t i = 0; i < 12; i++)
+        callers[i] = (struct caller){ .first  = (uint32_t)(i * 1000),
+                                      .rounds = i % 2 == 0 ? 60 : 3,
+                                      .size   = 9,
+                                      .ms     = i % 2 == 0 ? 14 : 20000 };
+    sum = run_callers(callers, 12);
+    assert_int_equal(sum.wrong, 0);
+    assert_int_equal(sum.refused, 0);
+    for (size_t i = 0; i < 12; i++) {
+        if (i % 2 == 0)
+            hasty += callers[i].failed;
+        else
+            assert_int_equal(callers[i].right, 3);
+    }
+    assert_true(hasty > 0);
+    assert_int_equal(stats().opened, 0);
+}
+
+/* Only hasty ones: their connections stay, late replies are read away, and the next patient caller finds them. */
+static void
+connections_survive_those_who_give_up(void **state)
+{
+    struct caller sum;
+    int           dials;
+
+    (void)state;
+    server.delay_ms = 10;
+    sum             = run_alike(4, 30, 9, 4);
+    assert_true(sum.failed > 0);
+    assert_int_equal(sum.wrong, 0);
+    dials = atomic_load(&server.dials);
+    assert_true(dials <= MOST);
+    assert_int_equal(stats().disconnects, 0);
+    server.delay_ms = 0;
+    usleep(20000);
+    assert_true(echo(1, 9, true, false, 5000).right);
+    assert_int_equal(atomic_load(&server.dials), dials);
+}
+
+/* A write that is given up takes its connection with it when nobody else waits there: it shall not be executed later than it has to. */
+static void
+a_write_given_up_ends_its_connection(void **state)
+{
+    struct outcome o;
+
+    (void)state;
+    assert_true(echo(1, 1, true, false, 1000).right);
+    server.delay_ms = 10;
+    o               = echo(2, 9, false, false, 4);
+    assert_int_equal(o.outcome, NEAR__LANE_LOST);
+    assert_int_equal(stats().disconnects, 1);
+}
+
+/* The server takes no second connection: everybody shares the first, and nothing opens. */
+static void
+a_refused_dial_does_not_count_while_another_lane_works(void **state)
+{
+    struct caller sum;
+    int           dials;
+
+    (void)state;
+    assert_true(echo(1, 1, true, false, 1000).right);
+    server.dial_status = NEAR_ERR_UNAVAILABLE;
+    server.delay_ms    = 1;
+    sum                = run_alike(16, 20, 9, 5000);
+    dials              = atomic_load(&server.dials);
+    assert_int_equal(sum.right, 320);
+    assert_int_equal(stats().opened, 0);
+    assert_true(dials > 1); /* they did try */
+    assert_true(dials < 20);
+}
+
+/* The control: nothing works, so it does. */
+static void
+control_a_refused_dial_counts_while_no_lane_works(void **state)
+{
+    (void)state;
+    server.dial_status = NEAR_ERR_UNAVAILABLE;
+    assert_false(echo(1, 1, true, false, 1000).right);
+    assert_int_equal(stats().opened, 1);
 }
 
 static int
@@ -567,6 +642,40 @@ answers(void *ctx)
 {
     (void)ctx;
     return echo(3, 3, true, false, 1000).right;
+}
+
+/* One silence is one failure, however many waited: the first probe is not far away. */
+static void
+a_silence_counts_once_and_the_server_is_found_again_within_a_second(void **state)
+{
+    int64_t began;
+
+    (void)state;
+    server.silent = true;
+    run_alike(16, 14, 10, 60);
+    assert_true(near__lanes_down(lanes));
+    assert_int_equal(stats().opened, 1);
+    usleep(1000000); /* let the pauses between probes grow */
+    server.silent = false;
+    began         = test_now_ms();
+    assert_true(test_wait_for(answers, NULL, 3000));
+    assert_true(test_now_ms() - began < 700 * test_slack());
+}
+
+static void
+a_silent_server_costs_the_deadline_and_no_more(void **state)
+{
+    struct caller sum;
+
+    (void)state;
+    server.silent = true;
+    sum           = run_alike(8, 12, 10, 60); /* long enough to be taken for silence */
+    assert_int_equal(sum.right + sum.wrong, 0);
+    assert_int_equal(sum.failed, 96);
+    if (test_slack() == 1)
+        assert_true(sum.late <= 1); /* a machine that is busy elsewhere */
+    assert_true(near__lanes_down(lanes));
+    assert_int_equal(logged_down, 1);
 }
 
 static void
@@ -701,6 +810,12 @@ main(void)
         LANE_TEST(a_write_cut_at_any_byte_is_lost_not_repeated),
         LANE_TEST(replies_that_drip_are_put_together),
         LANE_TEST(who_gives_up_disturbs_nobody),
+        LANE_TEST(callers_in_a_hurry_do_not_open_the_breaker),
+        LANE_TEST(connections_survive_those_who_give_up),
+        LANE_TEST(a_write_given_up_ends_its_connection),
+        LANE_TEST(a_refused_dial_does_not_count_while_another_lane_works),
+        LANE_TEST(control_a_refused_dial_counts_while_no_lane_works),
+        LANE_TEST(a_silence_counts_once_and_the_server_is_found_again_within_a_second),
         LANE_TEST(a_silent_server_costs_the_deadline_and_no_more),
         LANE_TEST(the_breaker_opens_once_and_the_server_is_found_again),
         LANE_TEST(an_open_breaker_costs_next_to_nothing),
