@@ -91,6 +91,7 @@ struct near__lane {
     _Atomic int64_t quiet; /* not a byte since then, though something is outstanding; 0: nothing is */
     _Atomic int64_t alive; /* heard of the server at this time, or a little later; 0: never */
     _Atomic bool    connected;
+    _Atomic bool    doubt; /* a write that was given up is outstanding here, perhaps */
 
     /* the leader's */
     alignas(64) struct near__lanes *lanes;
@@ -110,7 +111,8 @@ struct near__lanes {
     _Atomic bool closed, probe; /* probe: a dial is allowed though the breaker is open */
     bool         forked;
     int64_t      silence;
-    int64_t      hurried;          /* ns of dials in a row that were broken off; his who dials */
+    _Atomic unsigned  doubts;      /* lanes in doubt */
+    int64_t           hurried;     /* ns of dials in a row that were broken off; his who dials */
     _Atomic int64_t   spare_until; /* until then only lanes that are connected are used, if there are any */
     _Atomic uint32_t  dialling;    /* futex: 1 while somebody dials */
     _Atomic uint64_t  connects, disconnects, calls, batches;
@@ -336,6 +338,26 @@ unsend(struct near__lane *lane, struct near__lane_call *call)
 
 /* ---------------------------------------------------------------------------------- losing a connection */
 
+/* Writes that come follow those that were given up, over the same connection: so they cannot be overtaken. */
+static void
+doubt(struct near__lane *lane, bool yes)
+{
+    /* relaxed, both: who gives up and writes again is one thread; others are not ordered with it */
+    if (atomic_exchange_explicit(&lane->doubt, yes, memory_order_relaxed) == yes)
+        return;
+    if (yes)
+        atomic_fetch_add_explicit(&lane->lanes->doubts, 1, memory_order_relaxed);
+    else
+        atomic_fetch_sub_explicit(&lane->lanes->doubts, 1, memory_order_relaxed);
+}
+
+static void
+end_doubt(struct near__lane *lane)
+{
+    if (atomic_load_explicit(&lane->doubt, memory_order_relaxed))
+        doubt(lane, false);
+}
+
 static void
 drop_connection(struct near__lane *lane, bool goodbye, bool counts)
 {
@@ -346,6 +368,7 @@ drop_connection(struct near__lane *lane, bool goodbye, bool counts)
     if (counts)
         atomic_fetch_add_explicit(&lanes->disconnects, 1, memory_order_relaxed);
     lanes->env.codec->drop(lane->conn, goodbye);
+    end_doubt(lane);
     lane->conn      = NULL;
     lane->transport = NULL;
     atomic_store_explicit(&lane->connected, false, memory_order_relaxed);
@@ -799,6 +822,7 @@ end_batch(struct near__lane *lane)
 
     /* relaxed: a hint for newcomers */
     atomic_store_explicit(&lane->since, 0, memory_order_relaxed);
+    end_doubt(lane);
     if (lane->conn != NULL && codec->spent != NULL && codec->spent(lane->conn))
         drop_connection(lane, false, true);
 }
@@ -1080,6 +1104,16 @@ push(struct near__lane *lane, struct near__lane_ask *ask)
     } while (!atomic_compare_exchange_weak(&lane->inbox, &old, (uintptr_t)ask->call | (old & (EPOCHS - 1))));
 }
 
+static struct near__lane *
+choose_lane(struct near__lanes *lanes, const struct near__lane_call *call, int64_t now)
+{
+    if (!call->idempotent && atomic_load_explicit(&lanes->doubts, memory_order_relaxed) > 0)
+        for (unsigned i = 0; i < lanes->env.most; i++)
+            if (atomic_load_explicit(&lanes->lane[i].doubt, memory_order_relaxed))
+                return &lanes->lane[i];
+    return rather_connected(lanes, pick_lane(lanes, call->bulk, now), now);
+}
+
 static void
 admit(struct run *run, struct near__lane_ask *ask)
 {
@@ -1091,7 +1125,7 @@ admit(struct run *run, struct near__lane_ask *ask)
         refuse_down(run, ask);
         return;
     }
-    put_on_lane(run, ask, rather_connected(lanes, pick_lane(lanes, call->bulk, run->now), run->now));
+    put_on_lane(run, ask, choose_lane(lanes, call, run->now));
     if (atomic_load(&lanes->closed)) {
         refuse_closed(run, ask);
         return;
@@ -1251,6 +1285,7 @@ abandon(struct run *run, struct near__lane_ask *ask, near_status status)
 {
     near_error  error     = { 0 };
     const char *operation = ask->call->operation;
+    bool        writes    = !ask->call->idempotent;
     uint32_t    state     = QUEUED;
     char        name[32];
 
@@ -1264,6 +1299,8 @@ abandon(struct run *run, struct near__lane_ask *ask, near_status status)
             return;
         }
     ask->call = NULL;
+    if (state != QUEUED && writes)
+        doubt(ask->lane, true);
     fail_late(&error, ask->lanes, name, status, run->now - run->began);
     tell(run, &error);
     settle(run, ask, state == QUEUED ? NEAR__LANE_NOT_SENT : NEAR__LANE_GIVEN_UP, status);

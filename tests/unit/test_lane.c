@@ -608,6 +608,49 @@ a_write_given_up_ends_its_connection(void **state)
     assert_int_equal(stats().disconnects, 1);
 }
 
+/* Eight patient readers keep all lanes busy; writes among them are given up, or answered; then a large one comes.  How many connections. */
+static uint64_t
+connections_after_a_write(int64_t ms, enum near__lane_outcome expected)
+{
+    struct caller           callers[8];
+    pthread_t               ids[8];
+    enum near__lane_outcome first = NEAR__LANE_NOT_SENT, second;
+    size_t                  right = 0;
+
+    server.delay_ms = 10;
+    for (size_t i = 0; i < 8; i++) {
+        callers[i] = (struct caller){ .first = (uint32_t)(i * 1000), .rounds = 40, .size = 9, .ms = 20000 };
+        assert_int_equal(pthread_create(&ids[i], NULL, caller_run, &callers[i]), 0);
+    }
+    usleep(100000);
+    for (int i = 0; i < 40 && first != expected; i++) /* it may never leave, or take its connection along */
+        first = echo(7, 9, false, false, ms + i % 10).outcome;
+    second = echo(8, 9, false, true, 20000).outcome;
+    for (size_t i = 0; i < 8; i++) {
+        pthread_join(ids[i], NULL);
+        right += callers[i].right;
+    }
+    assert_int_equal(first, expected);
+    assert_int_equal(second, NEAR__LANE_ANSWERED);
+    assert_int_equal(right, 8 * 40);
+    return stats().connects - stats().disconnects;
+}
+
+/* It cannot overtake the first one: it goes over the same connection, though it would have one of its own. */
+static void
+a_write_follows_one_that_was_given_up(void **state)
+{
+    (void)state;
+    assert_true(connections_after_a_write(12, NEAR__LANE_GIVEN_UP) < MOST);
+}
+
+static void
+control_a_large_write_has_a_connection_of_its_own(void **state)
+{
+    (void)state;
+    assert_int_equal(connections_after_a_write(20000, NEAR__LANE_ANSWERED), MOST);
+}
+
 /* The server takes no second connection: everybody shares the first, and nothing opens. */
 static void
 a_refused_dial_does_not_count_while_another_lane_works(void **state)
@@ -813,6 +856,8 @@ main(void)
         LANE_TEST(callers_in_a_hurry_do_not_open_the_breaker),
         LANE_TEST(connections_survive_those_who_give_up),
         LANE_TEST(a_write_given_up_ends_its_connection),
+        LANE_TEST(a_write_follows_one_that_was_given_up),
+        LANE_TEST(control_a_large_write_has_a_connection_of_its_own),
         LANE_TEST(a_refused_dial_does_not_count_while_another_lane_works),
         LANE_TEST(control_a_refused_dial_counts_while_no_lane_works),
         LANE_TEST(a_silence_counts_once_and_the_server_is_found_again_within_a_second),
