@@ -9,9 +9,11 @@
 #include <string.h>
 
 #define BACK_OFF_MIN (10 * NEAR_MS)
-#define BACK_OFF_MAX (1000 * NEAR_MS)
-#define PART         256             /* keys paid at a time */
-#define CLOSE_TRIES  (500 * NEAR_MS) /* of a close: who is down for longer is not waited for */
+#define BACK_OFF_MAX                                                                                         \
+    (250 *                                                                                                   \
+     NEAR_MS) /* readers of owed keys are refused until then: a server is to be back for all within a second */
+#define PART        256             /* keys paid at a time */
+#define CLOSE_TRIES (500 * NEAR_MS) /* of a close: who is down for longer is not waited for */
 
 struct near__owed {
     struct near__owed *chain, *next;

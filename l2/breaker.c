@@ -3,7 +3,7 @@
  *
  *     retry_at   0: closed     t > now: open     t <= now: whoever moves it on by CAS is the probe
  *
- * `retry_at` and `silences` are written under the lock, but for the probe's CAS, and read without it: all that hangs on a value read
+ * `retry_at` is written under the lock, but for the probe's CAS, and read without it: all that hangs on a value read
  * too early or too late is whether one call more is refused or tried.  `failures` and `reason` are touched under the lock only.
  */
 #include "l2/breaker.h"
@@ -12,14 +12,10 @@
 
 /* After the first failure the server is left alone for about the first of these, then twice as long each time up to the limit.  A
  * server that refuses connections costs a probe next to nothing, and is to be found again within 100 ms of its return; one that says
- * nothing costs the probing caller his time, and a second is what a fleet may take to notice. */
+ * nothing costs the probing caller his time, and half a second leaves the other half of one to find it again with all threads. */
 #define BACKOFF_FIRST   (10 * NEAR_MS)
 #define BACKOFF_REFUSED (80 * NEAR_MS)
-#define BACKOFF_SILENT  (1000 * NEAR_MS)
-/* So many calls in a row must have waited in vain, one lost packet or one pause is not enough; and one that waited less than this
- * says nothing about the server. */
-#define SILENCES       3
-#define SILENCE_PROVES (10 * NEAR_MS)
+#define BACKOFF_SILENT  (400 * NEAR_MS)
 
 void
 near__breaker_init(struct near__breaker *breaker, const struct near__log *log, const char *name,
@@ -91,19 +87,22 @@ backoff(unsigned failures, int64_t most)
 }
 
 static void
-open_up(struct near__breaker *breaker, const near_error *reason, int64_t most, int64_t now)
+open_up(struct near__breaker *breaker, const near_error *reason, int64_t most, bool again, int64_t now)
 {
     bool    first;
     int64_t delay;
 
     near__lock(&breaker->lock);
-    first           = breaker->failures == 0;
+    first = breaker->failures == 0;
+    if (!first && !again) {
+        near__unlock(&breaker->lock);
+        return;
+    }
     breaker->reason = *reason;
     breaker->failures += breaker->failures < 64;
     delay = backoff(breaker->failures, most);
     /* odd, so that it is never 0 */
     atomic_store_explicit(&breaker->retry_at, near__time_after(now, delay) | 1, memory_order_relaxed);
-    atomic_store_explicit(&breaker->silences, 0, memory_order_relaxed);
     if (first)
         atomic_fetch_add_explicit(&breaker->opened, 1, memory_order_relaxed);
     near__unlock(&breaker->lock);
@@ -115,18 +114,14 @@ open_up(struct near__breaker *breaker, const near_error *reason, int64_t most, i
 void
 near__breaker_failed(struct near__breaker *breaker, const near_error *reason, int64_t now)
 {
-    open_up(breaker, reason, reason->code == NEAR_ERR_UNAVAILABLE ? BACKOFF_REFUSED : BACKOFF_SILENT, now);
+    open_up(breaker, reason, reason->code == NEAR_ERR_UNAVAILABLE ? BACKOFF_REFUSED : BACKOFF_SILENT, true,
+            now);
 }
 
 void
-near__breaker_silent(struct near__breaker *breaker, const near_error *reason, int64_t waited, int64_t now)
+near__breaker_silent(struct near__breaker *breaker, const near_error *reason, bool probe, int64_t now)
 {
-    if (waited < SILENCE_PROVES)
-        return;
-    if (!near__breaker_open(breaker) &&
-        atomic_fetch_add_explicit(&breaker->silences, 1, memory_order_relaxed) + 1 < SILENCES)
-        return;
-    open_up(breaker, reason, BACKOFF_SILENT, now);
+    open_up(breaker, reason, BACKOFF_SILENT, probe, now);
 }
 
 void
@@ -138,7 +133,6 @@ near__breaker_heard_slowly(struct near__breaker *breaker)
     was_open          = breaker->failures > 0;
     breaker->failures = 0;
     atomic_store_explicit(&breaker->retry_at, 0, memory_order_relaxed);
-    atomic_store_explicit(&breaker->silences, 0, memory_order_relaxed);
     near__unlock(&breaker->lock);
     if (was_open)
         near__log(breaker->log, NEAR_LOG_INFO, "l2 %s answers again", breaker->name);

@@ -2,8 +2,8 @@
  * Is a server worth a try?  A circuit breaker: closed (yes), open (no, at the price of a load and a clock reading that the caller
  * has made anyway), half-open (one caller finds out, the others are still refused).
  *
- * It opens when a dial failed, or when calls in a row waited for nothing at all, and closes with the first byte that the server
- * sends.  Both changes are logged, once each.  While it is open one probe is let through after a growing, jittered time.
+ * It opens when a dial failed, or when the server was silent for long (who measures that: lane.c), and closes with the first byte that
+ * the server sends.  Both changes are logged, once each.  While it is open one probe is let through after a growing, jittered time.
  */
 #ifndef NEAR_L2_BREAKER_H
 #define NEAR_L2_BREAKER_H
@@ -19,7 +19,6 @@ struct near__breaker {
     int64_t                 probe_time; /* ns a probe may take until the next one is let through */
 
     _Atomic int64_t  retry_at; /* 0: closed.  Else calls are refused until then */
-    _Atomic unsigned silences; /* calls in a row that waited in vain while it was closed */
     _Atomic uint64_t opened;   /* how often it opened */
 
     struct near__lock lock;     /* of what follows; held for a copy, never for I/O */
@@ -47,17 +46,15 @@ near_status near__breaker_refuse(struct near__breaker *breaker, near_error *erro
 
 /* A dial failed; `reason` with its code. */
 void near__breaker_failed(struct near__breaker *breaker, const near_error *reason, int64_t now);
-/* A call waited for `waited` ns and the server said nothing at all. */
-void near__breaker_silent(struct near__breaker *breaker, const near_error *reason, int64_t waited,
-                          int64_t now);
+/* The server was silent for too long.  While it is open, nothing but a probe's silence counts: many have waited, but only once. */
+void near__breaker_silent(struct near__breaker *breaker, const near_error *reason, bool probe, int64_t now);
 /* The server has sent something. */
 void near__breaker_heard_slowly(struct near__breaker *breaker);
 static inline void
 near__breaker_heard(struct near__breaker *breaker)
 {
-    /* nearly always both are 0 already; the slow form looks again under the lock */
-    if (atomic_load_explicit(&breaker->retry_at, memory_order_relaxed) != 0 ||
-        atomic_load_explicit(&breaker->silences, memory_order_relaxed) != 0)
+    /* nearly always 0 already; the slow form looks again under the lock */
+    if (near__breaker_open(breaker))
         near__breaker_heard_slowly(breaker);
 }
 

@@ -19,9 +19,17 @@
  * order (seq_cst), so one of them sees the other; a sleeper reads its futex before it tries, and leaders change it after they left.
  * Who gives up may have been the one that was woken to lead, so he wakes another.
  *
- * A connection is dropped when it failed, when a reply makes no sense, and when nobody is left who waits for what is outstanding on it.
- * It is not dropped while somebody waits: a caller with a short deadline leaves alone.  A connection that has kept everybody waiting
- * for SLOW is avoided by those who come, as long as there are others.
+ * A connection is dropped when it failed, when a reply makes no sense, and when nobody is left who waits for what is outstanding on it
+ * and either the server has been silent (see below) or a write is outstanding: that must not be executed later than it has to.  Else
+ * who gives up leaves alone, the replies are matched by their order, and the next leader reads them away.  A connection that has kept
+ * everybody waiting for SLOW is avoided by those who come, as long as there are others.
+ *
+ * A server is silent when it owed us something for `silence` and not a byte came: measured on the connection (`quiet`), however short
+ * the deadlines of those who wait.  That opens the breaker, once for all who waited, unless another connection has heard of the server
+ * meanwhile.  Dials that were broken off because their caller had no more time count with the time that they had.
+ *
+ * A dial that fails while another connection of the same server works (it takes no more clients, say) opens nothing: the calls move to
+ * a lane that works, and for SPARE nobody is sent to one without a connection.  So it is after a dial that was broken off.
  */
 #include "l2/lane.h"
 
@@ -44,13 +52,21 @@
 #define SLOW      (2 * NEAR_MS) /* a batch that is out for longer sends newcomers to another lane */
 #define LOOK      (NEAR_MS / 4) /* how often who waits at several lanes looks whether one needs a leader */
 #define READ_SIZE ((size_t)64 * 1024)
-#define PIECES    128 /* per sendmsg() */
-#define GROUP     64  /* calls of one run that are under way together */
-#define TRIES     3   /* connections that one call may lose */
-#define EPOCHS    16u /* fit the low bits of a pointer from malloc */
-#define WORDS     4u  /* futexes: epochs apart enough that few sleepers wake for others */
+#define PIECES    128             /* per sendmsg() */
+#define GROUP     64              /* calls of one run that are under way together */
+#define TRIES     3               /* connections that one call may lose */
+#define SPARE     (500 * NEAR_MS) /* between dials of a server that refused one and works on other connections */
+/* A server that says nothing for as long as a dial may take is down, within these bounds: shorter are pauses and lost packets, and
+ * for longer nobody should pay. */
+#define SILENCE_LEAST (100 * NEAR_MS)
+#define SILENCE_MOST  (500 * NEAR_MS)
+#define EPOCHS        16u /* fit the low bits of a pointer from malloc */
+#define WORDS         4u  /* futexes: epochs apart enough that few sleepers wake for others */
 
 enum { QUEUED, SENT, DONE, ABANDONED };
+enum {
+    ELSEWHERE = NEAR__LANE_GIVEN_UP + 1
+}; /* an outcome between ourselves: NOT_SENT, but other lanes work */
 
 struct near__lane_out {
     struct iovec *pieces;
@@ -71,7 +87,11 @@ struct near__lane {
     _Atomic uint32_t words[WORDS];
     _Atomic unsigned users; /* calls between admission and settlement: stop() waits for 0 */
     _Atomic int64_t  since; /* when the batch under way went out; 0: none */
-    _Atomic uint32_t heard; /* counts receptions */
+    /* written by leaders, relaxed: hints for who gives up and who picks a lane */
+    _Atomic int64_t quiet; /* not a byte since then, though something is outstanding; 0: nothing is */
+    _Atomic int64_t alive; /* heard of the server at this time, or a little later; 0: never */
+    _Atomic bool    connected;
+    _Atomic bool    doubt; /* a write that was given up is outstanding here, perhaps */
 
     /* the leader's */
     alignas(64) struct near__lanes *lanes;
@@ -90,7 +110,11 @@ struct near__lanes {
     unsigned     normal; /* lanes [0, normal), and one for bulk transfers behind them if there are several */
     _Atomic bool closed, probe; /* probe: a dial is allowed though the breaker is open */
     bool         forked;
-    _Atomic uint32_t  dialling; /* futex: 1 while somebody dials */
+    int64_t      silence;
+    _Atomic unsigned  doubts;      /* lanes in doubt */
+    int64_t           hurried;     /* ns of dials in a row that were broken off; his who dials */
+    _Atomic int64_t   spare_until; /* until then only lanes that are connected are used, if there are any */
+    _Atomic uint32_t  dialling;    /* futex: 1 while somebody dials */
     _Atomic uint64_t  connects, disconnects, calls, batches;
     struct near__lane lane[];
 };
@@ -102,7 +126,9 @@ struct run {
     int64_t                began, now, deadline;
     struct near__lane     *led[GROUP];
     size_t                 led_count;
-    near_error            *error; /* the caller's; filled by the first failure */
+    bool                   ending; /* it is giving up: nothing is begun any more */
+    bool                   moved;  /* a call was put on another lane: look before sleeping */
+    near_error            *error;  /* the caller's; filled by the first failure */
 };
 
 /* ---------------------------------------------------------------------------------------------- futexes */
@@ -288,10 +314,11 @@ fail(struct near__lane *lane, struct run *run, struct near__lane_call *call, enu
 }
 
 static void
-fail_waiting(struct near__lane *lane, struct run *run, const near_error *error)
+fail_waiting(struct near__lane *lane, struct run *run, enum near__lane_outcome outcome,
+             const near_error *error)
 {
     while (lane->waiting.first != NULL)
-        fail(lane, run, dequeue(&lane->waiting), NEAR__LANE_NOT_SENT, error);
+        fail(lane, run, dequeue(&lane->waiting), outcome, error);
 }
 
 /* Take a call back to where it was before begin().  False: its caller has gone, and so has the call. */
@@ -311,6 +338,26 @@ unsend(struct near__lane *lane, struct near__lane_call *call)
 
 /* ---------------------------------------------------------------------------------- losing a connection */
 
+/* Writes that come follow those that were given up, over the same connection: so they cannot be overtaken. */
+static void
+doubt(struct near__lane *lane, bool yes)
+{
+    /* relaxed, both: who gives up and writes again is one thread; others are not ordered with it */
+    if (atomic_exchange_explicit(&lane->doubt, yes, memory_order_relaxed) == yes)
+        return;
+    if (yes)
+        atomic_fetch_add_explicit(&lane->lanes->doubts, 1, memory_order_relaxed);
+    else
+        atomic_fetch_sub_explicit(&lane->lanes->doubts, 1, memory_order_relaxed);
+}
+
+static void
+end_doubt(struct near__lane *lane)
+{
+    if (atomic_load_explicit(&lane->doubt, memory_order_relaxed))
+        doubt(lane, false);
+}
+
 static void
 drop_connection(struct near__lane *lane, bool goodbye, bool counts)
 {
@@ -321,8 +368,11 @@ drop_connection(struct near__lane *lane, bool goodbye, bool counts)
     if (counts)
         atomic_fetch_add_explicit(&lanes->disconnects, 1, memory_order_relaxed);
     lanes->env.codec->drop(lane->conn, goodbye);
+    end_doubt(lane);
     lane->conn      = NULL;
     lane->transport = NULL;
+    atomic_store_explicit(&lane->connected, false, memory_order_relaxed);
+    atomic_store_explicit(&lane->quiet, 0, memory_order_relaxed);
     out_reset(&lane->out);
 }
 
@@ -426,6 +476,60 @@ was_hurried(const struct near__lanes *lanes, const near_error *error, int64_t be
     return error->code == NEAR_ERR_TIMEOUT && until - began < lanes->env.connect_timeout;
 }
 
+/* As far as is known: connected, and not silent. */
+static bool
+works(struct near__lane *lane, int64_t now)
+{
+    int64_t quiet = atomic_load_explicit(&lane->quiet, memory_order_relaxed);
+
+    return atomic_load_explicit(&lane->connected, memory_order_relaxed) &&
+           (quiet == 0 || now - quiet < lane->lanes->silence);
+}
+
+static struct near__lane *
+another_that_works(struct near__lanes *lanes, const struct near__lane *but, int64_t now)
+{
+    for (unsigned i = 0; i < lanes->env.most; i++)
+        if (&lanes->lane[i] != but && works(&lanes->lane[i], now))
+            return &lanes->lane[i];
+    return NULL;
+}
+
+/* Heard of the server lately, on whichever connection that lives. */
+static bool
+is_heard(struct near__lanes *lanes, int64_t now)
+{
+    for (unsigned i = 0; i < lanes->env.most; i++) {
+        struct near__lane *lane = &lanes->lane[i];
+
+        if (atomic_load_explicit(&lane->connected, memory_order_relaxed) &&
+            now - atomic_load_explicit(&lane->alive, memory_order_relaxed) < lanes->silence)
+            return true;
+    }
+    return false;
+}
+
+static void
+spare_dials(struct near__lanes *lanes, int64_t now)
+{
+    atomic_store_explicit(&lanes->spare_until, near__time_after(now, SPARE), memory_order_relaxed);
+}
+
+/* His deadline is over; the others have time left.  Only the time of all such dials together says something about the server. */
+static void
+dial_was_hurried(struct near__lane *lane, const near_error *error, int64_t took, int64_t now)
+{
+    struct near__lanes *lanes = lane->lanes;
+
+    lanes->hurried += took;
+    if (another_that_works(lanes, lane, now) != NULL)
+        spare_dials(lanes, now);
+    if (near__breaker_open(&lanes->breaker))
+        near__breaker_silent(&lanes->breaker, error, true, now);
+    else if (lanes->hurried >= lanes->silence && !is_heard(lanes, now))
+        near__breaker_silent(&lanes->breaker, error, false, now);
+}
+
 static void
 dial_failed(struct near__lane *lane, struct run *run, near_error *error, int64_t began, int64_t until)
 {
@@ -435,12 +539,19 @@ dial_failed(struct near__lane *lane, struct run *run, near_error *error, int64_t
     if (error->code == NEAR_ERR_CLOSED)
         return; /* everybody sees it by himself */
     if (was_hurried(lanes, error, began, until)) {
-        near__breaker_silent(&lanes->breaker, error, until - began, now);
-        return; /* his deadline is over; the others have time left */
+        dial_was_hurried(lane, error, now - began, now);
+        return;
+    }
+    lanes->hurried = 0;
+    if (error->code != NEAR_ERR_NOMEM && !near__breaker_open(&lanes->breaker) &&
+        another_that_works(lanes, lane, now) != NULL) {
+        spare_dials(lanes, now);
+        fail_waiting(lane, run, (enum near__lane_outcome)ELSEWHERE, error);
+        return;
     }
     if (error->code != NEAR_ERR_NOMEM)
         near__breaker_failed(&lanes->breaker, error, now);
-    fail_waiting(lane, run, error);
+    fail_waiting(lane, run, NEAR__LANE_NOT_SENT, error);
 }
 
 static near_status
@@ -461,6 +572,8 @@ open_connection(struct near__lane *lane, int64_t until, near_error *error)
     }
     out_reset(&lane->out);
     lane->transport = lanes->env.codec->transport(lane->conn);
+    lanes->hurried  = 0;
+    atomic_store_explicit(&lane->connected, true, memory_order_relaxed);
     atomic_fetch_add_explicit(&lanes->connects, 1, memory_order_relaxed);
     return NEAR_OK;
 }
@@ -480,7 +593,8 @@ connect_lane(struct near__lane *lane, struct run *run, size_t share)
     near_error          error = { 0 };
     int64_t             until;
 
-    if (take_turn(lanes, run->deadline) != NEAR_OK)
+    until = run->now + (run->deadline - run->now) / (int64_t)share;
+    if (take_turn(lanes, until) != NEAR_OK)
         return;
     run->now = near__now(lanes->env.clock);
     until    = run->now + (run->deadline - run->now) / (int64_t)share;
@@ -489,7 +603,7 @@ connect_lane(struct near__lane *lane, struct run *run, size_t share)
     if (is_refused(lanes)) {
         end_turn(lanes);
         near__breaker_refuse(&lanes->breaker, &error);
-        fail_waiting(lane, run, &error);
+        fail_waiting(lane, run, NEAR__LANE_NOT_SENT, &error);
         return;
     }
     if (open_connection(lane, until, &error) != NEAR_OK)
@@ -601,6 +715,8 @@ begin_waiting(struct near__lane *lane, struct run *run)
     atomic_fetch_add_explicit(&lane->lanes->batches, 1, memory_order_relaxed);
     if (atomic_load_explicit(&lane->since, memory_order_relaxed) == 0)
         atomic_store_explicit(&lane->since, run->now, memory_order_relaxed);
+    if (atomic_load_explicit(&lane->quiet, memory_order_relaxed) == 0)
+        atomic_store_explicit(&lane->quiet, run->now, memory_order_relaxed);
     return codec->flush == NULL || codec->flush(lane->conn, &lane->out) == NEAR_OK;
 }
 
@@ -636,11 +752,22 @@ take_bytes(struct near__lane *lane, struct run *run, size_t size)
         lose(lane, run, &error);
 }
 
+/* `run->now` may be as old as the last sleep, which is early enough for `alive`. */
+static void
+note_heard(struct near__lane *lane, const struct run *run)
+{
+    int64_t quiet = lane->outstanding.first == NULL ? 0 : near__now(lane->lanes->env.clock);
+
+    atomic_store_explicit(&lane->quiet, quiet, memory_order_relaxed);
+    atomic_store_explicit(&lane->alive, run->now, memory_order_relaxed);
+}
+
 /* Receive what is there. */
 static void
 receive_some(struct near__lane *lane, struct run *run)
 {
     ssize_t n;
+    bool    heard = false;
 
     do {
         n = near__transport_receive(lane->transport, lane->in, READ_SIZE);
@@ -650,11 +777,11 @@ receive_some(struct near__lane *lane, struct run *run)
         }
         if (n == 0)
             break;
+        heard = true;
         take_bytes(lane, run, (size_t)n);
     } while (lane->conn != NULL && ((size_t)n == READ_SIZE || near__transport_pending(lane->transport)));
-    /* relaxed: written by leaders only, a hint for who gives up */
-    atomic_store_explicit(&lane->heard, atomic_load_explicit(&lane->heard, memory_order_relaxed) + 1,
-                          memory_order_relaxed);
+    if (heard)
+        note_heard(lane, run);
 }
 
 /* What had arrived before tells which calls, and how much of them, were executed. */
@@ -695,6 +822,7 @@ end_batch(struct near__lane *lane)
 
     /* relaxed: a hint for newcomers */
     atomic_store_explicit(&lane->since, 0, memory_order_relaxed);
+    end_doubt(lane);
     if (lane->conn != NULL && codec->spent != NULL && codec->spent(lane->conn))
         drop_connection(lane, false, true);
 }
@@ -847,6 +975,35 @@ refuse_closed(struct run *run, struct near__lane_ask *ask)
     refuse(run, ask, &error);
 }
 
+static void push(struct near__lane *lane, struct near__lane_ask *ask);
+
+static void
+put_on_lane(struct run *run, struct near__lane_ask *ask, struct near__lane *lane)
+{
+    ask->lane = lane;
+    atomic_fetch_add(&lane->users, 1); /* seq_cst: before the look at `closed`, see near__lanes_stop() */
+    run->moved = true;
+}
+
+/* Its lane has got no connection, but there is one that works: once. */
+static bool
+move_elsewhere(struct run *run, struct near__lane_ask *ask)
+{
+    struct near__lane *from = ask->lane, *to = another_that_works(ask->lanes, from, run->now);
+
+    if (run->ending || ask->moved || to == NULL)
+        return false;
+    ask->moved = true;
+    put_on_lane(run, ask, to);
+    /* release: see run_group() */
+    atomic_fetch_sub_explicit(&from->users, 1, memory_order_release);
+    atomic_store_explicit(&ask->call->state, QUEUED, memory_order_relaxed); /* push() publishes it */
+    push(to, ask);
+    if (leads(run, to))
+        take_inbox(to);
+    return true;
+}
+
 /* Has its outcome come? */
 static bool
 collect(struct run *run, struct near__lane_ask *ask)
@@ -859,6 +1016,11 @@ collect(struct run *run, struct near__lane_ask *ask)
     if (call->outcome == NEAR__LANE_ANSWERED) {
         settle(run, ask, NEAR__LANE_ANSWERED, NEAR_OK);
         return true;
+    }
+    if (call->outcome == ELSEWHERE) {
+        if (move_elsewhere(run, ask))
+            return false;
+        call->outcome = NEAR__LANE_NOT_SENT;
     }
     tell(run, &call->error);
     settle(run, ask, call->outcome, call->error.code);
@@ -876,19 +1038,34 @@ thread_number(void)
     return mine - 1;
 }
 
+static unsigned
+users_of(const struct near__lane *lane)
+{
+    return atomic_load_explicit(&lane->users, memory_order_relaxed); /* a hint */
+}
+
 static bool
 is_slow(struct near__lane *lane, int64_t now)
 {
     /* relaxed: a hint */
     int64_t since = atomic_load_explicit(&lane->since, memory_order_relaxed);
 
-    return since != 0 && now - since > SLOW;
+    /* with nobody there it waits for one who reads away what was given up */
+    return since != 0 && now - since > SLOW && users_of(lane) > 0;
 }
 
-static unsigned
-users_of(const struct near__lane *lane)
+/* A dial has failed lately: a lane that is connected, the one asked for if it is. */
+static struct near__lane *
+rather_connected(struct near__lanes *lanes, struct near__lane *picked, int64_t now)
 {
-    return atomic_load_explicit(&lane->users, memory_order_relaxed); /* a hint */
+    struct near__lane *other;
+
+    /* relaxed, all: hints */
+    if (now >= atomic_load_explicit(&lanes->spare_until, memory_order_relaxed) ||
+        atomic_load_explicit(&picked->connected, memory_order_relaxed))
+        return picked;
+    other = another_that_works(lanes, picked, now);
+    return other != NULL ? other : picked;
 }
 
 /* The lane of this thread's own.  Another, while there are so few callers that each can have one; from two at one lane on it pays to
@@ -927,6 +1104,16 @@ push(struct near__lane *lane, struct near__lane_ask *ask)
     } while (!atomic_compare_exchange_weak(&lane->inbox, &old, (uintptr_t)ask->call | (old & (EPOCHS - 1))));
 }
 
+static struct near__lane *
+choose_lane(struct near__lanes *lanes, const struct near__lane_call *call, int64_t now)
+{
+    if (!call->idempotent && atomic_load_explicit(&lanes->doubts, memory_order_relaxed) > 0)
+        for (unsigned i = 0; i < lanes->env.most; i++)
+            if (atomic_load_explicit(&lanes->lane[i].doubt, memory_order_relaxed))
+                return &lanes->lane[i];
+    return rather_connected(lanes, pick_lane(lanes, call->bulk, now), now);
+}
+
 static void
 admit(struct run *run, struct near__lane_ask *ask)
 {
@@ -938,19 +1125,18 @@ admit(struct run *run, struct near__lane_ask *ask)
         refuse_down(run, ask);
         return;
     }
-    ask->lane = pick_lane(lanes, call->bulk, run->now);
-    atomic_fetch_add(&ask->lane->users, 1); /* seq_cst: before the look at `closed`, see near__lanes_stop() */
+    put_on_lane(run, ask, choose_lane(lanes, call, run->now));
     if (atomic_load(&lanes->closed)) {
         refuse_closed(run, ask);
         return;
     }
-    if (verdict == NEAR__PROBE)
+    ask->probe = verdict == NEAR__PROBE;
+    if (ask->probe)
         atomic_store(&lanes->probe, true);
     call->run   = run;
     call->tries = 0;
     call->from = call->to = call->sent = 0;
-    /* relaxed, both: a hint; and push() publishes it */
-    ask->heard = atomic_load_explicit(&ask->lane->heard, memory_order_relaxed);
+    /* relaxed: push() publishes it */
     atomic_store_explicit(&call->state, QUEUED, memory_order_relaxed);
     push(ask->lane, ask);
 }
@@ -1047,7 +1233,35 @@ fail_late(near_error *error, const struct near__lanes *lanes, const char *operat
                    (int)(waited / NEAR_MS));
 }
 
-/* Nobody but this run waits for what is outstanding on this lane: the connection goes, and it is known how far its calls came. */
+static bool
+is_silent(struct near__lane *lane, int64_t now)
+{
+    /* relaxed: a hint, or the leader's own */
+    int64_t quiet = atomic_load_explicit(&lane->quiet, memory_order_relaxed);
+
+    return quiet != 0 && now - quiet >= lane->lanes->silence;
+}
+
+/* What is outstanding here has been so for so long that a new connection will serve better; the server need not be silent. */
+static bool
+is_behind(struct near__lane *lane, int64_t now)
+{
+    int64_t since = atomic_load_explicit(&lane->since, memory_order_relaxed);
+
+    return since != 0 && now - since >= lane->lanes->silence;
+}
+
+static bool
+has_writes(const struct queue *queue)
+{
+    for (struct near__lane_call *call = queue->first; call != NULL; call = call->next)
+        if (!call->idempotent)
+            return true;
+    return false;
+}
+
+/* Nobody but this run waits for what is outstanding on this lane.  The connection goes if it is far behind, or if a write is outstanding;
+ * then it is known how far its calls came.  Else the next leader reads the replies away. */
 static void
 give_up_lane(struct run *run, struct near__lane *lane, near_status status)
 {
@@ -1056,6 +1270,8 @@ give_up_lane(struct run *run, struct near__lane *lane, near_status status)
 
     forget_abandoned(lane);
     if (lane->outstanding.first == NULL || others_wait(&lane->outstanding, run))
+        return;
+    if (status == NEAR_ERR_TIMEOUT && !is_behind(lane, run->now) && !has_writes(&lane->outstanding))
         return;
     fail_late(&error, lane->lanes, lane->outstanding.first->operation, status, run->now - run->began);
     memcpy(text, error.text, sizeof(text));
@@ -1069,6 +1285,7 @@ abandon(struct run *run, struct near__lane_ask *ask, near_status status)
 {
     near_error  error     = { 0 };
     const char *operation = ask->call->operation;
+    bool        writes    = !ask->call->idempotent;
     uint32_t    state     = QUEUED;
     char        name[32];
 
@@ -1082,27 +1299,44 @@ abandon(struct run *run, struct near__lane_ask *ask, near_status status)
             return;
         }
     ask->call = NULL;
+    if (state != QUEUED && writes)
+        doubt(ask->lane, true);
     fail_late(&error, ask->lanes, name, status, run->now - run->began);
     tell(run, &error);
     settle(run, ask, state == QUEUED ? NEAR__LANE_NOT_SENT : NEAR__LANE_GIVEN_UP, status);
 }
 
-/* The breaker hears of servers that said nothing all the time that we waited. */
+/* The breaker hears of servers that are silent; and of a probe that was in vain, however long it waited. */
 static void
-report_silence(struct run *run, const struct near__lane_ask *ask, const near_error *error)
+report_silence(struct run *run, const struct near__lane_ask *ask)
 {
-    struct near__lane *lane = ask->lane;
+    struct near__lanes *lanes = ask->lanes;
+    near_error          error = { 0 };
+    bool                probe = ask->probe && near__breaker_open(&lanes->breaker);
 
-    /* relaxed: written by leaders, a hint */
-    if (atomic_load_explicit(&lane->heard, memory_order_relaxed) == ask->heard)
-        near__breaker_silent(&lane->lanes->breaker, error, run->now - run->began, run->now);
+    /* relaxed: a hint */
+    if (atomic_load_explicit(&ask->lane->quiet, memory_order_relaxed) == 0)
+        return; /* it waited for a dial, which has reported by itself */
+    if (!probe && (!is_silent(ask->lane, run->now) || is_heard(lanes, run->now)))
+        return;
+    fail_late(&error, lanes, "a call", NEAR_ERR_TIMEOUT, run->now - run->began);
+    near__breaker_silent(&lanes->breaker, &error, probe, run->now);
+}
+
+static void
+report_silences(struct run *run)
+{
+    for (size_t i = 0; i < run->n; i++)
+        if (!run->asks[i].settled && !collect(run, &run->asks[i]))
+            report_silence(run, &run->asks[i]);
 }
 
 static void
 give_up(struct run *run, near_status status)
 {
-    near_error error = { 0 };
-
+    run->ending = true;
+    if (status == NEAR_ERR_TIMEOUT)
+        report_silences(run);
     for (size_t i = 0; i < run->led_count; i++)
         give_up_lane(run, run->led[i], status);
     for (size_t i = 0; i < run->n; i++) {
@@ -1113,10 +1347,6 @@ give_up(struct run *run, near_status status)
             continue;
         if (!collect(run, ask))
             abandon(run, ask, status);
-        if (status == NEAR_ERR_TIMEOUT && ask->status == status) {
-            fail_late(&error, ask->lanes, "a call", status, run->now - run->began);
-            report_silence(run, ask, &error);
-        }
         if (!leads(run, lane) && atomic_load(&lane->leader) == 0)
             wake_one_of_all(lane); /* we may have been the one who was woken to lead */
     }
@@ -1162,39 +1392,75 @@ leave_served(struct run *run)
 }
 
 static void
-lead_more(struct run *run)
+lead_those(struct run *run, bool dialled)
 {
     for (size_t i = 0; i < run->n; i++) {
         struct near__lane_ask *ask = &run->asks[i];
 
-        if (!ask->settled && !leads(run, ask->lane) && try_lead(ask->lane))
+        if (!ask->settled && ask->dialled == dialled && !leads(run, ask->lane) && try_lead(ask->lane))
             lead(run, ask->lane);
     }
 }
 
-/* Lanes that need a connection: only when no live one waits for us meanwhile; until then others may lead them. */
+/* A lane for which this run has dialled in vain is left to others, until there is nothing else to do. */
 static void
-dial_or_leave(struct run *run)
+lead_more(struct run *run)
 {
-    size_t kept = 0, need = 0;
+    lead_those(run, false);
+    if (!serves_somebody(run))
+        lead_those(run, true);
+}
 
-    for (size_t i = 0; i < run->led_count; i++)
-        need += run->led[i]->waiting.first != NULL && run->led[i]->conn == NULL;
-    if (need == 0)
-        return;
-    if (!serves_somebody(run)) {
-        for (size_t i = 0; i < run->led_count; i++)
-            if (run->led[i]->waiting.first != NULL && run->led[i]->conn == NULL)
-                push_on(run->led[i], run, true, need--);
-        return;
-    }
+static bool
+needs_dial(const struct near__lane *lane)
+{
+    return lane->waiting.first != NULL && lane->conn == NULL;
+}
+
+/* Leave the lanes that need a dial, or those that need none. */
+static void
+leave_those(struct run *run, bool need)
+{
+    size_t kept = 0;
+
     for (size_t i = 0; i < run->led_count; i++) {
-        if (run->led[i]->outstanding.first != NULL)
-            run->led[kept++] = run->led[i];
-        else
+        if (needs_dial(run->led[i]) == need)
             leave(run->led[i]);
+        else
+            run->led[kept++] = run->led[i];
     }
     run->led_count = kept;
+}
+
+static void
+note_dialled(struct run *run)
+{
+    for (size_t i = 0; i < run->n; i++)
+        if (!run->asks[i].settled && leads(run, run->asks[i].lane) && needs_dial(run->asks[i].lane))
+            run->asks[i].dialled = true;
+}
+
+/* Lanes that need a connection.  Those where something is outstanding are left meanwhile, others may lead them; and the dials get a
+ * part of the time only, so that there is some to read what came on them. */
+static void
+dial_led(struct run *run)
+{
+    bool   serves = serves_somebody(run);
+    size_t need   = 0;
+
+    for (size_t i = 0; i < run->led_count; i++)
+        need += needs_dial(run->led[i]);
+    if (need == 0)
+        return;
+    if (serves)
+        leave_those(run, false);
+    for (size_t i = 0; i < run->led_count; i++)
+        if (needs_dial(run->led[i]))
+            push_on(run->led[i], run, true, need-- + serves);
+    if (!serves)
+        return;
+    note_dialled(run);
+    leave_those(run, true);
 }
 
 static void
@@ -1203,7 +1469,7 @@ push_on_led(struct run *run)
     for (size_t i = 0; i < run->led_count; i++)
         if (run->led[i]->outstanding.first == NULL || run->led[i]->waiting.first != NULL)
             push_on(run->led[i], run, false, 1);
-    dial_or_leave(run);
+    dial_led(run);
 }
 
 static bool
@@ -1223,8 +1489,9 @@ go(struct run *run)
     near_status            end = NEAR_OK;
 
     while (run->open > 0) {
-        before = first_followed(run);
-        seen   = before == NULL ? 0 : atomic_load(&before->lane->words[before->epoch % WORDS]);
+        run->moved = false;
+        before     = first_followed(run);
+        seen       = before == NULL ? 0 : atomic_load(&before->lane->words[before->epoch % WORDS]);
         lead_more(run);
         push_on_led(run);
         collect_all(run);
@@ -1241,7 +1508,8 @@ go(struct run *run)
             leave_served(run);
             if (run->open == 0)
                 return;
-        } else if (run->led_count == 0 && followed == before) { /* else: look first, then sleep */
+        } else if (run->led_count == 0 && followed == before &&
+                   !run->moved) { /* else: look first, then sleep */
             follow(run, followed, seen);
             collect_all(run);
             if (run->open == 0)
@@ -1278,10 +1546,12 @@ run_group(struct near__lane_ask *asks, size_t n, int64_t deadline, near_error *e
     run.began = run.now = near__now(asks[0].lanes->env.clock);
     run.deadline        = deadline;
     run.led_count       = 0;
+    run.ending          = false;
     run.error           = error;
     for (size_t i = 0; i < n; i++) {
         asks[i].lane    = NULL;
         asks[i].settled = asks[i].refused = false;
+        asks[i].moved = asks[i].dialled = asks[i].probe = false;
         if (run.now < deadline)
             admit(&run, &asks[i]);
         else
@@ -1315,8 +1585,11 @@ near__lanes_new(struct near__lanes **lanes, const struct near__lanes_env *env)
     l = near__zeroed(alignof(struct near__lane), sizeof(*l) + env->most * sizeof(l->lane[0]));
     if (l == NULL)
         return NEAR_ERR_NOMEM;
-    l->env    = *env;
-    l->normal = env->most > 1 ? env->most - 1 : 1;
+    l->env     = *env;
+    l->normal  = env->most > 1 ? env->most - 1 : 1;
+    l->silence = env->connect_timeout < SILENCE_LEAST  ? SILENCE_LEAST
+                 : env->connect_timeout > SILENCE_MOST ? SILENCE_MOST
+                                                       : env->connect_timeout;
     near__breaker_init(&l->breaker, env->log, env->name, env->connect_timeout);
     for (unsigned i = 0; i < env->most; i++) {
         l->lane[i].lanes = l;

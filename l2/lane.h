@@ -64,17 +64,17 @@ struct near__lane_call {
 /* One call of a run. */
 struct near__lane_ask {
     struct near__lanes *lanes; /* the server */
-    struct near__lane_call
-        *call; /* NULL after the run when the lane kept it: GIVEN_UP, or NOT_SENT in time */
+    /* NULL after the run when the lane has kept it: GIVEN_UP, or NOT_SENT because the time was over while it still waited for its
+     * turn (such a call never leaves).  Otherwise it is the caller's again, whatever the outcome. */
+    struct near__lane_call *call;
     enum near__lane_outcome outcome;
     near_status             status; /* NEAR_OK when ANSWERED */
     bool refused; /* NOT_SENT because the server was seen down: not worth a line in the log */
 
     /* lane.c's own */
     struct near__lane *lane;
-    uint32_t           heard;
     uint8_t            epoch;
-    bool               settled;
+    bool               settled, probe, moved, dialled;
 };
 
 /*

@@ -4,12 +4,15 @@
  * A connection belongs to its leader.  Between receive() calls it keeps at most the beginning of one line
  * (`tail`); values go straight into their talk.  Reads that leave together: the first is kept back until it
  * is known whether it stays alone; once a second one comes, "get" and the keys of both are put, and the line
- * stays open for more until another command or flush() ends it.
+ * stays open for more until another command or flush() ends it.  A key that is in the line already is not put
+ * again: who wants it follows the record that asks (`seen`, a hash table of those).
  *
  * A connection that is dropped while removals on it were unanswered makes its server distrusted: what was to
  * be removed may be there for ever (a set that has no answer is followed by a removal, by whoever made it).
  */
 #include "l2/memcached_conn.h"
+
+#include "base/hash.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -23,6 +26,7 @@
 /* From this size on a call takes the connection for bulk transfers: it is about what a loopback carries in
  * the time of one round trip. */
 #define BULK (64 << 10)
+#define SEEN (2 * NEAR__MEMCACHED_KEYS) /* places: half of them are empty */
 
 struct near__memcached_conn {
     struct near__transport         transport;
@@ -33,7 +37,9 @@ struct near__memcached_conn {
     bool                           broken;     /* must not be used again */
     struct near__memcached_call   *held;       /* a read that was begun and not put yet */
     struct near__memcached_call   *open;       /* the last read of a line that has no end yet */
-    size_t                         open_keys;
+    size_t                         open_keys;  /* said in it */
+    size_t                         open_max;   /* bound of its values */
+    struct near__memcached_record *seen[SEEN];
     enum near__memcached_talk_kind open_kind; /* of the one kept back, or of the line */
     size_t                         tail_size;
     char                           tail[NEAR__MEMCACHED_LINE];
@@ -118,12 +124,50 @@ codec_flush(void *self, struct near__lane_out *out)
     return NEAR_OK;
 }
 
-static bool
-put_keys(struct near__memcached_call *call, struct near__lane_out *out)
+/* The place of the record that asks for this key in the open line, or of this one if there is none. */
+static struct near__memcached_record **
+find_seen(struct near__memcached_conn *conn, const struct near__memcached_record *record)
 {
-    near_bytes keys = near__memcached_keys_said(&call->talk);
+    uint64_t hash = near__hash_fixed(record->key);
 
-    return near__lane_put(out, &call->lane, keys.data, keys.size);
+    for (size_t at = hash % SEEN;; at = (at + 1) % SEEN)
+        if (conn->seen[at] == NULL || near__bytes_equal(conn->seen[at]->key, record->key))
+            return &conn->seen[at];
+}
+
+/* Put said[0 .. size), keys of the call. */
+static bool
+put_some(struct near__memcached_call *call, near_bytes *said, struct near__lane_out *out)
+{
+    bool put = said->size == 0 || near__lane_put(out, &call->lane, said->data, said->size);
+
+    *said = (near_bytes){ NULL, 0 };
+    return put;
+}
+
+/* Put the keys that nobody asks for yet in this line, those that follow each other in one piece. */
+static bool
+put_keys(struct near__memcached_conn *conn, struct near__memcached_call *call, struct near__lane_out *out)
+{
+    near_bytes said = { NULL, 0 };
+    bool       put  = true;
+
+    for (size_t i = 0; put && i < call->talk.n; i++) {
+        struct near__memcached_record  *record = &call->talk.records[i];
+        struct near__memcached_record **seen   = find_seen(conn, record);
+
+        if (*seen != NULL) {
+            near__memcached_follow(*seen, &call->talk, record);
+            put = put_some(call, &said, out);
+            continue;
+        }
+        *seen = record;
+        conn->open_keys++;
+        if (said.size == 0)
+            said.data = near__memcached_key_said(record).data;
+        said.size += near__memcached_key_said(record).size;
+    }
+    return put && put_some(call, &said, out);
 }
 
 /* A second read: the first is put, and the line is open. */
@@ -133,11 +177,30 @@ open_line(struct near__memcached_conn *conn, struct near__lane_out *out)
     struct near__memcached_call *held = conn->held;
     const char                  *name = near__memcached_talk_name(&held->talk);
 
-    conn->held = NULL;
-    if (!near__lane_put(out, &held->lane, name, strlen(name)) || !put_keys(held, out))
+    conn->held      = NULL;
+    conn->open_keys = 0;
+    memset(conn->seen, 0, sizeof(conn->seen));
+    if (!near__lane_put(out, &held->lane, name, strlen(name)) || !put_keys(conn, held, out))
         return no_memory(conn);
     conn->open = held;
     return NEAR_OK;
+}
+
+static void
+keep_back(struct near__memcached_conn *conn, struct near__memcached_call *call)
+{
+    conn->held      = call;
+    conn->open_keys = call->talk.n;
+    conn->open_kind = call->talk.kind;
+    conn->open_max  = call->talk.max_value;
+}
+
+/* Can it join the line that is open, or be said with the read that was kept back? */
+static bool
+fits(const struct near__memcached_conn *conn, const struct near__memcached_call *call)
+{
+    return conn->open_keys + call->talk.n <= NEAR__MEMCACHED_KEYS && conn->open_kind == call->talk.kind &&
+           conn->open_max == call->talk.max_value;
 }
 
 static near_status
@@ -145,28 +208,24 @@ begin_read(struct near__memcached_conn *conn, struct near__memcached_call *call,
 {
     near_status status = NEAR_OK;
 
-    if (conn->held == NULL && conn->open == NULL) {
-        conn->held      = call;
-        conn->open_keys = call->talk.n;
-        conn->open_kind = call->talk.kind;
-        return NEAR_OK;
-    }
-    if (conn->open_keys + call->talk.n > NEAR__MEMCACHED_KEYS || conn->open_kind != call->talk.kind) {
-        status          = codec_flush(conn, out);
-        conn->held      = status == NEAR_OK ? call : NULL;
-        conn->open_keys = call->talk.n;
-        conn->open_kind = call->talk.kind;
+    if ((conn->held != NULL || conn->open != NULL) && !fits(conn, call))
+        status = codec_flush(conn, out);
+    if (status != NEAR_OK)
         return status;
+    if (conn->held == NULL && conn->open == NULL) {
+        keep_back(conn, call);
+        return NEAR_OK;
     }
     if (conn->held != NULL)
         status = open_line(conn, out);
     if (status != NEAR_OK)
         return status;
-    if (!put_keys(call, out))
-        return NEAR_ERR_NOMEM;
+    if (!put_keys(conn, call, out))
+        return no_memory(conn);
+    if (call->lane.from == call->lane.to) /* all of them had been asked for */
+        near__lane_put_with(&call->lane, &conn->open->lane);
     near__memcached_fuse(&conn->open->talk, &call->talk);
     conn->open = call;
-    conn->open_keys += call->talk.n;
     return NEAR_OK;
 }
 

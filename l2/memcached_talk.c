@@ -166,8 +166,10 @@ near__memcached_rewind(struct near__memcached_talk *talk)
     for (size_t i = 0; i < talk->n; i++) {
         struct near__memcached_record *record = &talk->records[i];
 
-        record->word  = NEAR__MEMCACHED_UNANSWERED;
-        record->value = (near_bytes){ NULL, 0 };
+        record->word    = NEAR__MEMCACHED_UNANSWERED;
+        record->same    = NULL;
+        record->follows = false;
+        record->value   = (near_bytes){ NULL, 0 };
         if (record->command == READ)
             record->unique = 0;
     }
@@ -179,18 +181,26 @@ near__memcached_can_fuse(const struct near__memcached_talk *talk)
     return reads(talk) && talk->n <= NEAR__MEMCACHED_KEYS;
 }
 
-near_bytes
-near__memcached_keys_said(const struct near__memcached_talk *talk)
-{
-    size_t name = wants_numbers(talk) ? 4 : 3;
-
-    return (near_bytes){ talk->bytes + name, talk->size - name - 2 };
-}
-
 void
 near__memcached_fuse(struct near__memcached_talk *last, struct near__memcached_talk *talk)
 {
     last->fused = talk;
+}
+
+near_bytes
+near__memcached_key_said(const struct near__memcached_record *record)
+{
+    return (near_bytes){ (const char *)record->key.data - 1, record->key.size + 1 };
+}
+
+void
+near__memcached_follow(struct near__memcached_record *asked, struct near__memcached_talk *talk,
+                       struct near__memcached_record *record)
+{
+    record->follows = true;
+    record->talk    = talk;
+    record->same    = asked->same;
+    asked->same     = record;
 }
 
 /* ------------------------------------------------------------------------------------ values: their place */
@@ -310,7 +320,8 @@ find_asked(struct near__memcached_talk *first, near_bytes key)
         struct near__memcached_record *record = &first->at_talk->records[first->at];
 
         step(first);
-        if (record->word == NEAR__MEMCACHED_UNANSWERED && near__bytes_equal(record->key, key))
+        if (record->word == NEAR__MEMCACHED_UNANSWERED && !record->follows &&
+            near__bytes_equal(record->key, key))
             return record;
     } while (first->at_talk != began_talk || first->at != began);
     return NULL;
@@ -445,11 +456,31 @@ hear_line(struct near__memcached_talk *talk, const struct near__memcached_line *
     }
 }
 
-/* Bytes of the value that is being received, and the CRLF behind it.  False: it is not a CRLF. */
+/* What a record has heard is told to all who follow it. */
 static bool
-hear_data(struct near__memcached_talk *talk, const char *bytes, size_t size, size_t *used)
+hand_on(const struct near__memcached_record *heard)
 {
-    size_t data = talk->left > 2 ? talk->left - 2 : 0;
+    for (struct near__memcached_record *record = heard->same; record != NULL; record = record->same) {
+        char *copy = heard->value.data == NULL ? NULL : place(record->talk, heard->value.size);
+
+        if (heard->value.data != NULL && copy == NULL)
+            return false;
+        if (heard->value.size > 0)
+            memcpy(copy, heard->value.data, heard->value.size);
+        record->value  = (near_bytes){ copy, heard->value.size };
+        record->unique = heard->unique;
+        record->flags  = heard->flags;
+        record->word   = heard->word;
+    }
+    return true;
+}
+
+/* Bytes of the value that is being received, and the CRLF behind it. */
+static enum near__memcached_progress
+hear_data(struct near__memcached_talk *talk, const char *bytes, size_t size, size_t *used, near_error *why)
+{
+    size_t                         data = talk->left > 2 ? talk->left - 2 : 0;
+    struct near__memcached_record *record;
 
     if (data > size)
         data = size;
@@ -459,14 +490,20 @@ hear_data(struct near__memcached_talk *talk, const char *bytes, size_t size, siz
     }
     talk->left -= data;
     for (*used = data; *used < size && talk->left > 0 && talk->left <= 2; talk->left--) {
-        if (bytes[(*used)++] != (talk->left == 2 ? '\r' : '\n'))
-            return false;
+        if (bytes[(*used)++] != (talk->left == 2 ? '\r' : '\n')) {
+            near__fail(why, NEAR_ERR_PROTOCOL, "get: a value is longer than the server said");
+            return NEAR__MEMCACHED_NONSENSE;
+        }
     }
     if (talk->left > 0)
-        return true;
-    talk->filling->word = talk->filling->value.data != NULL ? NEAR__MEMCACHED_DONE : NEAR__MEMCACHED_OVERSIZE;
-    talk->filling       = NULL;
-    return true;
+        return NEAR__MEMCACHED_WAITING;
+    record        = talk->filling;
+    record->word  = record->value.data != NULL ? NEAR__MEMCACHED_DONE : NEAR__MEMCACHED_OVERSIZE;
+    talk->filling = NULL;
+    if (hand_on(record))
+        return NEAR__MEMCACHED_WAITING;
+    near__fail(why, NEAR_ERR_NOMEM, "get: out of memory");
+    return NEAR__MEMCACHED_NO_ROOM;
 }
 
 enum near__memcached_progress
@@ -480,10 +517,7 @@ near__memcached_hear(struct near__memcached_talk *talk, const char *bytes, size_
     *used = 0;
     while (progress == NEAR__MEMCACHED_WAITING && *used < size) {
         if (talk->filling != NULL) {
-            if (!hear_data(talk, bytes + *used, size - *used, &done)) {
-                near__fail(why, NEAR_ERR_PROTOCOL, "get: a value is longer than the server said");
-                return NEAR__MEMCACHED_NONSENSE;
-            }
+            progress = hear_data(talk, bytes + *used, size - *used, &done, why);
             *used += done;
             continue;
         }

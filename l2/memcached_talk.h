@@ -9,7 +9,8 @@
  * It belongs to one thread at a time; values are the talk's own until it is freed.
  *
  * Reads of several talks can be said as one command (near__memcached_fuse): then the first one hears for all,
- * and all are complete at the server's one END.
+ * and all are complete at the server's one END.  A key that several of them want is said once, and each has a
+ * copy of the value.
  *
  * What can never happen: an answer that is not one of the command's own counts for anything but the end of
  * the connection (rule L2); a value under a key that was not asked for reaches a record (rule L3); a key is
@@ -41,7 +42,10 @@ struct near__memcached_record {
     uint32_t   flags;
     size_t     end; /* of the command: how many of the talk's bytes must have left for it to be whole */
     uint8_t    command;
-    enum near__memcached_word word;
+    bool       follows; /* another record asks for its key, and hands on what it hears */
+    enum near__memcached_word      word;
+    struct near__memcached_record *same; /* the next that is to hear of this key */
+    struct near__memcached_talk   *talk; /* the one that follows is in */
 };
 
 enum near__memcached_talk_kind {
@@ -97,10 +101,15 @@ void near__memcached_talk_ready(struct near__memcached_talk *talk);
 const char *near__memcached_talk_name(const struct near__memcached_talk *talk);
 
 /* Reads of one line, to be said together: the name ("get") once, then the keys of each, then "\r\n". */
-bool       near__memcached_can_fuse(const struct near__memcached_talk *talk);
-near_bytes near__memcached_keys_said(const struct near__memcached_talk *talk);
+bool near__memcached_can_fuse(const struct near__memcached_talk *talk);
 /* `talk` hears with the group that `last` ends, whose first is the one that hears. */
 void near__memcached_fuse(struct near__memcached_talk *last, struct near__memcached_talk *talk);
+
+/* One key of such a line; those of a talk lie one behind the other. */
+near_bytes near__memcached_key_said(const struct near__memcached_record *record);
+/* `record` of `talk` is not said: `asked`, in the same group, asks for its key already. */
+void near__memcached_follow(struct near__memcached_record *asked, struct near__memcached_talk *talk,
+                            struct near__memcached_record *record);
 
 /* As if nothing had been said: alone again, all answers forgotten. */
 void near__memcached_rewind(struct near__memcached_talk *talk);

@@ -51,6 +51,7 @@ struct lane {
     unsigned      left;     /* HOSTILE: so many more reads until `lost`; 0: nothing has been changed yet */
     bool          eof;      /* the source has ended */
     bool          eof_sent; /* and the destination has been told */
+    bool          holed;    /* bytes of it were swallowed */
 };
 
 struct link {
@@ -62,10 +63,10 @@ struct link {
 
 struct test_proxy {
     struct test_server *_Atomic target;
-    char                socket[160], uri[64], unix_uri[192];
-    int                 wake, listener[2]; /* unix, tcp */
-    pthread_t           thread;
-    bool                running;
+    char                        socket[160], uri[64], unix_uri[192];
+    int                         wake, listener[2]; /* unix, tcp */
+    pthread_t                   thread;
+    bool                        running;
 
     pthread_mutex_t   lock; /* covers the next six */
     pthread_cond_t    caught_up;
@@ -442,8 +443,9 @@ lane_read(struct test_proxy *proxy, struct link *link, int i, char *buffer)
         lane->eof = true;
         return;
     }
-    if (fault_touches(&proxy->fault, i) && proxy->fault.kind == TEST_FAULT_BLACKHOLE)
-        return;
+    lane->holed |= fault_touches(&proxy->fault, i) && proxy->fault.kind == TEST_FAULT_BLACKHOLE;
+    if (lane->holed)
+        return; /* for ever: no stream goes on behind a gap */
     if (lane->budget >= 0) {
         if (n >= lane->budget) {
             n           = (ssize_t)lane->budget;

@@ -23,12 +23,12 @@ enum test_direction { TEST_UP = 1, TEST_DOWN = 2, TEST_BOTH = 3, TEST_ONCE = 4 }
 struct test_fault {
     enum {
         TEST_FAULT_NONE,
-        TEST_FAULT_DELAY,     /* every byte `ms` late */
-        TEST_FAULT_CUT,       /* close both sides once `bytes` more have passed in that direction */
-        TEST_FAULT_RESET,     /* the same with RST */
-        TEST_FAULT_BLACKHOLE, /* swallow everything, connections stay open */
-        TEST_FAULT_DRIP,      /* `bytes` at a time, one such every `ms` */
-        TEST_FAULT_REFUSE,    /* close existing connections, close new ones at once */
+        TEST_FAULT_DELAY, /* every byte `ms` late */
+        TEST_FAULT_CUT,   /* close both sides once `bytes` more have passed in that direction */
+        TEST_FAULT_RESET, /* the same with RST */
+        TEST_FAULT_BLACKHOLE, /* swallow everything, connections stay open; one that has lost bytes stays silent when it is over */
+        TEST_FAULT_DRIP,   /* `bytes` at a time, one such every `ms` */
+        TEST_FAULT_REFUSE, /* close existing connections, close new ones at once */
         TEST_FAULT_ERRATIC, /* one in `bytes` reads is spoilt at a byte drawn at random: the connection is cut there, or what
                                * follows comes 1 .. `ms` late */
         TEST_FAULT_HOSTILE /* one in `bytes` reads is changed: bits, bytes lost, added, repeated, another connection's, or what no
@@ -42,9 +42,9 @@ struct test_fault {
 struct test_proxy *test_proxy_start(struct test_server *target);
 void               test_proxy_stop(struct test_proxy **proxy);
 /* Connections accepted from now on go to `target` (of the same kind); those there are stay where they are. */
-void               test_proxy_lead_to(struct test_proxy *proxy, struct test_server *target);
-void               test_proxy_fault(struct test_proxy *proxy, struct test_fault fault);
-void               test_proxy_heal(struct test_proxy *proxy);
+void        test_proxy_lead_to(struct test_proxy *proxy, struct test_server *target);
+void        test_proxy_fault(struct test_proxy *proxy, struct test_fault fault);
+void        test_proxy_heal(struct test_proxy *proxy);
 const char *test_proxy_uri(const struct test_proxy *proxy);      /* scheme of the target, our loopback port */
 const char *test_proxy_unix_uri(const struct test_proxy *proxy); /* scheme+unix of the target, our socket */
 uint64_t test_proxy_bytes(const struct test_proxy *proxy, enum test_direction direction); /* carried so far */

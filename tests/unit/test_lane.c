@@ -546,20 +546,138 @@ who_gives_up_disturbs_nobody(void **state)
     assert_true(hasty > 0);
 }
 
+/* However many the hasty are: it is the server that is judged.  No patient one is refused. */
 static void
-a_silent_server_costs_the_deadline_and_no_more(void **state)
+callers_in_a_hurry_do_not_open_the_breaker(void **state)
 {
-    struct caller sum;
+    struct caller callers[12], sum;
+    size_t        hasty = 0;
 
     (void)state;
-    server.silent = true;
-    sum           = run_alike(8, 2, 10, 60);
-    assert_int_equal(sum.right + sum.wrong, 0);
-    assert_int_equal(sum.failed, 16);
-    if (test_slack() == 1)
-        assert_true(sum.late <= 1); /* a machine that is busy elsewhere */
-    assert_true(near__lanes_down(lanes));
-    assert_int_equal(logged_down, 1);
+    server.delay_ms = 30;
+    for (size_t i = 0; i < 12; i++)
+        callers[i] = (struct caller){ .first  = (uint32_t)(i * 1000),
+                                      .rounds = i % 2 == 0 ? 60 : 3,
+                                      .size   = 9,
+                                      .ms     = i % 2 == 0 ? 14 : 20000 };
+    sum = run_callers(callers, 12);
+    assert_int_equal(sum.wrong, 0);
+    assert_int_equal(sum.refused, 0);
+    for (size_t i = 0; i < 12; i++) {
+        if (i % 2 == 0)
+            hasty += callers[i].failed;
+        else
+            assert_int_equal(callers[i].right, 3);
+    }
+    assert_true(hasty > 0);
+    assert_int_equal(stats().opened, 0);
+}
+
+/* Only hasty ones: their connections stay, late replies are read away, and the next patient caller finds them. */
+static void
+connections_survive_those_who_give_up(void **state)
+{
+    struct caller sum;
+    int           dials;
+
+    (void)state;
+    server.delay_ms = 10;
+    sum             = run_alike(4, 30, 9, 4);
+    assert_true(sum.failed > 0);
+    assert_int_equal(sum.wrong, 0);
+    dials = atomic_load(&server.dials);
+    assert_true(dials <= MOST);
+    assert_int_equal(stats().disconnects, 0);
+    server.delay_ms = 0;
+    usleep(20000);
+    assert_true(echo(1, 9, true, false, 5000).right);
+    assert_int_equal(atomic_load(&server.dials), dials);
+}
+
+/* A write that is given up takes its connection with it when nobody else waits there: it shall not be executed later than it has to. */
+static void
+a_write_given_up_ends_its_connection(void **state)
+{
+    struct outcome o;
+
+    (void)state;
+    assert_true(echo(1, 1, true, false, 1000).right);
+    server.delay_ms = 10;
+    o               = echo(2, 9, false, false, 4);
+    assert_int_equal(o.outcome, NEAR__LANE_LOST);
+    assert_int_equal(stats().disconnects, 1);
+}
+
+/* Eight patient readers keep all lanes busy; writes among them are given up, or answered; then a large one comes.  How many connections. */
+static uint64_t
+connections_after_a_write(int64_t ms, enum near__lane_outcome expected)
+{
+    struct caller           callers[8];
+    pthread_t               ids[8];
+    enum near__lane_outcome first = NEAR__LANE_NOT_SENT, second;
+    size_t                  right = 0;
+
+    server.delay_ms = 10;
+    for (size_t i = 0; i < 8; i++) {
+        callers[i] = (struct caller){ .first = (uint32_t)(i * 1000), .rounds = 40, .size = 9, .ms = 20000 };
+        assert_int_equal(pthread_create(&ids[i], NULL, caller_run, &callers[i]), 0);
+    }
+    usleep(100000);
+    for (int i = 0; i < 40 && first != expected; i++) /* it may never leave, or take its connection along */
+        first = echo(7, 9, false, false, ms + i % 10).outcome;
+    second = echo(8, 9, false, true, 20000).outcome;
+    for (size_t i = 0; i < 8; i++) {
+        pthread_join(ids[i], NULL);
+        right += callers[i].right;
+    }
+    assert_int_equal(first, expected);
+    assert_int_equal(second, NEAR__LANE_ANSWERED);
+    assert_int_equal(right, 8 * 40);
+    return stats().connects - stats().disconnects;
+}
+
+/* It cannot overtake the first one: it goes over the same connection, though it would have one of its own. */
+static void
+a_write_follows_one_that_was_given_up(void **state)
+{
+    (void)state;
+    assert_true(connections_after_a_write(12, NEAR__LANE_GIVEN_UP) < MOST);
+}
+
+static void
+control_a_large_write_has_a_connection_of_its_own(void **state)
+{
+    (void)state;
+    assert_int_equal(connections_after_a_write(20000, NEAR__LANE_ANSWERED), MOST);
+}
+
+/* The server takes no second connection: everybody shares the first, and nothing opens. */
+static void
+a_refused_dial_does_not_count_while_another_lane_works(void **state)
+{
+    struct caller sum;
+    int           dials;
+
+    (void)state;
+    assert_true(echo(1, 1, true, false, 1000).right);
+    server.dial_status = NEAR_ERR_UNAVAILABLE;
+    server.delay_ms    = 1;
+    sum                = run_alike(16, 20, 9, 5000);
+    dials              = atomic_load(&server.dials);
+    assert_int_equal(sum.right, 320);
+    assert_int_equal(stats().opened, 0);
+    assert_true(dials > 1); /* they did try */
+    assert_true(dials < 20);
+}
+
+/* The control: nothing works, so it does. */
+static void
+control_a_refused_dial_counts_while_no_lane_works(void **state)
+{
+    (void)state;
+    server.dial_status = NEAR_ERR_UNAVAILABLE;
+    assert_false(echo(1, 1, true, false, 1000).right);
+    assert_int_equal(stats().opened, 1);
 }
 
 static int
@@ -567,6 +685,40 @@ answers(void *ctx)
 {
     (void)ctx;
     return echo(3, 3, true, false, 1000).right;
+}
+
+/* One silence is one failure, however many waited: the first probe is not far away. */
+static void
+a_silence_counts_once_and_the_server_is_found_again_within_a_second(void **state)
+{
+    int64_t began;
+
+    (void)state;
+    server.silent = true;
+    run_alike(16, 14, 10, 60);
+    assert_true(near__lanes_down(lanes));
+    assert_int_equal(stats().opened, 1);
+    usleep(1000000); /* let the pauses between probes grow */
+    server.silent = false;
+    began         = test_now_ms();
+    assert_true(test_wait_for(answers, NULL, 3000));
+    assert_true(test_now_ms() - began < 700 * test_slack());
+}
+
+static void
+a_silent_server_costs_the_deadline_and_no_more(void **state)
+{
+    struct caller sum;
+
+    (void)state;
+    server.silent = true;
+    sum           = run_alike(8, 12, 10, 60); /* long enough to be taken for silence */
+    assert_int_equal(sum.right + sum.wrong, 0);
+    assert_int_equal(sum.failed, 96);
+    if (test_slack() == 1)
+        assert_true(sum.late <= 1); /* a machine that is busy elsewhere */
+    assert_true(near__lanes_down(lanes));
+    assert_int_equal(logged_down, 1);
 }
 
 static void
@@ -701,6 +853,14 @@ main(void)
         LANE_TEST(a_write_cut_at_any_byte_is_lost_not_repeated),
         LANE_TEST(replies_that_drip_are_put_together),
         LANE_TEST(who_gives_up_disturbs_nobody),
+        LANE_TEST(callers_in_a_hurry_do_not_open_the_breaker),
+        LANE_TEST(connections_survive_those_who_give_up),
+        LANE_TEST(a_write_given_up_ends_its_connection),
+        LANE_TEST(a_write_follows_one_that_was_given_up),
+        LANE_TEST(control_a_large_write_has_a_connection_of_its_own),
+        LANE_TEST(a_refused_dial_does_not_count_while_another_lane_works),
+        LANE_TEST(control_a_refused_dial_counts_while_no_lane_works),
+        LANE_TEST(a_silence_counts_once_and_the_server_is_found_again_within_a_second),
         LANE_TEST(a_silent_server_costs_the_deadline_and_no_more),
         LANE_TEST(the_breaker_opens_once_and_the_server_is_found_again),
         LANE_TEST(an_open_breaker_costs_next_to_nothing),

@@ -112,14 +112,15 @@ test_what_is_said(void **state)
     (void)state;
     assert_int_equal(talk->size, strlen("gets a bc def\r\n"));
     assert_memory_equal(talk->bytes, "gets a bc def\r\n", talk->size);
-    assert_true(near__bytes_equal(near__memcached_keys_said(talk), text(" a bc def")));
+    assert_true(near__bytes_equal(near__memcached_key_said(&talk->records[0]), text(" a")));
+    assert_true(near__bytes_equal(near__memcached_key_said(&talk->records[2]), text(" def")));
     talk_free(talk);
     talk = talk_new(NEAR__MEMCACHED_READS, 1, 8, 0);
     near__memcached_add_read(talk, text("abc"));
     near__memcached_talk_ready(talk);
     assert_int_equal(talk->size, strlen("get abc\r\n"));
     assert_memory_equal(talk->bytes, "get abc\r\n", talk->size);
-    assert_true(near__bytes_equal(near__memcached_keys_said(talk), text(" abc")));
+    assert_true(near__bytes_equal(near__memcached_key_said(&talk->records[0]), text(" abc")));
     /* its answers have no numbers */
     assert_int_equal(hear(talk, "VALUE abc 7 2\r\nok\r\nEND\r\n"), NEAR__MEMCACHED_COMPLETE);
     assert_int_equal(talk->records[0].flags, 7);
@@ -488,6 +489,52 @@ test_reads_together(void **state)
     talk_free(three);
 }
 
+/* A key that is said once for several: each has its own copy, and what is not there is there for nobody. */
+static void
+test_records_that_follow_hear_the_same(void **state)
+{
+    static const char *const first[] = { "a", "b" }, *const second[] = { "b" }, *const third[] = { "c", "b" };
+    struct near__memcached_talk *one = reads(2, first), *two = reads(1, second), *three = reads(2, third);
+    char                         words[] = "VALUE a 0 1 7\r\n1\r\nVALUE b 5 2 8\r\n22\r\nEND\r\n";
+    near_error                   why     = { 0 };
+    size_t                       used;
+
+    (void)state;
+    for (unsigned missing = 0; missing < 2; missing++) {
+        const char *heard = missing ? "END\r\n" : words;
+
+        near__memcached_rewind(one);
+        near__memcached_rewind(two);
+        near__memcached_rewind(three);
+        near__memcached_fuse(one, two);
+        near__memcached_fuse(two, three);
+        near__memcached_follow(&one->records[1], two, &two->records[0]);
+        near__memcached_follow(&one->records[1], three, &three->records[1]);
+        assert_int_equal(near__memcached_hear(one, heard, strlen(heard), &used, &why),
+                         NEAR__MEMCACHED_COMPLETE);
+        assert_int_equal(two->records[0].word, missing ? NEAR__MEMCACHED_NO : NEAR__MEMCACHED_DONE);
+        assert_int_equal(three->records[1].word, missing ? NEAR__MEMCACHED_NO : NEAR__MEMCACHED_DONE);
+        assert_int_equal(three->records[0].word, NEAR__MEMCACHED_NO);
+        if (missing)
+            continue;
+        assert_true(near__bytes_equal(two->records[0].value, text("22")));
+        assert_true(near__bytes_equal(three->records[1].value, text("22")));
+        assert_ptr_not_equal(two->records[0].value.data, one->records[1].value.data);
+        assert_int_equal(two->records[0].unique, 8);
+        assert_int_equal(three->records[1].flags, 5);
+    }
+    /* said once, it may be answered once */
+    near__memcached_rewind(one);
+    near__memcached_rewind(two);
+    near__memcached_fuse(one, two);
+    near__memcached_follow(&one->records[1], two, &two->records[0]);
+    strcpy(words, "VALUE b 0 1 7\r\n1\r\nVALUE b 0 1 7\r\n1\r\n");
+    assert_int_equal(near__memcached_hear(one, words, strlen(words), &used, &why), NEAR__MEMCACHED_NONSENSE);
+    talk_free(one);
+    talk_free(two);
+    talk_free(three);
+}
+
 static void
 test_version_and_settings(void **state)
 {
@@ -526,6 +573,7 @@ main(void)
         cmocka_unit_test(test_a_value_too_large_is_read_past),
         cmocka_unit_test(test_many_values),
         cmocka_unit_test(test_reads_together),
+        cmocka_unit_test(test_records_that_follow_hear_the_same),
         cmocka_unit_test(test_version_and_settings),
     };
 
