@@ -40,6 +40,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,15 +48,18 @@
 #include <time.h>
 #include <unistd.h>
 
-#define BASE      2 /* lanes that threads are spread over: more makes batches smaller for nothing gained */
-#define APART     4 /* lanes over which few callers spread: a wake-up costs more than a sending of one's own */
-#define SLOW      (2 * NEAR_MS) /* a batch that is out for longer sends newcomers to another lane */
-#define LOOK      (NEAR_MS / 4) /* how often who waits at several lanes looks whether one needs a leader */
-#define READ_SIZE ((size_t)64 * 1024)
-#define PIECES    128             /* per sendmsg() */
-#define GROUP     64              /* calls of one run that are under way together */
-#define TRIES     3               /* connections that one call may lose */
-#define SPARE     (500 * NEAR_MS) /* between dials of a server that refused one and works on other connections */
+#define BASE       2 /* lanes that threads are spread over: more makes batches smaller for nothing gained */
+#define APART      4 /* lanes over which few callers spread: a wake-up costs more than a sending of one's own */
+#define SLOW       (2 * NEAR_MS) /* a batch that is out for longer sends newcomers to another lane */
+#define YIELDS     2             /* before a follower sleeps */
+#define LONG_YIELD NEAR_MS
+#define IMPOLITE   (500 * NEAR_MS)
+#define LOOK       (NEAR_MS / 4) /* how often who waits at several lanes looks whether one needs a leader */
+#define READ_SIZE  ((size_t)64 * 1024)
+#define PIECES     128             /* per sendmsg() */
+#define GROUP      64              /* calls of one run that are under way together */
+#define TRIES      3               /* connections that one call may lose */
+#define SPARE      (500 * NEAR_MS) /* between dials of a server that refused one and works on other connections */
 /* A server that says nothing for as long as a dial may take is down, within these bounds: shorter are pauses and lost packets, and
  * for longer nobody should pay. */
 #define SILENCE_LEAST (100 * NEAR_MS)
@@ -88,8 +92,9 @@ struct near__lane {
     _Atomic unsigned users; /* calls between admission and settlement: stop() waits for 0 */
     _Atomic int64_t  since; /* when the batch under way went out; 0: none */
     /* written by leaders, relaxed: hints for who gives up and who picks a lane */
-    _Atomic int64_t quiet; /* not a byte since then, though something is outstanding; 0: nothing is */
-    _Atomic int64_t alive; /* heard of the server at this time, or a little later; 0: never */
+    _Atomic int64_t quiet;  /* not a byte since then, though something is outstanding; 0: nothing is */
+    _Atomic int64_t polite; /* from then on callers may give way to others */
+    _Atomic int64_t alive;  /* heard of the server at this time, or a little later; 0: never */
     _Atomic bool    connected;
     _Atomic bool    doubt; /* a write that was given up is outstanding here, perhaps */
 
@@ -915,9 +920,36 @@ leave(struct near__lane *lane)
         wake(lane, next, 1);
 }
 
+static unsigned
+users_of(const struct near__lane *lane)
+{
+    return atomic_load_explicit(&lane->users, memory_order_relaxed); /* a hint */
+}
+
+/* Let others have the processor for a moment: on few processors they put their calls down meanwhile, or the leader gets done, and nobody has to
+ * sleep and be woken, which costs more than all the rest of a small call.  Where that moment turns out long, because somebody else
+ * computes, it is not done again for a while.  False: not done. */
+static bool
+give_way(struct near__lane *lane)
+{
+    const struct near__clock *clock = lane->lanes->env.clock;
+    int64_t                   began = near__now(clock), ended;
+
+    /* relaxed: a hint */
+    if (began < atomic_load_explicit(&lane->polite, memory_order_relaxed))
+        return false;
+    sched_yield();
+    ended = near__now(clock);
+    if (ended - began > LONG_YIELD)
+        atomic_store_explicit(&lane->polite, ended + IMPOLITE, memory_order_relaxed);
+    return true;
+}
+
 static void
 lead(struct run *run, struct near__lane *lane)
 {
+    if (run->led_count == 0 && users_of(lane) > 1)
+        give_way(lane); /* those who are about to come make the batch larger */
     run->led[run->led_count++] = lane;
     take_inbox(lane);
 }
@@ -1036,12 +1068,6 @@ thread_number(void)
     if (mine == 0)
         mine = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed) + 1;
     return mine - 1;
-}
-
-static unsigned
-users_of(const struct near__lane *lane)
-{
-    return atomic_load_explicit(&lane->users, memory_order_relaxed); /* a hint */
 }
 
 static bool
@@ -1216,6 +1242,14 @@ follow(struct run *run, struct near__lane_ask *ask, uint32_t seen)
 
     if (several_lanes(run, ask->lane) && left > LOOK)
         left = LOOK;
+    for (int i = 0; i < YIELDS; i++) {
+        if (!give_way(ask->lane))
+            break;
+        /* a look; collect() and try_lead() have the orders */
+        if (atomic_load_explicit(&ask->call->state, memory_order_relaxed) == DONE ||
+            atomic_load_explicit(&ask->lane->leader, memory_order_relaxed) == 0)
+            return;
+    }
     futex_wait(&ask->lane->words[ask->epoch % WORDS], seen, left);
 }
 
