@@ -53,7 +53,8 @@
 #define SLOW       (2 * NEAR_MS) /* a batch that is out for longer sends newcomers to another lane */
 #define YIELDS     2             /* before a follower sleeps */
 #define LONG_YIELD NEAR_MS
-#define IMPOLITE   (500 * NEAR_MS)
+#define EACH_YIELD (NEAR_MS / 8) /* more for each of the others, who have their turn first */
+#define IMPOLITE   50
 #define LOOK       (NEAR_MS / 4) /* how often who waits at several lanes looks whether one needs a leader */
 #define READ_SIZE  ((size_t)64 * 1024)
 #define PIECES     128             /* per sendmsg() */
@@ -832,6 +833,23 @@ end_batch(struct near__lane *lane)
         drop_connection(lane, false, true);
 }
 
+static bool others_wait(const struct queue *queue, const struct run *run);
+static bool is_silent(struct near__lane *lane, int64_t now);
+
+/* What was asked here got no answer, and nobody waits for it any more: whatever became of this connection, a new one finds out sooner
+ * whether the server is there. */
+static void
+check_silent(struct near__lane *lane, struct run *run)
+{
+    near_error error = { 0 };
+
+    if (lane->outstanding.first == NULL || !is_silent(lane, run->now) ||
+        others_wait(&lane->outstanding, NULL))
+        return;
+    near__fail(&error, NEAR_ERR_UNAVAILABLE, "%s: silent, connection dropped", lane->lanes->env.name);
+    lose(lane, run, &error);
+}
+
 /* Begin and send what can be, without sleeping but for a dial if `may_dial`. */
 static void
 push_on(struct near__lane *lane, struct run *run, bool may_dial, size_t share)
@@ -840,6 +858,7 @@ push_on(struct near__lane *lane, struct run *run, bool may_dial, size_t share)
 
     while (lane->waiting.first != NULL) {
         check_idle(lane);
+        check_silent(lane, run);
         if (lane->conn == NULL && may_dial)
             connect_lane(lane, run, share);
         if (lane->conn == NULL)
@@ -928,7 +947,7 @@ users_of(const struct near__lane *lane)
 
 /* Let others have the processor for a moment: on few processors they put their calls down meanwhile, or the leader gets done, and nobody has to
  * sleep and be woken, which costs more than all the rest of a small call.  Where that moment turns out long, because somebody else
- * computes, it is not done again for a while.  False: not done. */
+ * computes, it is not done again for fifty times as long.  False: not done. */
 static bool
 give_way(struct near__lane *lane)
 {
@@ -940,8 +959,8 @@ give_way(struct near__lane *lane)
         return false;
     sched_yield();
     ended = near__now(clock);
-    if (ended - began > LONG_YIELD)
-        atomic_store_explicit(&lane->polite, ended + IMPOLITE, memory_order_relaxed);
+    if (ended - began > LONG_YIELD + users_of(lane) * EACH_YIELD)
+        atomic_store_explicit(&lane->polite, ended + IMPOLITE * (ended - began), memory_order_relaxed);
     return true;
 }
 
