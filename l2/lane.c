@@ -57,9 +57,10 @@
 #define IMPOLITE   50
 #define LOOK       (NEAR_MS / 4) /* how often who waits at several lanes looks whether one needs a leader */
 #define READ_SIZE  ((size_t)64 * 1024)
-#define PIECES     128             /* per sendmsg() */
-#define GROUP      64              /* calls of one run that are under way together */
-#define TRIES      3               /* connections that one call may lose */
+#define PIECES     128 /* per sendmsg() */
+#define TURNS      16  /* reads or writes before the leader looks at the time and at his own call */
+#define GROUP      64  /* calls of one run that are under way together */
+#define TRIES      3   /* connections that one call may lose */
 #define SPARE      (500 * NEAR_MS) /* between dials of a server that refused one and works on other connections */
 /* A server that says nothing for as long as a dial may take is down, within these bounds: shorter are pauses and lost packets, and
  * for longer nobody should pay. */
@@ -681,6 +682,8 @@ begin_waiting(struct near__lane *lane, struct run *run)
     size_t                         begun = 0;
     near_status                    status;
 
+    if (lane->outstanding.first != NULL && codec->spent != NULL && codec->spent(lane->conn))
+        return true; /* no more on this one: it goes when what is out has been answered */
     while (lane->waiting.first != NULL) {
         struct near__lane_call *call   = lane->waiting.first;
         uint32_t                queued = QUEUED;
@@ -774,6 +777,7 @@ receive_some(struct near__lane *lane, struct run *run)
 {
     ssize_t n;
     bool    heard = false;
+    int     turns = 0;
 
     do {
         n = near__transport_receive(lane->transport, lane->in, READ_SIZE);
@@ -785,7 +789,8 @@ receive_some(struct near__lane *lane, struct run *run)
             break;
         heard = true;
         take_bytes(lane, run, (size_t)n);
-    } while (lane->conn != NULL && ((size_t)n == READ_SIZE || near__transport_pending(lane->transport)));
+    } while (++turns < TURNS && lane->conn != NULL &&
+             ((size_t)n == READ_SIZE || near__transport_pending(lane->transport)));
     if (heard)
         note_heard(lane, run);
 }
@@ -805,7 +810,7 @@ send_some(struct near__lane *lane, struct run *run)
 {
     struct near__lane_out *out = &lane->out;
 
-    while (lane->conn != NULL && sendable(out) > 0) {
+    for (int turns = 0; turns < TURNS && lane->conn != NULL && sendable(out) > 0; turns++) {
         size_t  n     = sendable(out) < PIECES ? sendable(out) : PIECES;
         ssize_t bytes = near__transport_send(lane->transport, out->pieces + out->first, n);
 
@@ -918,6 +923,17 @@ wake_one_of_all(struct near__lane *lane)
 {
     for (unsigned i = 0; i < WORDS; i++)
         wake(lane, i, 1);
+}
+
+static void
+wake_touched(struct near__lane *lane)
+{
+    unsigned touched = lane->touched;
+
+    lane->touched = 0;
+    for (unsigned i = 0; touched != 0; i++, touched >>= 1)
+        if (touched & 1)
+            wake(lane, i, INT_MAX);
 }
 
 /* Leave a lane that this caller has led.  Whoever has something to see wakes; if something is left to do, so does one who does it. */
@@ -1159,18 +1175,30 @@ choose_lane(struct near__lanes *lanes, const struct near__lane_call *call, int64
     return rather_connected(lanes, pick_lane(lanes, call->bulk, now), now);
 }
 
+/* Where an earlier call of this run to the same server went: they are to leave in their order. */
+static struct near__lane *
+lane_of_run(const struct run *run, const struct near__lane_ask *ask)
+{
+    for (const struct near__lane_ask *at = run->asks; at != ask; at++)
+        if (at->lanes == ask->lanes && !at->settled && at->call->bulk == ask->call->bulk)
+            return at->lane;
+    return NULL;
+}
+
 static void
 admit(struct run *run, struct near__lane_ask *ask)
 {
     struct near__lanes     *lanes   = ask->lanes;
     struct near__lane_call *call    = ask->call;
     enum near__verdict      verdict = near__breaker_ask(&lanes->breaker, run->now);
+    struct near__lane      *lane;
 
     if (verdict == NEAR__REFUSE) {
         refuse_down(run, ask);
         return;
     }
-    put_on_lane(run, ask, choose_lane(lanes, call, run->now));
+    lane = lane_of_run(run, ask);
+    put_on_lane(run, ask, lane != NULL ? lane : choose_lane(lanes, call, run->now));
     if (atomic_load(&lanes->closed)) {
         refuse_closed(run, ask);
         return;
@@ -1211,6 +1239,7 @@ poll_led(struct run *run, int64_t until)
     for (size_t i = 0; i < run->led_count; i++) {
         struct near__lane *lane = run->led[i];
 
+        wake_touched(lane); /* who has his answer need not wait for ours */
         if (lane->outstanding.first == NULL)
             continue;
         if (near__transport_pending(lane->transport))
