@@ -37,7 +37,8 @@ struct near_l2_item {
      * can express, never to "expired" */
     int64_t ttl_ms;
     void   *user; /* the caller's */
-    bool    plain; /* shared with programs that know nothing of us: stored and read without marks of the backend's own */
+    bool
+        plain; /* shared with programs that know nothing of us: stored and read without marks of the backend's own */
     /* answered */
     enum near_l2_answer answer;
     near_status         status; /* ERROR, UNKNOWN: why; else NEAR_OK */

@@ -615,7 +615,8 @@ H6_H8_a_stopped_server_costs_the_deadline(void **state)
     assert_non_null(strstr(logged, "l2 redis 127.0.0.1:"));
     assert_non_null(strstr(logged, ": GET timed out after "));
     test_server_resume(server);
-    assert_int_equal(get("b", "value of b"), NEAR_L2_DONE); /* not the late answer for a: that is read first */
+    assert_int_equal(get("b", "value of b"),
+                     NEAR_L2_DONE); /* not the late answer for a: that is read first */
     assert_int_equal(stats().connects, 1);
 
     test_server_pause(server);

@@ -607,6 +607,12 @@ test_blackhole_swallows_and_stays_open(void **state)
     test_proxy_heal(world->proxy);
     assert_int_equal(test_proxy_bytes(world->proxy, TEST_BOTH),
                      before); /* what was swallowed is gone for good */
+    assert_int_equal(send(world->fd, BYTES(PING), MSG_NOSIGNAL), strlen(PING));
+    assert_int_equal(read_for(world->fd, text, sizeof(text), SHORT_MS, &ending),
+                     0); /* nothing follows a gap */
+    assert_int_equal(ending, 0);
+    close(world->fd);
+    world->fd = dial_port(world->proxy);
     assert_round_trip(world->fd);
     test_proxy_fault(world->proxy,
                      (struct test_fault){ .kind = TEST_FAULT_BLACKHOLE, .direction = TEST_DOWN });
