@@ -265,7 +265,7 @@ test_race33_what_a_server_held_from_before_is_not_believed(void **state)
 
     start(w);
     open_ring(w, &w->a);
-    assert_int_equal(outages_with_stale_reads(&w->a, w, (unsigned)test_scale(40), false), 0);
+    assert_int_equal(outages_with_stale_reads(&w->a, w, (unsigned)test_scale(12), false), 0);
 }
 
 /* Without epochs the old values are there. */

@@ -461,7 +461,7 @@ nobody_reads_what_an_acknowledged_invalidation_took(void **state)
     struct hammer   hammers[2];
     pthread_t       threads[4];
     bool            heard  = w->tier != TIER_MEMCACHED;
-    unsigned        rounds = (unsigned)test_scale(heard ? 1000 : 100);
+    unsigned        rounds = (unsigned)test_scale(heard ? 500 : 60);
 
     NEEDS(w);
     for (int i = 0; i < 2; i++) {
@@ -542,7 +542,7 @@ invalidations_at_once_never_step_back(void **state)
     }
     filler = (struct filler){ .cache = in[0].cache };
     assert_int_equal(pthread_create(&filling, NULL, fill_and_fill, &filler), 0);
-    for (unsigned round = 0; round < test_scale(w->tier == TIER_MEMCACHED ? 40 : 150); round++) {
+    for (unsigned round = 0; round < test_scale(w->tier == TIER_MEMCACHED ? 25 : 80); round++) {
         store.newer++;
         for (int i = 0; i < CLIENTS; i++)
             assert_int_equal(pthread_create(&threads[i], NULL, invalidate_once, &in[i]), 0);
