@@ -15,7 +15,7 @@
  */
 #include "coherence/redis_bus.h"
 
-#include "base/hash.h"
+#include "base/backoff.h"
 #include "l2/redis_home.h"
 
 #include <errno.h>
@@ -477,17 +477,14 @@ report_loss(struct near__bus_link *l, const near_error *error)
     b->env.listener.lost(b->env.listener.ctx, error->text);
 }
 
-/* Between half and all of the back-off, which doubles: many instances must not come back in step. */
+/* The back-off, which doubles. */
 static int64_t
 next_pause(struct near__bus_link *l)
 {
-    int64_t  whole = l->back_off;
-    uint32_t dice  = 0;
+    int64_t whole = l->back_off;
 
     l->back_off = 2 * whole < BACK_OFF_MAX ? 2 * whole : BACK_OFF_MAX;
-    if (!near__random(&dice, sizeof(dice)))
-        return whole;
-    return whole / 2 + whole / 2 * (int64_t)(dice >> 16) / 65536;
+    return near__jittered(whole);
 }
 
 static void

@@ -8,7 +8,7 @@
  */
 #include "l2/breaker.h"
 
-#include "base/hash.h"
+#include "base/backoff.h"
 
 /* After the first failure the server is left alone for about the first of these, then twice as long each time up to the limit.  A
  * server that refuses connections costs a probe next to nothing, and is to be found again within 100 ms of its return; one that says
@@ -71,21 +71,6 @@ near__breaker_refuse(struct near__breaker *breaker, near_error *error)
     return NEAR_ERR_UNAVAILABLE;
 }
 
-/* Half of the delay is fixed, half is random: clients that lost the server together do not come back together. */
-static int64_t
-backoff(unsigned failures, int64_t most)
-{
-    int64_t  delay = BACKOFF_FIRST;
-    uint32_t dice  = 0;
-
-    while (--failures > 0 && delay < most)
-        delay *= 2;
-    if (delay > most)
-        delay = most;
-    near__random(&dice, sizeof(dice)); /* without randomness: the shorter delay */
-    return delay / 2 + (int64_t)(((uint64_t)delay / 2 * dice) >> 32);
-}
-
 static void
 open_up(struct near__breaker *breaker, const near_error *reason, int64_t most, bool again, int64_t now)
 {
@@ -100,7 +85,7 @@ open_up(struct near__breaker *breaker, const near_error *reason, int64_t most, b
     }
     breaker->reason = *reason;
     breaker->failures += breaker->failures < 64;
-    delay = backoff(breaker->failures, most);
+    delay = near__backoff(breaker->failures, BACKOFF_FIRST, most);
     /* odd, so that it is never 0 */
     atomic_store_explicit(&breaker->retry_at, near__time_after(now, delay) | 1, memory_order_relaxed);
     if (first)

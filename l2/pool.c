@@ -18,7 +18,7 @@
  */
 #include "l2/pool.h"
 
-#include "base/hash.h"
+#include "base/backoff.h"
 #include "base/lock.h"
 
 #include <stdlib.h>
@@ -122,22 +122,6 @@ drop_lent(struct near__pool *pool, void *conn, bool goodbye, bool counts)
 
 /* ---------------------------------------------------------------------------------------------- dialling */
 
-/* Half of the delay is fixed, half is random: clients that lost the server together do not come back
- * together. */
-static int64_t
-backoff(unsigned failures)
-{
-    int64_t  delay = BACKOFF_FIRST;
-    uint32_t dice  = 0;
-
-    while (--failures > 0 && delay < BACKOFF_MOST)
-        delay *= 2;
-    if (delay > BACKOFF_MOST)
-        delay = BACKOFF_MOST;
-    near__random(&dice, sizeof(dice)); /* without randomness: the shorter delay */
-    return delay / 2 + (int64_t)(((uint64_t)delay / 2 * dice) >> 32);
-}
-
 static near_status
 refuse_locked(const struct near__pool *pool, int64_t now, near_error *error)
 {
@@ -160,7 +144,8 @@ dial_failed_locked(struct near__pool *pool, const near_error *reason, int64_t be
     if (reason->code == NEAR_ERR_TIMEOUT && until - began < DIAL_PROVES)
         return;
     if (pool->failures == 0 || began >= pool->refuse_until) /* dials that failed side by side count once */
-        pool->refuse_until = near__time_after(now, backoff(++pool->failures));
+        pool->refuse_until =
+            near__time_after(now, near__backoff(++pool->failures, BACKOFF_FIRST, BACKOFF_MOST));
     pool->reason = *reason;
 }
 

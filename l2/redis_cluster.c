@@ -24,6 +24,7 @@
  * write that may have been executed; an item answered twice; a value handed out from a reply that came for another command (replies are
  * matched by position, and lanes keep positions).
  */
+#include "base/backoff.h"
 #include "base/hash.h"
 #include "base/lock.h"
 #include "l2/backend.h"
@@ -757,13 +758,9 @@ sleep_for(struct cluster *c, int64_t until)
 static bool
 pause_batch(struct batch *b)
 {
-    uint32_t dice  = 0;
-    int64_t  pause = b->pause, until;
+    int64_t until = near__time_after(now_of(b->c), near__jittered(b->pause));
 
-    near__random(&dice, sizeof(dice));
-    pause    = pause / 2 + pause / 2 * (int64_t)(dice >> 16) / 65536;
     b->pause = 2 * b->pause < PAUSE_MAX ? 2 * b->pause : PAUSE_MAX;
-    until    = near__time_after(now_of(b->c), pause);
     for (size_t i = 0; i < b->count; i++)
         b->ways[i].hops = 0; /* five more: it is paced */
     return sleep_for(b->c, until < b->deadline ? until : b->deadline);

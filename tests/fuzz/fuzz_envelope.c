@@ -14,19 +14,9 @@
 #include "l2/compress.h"
 #include "l2/envelope.h"
 
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-check(bool holds)
-{
-    if (!holds)
-        __builtin_trap();
-}
+#include "tests/fuzz/fuzz.h"
 
 static bool
 inside(near_bytes part, const uint8_t *bytes, size_t size)
@@ -103,33 +93,3 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     free(back);
     return 0;
 }
-
-#ifndef FUZZ_ENGINE
-static bool
-replay(const char *path)
-{
-    static uint8_t data[1 << 20];
-    FILE          *file = fopen(path, "rb");
-    size_t         size;
-
-    if (file == NULL) {
-        perror(path);
-        return false;
-    }
-    size = fread(data, 1, sizeof(data), file);
-    fclose(file);
-    LLVMFuzzerTestOneInput(data, size);
-    return true;
-}
-
-int
-main(int argc, char **argv)
-{
-    bool all = argc > 1;
-
-    for (int i = 1; i < argc; i++)
-        all = replay(argv[i]) && all;
-    printf("%d inputs replayed\n", argc - 1);
-    return all ? 0 : 1;
-}
-#endif

@@ -11,22 +11,12 @@
  */
 #include "l2/memcached_talk.h"
 
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
+
+#include "tests/fuzz/fuzz.h"
 
 #define MAX_VALUE 512
 #define KEYS      5
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-check(bool holds)
-{
-    if (!holds)
-        __builtin_trap();
-}
 
 static struct near__memcached_talk *
 make(unsigned what)
@@ -123,33 +113,3 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     free(pieces);
     return 0;
 }
-
-#ifndef FUZZ_ENGINE
-static bool
-replay(const char *path)
-{
-    static uint8_t data[1 << 20];
-    FILE          *file = fopen(path, "rb");
-    size_t         size;
-
-    if (file == NULL) {
-        perror(path);
-        return false;
-    }
-    size = fread(data, 1, sizeof(data), file);
-    fclose(file);
-    LLVMFuzzerTestOneInput(data, size);
-    return true;
-}
-
-int
-main(int argc, char **argv)
-{
-    bool all = argc > 1;
-
-    for (int i = 1; i < argc; i++)
-        all = replay(argv[i]) && all;
-    printf("%d inputs replayed\n", argc - 1);
-    return all ? 0 : 1;
-}
-#endif

@@ -10,21 +10,11 @@
 #include "harness/reply.h"
 #include "l2/redis_slots.h"
 
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "tests/fuzz/fuzz.h"
 
 static const struct near__address asked = { .host = "10.1.1.1", .port = 7000, .weight = 1 };
-
-static void
-check(bool holds)
-{
-    if (!holds)
-        __builtin_trap();
-}
 
 static void
 check_address(const struct near__address *address)
@@ -95,33 +85,3 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         try_error(data + 1, size - 1);
     return 0;
 }
-
-#ifndef FUZZ_ENGINE
-static bool
-replay(const char *path)
-{
-    static uint8_t data[1 << 20];
-    FILE          *file = fopen(path, "rb");
-    size_t         size;
-
-    if (file == NULL) {
-        perror(path);
-        return false;
-    }
-    size = fread(data, 1, sizeof(data), file);
-    fclose(file);
-    LLVMFuzzerTestOneInput(data, size);
-    return true;
-}
-
-int
-main(int argc, char **argv)
-{
-    bool all = argc > 1;
-
-    for (int i = 1; i < argc; i++)
-        all = replay(argv[i]) && all;
-    printf("%d inputs replayed\n", argc - 1);
-    return all ? 0 : 1;
-}
-#endif
