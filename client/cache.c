@@ -39,6 +39,8 @@ near__cache_free(near_cache *cache)
     near__budget_fini(&cache->budget);
     near__lock_fini(&cache->loads_lock);
     pthread_cond_destroy(&cache->loads_done);
+    for (size_t i = 0; i < NEAR__TIMINGS; i++)
+        near__histogram_fini(&cache->histograms[i]);
     explicit_bzero(&cache->settings, sizeof(cache->settings)); /* URIs with passwords */
     free(cache);
 }
@@ -51,6 +53,7 @@ near__cache_release(near_cache *cache)
     /* acq_rel: the last one sees what the others did before they let go */
     if (atomic_fetch_sub_explicit(&cache->refs, 1, memory_order_acq_rel) != 1)
         return;
+    near__stats_move(client, cache); /* what was counted after it was closed */
     near__cache_free(cache);
     near__client_release(client);
 }

@@ -447,6 +447,8 @@ client_free(near_client *client)
     near__client_log_fini(client);
     near__lock_fini(&client->lock);
     near__packer_fini(&client->packer);
+    for (size_t i = 0; i < NEAR__TIMINGS; i++)
+        near__histogram_fini(&client->histograms[i]);
     explicit_bzero(client, sizeof(*client)); /* passwords */
     free(client);
 }

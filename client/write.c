@@ -87,6 +87,7 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
 {
     near_client             *client = writing->cache->client;
     struct near_l2_announce *with   = announcing->with;
+    int64_t began = client->ops != NULL || announcing->message != NULL ? near__client_now(client) : 0;
 
     near__count(writing->cache, NEAR__l2_requests, client->ops != NULL);
     if (client->ops == NULL)
@@ -95,6 +96,8 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
         client->ops->set_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
     else
         client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
+    if (client->ops != NULL)
+        near__time(writing->cache, NEAR__TIME_l2_write, near__client_now(client) - began);
     if (announcing->message == NULL)
         return NEAR_OK;
     if (with == NULL)
@@ -109,7 +112,7 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
         }
     near__count(writing->cache, NEAR__bus_sent, wire->items[0].answer == NEAR_L2_DONE);
     if (wire->items[0].answer == NEAR_L2_DONE)
-        near__coherence_announced(client->coherence, announcing->message);
+        near__coherence_announced_since(client->coherence, announcing->message, began);
     return NEAR_OK;
 }
 

@@ -19,6 +19,8 @@
 #include "l2/redis_ops.h"
 #include "l2/transport.h"
 
+#include "base/le.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -557,7 +559,7 @@ announced_call(struct batch *b, add_fn add, bool script)
     size_t                   commands;
     struct fate              fate;
     near_status              status;
-    uint64_t                 stream;
+    uint64_t                 stream, number;
 
     if (!call_begin(b))
         return;
@@ -566,7 +568,7 @@ announced_call(struct batch *b, add_fn add, bool script)
         end_here(b, status);
         call_end(b);
         if (note != NULL)
-            near__redis_note_read(note, false);
+            near__redis_note_read(note, false, &number);
         return;
     }
     commands = near__redis_call_commands(b->call);
@@ -578,7 +580,11 @@ announced_call(struct batch *b, add_fn add, bool script)
             transaction_reply(b, i, near__redis_call_reply(b->call, i));
     }
     call_end(b);
-    stream = near__redis_note_read(note, fate.outcome == NEAR__LANE_GIVEN_UP);
+    stream = near__redis_note_read(note, fate.outcome == NEAR__LANE_GIVEN_UP, &number);
+    if (stream != 0) { /* the call stamped a copy; what was announced is told again by its stamp (beats) */
+        near__le64_put(b->announce->message + b->announce->stamp_at, stream);
+        near__le64_put(b->announce->message + b->announce->stamp_at + 8, number);
+    }
     settle(b, &fate, commands, stream);
 }
 
