@@ -487,6 +487,22 @@ NEAR_API near_status near_expire(near_cache *cache, near_bytes key);
  */
 NEAR_API near_status near_invalidate_tag(near_cache *cache, const char *tag);
 
+/**
+ * Forget every value of this cache whose key begins with `prefix`, in L2 and in every instance.  L2 is looked through from end to end
+ * (SCAN and UNLINK, in small steps on connections of its own, on a cluster at every primary): that takes a second for some
+ * hundred thousand keys, whoever's they are.  Labels that are known when a value is stored are better served by tags.
+ * All instances empty this cache's L1, which does not know its keys' beginnings.  A load that is under way serves those who asked
+ * before and is not kept.  A value written meanwhile may be forgotten as well.  Upholds G1, and G3 towards other instances: L2
+ * first, then the message.
+ * @param prefix  any bytes, up to 64 KiB; empty: every key.
+ * @return NEAR_OK: all of it is gone; NEAR_ERR_UNSUPPORTED where L2 cannot find keys (memcached: use tags); NEAR_ERR_TIMEOUT
+ *         after prefix.timeout, NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL: some may be left, and it is begun anew
+ *         in the background until it has succeeded (coherence.max_pending), while this process believes nothing L2 says of
+ *         such keys; NEAR_ERR_INVALID, NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: up to prefix.timeout.  Stats: prefix_invalidations, prefix_removed (grows while it works).
+ */
+NEAR_API near_status near_invalidate_prefix(near_cache *cache, near_bytes prefix);
+
 /* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
  * memory in L2 returns by TTL and eviction).  Errors as near_put(); NEAR_ERR_UNSUPPORTED with l2.envelope = none, whose entries do
  * not say what they belong to: nothing is forgotten then.  Threads: any.  Blocks: as near_put(). */
@@ -579,7 +595,9 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(invalidations_kept, c, "keys", "invalidations that could not be sent and were kept")                   \
     X(invalidations_settled, c, "keys", "of them: sent and confirmed later")                                 \
     X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \
-    X(invalidations_pending, g, "keys", "kept now")
+    X(invalidations_pending, g, "keys", "kept now")                                                          \
+    X(prefix_invalidations, c, "calls", "prefixes invalidated by this process")                              \
+    X(prefix_removed, c, "keys", "keys removed from L2 for them")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

@@ -43,6 +43,9 @@ void near__tags_doubt(near_cache *cache);
 /* Another instance has invalidated a tag. */
 void near__tags_told(near_cache *cache, near_bytes tag, struct near__tag_clock moment);
 
+/* Invalidate a tag in L2, tell the others, and drop what L1 has of it.  NEAR_OK: it is confirmed. */
+near_status near__tags_settle(near_cache *cache, near_bytes tag, int64_t deadline);
+
 /* A stored clock or moment; lineage 0: not one. */
 struct near__tag_clock near__tags_decode(near_bytes stored, near_bytes key);
 

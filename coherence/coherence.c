@@ -161,6 +161,9 @@ dispatch(struct near__coherence *c, const struct near__message *m)
             sink->tagged(sink->ctx, m->cache, key, near__le64_get(tail), near__le64_get(tail + 8));
             break;
         }
+        case NEAR__MESSAGE_PREFIX:
+            sink->prefixed(sink->ctx, m->cache, key);
+            break;
         case NEAR__MESSAGE_BEAT:
             break; /* is not for the sink */
         }

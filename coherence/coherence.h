@@ -30,6 +30,7 @@ struct near__coherence_sink {
         void *ctx); /* distrust everything: move all fences, drop all L1, forget known generations */
     /* The server says that what lies under this key of its own has changed, whoever did it.  NULL: not wanted. */
     void (*changed)(void *ctx, near_bytes server_key);
+    void (*prefixed)(void *ctx, near_bytes cache, near_bytes prefix); /* all keys that begin so are gone */
 };
 
 struct near__coherence_config {

@@ -17,6 +17,7 @@
 #include "l2/backend.h"
 #include "l2/redis_node.h"
 #include "l2/redis_ops.h"
+#include "l2/redis_sweep.h"
 #include "l2/transport.h"
 
 #include <stdio.h>
@@ -740,6 +741,23 @@ redis_health(void *self, char *text, size_t size, int64_t deadline, near_error *
     return NEAR_OK;
 }
 
+static struct near__redis_node_env node_env(struct redis *r);
+
+static near_status
+redis_remove_prefix(void *self, near_bytes prefix, near_l2_progress_fn progress, void *ctx, int64_t deadline,
+                    near_error *error)
+{
+    struct redis            *r     = self;
+    struct near__redis_sweep sweep = { .server          = node_env(r).server,
+                                       .prefix          = prefix,
+                                       .progress        = progress,
+                                       .ctx             = ctx,
+                                       .deadline        = deadline,
+                                       .connect_timeout = r->env->connect_timeout };
+
+    return near__redis_sweep(&sweep, error);
+}
+
 static void
 redis_stats(void *self, struct near_l2_stats *stats)
 {
@@ -883,9 +901,9 @@ redis_forked(void *self)
 #define REDIS_OPS(name)                                                                                      \
     {                                                                                                        \
         .version = NEAR_L2_OPS_V1, .scheme = (name), .open = redis_open, .get_many = redis_get_many,         \
-        .set_many = redis_set_many, .remove_many = redis_remove_many, .health = redis_health,                \
-        .stats = redis_stats, .close = redis_close, .stop = redis_stop, .fini = redis_fini,                  \
-        .forked = redis_forked                                                                               \
+        .set_many = redis_set_many, .remove_many = redis_remove_many, .remove_prefix = redis_remove_prefix,  \
+        .health = redis_health, .stats = redis_stats, .close = redis_close, .stop = redis_stop,              \
+        .fini = redis_fini, .forked = redis_forked                                                           \
     }
 
 const struct near_l2_ops near__l2_redis           = REDIS_OPS("redis");

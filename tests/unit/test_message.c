@@ -52,7 +52,7 @@ decode_copy(const uint8_t *bytes, size_t size, struct near__message *m)
     if (ok) {
         assert_int_equal(keys, m->count);
         assert_in_range(m->cache.size, 1, 64);
-        assert_true(m->kind >= NEAR__MESSAGE_INVALIDATE && m->kind <= NEAR__MESSAGE_TAG);
+        assert_true(m->kind >= NEAR__MESSAGE_INVALIDATE && m->kind <= NEAR__MESSAGE_PREFIX);
     }
     free(copy);
     return ok;
