@@ -361,9 +361,9 @@ NEAR_API near_status near_load_adopt(near_load *load, void *data, size_t size, v
  * is answered. */
 NEAR_API const near_value *near_load_previous(const near_load *load);
 
-/* Answer that the previous value is still right: it gets a new TTL, and the tags that this load names (the previous one's are not
- * taken over).  As near_load_set(); NEAR_ERR_INVALID when there is no
- * previous value (the load has then been answered with NEAR_ERR_LOADER). */
+/* Answer that the previous value is still right: it gets a new TTL, and keeps its tags, besides those that this load names.  As
+ * near_load_set(), TOO_LARGE also when these are more than 16 together; NEAR_ERR_INVALID when there is no previous value (the load
+ * has then been answered with NEAR_ERR_LOADER). */
 NEAR_API near_status near_load_unchanged(near_load *load);
 
 /* What this load is answered with goes to those who wait for it and is stored nowhere.  Before the answer. */

@@ -113,6 +113,18 @@ near__tags_add(near_cache *cache, struct near__labels **labels, near_bytes tag)
     return NEAR_OK;
 }
 
+near_status
+near__tags_add_names(near_cache *cache, struct near__labels **labels, near_bytes names)
+{
+    near_status status = NEAR_OK;
+    near_bytes  name;
+    size_t      at = 0;
+
+    while (status == NEAR_OK && next_name(names, &at, &name))
+        status = near__tags_add(cache, labels, name);
+    return status;
+}
+
 bool
 near__labels_copy(struct near__labels **copy, const struct near__labels *labels)
 {
