@@ -518,6 +518,28 @@ NEAR_API near_status near_clear(near_cache *cache);
  */
 NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
 
+#define NEAR_WRITE_TOKEN_SIZE 64
+
+/**
+ * Name the newest acknowledged write of the calling thread through this client (a put, removal, expiry, clear or invalidation), so that
+ * another process can wait until it has seen it: near_fence_token().  The text has letters and digits only and fits a header or a
+ * cookie; it tells nothing of keys or values.  Take it in the thread that wrote; of a thread whose writes are not remembered (it has
+ * written nothing, or through many clients since) the token is one that always costs a round trip.
+ * @return NEAR_OK; NEAR_ERR_UNSUPPORTED where L2 is shared but there is no bus; NEAR_ERR_INVALID, NEAR_ERR_FORKED: token is "".
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API near_status near_write_token(near_client *client, char token[NEAR_WRITE_TOKEN_SIZE]);
+
+/**
+ * Reads that start after this returns NEAR_OK see the write that the token names, and all that were acknowledged before it.  When this
+ * process has applied it already that is known without a round trip; else, also of a sender that is not known or has gone, this
+ * is near_fence().
+ * @param token  of any process with the same bus.
+ * @return as near_fence(); NEAR_ERR_INVALID for what is no token.
+ * Threads: any.   Blocks: up to timeout_ms (negative: l2.timeout).
+ */
+NEAR_API near_status near_fence_token(near_client *client, const char *token, int64_t timeout_ms);
+
 /* ------------------------------------------------------------------------------------------------- seeing */
 
 /* Every counter once: field, kind (c: only grows; g: a level), unit, help. */

@@ -60,7 +60,7 @@ enum near_l2_mode {
  * A message to publish in the same atomic step as a write, by backends whose traits say `announces`.  Either all of the call's
  * items are written and the message is published, or neither.  The backend stamps 16 bytes at message + stamp_at: two
  * little-endian 64-bit numbers, the stream (one connection's life, random) and the message's number in it (1, 2, ...), so that
- * a receiver sees each stream in order and notices a gap.
+ * a receiver sees each stream in order and notices a gap.  When all is done they stand in `message`, too.
  */
 struct near_l2_announce {
     near_bytes channel;

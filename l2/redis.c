@@ -14,6 +14,7 @@
  * What can never happen: "absent" without the server's word for it; ERROR for a write that may have been
  * executed (an item is refused, or its command did not leave in full, or it is UNKNOWN).
  */
+#include "base/le.h"
 #include "l2/backend.h"
 #include "l2/redis_node.h"
 #include "l2/redis_ops.h"
@@ -499,10 +500,12 @@ in_doubt(const struct batch *b, const struct fate *fate, size_t commands)
 }
 
 static void
-settle(struct batch *b, const struct fate *fate, size_t commands, uint64_t stream)
+settle(struct batch *b, const struct fate *fate, size_t commands, uint64_t stream, uint64_t number)
 {
     if (b->executed && b->published) {
         b->announce->stream = stream;
+        near__le64_put(b->announce->message + b->announce->stamp_at, stream);
+        near__le64_put(b->announce->message + b->announce->stamp_at + 8, number);
     } else if (b->executed) { /* written, but nobody was told: let the caller take it for the worst */
         answer_todo(b, NEAR_L2_UNKNOWN, refusal(b));
     } else if (in_doubt(b, fate, commands)) {
@@ -558,7 +561,7 @@ announced_call(struct batch *b, add_fn add, bool script)
     size_t                   commands;
     struct fate              fate;
     near_status              status;
-    uint64_t                 stream;
+    uint64_t                 stream, number;
 
     if (!call_begin(b))
         return;
@@ -567,7 +570,7 @@ announced_call(struct batch *b, add_fn add, bool script)
         end_here(b, status);
         call_end(b);
         if (note != NULL)
-            near__redis_note_read(note, false);
+            near__redis_note_read(note, false, &number);
         return;
     }
     commands = near__redis_call_commands(b->call);
@@ -579,8 +582,8 @@ announced_call(struct batch *b, add_fn add, bool script)
             transaction_reply(b, i, near__redis_call_reply(b->call, i));
     }
     call_end(b);
-    stream = near__redis_note_read(note, fate.outcome == NEAR__LANE_GIVEN_UP);
-    settle(b, &fate, commands, stream);
+    stream = near__redis_note_read(note, fate.outcome == NEAR__LANE_GIVEN_UP, &number);
+    settle(b, &fate, commands, stream, number);
 }
 
 /* At its memory's limit Redis 7.0 refuses every command inside MULTI, removals and messages as well, but
