@@ -47,6 +47,9 @@ struct near_l2_item {
 /* Called at most once per item, in the calling thread, with no lock held.  `stored` is borrowed for the call. */
 typedef void (*near_l2_deliver_fn)(void *ctx, struct near_l2_item *item, near_bytes stored);
 
+/* So many keys more are gone.  In the calling thread, no lock held, after each step of a long work. */
+typedef void (*near_l2_progress_fn)(void *ctx, size_t removed);
+
 enum near_l2_mode {
     NEAR_L2_ALWAYS,
     NEAR_L2_IF_ABSENT, /* set only: memcached add, Redis SET NX.  The holder of a lease is made by it */
@@ -57,7 +60,7 @@ enum near_l2_mode {
  * A message to publish in the same atomic step as a write, by backends whose traits say `announces`.  Either all of the call's
  * items are written and the message is published, or neither.  The backend stamps 16 bytes at message + stamp_at: two
  * little-endian 64-bit numbers, the stream (one connection's life, random) and the message's number in it (1, 2, ...), so that
- * a receiver sees each stream in order and notices a gap.
+ * a receiver sees each stream in order and notices a gap.  When all is done they stand in `message`, too.
  */
 struct near_l2_announce {
     near_bytes channel;
@@ -120,6 +123,12 @@ struct near_l2_ops {
     /* NEAR_L2_ALWAYS or NEAR_L2_IF_STAMP.  A key that was not there counts as DONE (ALWAYS) or ABSENT (IF_STAMP). */
     void (*remove_many)(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                         struct near_l2_announce *announce, int64_t deadline);
+
+    /* Remove every key that begins with `prefix` and is there from this call's beginning to its end; what is written meanwhile may
+     * go or stay.  In small steps, on connections of its own: nobody else waits for it.  NEAR_OK: certainly all; anything else: some
+     * may be left.  NULL: this backend cannot find keys. */
+    near_status (*remove_prefix)(void *self, near_bytes prefix, near_l2_progress_fn progress, void *ctx,
+                                 int64_t deadline, near_error *error);
 
     /* One line about the server ("redis 7.0.15, maxmemory 0, noeviction") into `text`; dials if need be. */
     near_status (*health)(void *self, char *text, size_t size, int64_t deadline, near_error *error);
