@@ -131,6 +131,16 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "counts.  0: never.")                                                                                           \
     X(lease_timeout, "lease.timeout", DURATION, CACHE, "5s", 10 * NEAR_MS, 3600 * NEAR__SEC, NULL,                    \
       "How long one instance keeps the right to fill a key while the others wait (at least 3s on memcached).")                              \
+    X(write_policy, "write.policy", CHOICE, CACHE, "through", 0, 0, "through | back | around",                         \
+      "How near_update and near_erase reach the store.  through: L2 is marked, the store written, the mark replaced by the "  \
+      "value.  back: acknowledged here, written later, in batches.  around: the store is written, then both tiers "    \
+      "forget the key.")                                                                                              \
+    X(write_fast, "write.fast", CHOICE, CACHE, "no", 0, 0, "no | yes",                                                \
+      "yes: write.policy through without the mark, which saves an exchange with L2 and needs none before the store is " \
+      "written.  A writer that dies between store and L2 then leaves the old value in L2 until its TTL, or until "     \
+      "write_back.journal is replayed; the new value is not kept in L2, the next reader loads it.")                    \
+    X(store_timeout, "store.timeout", DURATION, CACHE, "5s", NEAR_MS, 3600 * NEAR__SEC, NULL,                         \
+      "How long a store may take for one call: what it has not answered then counts as unknown.")                      \
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis[s]://[user:pass@]host[:port][/db] | redis+unix:///path | "                  \
       "redis[s]-sentinel://h1,h2/master | redis[s]-cluster://h1,h2",                                                  \
@@ -214,6 +224,7 @@ enum { NEAR__VERIFY_FULL, NEAR__VERIFY_CA };
 enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
 enum { NEAR__COMPRESSION_NONE, NEAR__COMPRESSION_AUTO, NEAR__COMPRESSION_LZ4, NEAR__COMPRESSION_ZSTD };
 enum { NEAR__ENVELOPE_FULL, NEAR__ENVELOPE_NONE };
+enum { NEAR__WRITE_THROUGH, NEAR__WRITE_BACK, NEAR__WRITE_AROUND };
 
 struct near__option {
     const char             *name;
