@@ -141,6 +141,17 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "write_back.journal is replayed; the new value is not kept in L2, the next reader loads it.")                    \
     X(store_timeout, "store.timeout", DURATION, CACHE, "5s", NEAR_MS, 3600 * NEAR__SEC, NULL,                         \
       "How long a store may take for one call: what it has not answered then counts as unknown.")                      \
+    X(write_back_journal, "write_back.journal", TEXT, CACHE, "", 0, 1000, NEAR__PATH,                                 \
+      "Directory, on a file system of this machine, of the journal that keeps writes until they are in the store, and "   \
+      "says after a crash what was under way.  Caches of one client may share it; programs not.  Empty: none, what is "     \
+      "not in the store when the process ends is lost.")                                                              \
+    X(write_back_fsync, "write_back.fsync", CHOICE, CACHE, "always", 0, 0, "always | interval | none",                \
+      "always: a write is on disk when it is acknowledged, one fsync for all who wait.  interval: within "             \
+      "write_back.fsync_interval; until then a crash may lose it.  none: it survives the end of the process, not of the machine.")     \
+    X(write_back_fsync_interval, "write_back.fsync_interval", DURATION, CACHE, "100ms", NEAR_MS, 60 * NEAR__SEC, NULL, \
+      "How often the journal is brought to disk with write_back.fsync = interval.")                                   \
+    X(write_back_journal_max_bytes, "write_back.journal_max_bytes", SIZE, CACHE, "1GiB", NEAR__MIB, NEAR__TIB, NULL,  \
+      "Most disk space of a journal, dead letters included.  What waits for the store may take half of it.")          \
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis[s]://[user:pass@]host[:port][/db] | redis+unix:///path | "                  \
       "redis[s]-sentinel://h1,h2/master | redis[s]-cluster://h1,h2",                                                  \
