@@ -557,6 +557,10 @@ NEAR_API uint64_t near_write_origin(const near_write *write);
 /* The write's number: 1 and up, growing per origin.  A write that is handed over again has the number it had. */
 NEAR_API uint64_t near_write_sequence(const near_write *write);
 
+/* Whether another instance has, or may have, written the key since this write was accepted (write.policy = back; else false).  A
+ * store that finds its own record newer may answer near_write_fail(write, NEAR_ERR_CONFLICT): the write is dropped. */
+NEAR_API bool near_write_conflict(const near_write *write);
+
 /* Answer that the store holds the change, for good.  Threads: any.  Blocks: never. */
 NEAR_API void near_write_done(near_write *write);
 
@@ -696,7 +700,10 @@ NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, 
     X(invalidations_kept, c, "keys", "invalidations that could not be sent and were kept")                   \
     X(invalidations_settled, c, "keys", "of them: sent and confirmed later")                                 \
     X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \
-    X(invalidations_pending, g, "keys", "kept now")
+    X(invalidations_pending, g, "keys", "kept now")                                                          \
+    X(updates, c, "keys", "changes begun by near_update and near_erase, through and around")                 \
+    X(update_failures, c, "keys", "of them: refused by the store, or not known whether made")                \
+    X(marks_met, c, "keys", "of them: another writer was at the key, so that no value was left in L2")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

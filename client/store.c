@@ -267,6 +267,12 @@ near_write_sequence(const near_write *write)
     return write != NULL ? write->item->sequence : 0;
 }
 
+bool
+near_write_conflict(const near_write *write)
+{
+    return write != NULL && write->item->conflict;
+}
+
 /* The timer's reference, unless it has run.  No lock held: it may be running. */
 static void
 forget_timer(struct call *call)
