@@ -71,13 +71,3 @@ near_flush(near_client *client, int64_t timeout_ms)
         return NEAR_ERR_INVALID;
     return *client->alive == 0 ? NEAR_ERR_FORKED : NEAR_OK;
 }
-
-near_status
-near_add(near_cache *cache, near_bytes key, int64_t delta, int64_t initial, int64_t *result)
-{
-    (void)key;
-    (void)delta;
-    (void)initial;
-    (void)result;
-    return cache == NULL ? NEAR_ERR_INVALID : NEAR_ERR_UNSUPPORTED;
-}
