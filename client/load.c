@@ -6,6 +6,7 @@
 #include "load.h"
 
 #include "budget.h"
+#include "cache.h"
 #include "early.h"
 #include "read.h"
 #include "tags.h"
@@ -53,31 +54,6 @@ bool
 near__load_nested(void)
 {
     return loaders_entered > 0;
-}
-
-/* ---- open loads of a cache: near_cache_close() waits for them */
-
-static bool
-loads_opened(near_cache *cache, size_t n)
-{
-    bool may;
-
-    near__lock(&cache->loads_lock);
-    may = !cache->closing;
-    if (may)
-        cache->loads_open += n;
-    near__unlock(&cache->loads_lock);
-    return may;
-}
-
-static void
-loads_closed(near_cache *cache, size_t n)
-{
-    near__lock(&cache->loads_lock);
-    cache->loads_open -= n;
-    if (cache->loads_open == 0)
-        pthread_cond_broadcast(&cache->loads_done);
-    near__unlock(&cache->loads_lock);
 }
 
 /* ---- batch */
@@ -375,7 +351,7 @@ lead(struct batch *batch)
             leave_locked(batch); /* from here on, who answers finishes */
         near__unlock(&batch->lock);
         finish(batch, batch->finishing, taken, batch->asks);
-        loads_closed(cache, taken);
+        near__cache_work_ends(cache, taken);
         open -= taken;
         if (taken > 0)
             more = true;
@@ -398,7 +374,7 @@ load_now(near_cache *cache, struct near__leg **legs, size_t n, const struct near
 {
     struct batch *batch = batch_new(cache, legs, n, terms);
 
-    if (batch == NULL || !loads_opened(cache, n)) {
+    if (batch == NULL || !near__cache_work_begins(cache, n)) {
         load_nothing(cache, legs, n, terms, batch == NULL ? NEAR_ERR_NOMEM : NEAR_ERR_CLOSED);
         if (batch != NULL)
             batch_drop(batch);
@@ -644,7 +620,7 @@ answer(near_load *load, near_status status, struct near__entry *entry)
     if (!mine)
         return; /* the leader finishes it, and `load` may be gone by now */
     finish(batch, &load, 1, &ask);
-    loads_closed(batch->cache, 1);
+    near__cache_work_ends(batch->cache, 1);
     batch_release(batch, 1);
 }
 
