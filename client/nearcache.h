@@ -557,6 +557,12 @@ NEAR_API uint64_t near_write_origin(const near_write *write);
 /* The write's number: 1 and up, growing per origin.  A write that is handed over again has the number it had. */
 NEAR_API uint64_t near_write_sequence(const near_write *write);
 
+/* write.policy = back: whether another instance has, or may have, written the key since this change was accepted.  The store may make
+ * the change all the same (the last one wins), or keep what it has by near_write_fail(write, NEAR_ERR_CONFLICT): then the change is
+ * dropped, not tried again, and the caches forget the key.  With a bus, a change by an instance is known when its message has arrived;
+ * without one, only while the other's value lies in L2.  Valid until the write is answered.  Threads: any. */
+NEAR_API bool near_write_conflict(const near_write *write);
+
 /* Answer that the store holds the change, for good.  Threads: any.  Blocks: never. */
 NEAR_API void near_write_done(near_write *write);
 
@@ -696,7 +702,25 @@ NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, 
     X(invalidations_kept, c, "keys", "invalidations that could not be sent and were kept")                   \
     X(invalidations_settled, c, "keys", "of them: sent and confirmed later")                                 \
     X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \
-    X(invalidations_pending, g, "keys", "kept now")
+    X(invalidations_pending, g, "keys", "kept now")                                                          \
+    X(write_back_accepted, c, "writes", "changes taken to be written back")                                  \
+    X(write_back_coalesced, c, "writes", "of them: replaced by a newer one before the store was given them") \
+    X(write_back_stored, c, "writes", "of them: in the store")                                               \
+    X(write_back_retries, c, "writes", "times that the store refused one and it was kept for another try")   \
+    X(write_back_dead, c, "writes", "changes that the store refused for good: put aside")                    \
+    X(write_back_conflicts, c, "writes", "changes of keys that another instance may have written meanwhile") \
+    X(write_back_settled, c, "keys", "stored keys removed from L2, where something else lay by then")        \
+    X(write_back_refused, c, "writes", "changes refused for want of room")                                   \
+    X(write_back_reads, c, "keys", "reads answered by a change that the store has not got yet")              \
+    X(write_back_replayed, c, "writes", "changes of a former life found in the journal")                     \
+    X(write_back_pending, g, "writes", "changes that the store has not got yet")                             \
+    X(write_back_bytes, g, "bytes", "their memory")                                                          \
+    X(write_back_age_ms, g, "ms", "how long the oldest of them has waited")                                  \
+    X(journal_live, g, "records", "records of journals that are not done with")                              \
+    X(journal_bytes, g, "bytes", "disk space of journals")                                                   \
+    X(journal_fsyncs, g, "calls", "times a journal was brought to disk")                                     \
+    X(journal_failures, g, "calls", "writes and fsyncs of journals that failed")                             \
+    X(journal_dead_letters, g, "writes", "dead letters in journals")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

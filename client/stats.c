@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "back.h"
 #include "client.h"
+#include "journals.h"
 
 uint64_t
 near__counters_sum(const struct near__counters *counters, enum near__counter counter)
@@ -93,6 +95,33 @@ collect_bus(near_client *client, near_stats *stats)
 }
 
 static void
+collect_writes(near_client *client, near_stats *stats)
+{
+    struct near__journal_state journals;
+    struct near__back_levels   one;
+    int64_t                    oldest = NEAR_NEVER;
+
+    near__lock(&client->lock);
+    for (near_cache *cache = client->caches; cache != NULL; cache = cache->next) {
+        if (cache->back == NULL)
+            continue;
+        near__back_levels(cache->back, &one);
+        stats->write_back_pending += one.writes;
+        stats->write_back_bytes += one.bytes;
+        oldest = one.oldest != 0 && one.oldest < oldest ? one.oldest : oldest;
+    }
+    near__unlock(&client->lock);
+    if (oldest != NEAR_NEVER)
+        stats->write_back_age_ms = (uint64_t)(near__client_now(client) - oldest) / NEAR_MS;
+    near__journals_state(client, &journals);
+    stats->journal_live         = journals.live;
+    stats->journal_bytes        = journals.bytes;
+    stats->journal_fsyncs       = journals.fsyncs;
+    stats->journal_failures     = journals.failures;
+    stats->journal_dead_letters = journals.dead_letters;
+}
+
+static void
 collect(near_client *client, near_stats *stats)
 {
     struct near_l2_stats l2 = { 0, 0 };
@@ -102,6 +131,7 @@ collect(near_client *client, near_stats *stats)
 #undef COLLECT
     collect_l1(client, stats);
     collect_bus(client, stats);
+    collect_writes(client, stats);
     stats->invalidations_pending = atomic_load_explicit(&client->recovery.pending, memory_order_relaxed);
     if (client->ops != NULL)
         client->ops->stats(client->l2, &l2);

@@ -7,6 +7,8 @@
  */
 #include "store.h"
 
+#include "back.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -318,6 +320,12 @@ answer(near_write *write, near_status status)
     call_release(call);
 }
 
+bool
+near_write_conflict(const near_write *write)
+{
+    return write != NULL && write->item->conflict;
+}
+
 void
 near_write_done(near_write *write)
 {
@@ -339,4 +347,5 @@ near_cache_set_store(near_cache *cache, near_store_fn fn, void *ctx)
         return;
     cache->store     = fn;
     cache->store_ctx = ctx;
+    near__back_start(cache);
 }
