@@ -18,8 +18,9 @@
 struct aging {
     near_cache *cache;
     near_bytes  key;
-    uint64_t    stamp; /* of what was found; 0: nothing, or no entry */
-    uint8_t    *bytes; /* what to put in its place; NULL: it has to go */
+    uint64_t    stamp;  /* of what was found; 0: nothing, or no entry */
+    bool        marked; /* the store is being written: what there was is gone already */
+    uint8_t    *bytes;  /* what to put in its place; NULL: it has to go */
     size_t      size;
     int64_t     ttl_ms; /* and for how long */
 };
@@ -56,8 +57,10 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     (void)item;
     if (near__envelope_decode(&envelope, stored, aging->key) != NEAR__ENVELOPE_OK)
         return;
-    aging->stamp = envelope.stamp;
-    age(aging, &envelope);
+    aging->stamp  = envelope.stamp;
+    aging->marked = (envelope.flags & NEAR__ENVELOPE_MARK) != 0;
+    if (!aging->marked)
+        age(aging, &envelope);
 }
 
 /* One attempt: NEAR_OK, NEAR_MISS when somebody came in between, or why not. */
@@ -73,7 +76,7 @@ age_once(near_cache *cache, struct near__wire *wire, near_bytes key, int64_t dea
     client->ops->get_many(client->l2, item, 1, deliver, &aging, deadline);
     near__count(cache, NEAR__l2_requests, 1);
     status = near__item_status(item);
-    if (status == NEAR_MISS)
+    if (status == NEAR_MISS || aging.marked)
         return NEAR_OK; /* nothing is there */
     if (status == NEAR_OK) {
         *item          = (struct near_l2_item){ .key = item->key };

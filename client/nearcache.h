@@ -703,6 +703,9 @@ NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, 
     X(invalidations_settled, c, "keys", "of them: sent and confirmed later")                                 \
     X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \
     X(invalidations_pending, g, "keys", "kept now")                                                          \
+    X(updates, c, "keys", "changes begun by near_update and near_erase, through and around")                 \
+    X(update_failures, c, "keys", "of them: refused by the store, or not known whether made")                \
+    X(marks_met, c, "keys", "of them: another writer was at the key, so that no value was left in L2")     \
     X(write_back_accepted, c, "writes", "changes taken to be written back")                                  \
     X(write_back_coalesced, c, "writes", "of them: replaced by a newer one before the store was given them") \
     X(write_back_stored, c, "writes", "of them: in the store")                                               \

@@ -317,6 +317,8 @@ sort_out(struct near__plan *plan)
             leg->ask.refresh = true;
         if (leg->ask.found == NEAR__LEASED)
             look_at_marker(cache, leg, now);
+        if (leg->ask.found == NEAR__MARKED)
+            leg->fill_l1 = false; /* if the writer dies after the store nobody will tell us to forget it */
         if (leg->ask.found == NEAR__FOUND || leg->ask.found == NEAR__STALE)
             take_stale(plan, leg, now);
         failed = near__flight_throttled(cache, leg->flight, now);

@@ -269,6 +269,12 @@ near_write_sequence(const near_write *write)
     return write != NULL ? write->item->sequence : 0;
 }
 
+bool
+near_write_conflict(const near_write *write)
+{
+    return write != NULL && write->item->conflict;
+}
+
 /* The timer's reference, unless it has run.  No lock held: it may be running. */
 static void
 forget_timer(struct call *call)
@@ -318,12 +324,6 @@ answer(near_write *write, near_status status)
         forget_timer(call);
     near__cache_work_ends(call->cache, 1);
     call_release(call);
-}
-
-bool
-near_write_conflict(const near_write *write)
-{
-    return write != NULL && write->item->conflict;
 }
 
 void

@@ -17,8 +17,8 @@ struct near__store_item {
     near_bytes key;
     near_bytes data; /* data NULL: an erase; else it is not NULL even if its size is 0 */
     uint64_t   origin, sequence;
-    bool       conflict; /* another instance may have written the key meanwhile */
-    void      *user; /* the caller's */
+    bool       conflict; /* for near_write_conflict() */
+    void      *user;     /* the caller's */
     near_status
         status; /* answered: NEAR_OK, an error of the store's, or NEAR_ERR_TIMEOUT: the outcome is not known */
 };

@@ -459,7 +459,10 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     }
     result = near__envelope_decode(&envelope, stored, ask->key);
     if (result == NEAR__ENVELOPE_OK) {
-        if (envelope.flags & NEAR__ENVELOPE_LEASE) {
+        if (envelope.flags & NEAR__ENVELOPE_MARK) {
+            ask->found = NEAR__MARKED; /* of whatever generation: that writer has not finished */
+            ask->stamp = envelope.stamp;
+        } else if (envelope.flags & NEAR__ENVELOPE_LEASE) {
             ask->found      = NEAR__LEASED;
             ask->stamp      = envelope.stamp;
             ask->soft_until = (int64_t)envelope.generation; /* of the marker, for check_generation() */
