@@ -394,20 +394,15 @@ sync_journal(const struct near__flight_of_writes *flight)
 {
     struct near__back *back   = flight->back;
     uint64_t           newest = 0;
-    int64_t            deadline;
-    near_status        status;
 
-    if (back->journal == NULL || back->cache->settings.write_back_fsync == NEAR__FSYNC_NONE)
+    if (back->journal == NULL)
         return NEAR_OK;
     for (size_t i = 0; i < flight->n; i++)
         if (flight->seats[i].write->sequence > newest)
             newest = flight->seats[i].write->sequence;
-    deadline = near__time_after(near__client_now(back->cache->client), back->cache->settings.store_timeout);
-    status   = near__journal_commit(back->journal, newest, deadline);
-    while (status == NEAR_OK &&
-           near__journal_synced(back->journal) < newest) /* interval: now rather than later */
-        status = near__journal_tick(back->journal);
-    return status;
+    return near__journal_sync(
+        back->journal, newest,
+        near__time_after(near__client_now(back->cache->client), back->cache->settings.store_timeout));
 }
 
 /* ---- the store's answers */
