@@ -211,7 +211,7 @@ near__record_decode(struct near__record_view *view, const uint8_t *bytes, size_t
 
 size_t
 near__record_search(struct near__record_view *view, const uint8_t *bytes, size_t size, size_t at,
-                    uint64_t segment)
+                    uint64_t stamp)
 {
     for (at = (at + 7) & ~(size_t)7; at + NEAR__RECORD_HEADER <= size; at += 8)
         if (near__record_decode(view, bytes + at, size - at, stamp))
