@@ -7,10 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "back.h"
 #include "budget.h"
 #include "early.h"
 #include "flight.h"
 #include "generation.h"
+#include "journals.h"
 #include "l1/policy.h"
 #include "load.h"
 #include "share.h"
@@ -29,6 +31,7 @@ is_name(const char *name)
 void
 near__cache_free(near_cache *cache)
 {
+    near__back_free(cache);
     near__l1_free(&cache->l1);
     near__flights_fini(cache);
     near__share_fini(cache);
@@ -127,7 +130,8 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
     if (status != NEAR_OK)
         return near__fail(error, status, "cache %s: cannot make its L1: %s", cache->name,
                           near_status_text(status));
-    return NEAR_OK;
+    status = near__journals_get(cache, error);
+    return status == NEAR_OK ? near__back_open(cache, error) : status;
 }
 
 /* The L1s' bounds again, each its part of l1.total_bytes.  Returns the last refusal: an index that is already larger than its part,
@@ -313,15 +317,18 @@ void
 near_cache_close(near_cache *cache)
 {
     near_client *client;
+    int64_t      deadline;
 
     if (cache == NULL || *cache->client->alive == 0)
         return; /* in a child near_client_close() frees it */
-    client = cache->client;
+    client   = cache->client;
+    deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__back_close(cache, deadline);
     near__lock(&client->lock);
     near__cache_unlink_locked(cache);
     near__unlock(&client->lock);
     share(client, "a cache was closed");
-    near__cache_await_work(cache, near__time_after(near__client_now(client), client->settings.close_timeout));
+    near__cache_await_work(cache, deadline);
     near__cache_release(cache);
 }
 

@@ -13,9 +13,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "back.h"
 #include "budget.h"
 #include "cache.h"
 #include "generation.h"
+#include "journals.h"
 #include "tags.h"
 #include "tier.h"
 #include "upkeep.h"
@@ -94,10 +96,14 @@ sink_invalidate(void *ctx, near_bytes name, near_bytes key)
 {
     near_client *client = ctx;
     near_cache  *cache  = find_cache(client, name);
+    uint64_t     hash;
 
     if (cache == NULL)
         return;
-    near__l1_invalidate(cache->l1, near__hash_keyed(&client->secret, key), key);
+    hash = near__hash_keyed(&client->secret, key);
+    if (cache->back != NULL)
+        near__back_suspect(cache, hash, key);
+    near__l1_invalidate(cache->l1, hash, key);
     near__cache_release(cache);
 }
 
@@ -240,6 +246,8 @@ sink_flush(void *ctx)
     while ((n = next_caches(client, below, caches, NEAR_COUNT_OF(caches))) > 0) {
         below = caches[n - 1]->id;
         for (size_t i = 0; i < n; i++) {
+            if (caches[i]->back != NULL)
+                near__back_suspect_all(caches[i]);
             near__generation_doubt(caches[i], false);
             near__tags_doubt(caches[i]);
             near__l1_flush(caches[i]->l1);
@@ -539,8 +547,9 @@ near_status
 near_client_close(near_client *client, near_error *error)
 {
     int64_t     deadline;
-    size_t      unanswered = 0, owed;
+    size_t      unanswered = 0, unwritten = 0, owed;
     near_cache *cache;
+    near_status journals;
 
     if (error != NULL)
         *error = (near_error){ .code = NEAR_OK };
@@ -550,6 +559,7 @@ near_client_close(near_client *client, near_error *error)
         return close_in_child(client);
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
     while ((cache = pop_cache(client)) != NULL) {
+        unwritten += near__back_close(cache, deadline);
         unanswered += near__cache_await_work(cache, deadline);
         near__cache_release(cache);
     }
@@ -566,12 +576,19 @@ near_client_close(near_client *client, near_error *error)
     if (client->ops != NULL)
         client->ops->stop(client->l2);
     near__recovery_drop(client);
+    journals = near__journals_close(client, error);
     near__client_release(client);
+    if (unwritten > 0)
+        return near__fail(
+            error, NEAR_ERR_BUSY,
+            "closing: %zu changes are not in the store: those of caches with write_back.journal are "
+            "there and go to the store after the next start, others are lost",
+            unwritten);
     if (unanswered > 0)
         return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads or writes were not answered within close.timeout",
                           unanswered);
     if (owed > 0)
         return near__fail(error, NEAR_ERR_UNAVAILABLE,
                           "closing: invalidations of %zu keys or caches could not be sent", owed);
-    return NEAR_OK;
+    return journals;
 }

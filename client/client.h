@@ -93,6 +93,7 @@ struct near_client {
     _Atomic uint64_t      stamps;     /* drawn so far */
     uint64_t              write_origin; /* random: who numbers the writes where there is no journal */
     _Atomic uint64_t      write_sequence;
+    struct near__journals *journals;   /* client's lock */
     struct near__packer   packer;     /* contexts of compression for all caches */
     struct near__l1_stats closed_l1;  /* counters of caches that were closed */
 };
@@ -188,6 +189,8 @@ struct near_cache {
     struct near__l1 *l1;
     enum near__codec codec;          /* of what it stores in L2 */
     struct near__gain          gain; /* and how much that has helped */
+    struct near__back         *back; /* NULL: write.policy is another one */
+    struct near__journal      *journal; /* NULL: none; the client's */
     bool                       bare; /* l2.envelope = none: values lie in L2 as they are */
     near_load_fn               loader;
     void                      *loader_ctx;

@@ -595,8 +595,10 @@ NEAR_API uint64_t near_write_origin(const near_write *write);
 /* The write's number: 1 and up, growing per origin.  A write that is handed over again has the number it had. */
 NEAR_API uint64_t near_write_sequence(const near_write *write);
 
-/* Whether another instance has, or may have, written the key since this write was accepted (write.policy = back; else false).  A
- * store that finds its own record newer may answer near_write_fail(write, NEAR_ERR_CONFLICT): the write is dropped. */
+/* write.policy = back: whether another instance has, or may have, written the key since this change was accepted.  The store may make
+ * the change all the same (the last one wins), or keep what it has by near_write_fail(write, NEAR_ERR_CONFLICT): then the change is
+ * dropped, not tried again, and the caches forget the key.  With a bus, a change by an instance is known when its message has arrived;
+ * without one, only while the other's value lies in L2.  Valid until the write is answered.  Threads: any. */
 NEAR_API bool near_write_conflict(const near_write *write);
 
 /* Answer that the store holds the change, for good.  Threads: any.  Blocks: never. */
@@ -751,7 +753,25 @@ NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, 
     X(updates, c, "keys", "changes begun by near_update and near_erase, through and around")                 \
     X(update_failures, c, "keys", "of them: refused by the store, or not known whether made")                \
     X(marks_met, c, "keys", "of them: another writer was at the key, so that no value was left in L2")       \
-    X(additions, c, "keys", "counters added to by near_add")
+    X(additions, c, "keys", "counters added to by near_add")                                                 \
+    X(write_back_accepted, c, "writes", "changes taken to be written back")                                  \
+    X(write_back_coalesced, c, "writes", "of them: replaced by a newer one before the store was given them") \
+    X(write_back_stored, c, "writes", "of them: in the store")                                               \
+    X(write_back_retries, c, "writes", "times that the store refused one and it was kept for another try")   \
+    X(write_back_dead, c, "writes", "changes that the store refused for good: put aside")                    \
+    X(write_back_conflicts, c, "writes", "changes of keys that another instance may have written meanwhile") \
+    X(write_back_settled, c, "keys", "stored keys removed from L2, where something else lay by then")        \
+    X(write_back_refused, c, "writes", "changes refused for want of room")                                   \
+    X(write_back_reads, c, "keys", "reads answered by a change that the store has not got yet")              \
+    X(write_back_replayed, c, "writes", "changes of a former life found in the journal")                     \
+    X(write_back_pending, g, "writes", "changes that the store has not got yet")                             \
+    X(write_back_bytes, g, "bytes", "their memory")                                                          \
+    X(write_back_age_ms, G, "ms", "how long the oldest of them has waited")                                  \
+    X(journal_live, G, "records", "records of journals that are not done with")                              \
+    X(journal_bytes, G, "bytes", "disk space of journals")                                                   \
+    X(journal_fsyncs, C, "calls", "times a journal was brought to disk")                                     \
+    X(journal_failures, C, "calls", "writes and fsyncs of journals that failed")                             \
+    X(journal_dead_letters, G, "writes", "dead letters in journals")
 
 /* Every histogram of durations once: field, scope (c: of each cache; C: of the client as a whole), help.  Values that are read out
  * differ from those measured by at most 1.6 %.  An L1 hit is timed by sample: see l1_hit. */

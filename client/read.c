@@ -5,6 +5,7 @@
  */
 #include "read.h"
 
+#include "back.h"
 #include "early.h"
 #include "share.h"
 
@@ -152,6 +153,8 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
 {
     near_value *hit;
 
+    if (near__back_answers(cache, hash, key, value, status))
+        return true;
     if (__builtin_expect(!asks_l1(view), 0))
         return not_asked(cache, view, status);
     hit = near__l1_hit((struct near__l1_front *)cache->l1, hash, key, view->now);
@@ -325,7 +328,11 @@ get_plain(near_cache *cache, near_bytes key, near_value **hit, uint64_t *hash)
     if (NEAR__UNLIKELY(!plain_view(cache, key, &now)))
         return NULL;
     *hash = near__hash_keyed_inline(&cache->client->secret, key);
-    *hit  = near__l1_hit((struct near__l1_front *)cache->l1, *hash, key, now);
+    if (NEAR__UNLIKELY(near__back_may(cache, *hash))) {
+        *hash = 0; /* not plain */
+        return NULL;
+    }
+    *hit = near__l1_hit((struct near__l1_front *)cache->l1, *hash, key, now);
     if (NEAR__LIKELY((uintptr_t)*hit > NEAR__VALUE_BITS && !((uintptr_t)*hit & NEAR__VALUE_STALE)))
         return *hit;
     if ((uintptr_t)*hit > NEAR__VALUE_BITS) {
@@ -504,6 +511,19 @@ add_missing(near_cache *cache, struct missing *missing, size_t index, size_t lef
     return NEAR_MISS;
 }
 
+/* Of a cache that writes back: key by key, what is dirty first. */
+static void
+answer_dirty_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
+                   uint64_t *hashes, near_value **values, near_status *statuses)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (statuses[i] < 0)
+            continue;
+        hashes[i] = near__hash_keyed_inline(&cache->client->secret, keys[i]);
+        near__l1_answers(cache, view, hashes[i], keys[i], &values[i], &statuses[i], NULL);
+    }
+}
+
 void
 near__l1_answer_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
                       uint64_t *hashes, near_value **values, near_status *statuses)
@@ -511,6 +531,10 @@ near__l1_answer_group(near_cache *cache, const struct near__view *view, const ne
     near_bytes sound[NEAR__GROUP] = { { NULL, 0 } }; /* the keys, the refused ones empty */
     size_t     other              = 0;
 
+    if (NEAR__UNLIKELY(cache->back != NULL)) {
+        answer_dirty_group(cache, view, keys, n, hashes, values, statuses);
+        return;
+    }
     for (size_t i = 0; i < n; i++) {
         sound[i]  = statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i];
         hashes[i] = near__hash_keyed_inline(&cache->client->secret, sound[i]);
