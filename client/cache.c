@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "audit.h"
 #include "budget.h"
 #include "early.h"
 #include "flight.h"
@@ -293,6 +294,7 @@ near_cache_close(near_cache *cache)
     near__lock(&client->lock);
     near__cache_unlink_locked(cache);
     near__unlock(&client->lock);
+    near__audit_forget(cache);
     share(client, "a cache was closed");
     near__cache_await_loads(cache,
                             near__time_after(near__client_now(client), client->settings.close_timeout));

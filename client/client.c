@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "audit.h"
 #include "budget.h"
 #include "cache.h"
 #include "generation.h"
@@ -422,6 +423,8 @@ open_client(near_client *client, const near_config *config, near_error *error)
     status = open_l2(client, error);
     if (status == NEAR_OK)
         status = open_coherence(client, error);
+    if (status == NEAR_OK && near__audit_open(client) != NEAR_OK)
+        status = near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     return status;
 }
 
@@ -442,6 +445,7 @@ client_free(near_client *client)
     if (client->alive != NULL)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);
+    near__audit_free(client);
     near__scheduler_fini(&client->scheduler);
     near__recovery_fini(client);
     near__client_log_fini(client);
@@ -532,6 +536,7 @@ near_client_close(near_client *client, near_error *error)
     if (*client->alive == 0)
         return close_in_child(client);
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__audit_close(client);
     while ((cache = pop_cache(client)) != NULL) {
         unanswered += near__cache_await_loads(cache, deadline);
         near__cache_release(cache);
@@ -539,6 +544,7 @@ near_client_close(near_client *client, near_error *error)
     owed = near__recovery_close(client, deadline);
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
+    atomic_store_explicit(&client->detour, true, memory_order_relaxed);
     near__scheduler_stop(&client->scheduler);
     if (client->ops != NULL)
         client->ops->close(client->l2);

@@ -579,7 +579,12 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(invalidations_kept, c, "keys", "invalidations that could not be sent and were kept")                   \
     X(invalidations_settled, c, "keys", "of them: sent and confirmed later")                                 \
     X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \
-    X(invalidations_pending, g, "keys", "kept now")
+    X(invalidations_pending, g, "keys", "kept now")                                                          \
+    X(audit_checked, c, "hits", "sampled L1 hits that were compared with L2 later (audit.sample)")           \
+    X(audit_stale_1s, c, "hits", "of them: L1 still had a value that L2 no longer had after audit.delay")    \
+    X(audit_stale_10s, c, "hits", "the same after ten times audit.delay")                                    \
+    X(audit_absent, c, "hits", "of those compared: L2 had nothing any more (evicted, or removed unheard)")   \
+    X(audit_skipped, c, "hits", "sampled and not compared: too many at a time, or a key over 256 bytes")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

@@ -102,12 +102,14 @@ struct process {
     unsigned          self;
     near_client      *client;
     near_cache       *cache;
-    _Atomic uint64_t *seen; /* per key: the newest version that somebody here has read */
+    int64_t           stats_at; /* its first thread's */
+    _Atomic uint64_t *seen;     /* per key: the newest version that somebody here has read */
 };
 
 struct worker {
     struct process *process;
     unsigned        self;
+    enum fleet_op   op; /* under way */
     uint64_t        random;
     struct tally    tally;
     pthread_t       thread;
@@ -128,6 +130,30 @@ static int64_t
 bucket_top(unsigned at)
 {
     return (int64_t)((((uint64_t)(at % 8) + 9) << at / 8) - 8) * 64;
+}
+
+/* The first few that may not be are described, for whoever has to find out why. */
+static void
+note(struct worker *w, const char *what, unsigned key, uint64_t version,
+     const struct history_verdict *verdict, near_source source, int64_t began, int64_t ended)
+{
+    struct fleet_page    *page    = w->process->fleet->page;
+    const struct history *history = w->process->fleet->history;
+    unsigned              at      = page->incidents++;
+
+    if (at >= FLEET_INCIDENTS)
+        return;
+    snprintf(
+        page->incident[at], sizeof(page->incident[at]),
+        "%s: process %u, op %d, key %u, version %llu (op %d) from tier %d after version %llu (op %d) had "
+        "been "
+        "acknowledged for %.3f ms (own %.3f ms); the read took %.3f ms; newest %llu, store %llu; at %.3f ms",
+        what, w->process->self, (int)w->op, key, (unsigned long long)version,
+        (int)history_how(history, key, version), (int)source, (unsigned long long)verdict->by,
+        (int)history_how(history, key, verdict->by), (double)verdict->outdated / 1e6,
+        (double)verdict->outdated_by_own / 1e6, (double)(ended - began) / 1e6,
+        (unsigned long long)history_newest(history, key), (unsigned long long)page->store[key],
+        (double)(began % (1000000 * NEAR_MS)) / 1e6);
 }
 
 static void
@@ -184,6 +210,9 @@ judge(struct worker *w, unsigned key, uint64_t seen, near_status status, near_va
         w->tally.lapped += verdict.lapped;
         w->tally.unjudged += verdict.unjudged;
         w->tally.own += verdict.outdated_by_own > 0;
+        if (verdict.outdated > fleet->plan.window_ms * NEAR_MS || verdict.outdated_by_own > 0 ||
+            verdict.impossible)
+            note(w, "outdated", key, version, &verdict, source, began, ended);
         if (source == NEAR_FROM_L1) {
             judge_hit(w, &verdict, ended);
         } else if (verdict.outdated > 0) {
@@ -273,7 +302,7 @@ struct pending {
 };
 
 static bool
-begin_write(struct worker *w, struct pending *pending, unsigned key)
+begin_write(struct worker *w, struct pending *pending, unsigned key, enum fleet_op op)
 {
     struct process *p = w->process;
     uint64_t        version;
@@ -281,7 +310,7 @@ begin_write(struct worker *w, struct pending *pending, unsigned key)
     for (unsigned i = 0; i < pending->n; i++)
         if (pending->key[i] == key)
             return false;
-    version = history_begin(p->fleet->history, key, p->self);
+    version = history_begin(p->fleet->history, key, p->self, op);
     if (version == 0) {
         w->tally.skipped_writes++;
         return false;
@@ -321,7 +350,7 @@ put_many(struct worker *w, unsigned n)
     for (unsigned i = 0; i < n; i++) {
         unsigned key = tagged ? group + any_key(w) % FLEET_TAG_KEYS : any_key(w), at = pending.n;
 
-        if (!begin_write(w, &pending, key))
+        if (!begin_write(w, &pending, key, n == 1 ? FLEET_PUT : FLEET_PUT_MANY))
             continue;
         keys[at]   = make_key(names[at], key);
         values[at] = make_value(room[at], key, pending.version[at]);
@@ -348,7 +377,7 @@ invalidate(struct worker *w, enum fleet_op op)
     if (n == 1)
         key += (unsigned)(test_random(&w->random) % FLEET_TAG_KEYS);
     for (unsigned i = 0; i < n; i++)
-        begin_write(w, &pending, (key + i) % p->fleet->plan.keys);
+        begin_write(w, &pending, (key + i) % p->fleet->plan.keys, op);
     if (op == FLEET_TAG)
         status = near_invalidate_tag(p->cache, make_tag(name, key));
     else if (op == FLEET_CLEAR)
@@ -399,7 +428,7 @@ next_op(struct worker *w)
 static void
 step(struct worker *w)
 {
-    enum fleet_op op = next_op(w);
+    enum fleet_op op = w->op = next_op(w);
 
     if (op == FLEET_GET || op == FLEET_FETCH)
         read_one(w, op == FLEET_FETCH);
@@ -439,6 +468,20 @@ hand_in(struct worker *w)
     memset(&w->tally, 0, sizeof(w->tally));
 }
 
+/* Ten times a second. */
+static void
+hand_in_stats(struct process *p)
+{
+    near_stats stats = NEAR_STATS_INIT;
+    int64_t    now   = now_ns();
+
+    if (now < p->stats_at)
+        return;
+    p->stats_at = now + 100 * NEAR_MS;
+    if (near_stats_get(p->client, &stats) == NEAR_OK)
+        p->fleet->page->stats[p->self] = stats;
+}
+
 /* ---- L1 beside L2 */
 
 static bool
@@ -457,6 +500,24 @@ version_in(struct process *p, unsigned flags, unsigned key, uint64_t *version)
     return status >= 0;
 }
 
+static void
+note_inconsistent(struct process *p, unsigned key, uint64_t in_l1, uint64_t in_l2)
+{
+    struct fleet_page    *page    = p->fleet->page;
+    const struct history *history = p->fleet->history;
+    unsigned              at      = page->incidents++;
+
+    if (at < FLEET_INCIDENTS)
+        snprintf(page->incident[at], sizeof(page->incident[at]),
+                 "inconsistent: process %u, key %u: L1 has version %llu (op %d%s), L2 %llu (op %d%s); newest "
+                 "%llu, store %llu",
+                 p->self, key, (unsigned long long)in_l1, (int)history_how(history, key, in_l1),
+                 history_is_acknowledged(history, key, in_l1) ? "" : ", not acknowledged",
+                 (unsigned long long)in_l2, (int)history_how(history, key, in_l2),
+                 history_is_acknowledged(history, key, in_l2) ? "" : ", not acknowledged",
+                 (unsigned long long)history_newest(history, key), (unsigned long long)page->store[key]);
+}
+
 /* Each thread its share of the keys. */
 static void
 compare(struct process *p, unsigned self)
@@ -469,7 +530,10 @@ compare(struct process *p, unsigned self)
             !version_in(p, NEAR_SKIP_L1 | NEAR_NO_FILL, key, &in_l2))
             continue;
         page->compared_keys++;
-        page->inconsistent += in_l2 != 0 && in_l1 != in_l2;
+        if (in_l2 != 0 && in_l1 != in_l2) {
+            page->inconsistent++;
+            note_inconsistent(p, key, in_l1, in_l2);
+        }
         page->left += in_l2 == 0;
     }
 }
@@ -487,6 +551,8 @@ work(void *ctx)
             for (unsigned i = 0; i < 16 && page->phase == FLEET_RUN; i++)
                 step(w);
             hand_in(w);
+            if (w->self == 0)
+                hand_in_stats(w->process);
             break;
         case FLEET_END:
             return NULL;
@@ -620,7 +686,7 @@ fleet_new(const struct fleet_plan *plan)
         return NULL;
     }
     for (unsigned key = 0; plan->warm && key < plan->keys; key++) {
-        fleet->page->store[key] = history_begin(fleet->history, key, 0);
+        fleet->page->store[key] = history_begin(fleet->history, key, 0, FLEET_PUT);
         history_end(fleet->history, key, fleet->page->store[key], true);
     }
     return fleet;
@@ -786,6 +852,29 @@ fleet_quantile(const struct fleet *fleet, double share)
 }
 
 void
+fleet_explain(const struct fleet *fleet)
+{
+    for (unsigned i = 0; i < fleet->plan.processes; i++) {
+        const near_stats *s = &fleet->page->stats[i];
+
+        print_message("    process %u: last hit %.1f ms ago; bus %llu, connects %llu, gaps %llu, bad %llu, "
+                      "flushes %llu, "
+                      "storms %llu, suspicions %llu; gate closed %llu, fills %llu, refused %llu, entries "
+                      "%llu; L2 errors "
+                      "%llu, connects %llu, owed %llu of %llu\n",
+                      i, (double)(now_ns() - fleet->page->hit_at[i]) / 1e6,
+                      (unsigned long long)s->bus_connected, (unsigned long long)s->bus_connects,
+                      (unsigned long long)s->bus_gaps, (unsigned long long)s->bus_bad_messages,
+                      (unsigned long long)s->bus_flushes, (unsigned long long)s->bus_storms,
+                      (unsigned long long)s->bus_suspicions, (unsigned long long)s->gate_closed_reads,
+                      (unsigned long long)s->l1_fills, (unsigned long long)s->l1_fills_refused,
+                      (unsigned long long)s->l1_entries, (unsigned long long)s->l2_errors,
+                      (unsigned long long)s->l2_connects, (unsigned long long)s->invalidations_pending,
+                      (unsigned long long)s->invalidations_kept);
+    }
+}
+
+void
 fleet_print(const struct fleet *fleet, const char *what, int64_t ms)
 {
     const struct fleet_page *page = fleet->page;
@@ -804,4 +893,6 @@ fleet_print(const struct fleet *fleet, const char *what, int64_t ms)
         (double)page->worst_hit / 1e3, (unsigned long long)page->stale_reads, (double)page->worst_read / 1e3,
         (unsigned long long)page->unjudged, (unsigned long long)page->flagged,
         (unsigned long long)page->skipped_writes);
+    for (unsigned i = 0; i < page->incidents && i < FLEET_INCIDENTS; i++)
+        print_message("    %s\n", page->incident[i]);
 }

@@ -42,7 +42,14 @@ enum fleet_sabotage {
     FLEET_PUBLISH_FIRST /* others are told before L2 is written */
 };
 
-enum { FLEET_PROCESSES = 4, FLEET_THREADS = 4, FLEET_BATCH = 64, FLEET_TAG_KEYS = 4, FLEET_BUCKETS = 512 };
+enum {
+    FLEET_PROCESSES = 4,
+    FLEET_THREADS   = 4,
+    FLEET_BATCH     = 64,
+    FLEET_TAG_KEYS  = 4,
+    FLEET_INCIDENTS = 12,
+    FLEET_BUCKETS   = 512
+};
 
 struct fleet_plan {
     unsigned            processes, threads, keys, batch;
@@ -77,6 +84,9 @@ struct fleet_page {
     _Atomic uint64_t buckets[FLEET_BUCKETS];            /* of the hits that were outdated */
     _Atomic int64_t  hit_at[FLEET_PROCESSES];           /* when a process last had a hit */
     _Atomic unsigned stops[FLEET_PROCESSES];            /* times it was stopped */
+    near_stats stats[FLEET_PROCESSES]; /* written now and then by a thread of the process, to be printed */
+    _Atomic unsigned incidents;
+    char             incident[FLEET_INCIDENTS][256];
     _Atomic uint64_t store[];
 };
 
@@ -111,7 +121,9 @@ void fleet_continue(struct fleet *fleet, unsigned process);
 int64_t fleet_await_hits(struct fleet *fleet, int64_t since, int64_t ms);
 /* For how long the hits had been outdated, of all hits: a quantile in ns. */
 int64_t fleet_quantile(const struct fleet *fleet, double share);
-void    fleet_print(const struct fleet *fleet, const char *what, int64_t ms);
+/* What each process's library says of itself. */
+void fleet_explain(const struct fleet *fleet);
+void fleet_print(const struct fleet *fleet, const char *what, int64_t ms);
 
 /* In a process of the fleet: what is switched off there. */
 extern enum fleet_sabotage fleet_sabotage;

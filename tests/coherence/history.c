@@ -11,7 +11,7 @@
 struct event {
     _Atomic uint64_t version; /* 0: being replaced */
     _Atomic int64_t  began, ended;
-    _Atomic unsigned writer;
+    _Atomic unsigned writer, how;
 };
 
 struct of_key {
@@ -67,7 +67,7 @@ has_failed(const struct of_key *of, uint64_t version)
 }
 
 uint64_t
-history_begin(struct history *history, unsigned key, unsigned writer)
+history_begin(struct history *history, unsigned key, unsigned writer, unsigned how)
 {
     struct of_key *of      = &history->of[key];
     uint64_t       version = atomic_load(&of->newest) + 1;
@@ -86,6 +86,7 @@ history_begin(struct history *history, unsigned key, unsigned writer)
     atomic_store(&event->version, 0);
     atomic_store(&event->ended, PENDING);
     atomic_store(&event->writer, writer);
+    atomic_store(&event->how, how);
     note_failed(of, version, false);
     atomic_store(&event->began, near__now(&near__clock_system));
     atomic_store(&event->version, version);
@@ -105,7 +106,7 @@ history_end(struct history *history, unsigned key, uint64_t version, bool acknow
 uint64_t
 history_record(struct history *history, unsigned key, unsigned writer, int64_t began, int64_t ended)
 {
-    uint64_t      version = history_begin(history, key, writer);
+    uint64_t      version = history_begin(history, key, writer, 0);
     struct event *event   = &history->of[key].ring[version % HISTORY_RING];
 
     atomic_store(&event->began, began);
@@ -139,24 +140,27 @@ find(const struct of_key *of, uint64_t version, struct found *found)
     return atomic_load(&event->version) == version;
 }
 
-/* When the value of a write that ended at `ended` was outdated by those that are newer; NEAR_NEVER: it was not. */
+/* The writes that outdate the value of a write that ended at `ended`, by when they did: *end and *own_end, NEAR_NEVER: none. */
 static void
 find_end(const struct of_key *of, uint64_t version, int64_t ended, unsigned reader, int64_t *end,
-         int64_t *own_end)
+         int64_t *own_end, uint64_t *by)
 {
-    uint64_t newest = atomic_load(&of->newest);
-    uint64_t first =
-        newest >= HISTORY_RING && newest - HISTORY_RING >= version ? newest - HISTORY_RING + 1 : version + 1;
+    uint64_t     newest = atomic_load(&of->newest);
+    uint64_t     first  = newest >= version + HISTORY_RING ? newest - HISTORY_RING + 1 : version + 1;
     struct found other;
 
     *end = *own_end = NEAR_NEVER;
     for (uint64_t at = first; at <= newest; at++) {
         if (!find(of, at, &other) || other.ended >= FAILED || other.began <= ended)
             continue;
-        if (other.ended < *end)
+        if (other.ended < *end) {
             *end = other.ended;
-        if (other.writer == reader && other.ended < *own_end)
+            *by  = *own_end == NEAR_NEVER ? at : *by;
+        }
+        if (other.writer == reader && other.ended < *own_end) {
             *own_end = other.ended;
+            *by      = at;
+        }
     }
 }
 
@@ -184,10 +188,27 @@ history_judge(const struct history *history, unsigned key, uint64_t version, uns
     verdict.unjudged   = mine.ended == FAILED || (verdict.lapped && has_failed(of, version));
     if (verdict.impossible || verdict.unjudged || mine.ended == PENDING || (version == newest))
         return verdict;
-    find_end(of, version, mine.ended, reader, &end, &own_end);
+    find_end(of, version, mine.ended, reader, &end, &own_end, &verdict.by);
     verdict.outdated        = end < began ? began - end : 0;
     verdict.outdated_by_own = own_end < began ? began - own_end : 0;
     return verdict;
+}
+
+unsigned
+history_how(const struct history *history, unsigned key, uint64_t version)
+{
+    const struct event *event = &history->of[key].ring[version % HISTORY_RING];
+    unsigned            how   = atomic_load(&event->how);
+
+    return atomic_load(&event->version) == version ? how : ~0u;
+}
+
+bool
+history_is_acknowledged(const struct history *history, unsigned key, uint64_t version)
+{
+    struct found found;
+
+    return find(&history->of[key], version, &found) && found.ended < FAILED;
 }
 
 bool

@@ -28,8 +28,8 @@ struct history;
 struct history *history_new(unsigned keys);
 void            history_free(struct history **history);
 
-/* A write by process `writer` begins.  Its version; 0: the ring is full of unfinished ones, do not write now. */
-uint64_t history_begin(struct history *history, unsigned key, unsigned writer);
+/* A write by process `writer` begins; `how` is the caller's word for it.  Its version; 0: the ring is full of unfinished ones, do not write now. */
+uint64_t history_begin(struct history *history, unsigned key, unsigned writer, unsigned how);
 /* It has ended.  Not acknowledged: nobody knows whether and when it will be executed. */
 void history_end(struct history *history, unsigned key, uint64_t version, bool acknowledged);
 /* A write with these times; `ended` INT64_MAX - 1: not acknowledged.  For tests of the judgement. */
@@ -38,15 +38,19 @@ uint64_t history_record(struct history *history, unsigned key, unsigned writer, 
 uint64_t history_newest(const struct history *history, unsigned key);
 
 struct history_verdict {
-    bool    impossible; /* no such version, or it was written after the read had ended */
-    bool    lapped;     /* too old for the ring */
-    bool    unjudged;   /* its write was not acknowledged */
-    int64_t outdated;   /* ns from the moment it was outdated to the beginning of the read; 0: it was not */
-    int64_t outdated_by_own; /* the same by writes of the reader's own process alone */
+    bool     impossible; /* no such version, or it was written after the read had ended */
+    bool     lapped;     /* too old for the ring */
+    bool     unjudged;   /* its write was not acknowledged */
+    int64_t  outdated;   /* ns from the moment it was outdated to the beginning of the read; 0: it was not */
+    int64_t  outdated_by_own; /* the same by writes of the reader's own process alone */
+    uint64_t by;              /* the write that outdated it, one of the own process if there is one */
 };
 /* A read in process `reader`, from `began` to `ended`, gave `version`. */
 struct history_verdict history_judge(const struct history *history, unsigned key, uint64_t version,
                                      unsigned reader, int64_t began, int64_t ended);
+/* What the caller of history_begin() called it; ~0u: it is no longer known. */
+unsigned history_how(const struct history *history, unsigned key, uint64_t version);
+bool     history_is_acknowledged(const struct history *history, unsigned key, uint64_t version);
 /* Whether `first` was certainly acknowledged before `second` began. */
 bool history_precedes(const struct history *history, unsigned key, uint64_t first, uint64_t second);
 

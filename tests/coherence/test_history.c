@@ -139,14 +139,14 @@ test_an_unfinished_write_keeps_its_place(void **state)
     uint64_t first;
 
     (void)state;
-    first = history_begin(history, 0, 1);
+    first = history_begin(history, 0, 1, 0);
     assert_int_equal(first, 1);
     for (int i = 1; i < HISTORY_RING; i++)
         history_record(history, 0, 1, 1, 2);
-    assert_int_equal(history_begin(history, 0, 1), 0);
+    assert_int_equal(history_begin(history, 0, 1, 0), 0);
     assert_int_equal(history_newest(history, 0), HISTORY_RING);
     history_end(history, 0, first, true);
-    assert_int_equal(history_begin(history, 0, 1), HISTORY_RING + 1);
+    assert_int_equal(history_begin(history, 0, 1, 0), HISTORY_RING + 1);
 }
 
 static void
@@ -188,7 +188,7 @@ now_ns(void)
 static void
 write_register(struct actor *a, unsigned key)
 {
-    uint64_t version = history_begin(history, key, a->self);
+    uint64_t version = history_begin(history, key, a->self, 0);
 
     if (version == 0)
         return;
