@@ -78,8 +78,10 @@ struct fleet_page {
     _Atomic uint64_t stale_reads; /* other answers alike */
     _Atomic uint64_t own, backwards, impossible, wrong, unjudged, lapped, flagged;
     _Atomic uint64_t failed_reads, failed_writes, skipped_writes, late;
-    _Atomic int64_t  worst_late;                        /* ns beyond the deadline */
-    _Atomic int64_t  worst_hit, worst_read;             /* ns that a value had been outdated for */
+    _Atomic int64_t  worst_late;            /* ns beyond the deadline */
+    _Atomic int      worst_op;              /* of that call */
+    _Atomic int64_t  worst_noise;           /* how late a thread of the fleet that only slept was woken */
+    _Atomic int64_t  worst_hit, worst_read; /* ns that a value had been outdated for */
     _Atomic uint64_t compared_keys, inconsistent, left; /* left: in L1, and L2 has none */
     _Atomic uint64_t buckets[FLEET_BUCKETS];            /* of the hits that were outdated */
     _Atomic int64_t  hit_at[FLEET_PROCESSES];           /* when a process last had a hit */

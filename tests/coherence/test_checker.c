@@ -91,55 +91,20 @@ now_ns(void)
     return near__now(&near__clock_system);
 }
 
-/* ---- how late a thread is here that only sleeps: what lies beyond our power */
-
-static struct {
-    pthread_t       thread;
-    _Atomic bool    stop;
-    _Atomic int64_t worst;
-} noise;
-
-static void *
-sleep_and_look(void *ctx)
-{
-    (void)ctx;
-    while (!noise.stop) {
-        int64_t began = now_ns(), late;
-
-        nanosleep(&(struct timespec){ 0, NEAR_MS }, NULL);
-        late = now_ns() - began - NEAR_MS;
-        if (late > noise.worst)
-            noise.worst = late;
-    }
-    return NULL;
-}
-
-static void
-noise_begin(void)
-{
-    noise.stop  = false;
-    noise.worst = 0;
-    assert_int_equal(pthread_create(&noise.thread, NULL, sleep_and_look, NULL), 0);
-}
-
+/* What is promised is 50 ms, and the machine may be busy: a call is woken some times. */
 static int64_t
-noise_end(void)
+allowed_late(void)
 {
-    noise.stop = true;
-    pthread_join(noise.thread, NULL);
-    return noise.worst;
-}
-
-/* What is promised is 50 ms; one sleeping thread does not meet the worst that sixteen busy ones meet. */
-static int64_t
-allowed_late(int64_t worst_noise)
-{
-    return (level() == CHECK ? 300 : 50) * (int64_t)test_slack() * NEAR_MS + 2 * worst_noise;
+    return (level() == CHECK ? 300 : 50) * (int64_t)test_slack() * NEAR_MS + 2 * fleet->page->worst_noise;
 }
 
 /* ---- fleets */
 
-static const char *const healthy[] = { "ttl", "1h", "l2.timeout", "5s", "l2.connect_timeout", "5s", NULL };
+/* The library's own audit looks on. */
+static const char *const healthy[] = {
+    "ttl", "1h",          "l2.timeout", "5s", "l2.connect_timeout", "5s", "audit.sample",
+    "500", "audit.delay", "200ms",      NULL
+};
 
 static void
 launch(const struct fleet_plan *plan)
@@ -164,6 +129,23 @@ open_straight(const struct world *w)
     assert_true(fleet_open(fleet));
 }
 
+/* What the audits of all processes have found. */
+static void
+assert_audited(void)
+{
+    uint64_t checked = 0, stale = 0;
+
+    for (unsigned i = 0; i < fleet->plan.processes; i++) {
+        const near_stats *stats = &fleet->page->stats[i];
+
+        checked += stats->audit_checked;
+        stale += stats->audit_stale_1s + stats->audit_stale_10s;
+    }
+    print_message("audit: %llu of the hits looked at again, %llu stale\n", (unsigned long long)checked,
+                  (unsigned long long)stale);
+    assert_int_equal(stale, 0);
+}
+
 /* What may never be, whatever the row. */
 static void
 assert_sound(void)
@@ -175,7 +157,6 @@ assert_sound(void)
     assert_int_equal(page->stale_hits, 0);
     assert_int_equal(page->own, 0);
     assert_int_equal(page->inconsistent, 0);
-    assert_int_equal(page->left, 0);
     assert_true(page->hits > 0);
 }
 
@@ -197,11 +178,11 @@ burst(uint64_t writes, int64_t until, int64_t settle_ms)
 static void
 test_row1_no_permanent_inconsistency(void **state)
 {
-    struct world           *w      = *state;
-    uint64_t                writes = sized(20000, 10000000, 300000000), bursts = 0;
-    int64_t                 began, until = budget_ends(), compare = 0;
+    struct world *w      = *state;
+    uint64_t      writes = sized(10000, w->memcached != NULL ? 2000000 : 10000000, 300000000), bursts = 0;
+    int64_t       began, until = budget_ends(), compare = 0;
     const struct fleet_plan plan = {
-        .keys        = 2048,
+        .keys        = level() == CHECK ? 512 : 2048,
         .batch       = 64,
         .weights     = { [FLEET_GET_MANY] = 6,
                          [FLEET_FETCH]    = 8,
@@ -219,7 +200,7 @@ test_row1_no_permanent_inconsistency(void **state)
     open_straight(w);
     began = test_now_ms();
     while (fleet->page->writes < writes && test_now_ms() < until) {
-        burst(writes / (level() == CHECK ? 2 : 20) + 1, until, level() == CHECK ? 100 : 1000);
+        burst(writes / (level() == CHECK ? 1 : 20) + 1, until, level() == CHECK ? 50 : 1000);
         bursts++;
     }
     compare = test_now_ms() - began;
@@ -232,6 +213,7 @@ test_row1_no_permanent_inconsistency(void **state)
                   (unsigned long long)fleet->page->inconsistent, (unsigned long long)fleet->page->left);
     assert_true(fleet_end(fleet));
     assert_sound();
+    assert_int_equal(fleet->page->left, 0); /* with faults it may be: what was loaded while L2 was away */
     assert_true(fleet->page->compared_keys > 100);
     assert_int_equal(fleet->page->failed_writes, 0);
 }
@@ -302,7 +284,7 @@ test_row2_no_hit_is_older_than_the_window(void **state)
     uint64_t          hits = sized(200000, 50000000, 5000000000); /* over each of two worlds */
     int64_t           began, until = budget_ends();
     struct fleet_plan plan = {
-        .keys        = 1024,
+        .keys        = level() == CHECK ? 256 : 1024,
         .batch       = 32,
         .weights     = ALL_OPS,
         .readers     = level() == CHECK ? 1 : 3,
@@ -323,6 +305,7 @@ test_row2_no_hit_is_older_than_the_window(void **state)
                   (double)fleet->page->writes * 1e3 / (double)(test_now_ms() - began + 1));
     assert_true(fleet_end(fleet));
     assert_sound();
+    assert_audited();
     assert_int_equal(fleet->page->failed_writes, 0);
 }
 
@@ -529,7 +512,7 @@ by_size(const void *a, const void *b)
 
 /* How soon all processes had hits again, after each of n troubles; and what calls took. */
 static void
-report(const char *what, size_t n, int64_t *back, int64_t began, int64_t worst_noise, size_t slowest)
+report(const char *what, size_t n, int64_t *back, int64_t began, size_t slowest)
 {
     const struct fleet_page *page = fleet->page;
 
@@ -537,16 +520,16 @@ report(const char *what, size_t n, int64_t *back, int64_t began, int64_t worst_n
     qsort(back, n, sizeof(*back), by_size);
     print_message(
         "%s: %zu times in %.1f s; L1s answered again p50 %.1f ms, p99 %.1f ms, at most %.1f ms after it "
-        "healed (%s); calls %.1f ms beyond their deadlines at most, %llu by more than 50 ms (a sleeping "
-        "thread: %.1f ms)\n",
+        "healed (%s); calls %.1f ms beyond their deadlines at most (op %d), %llu by more than 50 ms (a "
+        "thread that slept: %.1f ms)\n",
         what, n, (double)(test_now_ms() - began) / 1e3, (double)back[n / 2] / 1e6,
         (double)back[n * 99 / 100] / 1e6, (double)back[n - 1] / 1e6,
         slowest < NEAR_COUNT_OF(kinds) ? kinds[slowest].name : "all alike", (double)page->worst_late / 1e6,
-        (unsigned long long)page->late, (double)worst_noise / 1e6);
+        page->worst_op, (unsigned long long)page->late, (double)page->worst_noise / 1e6);
 }
 
 static void
-assert_survived(size_t n, const int64_t *back, int64_t worst_noise)
+assert_survived(size_t n, const int64_t *back)
 {
     const struct fleet_page *page = fleet->page;
 
@@ -554,27 +537,26 @@ assert_survived(size_t n, const int64_t *back, int64_t worst_noise)
     assert_true(n > 0);
     assert_sound();
     assert_int_equal(page->stale_reads, 0);
-    assert_true(page->worst_late <= allowed_late(worst_noise));
-    assert_true(back[n * 99 / 100] <= 1000 * (int64_t)test_slack() * NEAR_MS + 2 * worst_noise);
+    assert_true(page->worst_late <= allowed_late());
+    assert_true(back[n * 99 / 100] <= 1000 * (int64_t)test_slack() * NEAR_MS + 2 * page->worst_noise);
 }
 
 static void
 test_row3_faults_of_every_kind(void **state)
 {
-    struct world *w      = *state;
-    size_t        faults = sized(5, 500, 50000), n = 0, slowest = 0, lost = 0;
-    int64_t      *back = calloc(faults, sizeof(*back)), until = budget_ends(), began, worst = 0, worst_noise;
+    struct world     *w      = *state;
+    size_t            faults = sized(3, 500, 50000), n = 0, slowest = 0, lost = 0;
+    int64_t          *back = calloc(faults, sizeof(*back)), until = budget_ends(), began, worst = 0;
     struct fleet_plan plan = faulty_plan();
 
     NEEDS(w);
     launch(&plan);
     open_through_proxies(w);
     began = test_now_ms();
-    noise_begin();
     fleet_run(fleet);
     sleep_ms(50);
     for (; n < faults && test_now_ms() < until && lost == 0; n++) {
-        size_t kind = (level() == CHECK ? 4 * n : n) % NEAR_COUNT_OF(kinds);
+        size_t kind = (level() == CHECK ? 5 * n + 1 : n) % NEAR_COUNT_OF(kinds);
 
         make_mischief(w, kind, n / NEAR_COUNT_OF(kinds), 70 + (int64_t)(n % 3) * 30);
         back[n] = fleet_await_hits(fleet, now_ns(), 5000 * test_slack());
@@ -587,16 +569,15 @@ test_row3_faults_of_every_kind(void **state)
         if (back[n] > worst)
             slowest = kind, worst = back[n];
     }
-    worst_noise = noise_end();
     fleet_quiet(fleet);
-    sleep_ms(200);
+    sleep_ms(level() == CHECK ? 60 : 200);
     fleet_compare(fleet);
-    report("row 3", n, back, began, worst_noise, slowest);
+    report("row 3", n, back, began, slowest);
     print_message("row 3: %llu entries compared at the end, %llu inconsistent, %llu that L2 lacks\n",
                   (unsigned long long)fleet->page->compared_keys,
                   (unsigned long long)fleet->page->inconsistent, (unsigned long long)fleet->page->left);
     assert_int_equal(lost, 0);
-    assert_survived(n, back, worst_noise);
+    assert_survived(n, back);
     free(back);
 }
 
@@ -637,14 +618,74 @@ control_without_a_flush_old_hits_are_seen(void **state)
     old_hits_are_seen(*state, FLEET_NO_FLUSH);
 }
 
+/* ---- found by row 3: a tag's invalidation that fails half-way */
+
+static int
+answers(void *ctx)
+{
+    struct instance *in      = ctx;
+    near_get_options options = NEAR_GET_OPTIONS_INIT;
+    near_value      *value;
+    near_status      status;
+
+    options.flags = NEAR_SKIP_L1;
+    status        = near_get_with(in->cache, near_key("k"), &options, &value);
+    near_value_release(value);
+    return status >= 0;
+}
+
+/* Its link is cut after each byte; then somebody else stores a value with that tag and invalidates it.  If the failed one had told of a
+ * moment that L2's clock had not reached, the value would be labelled with it and outlive the second one, which gets the same. */
+static void
+test_G1_a_failed_tag_invalidation_tells_no_moment(void **state)
+{
+    static const char *const tags[] = { "t" };
+    struct world            *w      = *state, other;
+    struct instance          cut, whole;
+    near_put_options         tagged = NEAR_PUT_OPTIONS_INIT;
+    near_get_options         below  = NEAR_GET_OPTIONS_INIT;
+    near_value              *value;
+    unsigned                 failed = 0, good = 0;
+
+    NEEDS(w);
+    tagged.tags      = tags;
+    tagged.tag_count = 1;
+    below.flags      = NEAR_SKIP_L1;
+    proxy            = test_proxy_start(w->redis);
+    assert_non_null(proxy);
+    other = *w;
+    snprintf(other.l2, sizeof(other.l2), "%s", test_proxy_unix_uri(proxy));
+    snprintf(other.bus, sizeof(other.bus), "%s", w->redis->uri);
+    OPEN(&other, &cut, "ttl", "1h");
+    OPEN(w, &whole, "ttl", "1h");
+    for (unsigned bytes = 1; bytes < 1200; bytes += level() == CHECK ? 24 : 1) {
+        test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_CUT, TEST_UP | TEST_ONCE, 0, bytes });
+        failed += near_invalidate_tag(cut.cache, "t") != NEAR_OK;
+        test_proxy_heal(proxy);
+        assert_int_equal(near_fence(whole.client, -1), NEAR_OK);
+        assert_int_equal(near_put(whole.cache, near_key("k"), near_key("old"), &tagged), NEAR_OK);
+        good += near_get_with(whole.cache, near_key("k"), &below, &value) == NEAR_OK;
+        near_value_release(value);
+        assert_int_equal(near_invalidate_tag(whole.cache, "t"), NEAR_OK);
+        if (near_get_with(whole.cache, near_key("k"), &below, &value) == NEAR_OK)
+            fail_msg("after %u bytes: invalidated, and still there", bytes);
+        test_wait_for(answers, &cut, 2000); /* over its next connection */
+    }
+    print_message("%u invalidations failed; %u values with the tag were there before the next one\n", failed,
+                  good);
+    assert_true(failed > 0 && good > 0);
+    close_instance(&cut);
+    close_instance(&whole);
+}
+
 /* ---- row 4: kill -9 */
 
 static void
 test_row4_killed_servers(void **state)
 {
     struct world     *w     = *state;
-    size_t            kills = sized(4, 500, 10000), n = 0, lost = 0;
-    int64_t          *back = calloc(kills, sizeof(*back)), until = budget_ends(), began, worst_noise;
+    size_t            kills = sized(3, 500, 10000), n = 0, lost = 0;
+    int64_t          *back = calloc(kills, sizeof(*back)), until = budget_ends(), began;
     uint64_t          random = 7;
     struct fleet_plan plan   = faulty_plan();
 
@@ -652,7 +693,6 @@ test_row4_killed_servers(void **state)
     launch(&plan);
     open_straight(w);
     began = test_now_ms();
-    noise_begin();
     fleet_run(fleet);
     for (; n < kills && test_now_ms() < until && lost == 0; n++) {
         sleep_ms(10 + (int64_t)(test_random(&random) % 30));
@@ -662,11 +702,10 @@ test_row4_killed_servers(void **state)
         back[n] = fleet_await_hits(fleet, now_ns(), 5000 * test_slack());
         lost += back[n] < 0;
     }
-    worst_noise = noise_end();
     fleet_quiet(fleet);
-    report("row 4", n, back, began, worst_noise, SIZE_MAX);
+    report("row 4", n, back, began, SIZE_MAX);
     assert_int_equal(lost, 0);
-    assert_survived(n, back, worst_noise);
+    assert_survived(n, back);
     free(back);
 }
 
@@ -760,8 +799,6 @@ test_row5_failover_with_an_isolated_old_master(void **state)
     };
 
     (void)state;
-    if (level() == CHECK)
-        skip(); /* a round takes seconds */
     first = test_redis_start(TEST_SERVER_TCP, extra);
     test_need_server(first);
     second = test_redis_start(TEST_SERVER_TCP, extra);
@@ -879,7 +916,18 @@ __wrap_near__coherence_publish(struct near__coherence *coherence, uint8_t *messa
 int
 main(void)
 {
-    const struct CMUnitTest tests[] = {
+    /* what `make check` has time for */
+    const struct CMUnitTest some[] = {
+        ROW(redis, test_row1_no_permanent_inconsistency),
+        ROW(redis, control_without_fences_inconsistencies_are_seen),
+        ROW(memcached, control_who_publishes_before_writing_is_seen),
+        ROW(memcached, test_row2_no_hit_is_older_than_the_window),
+        ROW(redis, test_row3_faults_of_every_kind),
+        ROW(redis, control_with_the_gate_always_open_old_hits_are_seen),
+        ROW(redis, test_G1_a_failed_tag_invalidation_tells_no_moment),
+        ROW(memcached, test_row4_killed_servers),
+    };
+    const struct CMUnitTest all[] = {
         ROW(redis, test_row1_no_permanent_inconsistency),
         ROW(memcached, test_row1_no_permanent_inconsistency),
         ROW(redis, control_without_fences_inconsistencies_are_seen),
@@ -891,11 +939,15 @@ main(void)
         ROW(memcached, test_row3_faults_of_every_kind),
         ROW(redis, control_with_the_gate_always_open_old_hits_are_seen),
         ROW(redis, control_without_a_flush_old_hits_are_seen),
+        ROW(redis, test_G1_a_failed_tag_invalidation_tells_no_moment),
         ROW(redis, test_row4_killed_servers),
         ROW(memcached, test_row4_killed_servers),
         cmocka_unit_test_teardown(test_row5_failover_with_an_isolated_old_master, end_own),
     };
+
     if (getenv("NEAR_TEST_ROWS") != NULL)
         cmocka_set_test_filter(getenv("NEAR_TEST_ROWS"));
-    return TEST_MAIN(tests, NULL, NULL);
+    if (level() == CHECK && getenv("NEAR_TEST_ROWS") == NULL)
+        return TEST_MAIN(some, NULL, NULL);
+    return TEST_MAIN(all, NULL, NULL);
 }
