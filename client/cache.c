@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "audit.h"
 #include "back.h"
 #include "budget.h"
 #include "early.h"
@@ -327,6 +328,7 @@ near_cache_close(near_cache *cache)
     near__lock(&client->lock);
     near__cache_unlink_locked(cache);
     near__unlock(&client->lock);
+    near__audit_forget(cache);
     share(client, "a cache was closed");
     near__cache_await_work(cache, deadline);
     near__cache_release(cache);

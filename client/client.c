@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "audit.h"
 #include "back.h"
 #include "budget.h"
 #include "cache.h"
@@ -445,6 +446,8 @@ open_client(near_client *client, const near_config *config, near_error *error)
     status = open_l2(client, error);
     if (status == NEAR_OK)
         status = open_coherence(client, error);
+    if (status == NEAR_OK && near__audit_open(client) != NEAR_OK)
+        status = near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     return status;
 }
 
@@ -465,6 +468,7 @@ client_free(near_client *client)
     if (client->alive != NULL)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);
+    near__audit_free(client);
     near__scheduler_fini(&client->scheduler);
     near__recovery_fini(client);
     near__client_log_fini(client);
@@ -558,6 +562,7 @@ near_client_close(near_client *client, near_error *error)
     if (*client->alive == 0)
         return close_in_child(client);
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__audit_close(client);
     while ((cache = pop_cache(client)) != NULL) {
         unwritten += near__back_close(cache, deadline);
         unanswered += near__cache_await_work(cache, deadline);
@@ -566,6 +571,7 @@ near_client_close(near_client *client, near_error *error)
     owed = near__recovery_close(client, deadline);
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
+    atomic_store_explicit(&client->detour, true, memory_order_relaxed);
     near__scheduler_stop(&client->scheduler);
     if (client->ops != NULL)
         client->ops->close(client->l2);
@@ -585,8 +591,8 @@ near_client_close(near_client *client, near_error *error)
             "there and go to the store after the next start, others are lost",
             unwritten);
     if (unanswered > 0)
-        return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads or writes were not answered within close.timeout",
-                          unanswered);
+        return near__fail(error, NEAR_ERR_BUSY,
+                          "closing: %zu loads or writes were not answered within close.timeout", unanswered);
     if (owed > 0)
         return near__fail(error, NEAR_ERR_UNAVAILABLE,
                           "closing: invalidations of %zu keys or caches could not be sent", owed);

@@ -52,6 +52,7 @@ struct near__client_log {
 struct near_client {
     _Atomic unsigned        refs;
     _Atomic bool            closed;
+    _Atomic bool            detour; /* hits must not take the shortest path: closed, or audited */
     const uint32_t         *alive; /* a page that a fork wipes: 0 in a child */
     struct near__settings   settings;
     struct near__clock      clock;
@@ -74,6 +75,7 @@ struct near_client {
     struct near__coherence    *coherence; /* NULL: no bus */
     struct near__scheduler     scheduler;
     struct near__workers      *workers; /* the loader pool */
+    struct near__audit        *audit;   /* NULL: off */
     struct near__recovery      recovery;
     bool bus_on_l2; /* the bus's server is the L2's, and the backend announces: one atomic step */
 

@@ -225,6 +225,11 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "full: the certificate must be valid, signed by an authority and for this server's name.  ca: for any name.")   \
     X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
       "How long closing waits for loads that are still under way.")                                                   \
+    X(audit_sample, "audit.sample", COUNT, CLIENT, "0", 0, 1000000000, NULL,                                          \
+      "One in so many L1 hits is looked at again later beside L2, in the background: is it still what L2 has?  What "  \
+      "is not is counted (audit_stale_1s, audit_stale_10s).  0: none.")                                               \
+    X(audit_delay, "audit.delay", DURATION, CLIENT, "1s", NEAR_MS, 3600 * NEAR__SEC, NULL,                            \
+      "How long after the hit that is; those that are still in L1 are looked at once more after ten times as long.")  \
     X(log_level, "log.level", CHOICE, CLIENT, "warn", 0, 0, "error | warn | info | debug",                            \
       "Which messages reach the log callback.")
 /* clang-format on */

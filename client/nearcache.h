@@ -771,7 +771,12 @@ NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, 
     X(journal_bytes, G, "bytes", "disk space of journals")                                                   \
     X(journal_fsyncs, C, "calls", "times a journal was brought to disk")                                     \
     X(journal_failures, C, "calls", "writes and fsyncs of journals that failed")                             \
-    X(journal_dead_letters, G, "writes", "dead letters in journals")
+    X(journal_dead_letters, G, "writes", "dead letters in journals")                                         \
+    X(audit_checked, c, "hits", "sampled L1 hits that were compared with L2 later (audit.sample)")           \
+    X(audit_stale_1s, c, "hits", "of them: L1 still had a value that L2 no longer had after audit.delay")    \
+    X(audit_stale_10s, c, "hits", "the same after ten times audit.delay")                                    \
+    X(audit_absent, c, "hits", "of those compared: L2 had nothing any more (evicted, or removed unheard)")   \
+    X(audit_skipped, c, "hits", "sampled and not compared: too many at a time, or a key over 256 bytes")
 
 /* Every histogram of durations once: field, scope (c: of each cache; C: of the client as a whole), help.  Values that are read out
  * differ from those measured by at most 1.6 %.  An L1 hit is timed by sample: see l1_hit. */

@@ -53,6 +53,3 @@ near_erase(near_cache *cache, near_bytes key)
 
     return change(cache, key, (near_bytes){ NULL, 0 }, &mine);
 }
-
-near_status
-}
