@@ -1,10 +1,12 @@
 /* See steps.h. */
+#undef _FORTIFY_SOURCE /* its longjmp(3) knows one stack */
 #include "dst/steps.h"
 
 #include <errno.h>
 #include <link.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,11 +35,19 @@ enum {
     LOCALS      = 512
 };
 
+/* Where a task was left.  swapcontext(3) asks the kernel for the signal mask each time, which would be most of a switch: so it begins
+ * tasks, and from then on they are left and entered by setjmp(3).  Except where AddressSanitizer watches the latter. */
+struct place {
+    ucontext_t context;
+    jmp_buf    jump;
+    bool       jumped;
+};
+
 struct task {
-    ucontext_t  context;
-    char       *stack; /* kept for later runs, and in reach: a world that hung lies on it */
-    void      (*run)(void *);
-    void       *(*thread)(void *);
+    struct place place;
+    char        *stack; /* kept for later runs, and in reach: a world that hung lies on it */
+    void (*run)(void *);
+    void *(*thread)(void *);
     void       *ctx;
     const void *channel;  /* not NULL: waits there */
     int64_t     deadline; /* of the wait */
@@ -49,21 +59,21 @@ struct task {
 };
 
 static struct {
-    bool                running, calm;
-    uint64_t            random;
-    int64_t             now, began;
-    struct task        *current;
-    size_t              tasks; /* the highest used, plus one */
-    bool                by_priority; /* how this run chooses: by priorities that change now and then, or by lots */
-    uint64_t            stay;        /* lots: of 16, how often nobody else is asked */
-    uint64_t            jump;        /* one in so many steps, time goes on to the next deadline */
-    int64_t             frozen[8];
+    bool         running, calm;
+    uint64_t     random;
+    int64_t      now, began;
+    struct task *current;
+    size_t       tasks;       /* the highest used, plus one */
+    bool         by_priority; /* how this run chooses: by priorities that change now and then, or by lots */
+    uint64_t     stay;        /* lots: of 16, how often nobody else is asked */
+    uint64_t     jump;        /* one in so many steps, time goes on to the next deadline */
+    int64_t      frozen[8];
     struct steps_result result;
 } now_;
 #define S now_
 
-static struct task tasks[STEPS_TASKS];
-static ucontext_t  outside;
+static struct task  tasks[STEPS_TASKS];
+static struct place outside;
 
 /* ---- lots */
 
@@ -128,22 +138,31 @@ exchange_locals(struct task *from, struct task *to)
     near__reader_mine = reader;
 }
 
-static void
-switch_to(ucontext_t *from, ucontext_t *to, const void *stack, size_t size, bool for_good)
-{
 #ifdef __SANITIZE_ADDRESS__
+static void
+switch_to(struct place *from, struct place *to, const void *stack, size_t size, bool for_good)
+{
     void *fake = NULL;
 
     __sanitizer_start_switch_fiber(for_good ? NULL : &fake, stack, size);
-    swapcontext(from, to);
+    swapcontext(&from->context, &to->context);
     __sanitizer_finish_switch_fiber(fake, NULL, NULL);
+}
 #else
+static void
+switch_to(struct place *from, struct place *to, const void *stack, size_t size, bool for_good)
+{
     (void)stack;
     (void)size;
     (void)for_good;
-    swapcontext(from, to);
-#endif
+    from->jumped = true;
+    if (_setjmp(from->jump) != 0)
+        return;
+    if (to->jumped)
+        _longjmp(to->jump, 1);
+    setcontext(&to->context);
 }
+#endif
 
 static char  *outer_stack;
 static size_t outer_size;
@@ -151,7 +170,7 @@ static size_t outer_size;
 static void
 leave(void)
 {
-    switch_to(&S.current->context, &outside, outer_stack, outer_size, S.current->done);
+    switch_to(&S.current->place, &outside, outer_stack, outer_size, S.current->done);
 }
 
 static void
@@ -164,7 +183,7 @@ go_on_with(struct task *task)
     S.current = task;
     S.result.switches++;
     exchange_locals(before, task);
-    switch_to(&before->context, &task->context, task->stack, STACK, before->done);
+    switch_to(&before->place, &task->place, task->stack, STACK, before->done);
 }
 
 static bool
@@ -252,7 +271,7 @@ pass_on(void)
 
     if (next == NULL)
         give_up("everybody waits for somebody");
-    next->in_row = 0;
+    next->in_row    = 0;
     S.result.digest = (S.result.digest ^ (uint64_t)(next - tasks)) * UINT64_C(0x100000001B3);
     go_on_with(next);
 }
@@ -404,11 +423,11 @@ new_task(void)
 static void
 prepare(struct task *task)
 {
-    getcontext(&task->context);
-    task->context.uc_stack.ss_sp   = task->stack;
-    task->context.uc_stack.ss_size = STACK;
-    task->context.uc_link          = NULL;
-    makecontext(&task->context, begin, 0);
+    getcontext(&task->place.context);
+    task->place.context.uc_stack.ss_sp   = task->stack;
+    task->place.context.uc_stack.ss_size = STACK;
+    task->place.context.uc_link          = NULL;
+    makecontext(&task->place.context, begin, 0);
 }
 
 static struct task *
@@ -419,10 +438,10 @@ spawn(void (*run)(void *), void *(*thread)(void *), void *ctx, unsigned group)
 
     if (task == NULL)
         return NULL;
-    stack           = task->stack;
-    *task           = (struct task){ .stack = stack, .run = run, .thread = thread, .ctx = ctx, .group = group };
-    task->used      = true;
-    task->priority  = (unsigned)draw() >> 1;
+    stack      = task->stack;
+    *task      = (struct task){ .stack = stack, .run = run, .thread = thread, .ctx = ctx, .group = group };
+    task->used = true;
+    task->priority = (unsigned)draw() >> 1;
     prepare(task);
     return task;
 }
@@ -439,7 +458,7 @@ static void
 forget_tasks(bool hung)
 {
     for (size_t i = 0; i < STEPS_TASKS; i++) {
-        static char *kept[64 * STEPS_TASKS];
+        static char  *kept[64 * STEPS_TASKS];
         static size_t n;
 
         if (hung && tasks[i].used && n < sizeof(kept) / sizeof(kept[0])) {
@@ -466,15 +485,7 @@ steps_run(uint64_t seed, void (*body)(void *ctx), void *ctx, struct steps_result
     dl_iterate_phdr(find_locals, NULL);
     if (locals.size > LOCALS)
         abort();
-#ifdef __SANITIZE_ADDRESS__
-    void *fake = NULL;
-
-    __sanitizer_start_switch_fiber(&fake, S.current->stack, STACK);
-    swapcontext(&outside, &S.current->context);
-    __sanitizer_finish_switch_fiber(fake, NULL, NULL);
-#else
-    swapcontext(&outside, &S.current->context);
-#endif
+    switch_to(&outside, &S.current->place, S.current->stack, STACK, false);
     S.running = false;
     forget_tasks(S.result.hung);
     S.result.ended = S.now - S.began;
@@ -483,34 +494,34 @@ steps_run(uint64_t seed, void (*body)(void *ctx), void *ctx, struct steps_result
 
 /* ---- what the code under test gets instead of the system */
 
-void __real_near__lock(struct near__lock *lock);
-void __wrap_near__lock(struct near__lock *lock);
-void __real_near__unlock(struct near__lock *lock);
-void __wrap_near__unlock(struct near__lock *lock);
-bool __real_near__cond_wait(pthread_cond_t *cond, struct near__lock *lock, int64_t deadline);
-bool __wrap_near__cond_wait(pthread_cond_t *cond, struct near__lock *lock, int64_t deadline);
-int  __real_pthread_cond_signal(pthread_cond_t *cond);
-int  __wrap_pthread_cond_signal(pthread_cond_t *cond);
-int  __real_pthread_cond_broadcast(pthread_cond_t *cond);
-int  __wrap_pthread_cond_broadcast(pthread_cond_t *cond);
+void        __real_near__lock(struct near__lock *lock);
+void        __wrap_near__lock(struct near__lock *lock);
+void        __real_near__unlock(struct near__lock *lock);
+void        __wrap_near__unlock(struct near__lock *lock);
+bool        __real_near__cond_wait(pthread_cond_t *cond, struct near__lock *lock, int64_t deadline);
+bool        __wrap_near__cond_wait(pthread_cond_t *cond, struct near__lock *lock, int64_t deadline);
+int         __real_pthread_cond_signal(pthread_cond_t *cond);
+int         __wrap_pthread_cond_signal(pthread_cond_t *cond);
+int         __real_pthread_cond_broadcast(pthread_cond_t *cond);
+int         __wrap_pthread_cond_broadcast(pthread_cond_t *cond);
 near_status __real_near__thread_start(pthread_t *thread, const char *name, void *(*run)(void *), void *ctx);
 near_status __wrap_near__thread_start(pthread_t *thread, const char *name, void *(*run)(void *), void *ctx);
-int       __real_pthread_join(pthread_t thread, void **result);
-int       __wrap_pthread_join(pthread_t thread, void **result);
-int       __real_pthread_detach(pthread_t thread);
-int       __wrap_pthread_detach(pthread_t thread);
-pthread_t __real_pthread_self(void);
-pthread_t __wrap_pthread_self(void);
-int       __real_clock_gettime(clockid_t id, struct timespec *ts);
-int       __wrap_clock_gettime(clockid_t id, struct timespec *ts);
-int       __real_clock_getres(clockid_t id, struct timespec *ts);
-int       __wrap_clock_getres(clockid_t id, struct timespec *ts);
-int       __real_nanosleep(const struct timespec *time, struct timespec *left);
-int       __wrap_nanosleep(const struct timespec *time, struct timespec *left);
-ssize_t   __real_getrandom(void *buffer, size_t size, unsigned flags);
-ssize_t   __wrap_getrandom(void *buffer, size_t size, unsigned flags);
-long __real_syscall(long number, long a, long b, long c, long d, long e, long f);
-long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
+int         __real_pthread_join(pthread_t thread, void **result);
+int         __wrap_pthread_join(pthread_t thread, void **result);
+int         __real_pthread_detach(pthread_t thread);
+int         __wrap_pthread_detach(pthread_t thread);
+pthread_t   __real_pthread_self(void);
+pthread_t   __wrap_pthread_self(void);
+int         __real_clock_gettime(clockid_t id, struct timespec *ts);
+int         __wrap_clock_gettime(clockid_t id, struct timespec *ts);
+int         __real_clock_getres(clockid_t id, struct timespec *ts);
+int         __wrap_clock_getres(clockid_t id, struct timespec *ts);
+int         __real_nanosleep(const struct timespec *time, struct timespec *left);
+int         __wrap_nanosleep(const struct timespec *time, struct timespec *left);
+ssize_t     __real_getrandom(void *buffer, size_t size, unsigned flags);
+ssize_t     __wrap_getrandom(void *buffer, size_t size, unsigned flags);
+long        __real_syscall(long number, long a, long b, long c, long d, long e, long f);
+long        __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
 
 void
 __wrap_near__lock(struct near__lock *lock)
@@ -666,9 +677,9 @@ futex(const _Atomic uint32_t *word, int what, uint32_t value, const struct times
         errno = EAGAIN;
         return -1;
     }
-    step_wait((const void *)word, time == NULL ? NEAR_NEVER
-                                               : near__time_after(S.now, (int64_t)time->tv_sec * 1000000000 +
-                                                                             time->tv_nsec));
+    step_wait((const void *)word,
+              time == NULL ? NEAR_NEVER
+                           : near__time_after(S.now, (int64_t)time->tv_sec * 1000000000 + time->tv_nsec));
     return 0;
 }
 

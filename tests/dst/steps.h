@@ -21,9 +21,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define STEPS_TASKS   64
-#define STEPS_MOST    400000 /* a run with more is one that does not end */
-#define STEPS_NOBODY  0u     /* the group of tasks that no client owns */
+#define STEPS_TASKS  64
+#define STEPS_MOST   400000 /* a run with more is one that does not end */
+#define STEPS_NOBODY 0u     /* the group of tasks that no client owns */
 
 struct steps_result {
     char     violation[256]; /* the first one; empty: none */
@@ -45,11 +45,11 @@ void     step_wake(const void *channel);
 int64_t  step_now(void); /* without being a step */
 void     step_jump(int64_t ns);
 uint64_t step_random(uint64_t below);
-unsigned step_self(void);             /* which task runs: below STEPS_TASKS */
-unsigned step_group(void);            /* of the task that runs; new threads inherit it */
-void     step_enter(unsigned group);  /* from now on */
+unsigned step_self(void);                            /* which task runs: below STEPS_TASKS */
+unsigned step_group(void);                           /* of the task that runs; new threads inherit it */
+void     step_enter(unsigned group);                 /* from now on */
 void     step_freeze(unsigned group, int64_t until); /* as SIGSTOP would: none of its tasks runs before */
-void     step_calm(bool calm);        /* no switches but where somebody waits: for setting up and tearing down */
+void     step_calm(bool calm); /* no switches but where somebody waits: for setting up and tearing down */
 void     steps_violation(const char *format, ...) NEAR_PRINTF(1, 2);
 
 bool    steps_running(void);

@@ -36,11 +36,11 @@ struct floor {
 };
 
 struct item {
-    char     key[64];
-    size_t   key_size, size;
-    uint8_t  bytes[ITEM_MAX];
-    int64_t  expires;
-    bool     used;
+    char    key[64];
+    size_t  key_size, size;
+    uint8_t bytes[ITEM_MAX];
+    int64_t expires;
+    bool    used;
 };
 
 enum news { MESSAGE, PONG, ACK };
@@ -56,6 +56,8 @@ struct link {
     unsigned             client;
     bool                 up, stopping;
     unsigned             lives; /* counts connections */
+    int64_t              silent_until;
+    bool                 lose_next, has_lost;
     unsigned             tasks;
     int64_t              heard;
     struct post          queue[QUEUE];
@@ -64,12 +66,12 @@ struct link {
 };
 
 struct instance {
-    unsigned      number;
-    near_client  *client;
-    near_cache   *cache;
-    struct link   link;
-    uint64_t      seen[DST_KEYS]; /* the highest number that a read of this instance has returned */
-    uint64_t      loads[DST_KEYS];
+    unsigned     number;
+    near_client *client;
+    near_cache  *cache;
+    struct link  link;
+    uint64_t     seen[DST_KEYS]; /* the highest number that a read of this instance has returned */
+    uint64_t     loads[DST_KEYS];
 };
 
 static struct world {
@@ -80,7 +82,7 @@ static struct world {
     bool                       healed;
     struct item                items[ITEMS];
     /* the accounts */
-    uint64_t     mutations[DST_KEYS]; /* so many so far */
+    uint64_t     mutations[DST_KEYS];    /* so many so far */
     uint64_t     number_of[DST_NUMBERS]; /* of a value's id: when it was executed; 0: not */
     uint64_t     ids;
     struct floor floors[DST_KEYS][FLOORS];
@@ -108,7 +110,7 @@ static void
 travel(void)
 {
     step_point();
-    if (!w.healed && step_random(8) == 0)
+    if (!w.healed && step_random(w.is->slow ? 3 : 8) == 0)
         step_sleep((int64_t)step_random(w.is->chaos ? 15 * NEAR_MS : NEAR_MS));
 }
 
@@ -159,8 +161,10 @@ static void
 server_publish(const uint8_t *bytes, size_t size)
 {
     for (unsigned i = 1; i <= w.is->clients; i++)
-        if (w.instances[i].link.up)
+        if (w.instances[i].link.up && !w.instances[i].link.lose_next)
             post(&w.instances[i].link, MESSAGE, 0, bytes, size);
+        else
+            w.instances[i].link.lose_next = false;
 }
 
 static void
@@ -232,6 +236,12 @@ listen(void *ctx)
         while (link->up && !link->stopping) {
             struct post p;
 
+            if (link->silent_until > step_now()) {
+                step_wait(link, link->silent_until);
+                if (link->silent_until <= step_now() && step_random(2) == 0)
+                    cut(link);
+                continue;
+            }
             if (link->n == 0) {
                 step_wait(link, NEAR_NEVER);
                 continue;
@@ -647,15 +657,21 @@ raise_floor(unsigned client, unsigned key, uint64_t floor)
 }
 
 /* What a question asked at `since` must not be answered with. */
+static int64_t
+window(void)
+{
+    return (w.is->windows == 0 ? 1 : w.is->windows) * DST_WINDOW * NEAR_MS;
+}
+
 static uint64_t
-floor_for(unsigned client, unsigned key, int64_t since, int64_t window)
+floor_for(unsigned client, unsigned key, int64_t since, int64_t within)
 {
     uint64_t floor = 0;
 
     for (size_t i = 0; i < w.n_floors[key]; i++) {
         const struct floor *f = &w.floors[key][i];
 
-        if (f->at <= (f->client == client ? since : since - window) && f->floor > floor)
+        if (f->at <= (f->client == client ? since : since - within) && f->floor > floor)
             floor = f->floor;
     }
     return floor;
@@ -718,9 +734,9 @@ source_of(const near_value *value)
 
 /* What a read that began at `since` was answered with. */
 static void
-judge(struct instance *i, unsigned key, int64_t since, int64_t window, near_status status, near_value *value)
+judge(struct instance *i, unsigned key, int64_t since, int64_t within, near_status status, near_value *value)
 {
-    uint64_t floor = floor_for(i->number, key, since, window), number;
+    uint64_t floor = floor_for(i->number, key, since, within), number;
 
     if (status == NEAR_NOT_FOUND && w.is->loads && !absence_is_true(key, floor))
         steps_violation("instance %u: key %c is not absent, and has not been since version %llu", i->number,
@@ -780,10 +796,10 @@ load_all(near_load *loads[], size_t n, void *ctx)
 
 /* --------------------------------------------------------------------------------------------- the actors */
 
+/* What was acknowledged a window before `since` must be seen. */
 static void
-get(struct instance *i, unsigned key, int64_t window)
+get(struct instance *i, unsigned key, int64_t since, int64_t within)
 {
-    int64_t     since = step_now();
     near_value *value = NULL;
     near_status status;
 
@@ -791,7 +807,7 @@ get(struct instance *i, unsigned key, int64_t window)
         status = near_fetch(i->cache, key_of(key), NULL, &value);
     else
         status = near_get(i->cache, key_of(key), &value);
-    judge(i, key, since, window, status, value);
+    judge(i, key, since, within, status, value);
 }
 
 static void
@@ -802,22 +818,24 @@ get_both(struct instance *i)
     near_value *values[DST_KEYS];
     near_status statuses[DST_KEYS];
 
-    for (unsigned k = 0; k < DST_KEYS; k++)
+    for (unsigned k = 0; k < w.is->keys; k++)
         keys[k] = key_of(k);
     if (w.is->loads)
-        near_fetch_many(i->cache, keys, DST_KEYS, NULL, values, statuses);
+        near_fetch_many(i->cache, keys, w.is->keys, NULL, values, statuses);
     else
-        near_get_many(i->cache, keys, DST_KEYS, values, statuses);
-    for (unsigned k = 0; k < DST_KEYS; k++)
-        judge(i, k, since, DST_WINDOW * NEAR_MS, statuses[k], values[k]);
+        near_get_many(i->cache, keys, w.is->keys, values, statuses);
+    for (unsigned k = 0; k < w.is->keys; k++)
+        judge(i, k, since, window(), statuses[k], values[k]);
 }
 
 /* What was acknowledged before a fence must be seen after it, by whomever. */
 static void
 get_fenced(struct instance *i, unsigned key)
 {
+    int64_t since = step_now();
+
     if (near_fence(i->client, TIMEOUT) == NEAR_OK)
-        get(i, key, 0);
+        get(i, key, since, 0);
 }
 
 static void
@@ -868,20 +886,20 @@ clear(struct instance *i, bool tag)
 
     memcpy(before, w.mutations, sizeof(before));
     if ((tag ? near_invalidate_tag(i->cache, "t") : near_clear(i->cache)) == NEAR_OK)
-        for (unsigned k = 0; k < DST_KEYS; k++)
+        for (unsigned k = 0; k < w.is->keys; k++)
             raise_floor(i->number, k, before[k]);
 }
 
 static void
 act(struct instance *i)
 {
-    unsigned key = (unsigned)step_random(DST_KEYS);
+    unsigned key = (unsigned)step_random(w.is->keys);
     uint64_t lot = step_random(16);
 
     if (w.is->herd)
-        get(i, key, DST_WINDOW * NEAR_MS);
+        get(i, key, step_now(), window());
     else if (lot < 6)
-        get(i, key, DST_WINDOW * NEAR_MS);
+        get(i, key, step_now(), window());
     else if (lot == 6)
         get_both(i);
     else if (lot == 7)
@@ -913,24 +931,22 @@ live(void *ctx)
 
 /* --------------------------------------------------------------------------------------------- misfortune */
 
-static void
-lose_or_repeat(struct link *link)
+/* One of the messages on their way; NULL. */
+static struct post *
+some_message(struct link *link)
 {
-    size_t       at;
-    struct post *p;
+    struct post *p = link->n > 0 ? &link->queue[(link->first + step_random(link->n)) % QUEUE] : NULL;
 
-    if (link->n == 0)
-        return;
-    at = (link->first + step_random(link->n)) % QUEUE;
-    p  = &link->queue[at];
-    if (p->kind != MESSAGE)
-        return;
-    if (step_random(2) == 0) {
-        post(link, MESSAGE, 0, p->bytes, p->size); /* twice, the second time late */
-    } else {
-        free(p->bytes); /* gone without a trace: as if it had been an old pong */
-        *p = (struct post){ .kind = PONG, .since = 0 };
-    }
+    return p != NULL && p->kind == MESSAGE ? p : NULL;
+}
+
+static void
+repeat(struct link *link)
+{
+    struct post *p = some_message(link);
+
+    if (p != NULL)
+        post(link, MESSAGE, 0, p->bytes, p->size);
 }
 
 static void
@@ -953,37 +969,52 @@ evict_l1(struct instance *i)
 }
 
 static void
+befall(struct instance *i, enum dst_misfortune what)
+{
+    switch (what) {
+    case DST_CUT:
+        cut(&i->link);
+        break;
+    case DST_SILENT:
+        i->link.silent_until = step_now() + (int64_t)(1 + step_random(3)) * DST_WINDOW * NEAR_MS;
+        step_wake(&i->link);
+        break;
+    case DST_LOSE:
+        i->link.lose_next = !i->link.has_lost;
+        i->link.has_lost  = true;
+        break;
+    case DST_REPEAT:
+        repeat(&i->link);
+        break;
+    case DST_FREEZE:
+        step_freeze(i->number, step_now() + (int64_t)step_random(4 * DST_WINDOW * NEAR_MS));
+        break;
+    case DST_JUMP:
+        step_jump((int64_t)step_random(2 * DST_WINDOW * NEAR_MS));
+        break;
+    case DST_EVICT:
+        evict();
+        break;
+    default:
+        evict_l1(i);
+        break;
+    }
+}
+
+static void
 misfortune(void *ctx)
 {
-    unsigned n = (unsigned)step_random(6);
+    unsigned n = 1 + (unsigned)step_random(8);
 
     (void)ctx;
-    while (n-- > 0 && w.actors > 1) {
-        struct instance *i = &w.instances[1 + step_random(w.is->clients)];
+    while (n > 0 && w.actors > 1) {
+        unsigned what = 1u << step_random(8);
 
-        step_sleep((int64_t)step_random(30 * NEAR_MS));
-        switch (step_random(8)) {
-        case 0:
-        case 1:
-            cut(&i->link);
-            break;
-        case 2:
-        case 3:
-            lose_or_repeat(&i->link);
-            break;
-        case 4:
-            step_freeze(i->number, step_now() + (int64_t)step_random(4 * DST_WINDOW * NEAR_MS));
-            break;
-        case 5:
-            step_jump((int64_t)step_random(2 * DST_WINDOW * NEAR_MS));
-            break;
-        case 6:
-            evict();
-            break;
-        default:
-            evict_l1(i);
-            break;
-        }
+        if ((what & w.is->chaos) == 0)
+            continue;
+        step_sleep((int64_t)step_random(15 * NEAR_MS));
+        befall(&w.instances[1 + step_random(w.is->clients)], (enum dst_misfortune)what);
+        n--;
     }
     w.actors--;
     step_wake(&w.actors);
@@ -995,10 +1026,18 @@ static near_config *
 configuration(void)
 {
     static const char *const settings[][2] = {
-        { "l2.uri", "memory:dst" },        { "l1.max_bytes", "1MiB" },   { "l1.policy", "lru" },
-        { "l1.shards", "1" },              { "l2.timeout", "20ms" },     { "l2.connect_timeout", "50ms" },
-        { "coherence.heartbeat", "10ms" }, { "loader.threads", "2" },    { "close.timeout", "200ms" },
-        { "lease.timeout", "100ms" },      { "negative_ttl", "1s" },     { "load.retry", "0" },
+        { "l2.uri", "memory:dst" },
+        { "l1.max_bytes", "1MiB" },
+        { "l1.policy", "lru" },
+        { "l1.shards", "1" },
+        { "l2.timeout", "20ms" },
+        { "l2.connect_timeout", "50ms" },
+        { "coherence.heartbeat", "10ms" },
+        { "loader.threads", "2" },
+        { "close.timeout", "200ms" },
+        { "lease.timeout", "100ms" },
+        { "negative_ttl", "1s" },
+        { "load.retry", "0" },
         { "coherence.serve_window", "60ms" },
     };
     near_config *config = near_config_new();
@@ -1036,7 +1075,7 @@ check_settled(struct instance *i)
     near_get_options only = NEAR_GET_OPTIONS_INIT;
 
     only.flags = NEAR_ONLY_L1;
-    for (unsigned k = 0; k < DST_KEYS; k++) {
+    for (unsigned k = 0; k < w.is->keys; k++) {
         near_value *value = NULL;
         uint64_t    now   = w.is->loads ? w.version[k] : w.mutations[k];
 
@@ -1057,7 +1096,7 @@ check_settled(struct instance *i)
 static void
 check_herd(void)
 {
-    for (unsigned k = 0; k < DST_KEYS; k++)
+    for (unsigned k = 0; k < w.is->keys; k++)
         if (w.loads[k] > 1)
             steps_violation("key %c was loaded %llu times", 'a' + (int)k, (unsigned long long)w.loads[k]);
 }
@@ -1069,7 +1108,7 @@ settle(void)
         step_wait(&w.actors, NEAR_NEVER);
     w.healed = true;
     for (unsigned i = 1; i <= w.is->clients; i++)
-        step_freeze(i, 0);
+        step_freeze(i, 0), w.instances[i].link.silent_until = 0, step_wake(&w.instances[i].link);
     while (w.zombies > 0)
         step_wait(&w.zombies, NEAR_NEVER);
     step_calm(true);
@@ -1093,10 +1132,10 @@ play(void *ctx)
     near_config_free(config);
     step_enter(STEPS_NOBODY);
     if (opened) {
-        for (unsigned k = 0; w.is->loads && k < DST_KEYS; k++)
+        for (unsigned k = 0; w.is->loads && k < w.is->keys; k++)
             w.version[k] = 1;
         step_calm(false);
-        w.actors = w.is->clients + 2 + w.is->chaos;
+        w.actors = w.is->clients + 2 + (w.is->chaos != 0);
         for (unsigned i = 1; i <= w.is->clients; i++)
             step_spawn(live, &w.instances[i], i);
         step_spawn(live, &w.instances[1], 1); /* three threads in one, one in each other */
@@ -1151,24 +1190,24 @@ __wrap_near__l2_backend_named(const char *scheme)
     return steps_running() ? &l2_ops : __real_near__l2_backend_named(scheme);
 }
 
-uint64_t __real_near__l1_fence(const struct near__l1 *l1, uint64_t hash);
-uint64_t __wrap_near__l1_fence(const struct near__l1 *l1, uint64_t hash);
+uint64_t                __real_near__l1_fence(const struct near__l1 *l1, uint64_t hash);
+uint64_t                __wrap_near__l1_fence(const struct near__l1 *l1, uint64_t hash);
 enum near__l1_admission __real_near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence,
                                                int64_t now);
 enum near__l1_admission __wrap_near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence,
                                                int64_t now);
-void __real_near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key);
-void __wrap_near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key);
-void __real_near__l1_flush(struct near__l1 *l1);
-void __wrap_near__l1_flush(struct near__l1 *l1);
-void __real_near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash);
-void __wrap_near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash);
-struct near__l1_write __real_near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key);
-struct near__l1_write __wrap_near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key);
-void __real_near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t hash, near_bytes key,
-                               struct near__entry *entry, int64_t now);
-void __wrap_near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t hash, near_bytes key,
-                               struct near__entry *entry, int64_t now);
+void                    __real_near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key);
+void                    __wrap_near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key);
+void                    __real_near__l1_flush(struct near__l1 *l1);
+void                    __wrap_near__l1_flush(struct near__l1 *l1);
+void                    __real_near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash);
+void                    __wrap_near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash);
+struct near__l1_write   __real_near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key);
+struct near__l1_write   __wrap_near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key);
+void    __real_near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t hash,
+                                  near_bytes key, struct near__entry *entry, int64_t now);
+void    __wrap_near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t hash,
+                                  near_bytes key, struct near__entry *entry, int64_t now);
 int64_t __real_near__coherence_gate(const struct near__coherence *c);
 int64_t __wrap_near__coherence_gate(const struct near__coherence *c);
 void    __real_near__coherence_doubt(struct near__coherence *c, uint64_t stream);
@@ -1179,12 +1218,14 @@ enum near__stream_news __real_near__streams_heard(struct near__streams *s, uint6
                                                   uint64_t sequence);
 enum near__stream_news __wrap_near__streams_heard(struct near__streams *s, uint64_t sender, uint64_t stream,
                                                   uint64_t sequence);
-enum near__stream_news __real_near__streams_announced(struct near__streams *s, uint64_t sender, uint64_t stream,
-                                                      uint64_t first, uint64_t last, bool whole);
-enum near__stream_news __wrap_near__streams_announced(struct near__streams *s, uint64_t sender, uint64_t stream,
-                                                      uint64_t first, uint64_t last, bool whole);
-void __real_near__generation_doubt(near_cache *cache, bool replaced);
-void __wrap_near__generation_doubt(near_cache *cache, bool replaced);
+enum near__stream_news __real_near__streams_announced(struct near__streams *s, uint64_t sender,
+                                                      uint64_t stream, uint64_t first, uint64_t last,
+                                                      bool whole);
+enum near__stream_news __wrap_near__streams_announced(struct near__streams *s, uint64_t sender,
+                                                      uint64_t stream, uint64_t first, uint64_t last,
+                                                      bool whole);
+void                   __real_near__generation_doubt(near_cache *cache, bool replaced);
+void                   __wrap_near__generation_doubt(near_cache *cache, bool replaced);
 void __real_near__flight_fail(near_cache *cache, struct near__flight *flight, near_status status);
 void __wrap_near__flight_fail(near_cache *cache, struct near__flight *flight, near_status status);
 

@@ -23,6 +23,20 @@ enum {
     DST_NUMBERS = 256
 };
 
+enum dst_misfortune {
+    DST_CUT = 1u << 0, /* a subscriber's connection, with what was on its way */
+    DST_SILENT =
+        1u
+        << 1, /* it stays up and nothing comes, for longer than the window; then all at once, or it is cut */
+    DST_LOSE     = 1u << 2, /* one message, once for each subscriber: found out by the next, or by a beat */
+    DST_REPEAT   = 1u << 3, /* one message, again and late */
+    DST_FREEZE   = 1u << 4, /* an instance, as SIGSTOP does */
+    DST_JUMP     = 1u << 5, /* time passes and nobody ran */
+    DST_EVICT    = 1u << 6, /* an entry, a marker or a generation out of L2 */
+    DST_EVICT_L1 = 1u << 7,
+    DST_TROUBLE  = ((1u << 8) - 1) & ~DST_LOSE
+};
+
 /* Cures that can be taken away; each a control. */
 enum dst_cure {
     DST_ALL_CURES,
@@ -52,15 +66,17 @@ extern enum dst_cure dst_without; /* the one that is off */
 
 struct dst_settings {
     const char *name;
-    unsigned    clients;
+    unsigned    clients, keys;
+    unsigned    windows; /* after which a write must be seen by others, at most; 0: one */
     bool        atomic;  /* write and message in one step (Redis), or one after the other */
     bool        loads;   /* values come from a store, through near_fetch */
     unsigned    faults;  /* percent of requests */
-    bool        chaos;   /* links cut, messages lost, twice or late, instances frozen, entries evicted */
+    unsigned    chaos;   /* what happens meanwhile: of enum dst_misfortune, a bit each */
+    bool        slow;    /* requests take long, often longer than a link is down */
     bool        clears, tags;
-    bool        herd;    /* nobody writes: loads are counted */
-    bool        alone;   /* neither L2 nor bus */
-    bool        absent;  /* the store may lack the key */
+    bool        herd;   /* nobody writes: loads are counted */
+    bool        alone;  /* neither L2 nor bus */
+    bool        absent; /* the store may lack the key */
 };
 
 /* One run; everything is closed again, unless it hung. */
