@@ -58,11 +58,12 @@ struct link {
     unsigned             lives; /* counts connections */
     int64_t              silent_until;
     bool                 lose_next, has_lost;
-    unsigned             tasks;
-    int64_t              heard;
-    struct post          queue[QUEUE];
-    size_t               first, n;
-    uint64_t             streams[2], sequences[2]; /* of what this instance publishes */
+    uint64_t    known[DST_CLIENTS]; /* senders of whom a beat was heard in this life of the connection */
+    unsigned    tasks;
+    int64_t     heard;
+    struct post queue[QUEUE];
+    size_t      first, n;
+    uint64_t    streams[2], sequences[2]; /* of what this instance publishes */
 };
 
 struct instance {
@@ -156,15 +157,52 @@ cut(struct link *link)
     step_wake(link);
 }
 
+static bool
+is_beat(const uint8_t *message)
+{
+    return message[NEAR__MESSAGE_KIND_AT] == NEAR__MESSAGE_BEAT;
+}
+
+static uint64_t
+sender_of(const uint8_t *message)
+{
+    return near__le64_get(message + 8);
+}
+
+static bool
+knows(const struct link *link, const uint8_t *message)
+{
+    for (size_t i = 0; i < DST_CLIENTS; i++)
+        if (link->known[i] == sender_of(message))
+            return true;
+    return false;
+}
+
+static void
+get_to_know(struct link *link, const uint8_t *message)
+{
+    for (size_t i = 0; i < DST_CLIENTS && is_beat(message) && !knows(link, message); i++)
+        if (link->known[i] == 0)
+            link->known[i] = sender_of(message);
+}
+
+/* A loss is noticed by whoever has heard a beat of the sender's: before that he cannot tell it from what came before he listened. */
+static bool
+loses(struct link *link, const uint8_t *message)
+{
+    if (!link->lose_next || is_beat(message) || !knows(link, message))
+        return false;
+    link->lose_next = false;
+    return true;
+}
+
 /* The server has it: everybody who listens gets it. */
 static void
 server_publish(const uint8_t *bytes, size_t size)
 {
     for (unsigned i = 1; i <= w.is->clients; i++)
-        if (w.instances[i].link.up && !w.instances[i].link.lose_next)
+        if (w.instances[i].link.up && !loses(&w.instances[i].link, bytes))
             post(&w.instances[i].link, MESSAGE, 0, bytes, size);
-        else
-            w.instances[i].link.lose_next = false;
 }
 
 static void
@@ -199,6 +237,7 @@ deliver_post(struct link *link, struct post *p)
         break;
     case MESSAGE:
         to->message(to->ctx, (near_bytes){ p->bytes, p->size });
+        get_to_know(link, p->bytes);
         break;
     case PONG:
         to->heard(to->ctx, dst_without == DST_PONG_AS_NOW ? step_now() : p->since);
@@ -219,6 +258,7 @@ connect_link(struct link *link)
     if (link->stopping)
         return;
     link->lives++;
+    memset(link->known, 0, sizeof(link->known));
     link->up = true;
     post(link, ACK, 0, NULL, 0);
 }
@@ -835,7 +875,7 @@ get_fenced(struct instance *i, unsigned key)
     int64_t since = step_now();
 
     if (near_fence(i->client, TIMEOUT) == NEAR_OK)
-        get(i, key, since, 0);
+        get(i, key, since, w.is->chaos & DST_LOSE ? window() : 0); /* a fence finds no loss */
 }
 
 static void
