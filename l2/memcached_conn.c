@@ -388,11 +388,11 @@ codec_transport(void *self)
 }
 
 static bool
-codec_usable(void *self)
+codec_usable(void *self, bool lately)
 {
     struct near__memcached_conn *conn = self;
 
-    return !conn->broken && conn->tail_size == 0 && near__transport_quiet(&conn->transport);
+    return !conn->broken && conn->tail_size == 0 && (lately || near__transport_quiet(&conn->transport));
 }
 
 /* With something unanswered, no goodbye: it might become the end of a value that was half sent; and reset, so

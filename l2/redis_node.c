@@ -730,12 +730,12 @@ codec_transport(void *self)
 }
 
 static bool
-codec_usable(void *self)
+codec_usable(void *self, bool lately)
 {
     struct codec_conn *conn = self;
 
     return conn->reader->len == conn->reader->pos && conn->mgets == NULL &&
-           near__redis_conn_usable(conn->conn);
+           (lately ? !near__redis_conn_outdated(conn->conn) : near__redis_conn_usable(conn->conn));
 }
 
 static bool
