@@ -16,6 +16,7 @@
  */
 #include "l2/redis_node.h"
 
+#include "l2/large.h"
 #include "l2/resp.h"
 
 #include "base/hash.h"
@@ -134,6 +135,7 @@ struct near__redis_node {
     struct near__lanes         *lanes;
     char                        name[300];
     unsigned                    mget;
+    struct near__large          large; /* keys, or whole GETs where these travel alone */
 };
 
 /* ----------------------------------------------------------------------------------------- a call's memory */
@@ -375,10 +377,25 @@ near__redis_call_idempotent(struct near__redis_call *call, bool idempotent)
     call->lane.idempotent = idempotent;
 }
 
+static near_bytes
+asked(const struct slot *slot)
+{
+    return (near_bytes){ slot->bytes, slot->size };
+}
+
+static bool
+reads_large(const struct near__redis_call *call)
+{
+    for (size_t i = 0; call->lane.idempotent && i < call->count; i++)
+        if (near__large_has(&call->node->large, asked(&call->slots[i])))
+            return true;
+    return false;
+}
+
 struct near__lane_ask
 near__redis_ask(struct near__redis_call *call)
 {
-    call->lane.bulk = call->bytes > BULK;
+    call->lane.bulk = call->bytes > BULK || reads_large(call);
     return (struct near__lane_ask){ .lanes = call->node->lanes, .call = &call->lane };
 }
 
@@ -976,11 +993,14 @@ deal_root(struct codec_conn *conn, struct target *target)
 static bool
 end_target(struct codec_conn *conn, struct target *target, bool many)
 {
+    const struct slot *slot = &target->call->slots[target->key];
+
     if (!many && !deal_root(conn, target)) {
         conn->no_memory = true;
         return false;
     }
-    return has_kind(&target->call->slots[target->key].reply, VALUE_KINDS);
+    near__large_note(&conn->node->large, asked(slot), slot->reply.size);
+    return has_kind(&slot->reply, VALUE_KINDS);
 }
 
 /* The oldest MGET is answered.  False: by something that no MGET can have for an answer, or no memory. */
@@ -1058,6 +1078,8 @@ end_reply(struct codec_conn *conn, struct near__redis_call *call, size_t *ends)
     if (!has_kind(&slot->reply, slot->kinds))
         return false;
     conn->spent |= says_no(conn, &slot->reply);
+    if (call->lane.idempotent)
+        near__large_note(&conn->node->large, asked(slot), slot->reply.size);
     call->replies++;
     if (conn->held == call && (call->replies == 1 || call->replies + 2 == call->count)) {
         near__lane_release(conn->out);

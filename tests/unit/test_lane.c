@@ -4,11 +4,13 @@
 #include "harness/test.h"
 
 #include "l2/lane.h"
+#include "l2/large.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -893,6 +895,41 @@ close_wakes_everybody(void **state)
     }
 }
 
+/* Ten times as many keys as there are places: none is known that was not noted, and all can be forgotten. */
+static void
+large_values_are_remembered_until_they_are_small(void **state)
+{
+    static struct near__large large;
+    char                      key[16];
+    unsigned                  known = 0;
+
+    (void)state;
+    near__large_note(&large, near_key("small"), NEAR__LARGE - 1);
+    assert_int_equal(large.n, 0);
+    near__large_note(&large, near_key("k"), NEAR__LARGE);
+    near__large_note(&large, near_key("k"), NEAR__LARGE);
+    assert_true(near__large_has(&large, near_key("k")));
+    assert_false(near__large_has(&large, near_key("small")));
+    near__large_note(&large, near_key("other"), 1);
+    assert_true(near__large_has(&large, near_key("k")));
+    near__large_note(&large, near_key("k"), 1);
+    assert_false(near__large_has(&large, near_key("k")));
+    assert_int_equal(large.n, 0);
+    for (unsigned i = 0; i < 10 * NEAR__LARGE_PLACES; i++) {
+        snprintf(key, sizeof(key), "key%u", i);
+        assert_false(near__large_has(&large, near_key(key)));
+        near__large_note(&large, near_key(key), NEAR__LARGE);
+    }
+    assert_true(large.n <= NEAR__LARGE_PLACES && large.n > NEAR__LARGE_PLACES / 2);
+    for (unsigned i = 0; i < 10 * NEAR__LARGE_PLACES; i++) {
+        snprintf(key, sizeof(key), "key%u", i);
+        known += near__large_has(&large, near_key(key));
+        near__large_note(&large, near_key(key), 0);
+    }
+    assert_true(known > NEAR__LARGE_PLACES / 2);
+    assert_int_equal(large.n, 0);
+}
+
 #define LANE_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int
@@ -923,6 +960,7 @@ main(void)
         LANE_TEST(large_calls_both_ways_do_not_block_each_other),
         LANE_TEST(small_calls_do_not_wait_for_a_large_one),
         LANE_TEST(close_wakes_everybody),
+        cmocka_unit_test(large_values_are_remembered_until_they_are_small),
     };
 
     return TEST_MAIN(tests, NULL, NULL);
