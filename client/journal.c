@@ -347,7 +347,7 @@ put_away(struct near__journal *journal, const struct near__segment *segment)
         journal->disk->rename(journal->disk->ctx, directory, name, aside);
         return;
     }
-    for (int i = 0; i < SPARE_SEGMENTS && segment->size == journal->segment_size; i++)
+    for (int i = 0; i < SPARE_SEGMENTS && segment->size == journal->segment_size && !segment->failed; i++)
         if (journal->spare_ids[i] == 0) {
             journal->spare_ids[i] = segment->id;
             return;
@@ -553,7 +553,8 @@ move_on(struct near__journal *journal, int failure, uint64_t concerned)
     near__lock(&journal->lock);
     journal->counts.failures++;
     journal->failures++;
-    journal->failed_upto = concerned;
+    journal->failed_upto  = concerned;
+    journal->last->failed = true;
     near__unlock(&journal->lock);
     near__log(&journal->options.log, NEAR_LOG_ERROR,
               "journal %s: segment %016" PRIx64 ": %s; what it may have lost is written to another file",

@@ -38,8 +38,11 @@ struct test_disk {
     enum test_trouble_kind trouble;
     unsigned long          failed; /* how often it did */
     enum test_call         failed_call;
-    bool                   lies; /* a sync does nothing: the control */
+    bool                   lies;    /* a sync does nothing: the control */
+    unsigned long          touched; /* writes and syncs of a file after one that failed */
 };
+
+extern volatile int test_disk_allocating; /* not 0 while the disk takes memory: that is not to fail */
 
 void test_disk_init(struct test_disk *disk);
 void test_disk_free(struct test_disk *disk);
