@@ -557,6 +557,26 @@ test_disk_crash(struct test_disk *image, const struct test_disk *disk, size_t ch
     }
 }
 
+void
+test_disk_kill(struct test_disk *image, const struct test_disk *disk, size_t changes)
+{
+    uint64_t no_lot = 0;
+
+    test_disk_crash(image, disk, changes, 1, &no_lot);
+    for (size_t i = 0; i < changes; i++) {
+        struct change *change =
+            remember(image->data, disk->data->changes[i].kind, disk->data->changes[i].file);
+        uint8_t *bytes = NULL;
+
+        *change = disk->data->changes[i];
+        if (change->bytes != NULL) {
+            bytes = enlarge(NULL, change->size + 1);
+            memcpy(bytes, change->bytes, change->size);
+        }
+        change->bytes = bytes;
+    }
+}
+
 /* ---- a look inside */
 
 uint8_t *

@@ -56,6 +56,10 @@ size_t test_disk_changes(const struct test_disk *disk);
 void test_disk_crash(struct test_disk *image, const struct test_disk *disk, size_t changes, int kept,
                      uint64_t *state);
 
+/* What the end of the process behind the first `changes` leaves to the next: all, and the memory of what is not synced.  `image` takes over neither
+ * trouble nor descriptors. */
+void test_disk_kill(struct test_disk *image, const struct test_disk *disk, size_t changes);
+
 /* The bytes of a file, to spoil them; NULL: there is none. */
 uint8_t *test_disk_file(struct test_disk *disk, const char *name, size_t *size);
 /* Names, one after the other: NULL behind the last. */

@@ -1159,7 +1159,7 @@ test_dead_letters(void **state)
     struct near__journal           *journal;
     struct near__journal_record     record  = put_of("poison", "cup");
     struct dead                     dead    = { .text = "" };
-    const struct near__scan_visitor visitor = { NULL, NULL, see_dead, &dead };
+    const struct near__scan_visitor visitor = { NULL, NULL, see_dead, NULL, &dead };
     struct near__scan_report        report;
     struct near__journal_dir        dir;
     near_error                      error;
