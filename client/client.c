@@ -372,11 +372,6 @@ choose_bus(near_client *client, near_error *error)
     if (client->bus_uri.kind == NEAR__URI_MEMCACHED)
         return near__fail(error, NEAR_ERR_INVALID, "coherence.uri: memcached carries no messages; accepts %s",
                           near__options[NEAR__OPTION_coherence_uri].accepts);
-    if (wants_tracking(settings) && client->bus_uri.layout == NEAR__LAYOUT_CLUSTER)
-        return near__fail(
-            error, NEAR_ERR_UNSUPPORTED,
-            "coherence.mode: a cluster's nodes are not asked for server-assisted invalidation in this "
-            "version; accepts auto, pubsub or none");
     if (wants_tracking(settings) && (client->bus_uri.kind != NEAR__URI_REDIS ||
                                      !near__uri_same_server(&client->bus_uri, &client->l2_uri)))
         return near__fail(

@@ -187,7 +187,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(coherence_password_env, "coherence.password_env", TEXT, CLIENT, "", 0, 127,                                     \
       "the name of an environment variable", "As l2.password_env, for the bus.")                                      \
     X(coherence_mode, "coherence.mode", CHOICE, CLIENT, "auto", 0, 0, "auto | pubsub | tracking | both | none",       \
-      "How instances hear of writes.  pubsub: they tell each other.  tracking, both: besides, the Redis that is both L2 and bus "   \
+      "How instances hear of writes.  pubsub: they tell each other.  tracking, both: besides, the Redis or cluster that is both L2 and bus "   \
       "tells of every change under l2.key_prefix, whoever made it, of expiry and of eviction; it tells of our own writes and "  \
       "fills, too, so these stay in L1 from the next read on only.  Where the server refuses that, pubsub remains.  auto: pubsub where there is a bus.")                                            \
     X(coherence_channel, "coherence.channel", TEXT, CLIENT, "", 0, 128, "0 .. 128 characters from ! to ~",            \
