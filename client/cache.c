@@ -37,8 +37,9 @@ near__cache_free(near_cache *cache)
     near__watch_fini(cache);
     near__gather_fini(&cache->gather);
     near__budget_fini(&cache->budget);
-    near__lock_fini(&cache->loads_lock);
-    pthread_cond_destroy(&cache->loads_done);
+    near__lock_fini(&cache->work_lock);
+    near__lock_fini(&cache->choice_lock);
+    pthread_cond_destroy(&cache->work_done);
     explicit_bzero(&cache->settings, sizeof(cache->settings)); /* URIs with passwords */
     free(cache);
 }
@@ -74,8 +75,9 @@ cache_new(near_client *client, const char *name)
     near__watch_init(cache);
     near__gather_init(&cache->gather);
     near__budget_init(&cache->budget, &client->settings);
-    near__lock_init(&cache->loads_lock, NEAR__RANK_LEAF);
-    near__cond_init(&cache->loads_done);
+    near__lock_init(&cache->work_lock, NEAR__RANK_LEAF);
+    near__lock_init(&cache->choice_lock, NEAR__RANK_LOAD);
+    near__cond_init(&cache->work_done);
     return cache;
 }
 
@@ -264,21 +266,45 @@ near__cache_unlink_locked(near_cache *cache)
     near__stats_keep(cache->client, cache);
 }
 
+bool
+near__cache_work_begins(near_cache *cache, size_t n)
+{
+    bool may;
+
+    near__lock(&cache->work_lock);
+    may = !cache->closing;
+    if (may)
+        cache->work_open += n;
+    near__unlock(&cache->work_lock);
+    return may;
+}
+
+void
+near__cache_work_ends(near_cache *cache, size_t n)
+{
+    near__lock(&cache->work_lock);
+    cache->work_open -= n;
+    if (cache->work_open == 0)
+        pthread_cond_broadcast(&cache->work_done);
+    near__unlock(&cache->work_lock);
+}
+
 size_t
-near__cache_await_loads(near_cache *cache, int64_t deadline)
+near__cache_await_work(near_cache *cache, int64_t deadline)
 {
     bool   more = true;
     size_t open;
 
-    near__lock(&cache->loads_lock);
-    cache->closing = true; /* what waits its turn in the background will not call the loader any more */
-    near__unlock(&cache->loads_lock);
+    near__lock(&cache->work_lock);
+    cache->closing =
+        true; /* what waits its turn in the background will call neither loader nor store any more */
+    near__unlock(&cache->work_lock);
     near__watch_close(cache);
-    near__lock(&cache->loads_lock);
-    while (cache->loads_open > 0 && more)
-        more = near__cond_wait(&cache->loads_done, &cache->loads_lock, deadline);
-    open = cache->loads_open;
-    near__unlock(&cache->loads_lock);
+    near__lock(&cache->work_lock);
+    while (cache->work_open > 0 && more)
+        more = near__cond_wait(&cache->work_done, &cache->work_lock, deadline);
+    open = cache->work_open;
+    near__unlock(&cache->work_lock);
     return open;
 }
 
@@ -294,8 +320,7 @@ near_cache_close(near_cache *cache)
     near__cache_unlink_locked(cache);
     near__unlock(&client->lock);
     share(client, "a cache was closed");
-    near__cache_await_loads(cache,
-                            near__time_after(near__client_now(client), client->settings.close_timeout));
+    near__cache_await_work(cache, near__time_after(near__client_now(client), client->settings.close_timeout));
     near__cache_release(cache);
 }
 

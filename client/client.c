@@ -413,7 +413,8 @@ open_client(near_client *client, const near_config *config, near_error *error)
         return status;
     near__client_log_init(client);
     if (near__secret_init(&client->secret) != NEAR_OK ||
-        !near__random(&client->stamp_base, sizeof(client->stamp_base)))
+        !near__random(&client->stamp_base, sizeof(client->stamp_base)) ||
+        !near__random(&client->write_origin, sizeof(client->write_origin)))
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "opening a client: the system gives no random bytes");
     client->workers = near__workers_new((unsigned)client->settings.loader_threads);
     if (client->workers == NULL)
@@ -533,7 +534,7 @@ near_client_close(near_client *client, near_error *error)
         return close_in_child(client);
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
     while ((cache = pop_cache(client)) != NULL) {
-        unanswered += near__cache_await_loads(cache, deadline);
+        unanswered += near__cache_await_work(cache, deadline);
         near__cache_release(cache);
     }
     owed = near__recovery_close(client, deadline);
@@ -551,7 +552,7 @@ near_client_close(near_client *client, near_error *error)
     near__recovery_drop(client);
     near__client_release(client);
     if (unanswered > 0)
-        return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads were not answered within close.timeout",
+        return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads or writes were not answered within close.timeout",
                           unanswered);
     if (owed > 0)
         return near__fail(error, NEAR_ERR_UNAVAILABLE,

@@ -5,7 +5,7 @@
  *              cache one.  near_client_close() stops everything that has a thread or a wire; the memory goes with the last
  *              reference, so a load answered after the close finds closed doors, not freed memory.
  * near_cache   name, settings, L1 pool, table of flights, loader, load budget, known generation.  Counted: the application (until
- *              near_cache_close) holds one reference, each unanswered load and each plan in the background one.
+ *              near_cache_close) holds one reference, each unanswered load or write and each plan in the background one.
  *
  * Locks: client->lock covers the list of caches (rank CLIENT).  Everything else has its own: see doc/architecture.md.
  * Fixed at open and read without a lock: settings, ops, traits, coherence, names, prefixes.
@@ -90,6 +90,8 @@ struct near_client {
     uint64_t              opened;     /* caches ever: the newest one's id */
     uint64_t              stamp_base; /* random: where this client's stamps begin */
     _Atomic uint64_t      stamps;     /* drawn so far */
+    uint64_t              write_origin; /* random: who numbers the writes where there is no journal */
+    _Atomic uint64_t      write_sequence;
     struct near__packer   packer;     /* contexts of compression for all caches */
     struct near__l1_stats closed_l1;  /* counters of caches that were closed */
 };
@@ -188,6 +190,8 @@ struct near_cache {
     bool                       bare; /* l2.envelope = none: values lie in L2 as they are */
     near_load_fn               loader;
     void                      *loader_ctx;
+    near_store_fn              store; /* NULL: none */
+    void                      *store_ctx;
     struct near__generation    generation;
     struct near__tags          tags;
     struct near__flight_stripe flights[NEAR__FLIGHT_STRIPES];
@@ -197,10 +201,11 @@ struct near_cache {
     struct near__gather        gather;
     int64_t early_reach; /* ns before its end, per us of cost, from which a value may be refreshed early */
     int64_t early_most;  /* ns: never earlier */
-    struct near__lock loads_lock; /* leaf: unanswered loads, closing */
-    pthread_cond_t    loads_done;
-    size_t            loads_open;
-    bool              closing;    /* no loader is called any more */
+    struct near__lock work_lock; /* leaf: unanswered loads and writes, closing */
+    pthread_cond_t    work_done;
+    size_t            work_open;
+    bool              closing;    /* neither loader nor store is called any more */
+    struct near__lock choice_lock; /* rank LOAD: conditional puts where there is no L2 */
     uint64_t          owes_clear; /* recovery's lock, as the next: 0, or its count when this was kept last */
     near_cache       *owing;
 };

@@ -131,6 +131,32 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "counts.  0: never.")                                                                                           \
     X(lease_timeout, "lease.timeout", DURATION, CACHE, "5s", 10 * NEAR_MS, 3600 * NEAR__SEC, NULL,                    \
       "How long one instance keeps the right to fill a key while the others wait (at least 3s on memcached).")                              \
+    X(write_policy, "write.policy", CHOICE, CACHE, "through", 0, 0, "through | back | around",                         \
+      "How near_update and near_erase reach the store.  through: L2 is marked, the store written, the mark replaced by the "  \
+      "value.  back: acknowledged here, written later, in batches.  around: the store is written, then both tiers "    \
+      "forget the key.")                                                                                              \
+    X(write_fast, "write.fast", CHOICE, CACHE, "no", 0, 0, "no | yes",                                                \
+      "yes: write.policy through without the mark, which saves an exchange with L2 and needs none before the store is " \
+      "written.  A writer that dies between store and L2 then leaves the old value in L2 until its TTL, or until "     \
+      "write_back.journal is replayed; the new value is not kept in L2, the next reader loads it.")                    \
+    X(write_without_l2, "write.without_l2", CHOICE, CACHE, "store", 0, 0, "store | refuse",                           \
+      "What near_update and near_erase do when L2 or the bus cannot be reached.  store: the store is written, and the key removed "  \
+      "and announced as soon as that is possible; until then other instances that do reach L2 may read the old value.  "    \
+      "refuse: they fail with NEAR_ERR_UNAVAILABLE before the store is asked (policy through), or with NEAR_ERR_TIMEOUT "  \
+      "after it.")                                                                                                    \
+    X(store_timeout, "store.timeout", DURATION, CACHE, "5s", NEAR_MS, 3600 * NEAR__SEC, NULL,                         \
+      "How long a store may take for one call: what it has not answered then counts as unknown.")                      \
+    X(write_back_journal, "write_back.journal", TEXT, CACHE, "", 0, 1000, NEAR__PATH,                                 \
+      "Directory, on a file system of this machine, of the journal that keeps writes until they are in the store, and "   \
+      "says after a crash what was under way.  Caches of one client may share it; programs not.  Empty: none, what is "     \
+      "not in the store when the process ends is lost.")                                                              \
+    X(write_back_fsync, "write_back.fsync", CHOICE, CACHE, "always", 0, 0, "always | interval | none",                \
+      "always: a write is on disk when it is acknowledged, one fsync for all who wait.  interval: within "             \
+      "write_back.fsync_interval; until then a crash may lose it.  none: it survives the end of the process, not of the machine.")     \
+    X(write_back_fsync_interval, "write_back.fsync_interval", DURATION, CACHE, "100ms", NEAR_MS, 60 * NEAR__SEC, NULL, \
+      "How often the journal is brought to disk with write_back.fsync = interval.")                                   \
+    X(write_back_journal_max_bytes, "write_back.journal_max_bytes", SIZE, CACHE, "1GiB", NEAR__MIB, NEAR__TIB, NULL,  \
+      "Most disk space of a journal, dead letters included.  What waits for the store may take half of it.")          \
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis[s]://[user:pass@]host[:port][/db] | redis+unix:///path | "                  \
       "redis[s]-sentinel://h1,h2/master | redis[s]-cluster://h1,h2",                                                  \
@@ -214,6 +240,8 @@ enum { NEAR__VERIFY_FULL, NEAR__VERIFY_CA };
 enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
 enum { NEAR__COMPRESSION_NONE, NEAR__COMPRESSION_AUTO, NEAR__COMPRESSION_LZ4, NEAR__COMPRESSION_ZSTD };
 enum { NEAR__ENVELOPE_FULL, NEAR__ENVELOPE_NONE };
+enum { NEAR__WITHOUT_L2_STORE, NEAR__WITHOUT_L2_REFUSE };
+enum { NEAR__WRITE_THROUGH, NEAR__WRITE_BACK, NEAR__WRITE_AROUND };
 
 struct near__option {
     const char             *name;

@@ -108,6 +108,7 @@ typedef struct near_client near_client; /* one per process and configuration: co
 typedef struct near_cache  near_cache;  /* a named region of a client: own keys, L1 pool, TTLs, loader */
 typedef struct near_value  near_value;  /* an immutable value, held until near_value_release() */
 typedef struct near_load   near_load;   /* one key that a loader has been asked for */
+typedef struct near_write  near_write;  /* one change that a store has been asked to make */
 
 /* Borrowed bytes; keys and values may hold any byte.  Layout frozen.  {NULL, 0} is the empty string. */
 typedef struct near_bytes {
@@ -281,8 +282,9 @@ NEAR_API near_status near_get(near_cache *cache, near_bytes key, near_value **va
 enum {
     NEAR_SKIP_L1 =
         1u << 0, /* do not read L1; ask L2, by a request of one's own (and fill L1, unless NEAR_NO_FILL) */
-    NEAR_ONLY_L1 = 1u << 1, /* ask nobody but L1 */
-    NEAR_NO_FILL = 1u << 2  /* do not keep in L1 what was found further down */
+    NEAR_ONLY_L1   = 1u << 1, /* ask nobody but L1 */
+    NEAR_NO_FILL   = 1u << 2, /* do not keep in L1 what was found further down */
+    NEAR_IF_ABSENT = 1u << 3  /* near_put(): only where L2 has no value for the key */
 };
 
 typedef struct near_get_options {
@@ -427,28 +429,37 @@ NEAR_API near_status near_fetch_many(near_cache *cache, const near_bytes *keys, 
 
 /* ------------------------------------------------------------------------------------------------ writing
  *
- * These touch the caches, not the store: write to the store first, then put or remove.  When one returns NEAR_OK, no read
+ * Down to near_fence(), these touch the caches, not the store: write to the store first, then put or remove (or let
+ * near_update() do both).  When one returns NEAR_OK, no read
  * in this process that starts later returns an older value (G1), and the invalidation has been handed to the bus.  An
  * error means the write is not acknowledged: it may or may not have reached L2; this process has dropped its own copy.
  */
 
 typedef struct near_put_options {
     size_t   struct_size; /* NEAR_PUT_OPTIONS_INIT */
-    unsigned flags;       /* NEAR_NO_FILL: write L2, do not keep in L1 */
+    unsigned flags;       /* NEAR_NO_FILL: write L2, do not keep in L1 | NEAR_IF_ABSENT (near_put() only) */
     int64_t  timeout_ms;  /* bound on the L2 part; negative: l2.timeout */
     int64_t  ttl_ms;      /* 0: never expires; negative: `ttl` */
     const char *const
           *tags; /* labels for near_invalidate_tag(), see near_load_tag(); may be NULL when tag_count is 0 */
     size_t tag_count;
+    /* near_put() only: put only while the version that this value was read from is still the newest one; NULL: whatever is
+     * there.  Borrowed for the call.  Not together with NEAR_IF_ABSENT */
+    const near_value *unchanged;
 } near_put_options;
 /* clang-format off */
-#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1, NULL, 0 }
+#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1, NULL, 0, NULL }
 /* clang-format on */
 
 /**
  * Write a value to both tiers and tell the other instances.
+ *
+ * With NEAR_IF_ABSENT, or with options->unchanged, of any number of instances that try at the same moment one at most gets NEAR_OK, the
+ * others NEAR_ERR_CONFLICT, and what is there stays.  The judge is L2 (L1 where there is nothing else): what has expired or was evicted
+ * there is absent, and has changed.  A value known not to exist is absent.
  * @param value  copied; at most l2.max_value bytes, else NEAR_ERR_TOO_LARGE and nothing is changed anywhere.
- * @return NEAR_OK; NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
+ * @return NEAR_OK; NEAR_ERR_CONFLICT; NEAR_ERR_UNSUPPORTED for `unchanged` when its version is not known: with l2.envelope = none, for
+ *         a counter, and for a value that was loaded but not to be stored in L2 (one that could not be stored is in conflict); NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
  *         NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: up to l2.timeout, and once more when the outcome is unknown or refused: then the key is removed
  * and the others are told, as far as the server can be reached.
@@ -501,6 +512,119 @@ NEAR_API near_status near_clear(near_cache *cache);
  * Threads: any.   Blocks: up to timeout_ms.
  */
 NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
+
+/* ------------------------------------------------------------------------------------- writing to the store
+ *
+ * near_update() and near_erase() change the store and the caches in one call, by write.policy:
+ *
+ *   through  (default) L2's entry is marked as being changed, the store is written, the mark is replaced by the new value.  Readers
+ *            neither take what is marked nor fill over it; they load.  A writer that dies at any point leaves nothing stale behind.
+ *   back     the change is kept here (and in write_back.journal, where one is set), and acknowledged; the store gets it later, in
+ *            batches and in order per key.
+ *   around   the store is written, then both tiers forget the key.
+ *
+ * doc/guarantees.md says what each promises when a process, the server or the store fails.
+ */
+
+/**
+ * The application's way to its store: a batch of changes to be made, each answered exactly once by near_write_done() or
+ * near_write_fail(); inside the call or later, from any thread.  A write that has been answered must not be touched again.
+ * `writes` may be read until the last of them is answered.  No key occurs twice in a batch.
+ *
+ * What is not answered within store.timeout counts as unknown: the store may have made the change, or may make it yet.  A change is
+ * never given to the store again by near_update() itself; with write.policy = back it is, until it is answered.
+ *
+ * It runs with no lock held: on the thread of near_update() (through, around), or on a thread of the client's (back).  It must be safe
+ * to run on several threads at once.  It may call the library, but must not write to a key it has been given.
+ */
+typedef void (*near_store_fn)(near_write *writes[], size_t n, void *ctx);
+
+/* Set the store of a cache, before the first near_update() or near_erase().  With write_back.journal, what an earlier process left
+ * undone is handed to it from here on.  Threads: one, before others use the cache.  Blocks: never. */
+NEAR_API void near_cache_set_store(near_cache *cache, near_store_fn fn, void *ctx);
+
+/* The key to change; valid until the write is answered. */
+NEAR_API near_bytes near_write_key(const near_write *write);
+
+/* The new value; `data` is NULL for an erase, and not NULL for an empty value.  Valid until the write is answered. */
+NEAR_API near_bytes near_write_data(const near_write *write);
+
+/* Who numbered this write: with write_back.journal a random number of the journal's, the same after a restart; else one of the
+ * client's.  Together with near_write_sequence() it names a write for ever: a store that remembers, with the key, the last pair it
+ * has applied, and leaves out what is not newer, applies each write exactly once. */
+NEAR_API uint64_t near_write_origin(const near_write *write);
+
+/* The write's number: 1 and up, growing per origin.  A write that is handed over again has the number it had. */
+NEAR_API uint64_t near_write_sequence(const near_write *write);
+
+/* Whether another instance has, or may have, written the key since this write was accepted (write.policy = back; else false).  A
+ * store that finds its own record newer may answer near_write_fail(write, NEAR_ERR_CONFLICT): the write is dropped. */
+NEAR_API bool near_write_conflict(const near_write *write);
+
+/* Answer that the store holds the change, for good.  Threads: any.  Blocks: never. */
+NEAR_API void near_write_done(near_write *write);
+
+/* Answer that the change was not made, with a negative status of the store's choice (anything else counts as
+ * NEAR_ERR_UNAVAILABLE).  NEAR_ERR_TIMEOUT says that it is not known whether it was made.  Threads: any.  Blocks: never. */
+NEAR_API void near_write_fail(near_write *write, near_status status);
+
+/**
+ * Give a key a new value, in the store and in the caches.
+ * @param value    copied; at most l2.max_value bytes.
+ * @param options  timeout_ms bounds each exchange with L2, not the store (store.timeout does); ttl_ms, tags and NEAR_NO_FILL as in
+ *                 near_put().  NEAR_IF_ABSENT and `unchanged` are refused: the store is the judge of that.
+ * @return NEAR_OK: the store has it (back: it will), and no read that starts later in this process, or in another one after the
+ *         message has arrived there, returns an older value.
+ *         That L2 or the bus is in trouble is no failure (but see write.without_l2): then the key is removed and announced
+ *         as soon as that is possible, this process believes nothing that L2 says of it before, and other instances
+ *         may read the old value until then.
+ *         NEAR_ERR_TIMEOUT: the store has it, or may have it, or may get it yet.  What the caches held is removed, at once or as
+ *         soon as L2 can be reached.
+ *         Everything else: the store has not got it, and the caches were left as they were, or emptied:
+ *         what the store answered; NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL (write.without_l2 = refuse: L2 could not be
+ *         marked, so the store was not asked); NEAR_ERR_BUSY (back: write_back.max_pending; or no room in the journal);
+ *         NEAR_ERR_UNSUPPORTED (no store); NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED, NEAR_ERR_CLOSED.
+ * Upholds G1, G2, G3; with write_back.journal G7.
+ * Threads: any; two at once for one key are done in the order in which the store does them, and no cache keeps the loser.
+ * Blocks: through and around: for the store, up to store.timeout, and for L2, as near_put(), once before it and once after; back: for
+ * the journal (write_back.fsync) and for room (write_back.max_pending).
+ */
+NEAR_API near_status near_update(near_cache *cache, near_bytes key, near_bytes value,
+                                 const near_put_options *options);
+
+/* Remove a key from the store and from both tiers.  As near_update(). */
+NEAR_API near_status near_erase(near_cache *cache, near_bytes key);
+
+/**
+ * Wait until every change that was acknowledged before the call, in all caches of the client, is in the store (write.policy = back;
+ * others have nothing to wait for).
+ * @param timeout_ms  0: do not wait; negative: for as long as it takes.
+ * @return NEAR_OK; NEAR_ERR_TIMEOUT; NEAR_ERR_UNAVAILABLE when some were put aside as the store refused them; NEAR_ERR_INVALID,
+ *         NEAR_ERR_FORKED, NEAR_ERR_CLOSED.
+ * Threads: any.   Blocks: up to timeout_ms.
+ */
+NEAR_API near_status near_flush(near_client *client, int64_t timeout_ms);
+
+/* ------------------------------------------------------------------------------------------------ counters */
+
+/**
+ * Add to a counter that lives in L2, in one step on its server: of concurrent callers, each gets a result of its own.
+ *
+ * A counter's entry is its decimal text alone, without envelope (on Redis and memcached other programs may read it, and INCRBY it).
+ * near_get() and near_fetch() answer that text, from L2 each time: counters are not kept in L1.  near_remove() removes it, a put
+ * replaces it.  Having no envelope it has no tags, is not forgotten by near_clear(), and is not known by checksum or key.
+ * @param delta    added when there is a counter; may be negative, or 0 to read it.
+ * @param initial  the counter's value when there is none; `delta` is not added to it then.  It gets the cache's `ttl`, from its
+ *                 creation on.
+ * @param result   the counter's value after the call, on NEAR_OK; may be NULL.
+ * @return NEAR_OK; NEAR_ERR_CONFLICT: there is a value that is no counter, or the key is being changed by near_update();
+ *         NEAR_ERR_INVALID also where the sum does not fit into 64 bits, and the counter is as it was;
+ *         NEAR_ERR_TIMEOUT: not known whether it was added: it is never tried again; NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED,
+ *         NEAR_ERR_PROTOCOL: it was not; NEAR_ERR_UNSUPPORTED without L2; NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: up to l2.timeout.
+ */
+NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, int64_t initial,
+                              int64_t *result);
 
 /* ------------------------------------------------------------------------------------------------- seeing */
 
@@ -579,7 +703,11 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(invalidations_kept, c, "keys", "invalidations that could not be sent and were kept")                   \
     X(invalidations_settled, c, "keys", "of them: sent and confirmed later")                                 \
     X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \
-    X(invalidations_pending, g, "keys", "kept now")
+    X(invalidations_pending, g, "keys", "kept now")                                                          \
+    X(updates, c, "keys", "changes begun by near_update and near_erase, through and around")                 \
+    X(update_failures, c, "keys", "of them: refused by the store, or not known whether made")                \
+    X(marks_met, c, "keys", "of them: another writer was at the key, so that no value was left in L2")       \
+    X(additions, c, "keys", "counters added to by near_add")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */
