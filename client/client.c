@@ -143,6 +143,19 @@ sink_tagged(void *ctx, near_bytes name, near_bytes tag, uint64_t lineage, uint64
     near__cache_release(cache);
 }
 
+/* Which of its entries begin so L1 does not know: all of them go.  L2 still has the others. */
+static void
+sink_prefixed(void *ctx, near_bytes name, near_bytes prefix)
+{
+    near_cache *cache = find_cache(ctx, name);
+
+    (void)prefix;
+    if (cache == NULL)
+        return;
+    near__l1_flush(cache->l1);
+    near__cache_release(cache);
+}
+
 /* A tag's moment was written: an invalidation, or only the first question after it.  Which moment it is has to be read. */
 static void
 sink_tag_changed(near_client *client, near_bytes name, near_bytes tag)
@@ -350,11 +363,6 @@ choose_bus(near_client *client, near_error *error)
     if (client->bus_uri.kind == NEAR__URI_MEMCACHED)
         return near__fail(error, NEAR_ERR_INVALID, "coherence.uri: memcached carries no messages; accepts %s",
                           near__options[NEAR__OPTION_coherence_uri].accepts);
-    if (wants_tracking(settings) && client->bus_uri.layout == NEAR__LAYOUT_CLUSTER)
-        return near__fail(
-            error, NEAR_ERR_UNSUPPORTED,
-            "coherence.mode: a cluster's nodes are not asked for server-assisted invalidation in this "
-            "version; accepts auto, pubsub or none");
     if (wants_tracking(settings) && (client->bus_uri.kind != NEAR__URI_REDIS ||
                                      !near__uri_same_server(&client->bus_uri, &client->l2_uri)))
         return near__fail(
@@ -396,7 +404,8 @@ open_coherence(near_client *client, near_error *error)
         .heartbeat       = settings->coherence_heartbeat,
         .serve_window    = settings->coherence_serve_window,
         .connect_timeout = settings->l2_connect_timeout,
-        .sink = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed },
+        .sink = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed,
+                  sink_prefixed },
     };
     client->bus_on_l2 = client->traits.announces && near__uri_same_server(&client->bus_uri, &client->l2_uri);
     return near__coherence_open(&client->coherence, &config, error);

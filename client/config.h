@@ -184,6 +184,8 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(coherence_max_pending, "coherence.max_pending", COUNT, CLIENT, "10000", 0, 10000000, NULL,                      \
       "Most keys whose failed writes are still to be made good, by removing them from L2 and telling the others, as "  \
       "soon as that is possible.  Of a cache with more, everything is invalidated.  0: it is tried once.")             \
+    X(prefix_timeout, "prefix.timeout", DURATION, CACHE, "30s", NEAR_MS, 24 * 3600 * NEAR__SEC, NULL,                 \
+      "How long near_invalidate_prefix looks through L2 before it gives up; the rest is then done in the background.") \
     X(sentinel_user, "sentinel.user", TEXT, CLIENT, "", 0, 127, "0 .. 127 characters from ! to ~",                    \
       "The user at the sentinels themselves.  Empty: their default user.")                                            \
     X(sentinel_password_file, "sentinel.password_file", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                        \

@@ -673,11 +673,18 @@ near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *
 near_status
 near_load_unchanged(near_load *load)
 {
+    near_status status;
+
     if (load == NULL)
         return NEAR_ERR_INVALID;
     if (load->previous.value == NULL) {
         answer(load, NEAR_ERR_LOADER, NULL);
         return NEAR_ERR_INVALID;
+    }
+    status = near__tags_add_names(load->batch->cache, &load->labels, near__value_names(load->previous.value));
+    if (status != NEAR_OK) {
+        answer(load, status, NULL);
+        return status;
     }
     return near_load_set(load, near_value_bytes(load->previous.value));
 }

@@ -363,9 +363,9 @@ NEAR_API near_status near_load_adopt(near_load *load, void *data, size_t size, v
  * is answered. */
 NEAR_API const near_value *near_load_previous(const near_load *load);
 
-/* Answer that the previous value is still right: it gets a new TTL, and the tags that this load names (the previous one's are not
- * taken over).  As near_load_set(); NEAR_ERR_INVALID when there is no
- * previous value (the load has then been answered with NEAR_ERR_LOADER). */
+/* Answer that the previous value is still right: it gets a new TTL, and keeps its tags, besides those that this load names.  As
+ * near_load_set(), TOO_LARGE also when these are more than 16 together; NEAR_ERR_INVALID when there is no previous value (the load
+ * has then been answered with NEAR_ERR_LOADER). */
 NEAR_API near_status near_load_unchanged(near_load *load);
 
 /* What this load is answered with goes to those who wait for it and is stored nowhere.  Before the answer. */
@@ -498,6 +498,22 @@ NEAR_API near_status near_expire(near_cache *cache, near_bytes key);
  */
 NEAR_API near_status near_invalidate_tag(near_cache *cache, const char *tag);
 
+/**
+ * Forget every value of this cache whose key begins with `prefix`, in L2 and in every instance.  L2 is looked through from end to end
+ * (SCAN and UNLINK, in small steps on connections of its own, on a cluster at every primary): that takes a second for some
+ * hundred thousand keys, whoever's they are.  Labels that are known when a value is stored are better served by tags.
+ * All instances empty this cache's L1, which does not know its keys' beginnings.  A load that is under way serves those who asked
+ * before and is not kept.  A value written meanwhile may be forgotten as well.  Upholds G1, and G3 towards other instances: L2
+ * first, then the message.
+ * @param prefix  any bytes, up to 64 KiB; empty: every key.
+ * @return NEAR_OK: all of it is gone; NEAR_ERR_UNSUPPORTED where L2 cannot find keys (memcached: use tags); NEAR_ERR_TIMEOUT
+ *         after prefix.timeout, NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL: some may be left, and it is begun anew
+ *         in the background until it has succeeded (coherence.max_pending), while this process believes nothing L2 says of
+ *         such keys; NEAR_ERR_INVALID, NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: up to prefix.timeout.  Stats: prefix_invalidations, prefix_removed (grows while it works).
+ */
+NEAR_API near_status near_invalidate_prefix(near_cache *cache, near_bytes prefix);
+
 /* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
  * memory in L2 returns by TTL and eviction).  Errors as near_put(); NEAR_ERR_UNSUPPORTED with l2.envelope = none, whose entries do
  * not say what they belong to: nothing is forgotten then.  Threads: any.  Blocks: as near_put(). */
@@ -626,6 +642,28 @@ NEAR_API near_status near_flush(near_client *client, int64_t timeout_ms);
 NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, int64_t initial,
                               int64_t *result);
 
+#define NEAR_WRITE_TOKEN_SIZE 64
+
+/**
+ * Name the newest acknowledged write of the calling thread through this client (a put, removal, expiry, clear or invalidation), so that
+ * another process can wait until it has seen it: near_fence_token().  The text has letters and digits only and fits a header or a
+ * cookie; it tells nothing of keys or values.  Take it in the thread that wrote; of a thread whose writes are not remembered (it has
+ * written nothing, or through many clients since) the token is one that always costs a round trip.
+ * @return NEAR_OK; NEAR_ERR_UNSUPPORTED where L2 is shared but there is no bus; NEAR_ERR_INVALID, NEAR_ERR_FORKED: token is "".
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API near_status near_write_token(near_client *client, char token[NEAR_WRITE_TOKEN_SIZE]);
+
+/**
+ * Reads that start after this returns NEAR_OK see the write that the token names, and all that were acknowledged before it.  When this
+ * process has applied it already that is known without a round trip; else, also of a sender that is not known or has gone, this
+ * is near_fence().
+ * @param token  of any process with the same bus.
+ * @return as near_fence(); NEAR_ERR_INVALID for what is no token.
+ * Threads: any.   Blocks: up to timeout_ms (negative: l2.timeout).
+ */
+NEAR_API near_status near_fence_token(near_client *client, const char *token, int64_t timeout_ms);
+
 /* ------------------------------------------------------------------------------------------------- seeing */
 
 /* Every counter once: field, kind (c: only grows; g: a level), unit, help. */
@@ -707,7 +745,9 @@ NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, 
     X(updates, c, "keys", "changes begun by near_update and near_erase, through and around")                 \
     X(update_failures, c, "keys", "of them: refused by the store, or not known whether made")                \
     X(marks_met, c, "keys", "of them: another writer was at the key, so that no value was left in L2")       \
-    X(additions, c, "keys", "counters added to by near_add")
+    X(additions, c, "keys", "counters added to by near_add")                                                 \
+    X(prefix_invalidations, c, "calls", "prefixes invalidated by this process")                              \
+    X(prefix_removed, c, "keys", "keys removed from L2 for them")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */

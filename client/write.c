@@ -16,6 +16,7 @@
 #include "budget.h"
 #include "conditional.h"
 #include "generation.h"
+#include "prefix.h"
 #include "read.h"
 #include "recovery.h"
 
@@ -534,8 +535,11 @@ near_status
 near__clear_settle(near_cache *cache)
 {
     int64_t deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
-    near_status status = clear_others(cache, near__generation_fresh(cache), deadline);
+    near_status status;
 
+    if (cache->bare && cache->client->ops != NULL && cache->client->ops->remove_prefix != NULL)
+        return near__prefix_settle(cache, (near_bytes){ "", 0 }, NEAR_NEVER); /* no generation would do */
+    status = clear_others(cache, near__generation_fresh(cache), deadline);
     near__generation_doubt(cache, true);
     near__l1_flush(cache->l1);
     return status;

@@ -62,6 +62,7 @@ struct slot {
 struct near__redis_note {
     _Atomic uint32_t owners;
     _Atomic uint64_t stream; /* 0: it has not left */
+    _Atomic uint64_t number; /* in the stream; written before it */
 };
 
 struct near__redis_call {
@@ -348,7 +349,7 @@ near__redis_call_stamped(struct near__redis_call *call, size_t message_size, siz
 /* A call that was given up counts as sent from the moment before it is stamped: then either its leader stamps it now, or he finds it
  * given up and frees it. */
 uint64_t
-near__redis_note_read(struct near__redis_note *note, bool given_up)
+near__redis_note_read(struct near__redis_note *note, bool given_up, uint64_t *number)
 {
     uint64_t stream;
     uint32_t owners;
@@ -361,6 +362,8 @@ near__redis_note_read(struct near__redis_note *note, bool given_up)
         if (given_up)
             sched_yield();
     } while (given_up);
+    /* relaxed: ordered by `stream` */
+    *number = atomic_load_explicit(&note->number, memory_order_relaxed);
     note_release(note);
     return stream;
 }
@@ -895,6 +898,7 @@ stamp(struct codec_conn *conn, struct near__redis_call *call)
     uint8_t *at = (uint8_t *)call->slots[call->stamped - 1].bytes + call->stamp_at;
 
     near__redis_conn_stamp(conn->conn, at);
+    atomic_store_explicit(&call->note->number, near__le64_get(at + 8), memory_order_relaxed);
     /* release pairs with near__redis_note_read() */
     atomic_store_explicit(&call->note->stream, near__redis_conn_stream(conn->conn), memory_order_release);
     call->number = near__le64_get(at + 8);
