@@ -42,6 +42,7 @@ near__cache_free(near_cache *cache)
     near__gather_fini(&cache->gather);
     near__budget_fini(&cache->budget);
     near__lock_fini(&cache->work_lock);
+    near__lock_fini(&cache->choice_lock);
     pthread_cond_destroy(&cache->work_done);
     for (size_t i = 0; i < NEAR__TIMINGS; i++)
         near__histogram_fini(&cache->histograms[i]);
@@ -82,6 +83,7 @@ cache_new(near_client *client, const char *name)
     near__gather_init(&cache->gather);
     near__budget_init(&cache->budget, &client->settings);
     near__lock_init(&cache->work_lock, NEAR__RANK_LEAF);
+    near__lock_init(&cache->choice_lock, NEAR__RANK_LOAD);
     near__cond_init(&cache->work_done);
     return cache;
 }

@@ -18,4 +18,8 @@ near_status near__vacancy_find(near_cache *cache, near_bytes key, uint64_t hash,
 near_status near__vacancy_fill(near_cache *cache, near_bytes key, const struct near__vacancy *vacancy,
                                near_bytes stored, int64_t ttl_ms, int64_t deadline);
 
+/* near_put() with NEAR_IF_ABSENT or `unchanged`. */
+near_status near__put_conditional(near_cache *cache, near_bytes key, near_bytes value,
+                                  const near_put_options *options);
+
 #endif

@@ -41,6 +41,7 @@ struct change {
     struct near__store_item item;
     uint64_t                hash;
     int64_t                 now, ttl;
+    uint64_t                stamp; /* of the value that replaced the mark */
     bool                    put;
     uint64_t                generation;
     struct near__labels    *labels; /* NULL: none */
@@ -172,12 +173,12 @@ static near_status
 replace_mark(struct change *change, bool install, int64_t deadline)
 {
     const struct near__stored stored = {
-        .key        = change->item.key,
-        .value      = change->item.data,
-        .stamp      = near__stamp(change->cache->client),
-        .generation = change->generation,
-        .ttl        = change->ttl,
-        .labels     = change->labels,
+        .key   = change->item.key,
+        .value = change->item.data,
+        .stamp = change->stamp = near__stamp(change->cache->client),
+        .generation            = change->generation,
+        .ttl                   = change->ttl,
+        .labels                = change->labels,
     };
 
     return near__mark_replace(change->cache, stored.key, &change->mark, install ? &stored : NULL, deadline);
@@ -233,6 +234,10 @@ write_marked(struct change *change)
     if (installed && status == NEAR_OK && !(change->options->flags & NEAR_NO_FILL))
         entry = near__write_entry(cache, key, change->hash, change->item.data, change->now, change->ttl,
                                   change->labels);
+    if (entry != NULL) {
+        entry->stamp      = change->stamp;
+        entry->generation = change->generation;
+    }
     near__l1_write_end(cache->l1, token, change->hash, key, entry, change->now);
     near__entry_release(&entry);
     return status;

@@ -926,6 +926,8 @@ put_fill(near_cache *cache, struct near__wire *wire, struct near__ask *ask, uint
     item->user     = ask;
     item->expected = ask->lease;
     near__tier_store(cache, wire, item, &stored, wall_ms);
+    if (!cache->bare)
+        ask->entry->stamp = stamp; /* nobody else has seen it yet */
 }
 
 static void

@@ -12,6 +12,7 @@
  */
 #include "coherence/redis_bus.h"
 
+#include "base/event.h"
 #include "base/thread.h"
 #include "coherence/message.h"
 #include "l2/redis_home.h"
@@ -19,8 +20,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #define PUBLISHERS                                                                                           \
     4 /* connections: a PUBLISH takes tens of microseconds, more would only queue in the server */
@@ -29,28 +28,6 @@
 #define TRACKED_MAX ((size_t)64 << 20) /* the server tells in one reply of all keys of one turn of its loop */
 
 /* ------------------------------------------------------------------------------------------- small talk */
-
-void
-near__bus_raise(int fd)
-{
-    uint64_t one = 1;
-    ssize_t  rc;
-
-    do {
-        rc = write(fd, &one, sizeof(one));
-    } while (rc < 0 && errno == EINTR); /* EAGAIN: it is as readable as can be */
-}
-
-void
-near__bus_drain(int fd)
-{
-    uint64_t count;
-    ssize_t  rc;
-
-    do {
-        rc = read(fd, &count, sizeof(count));
-    } while (rc < 0 && errno == EINTR);
-}
 
 bool
 near__bus_stopping(struct near__redis_bus *b)
@@ -229,7 +206,7 @@ wish(struct near__redis_bus *b, uint64_t *losses)
         l->wanted = true;
         near__unlock(&b->lock);
         if (first)
-            near__bus_raise(l->wake);
+            near__event_raise(l->wake);
     }
     return up;
 }
@@ -307,7 +284,7 @@ redis_stop(void *self)
     pthread_cond_broadcast(&b->news);
     pthread_cond_broadcast(&b->beat);
     near__unlock(&b->lock);
-    near__bus_raise(b->cancel);
+    near__event_raise(b->cancel);
     for (size_t i = 0; i < b->publishing; i++)
         if (b->links[i].publishers != NULL)
             near__pool_close(b->links[i].publishers);
@@ -316,7 +293,7 @@ redis_stop(void *self)
     b->probing = false;
     for (size_t i = 0; i < b->n; i++)
         if (b->links[i].wake >= 0)
-            near__bus_raise(b->links[i].wake);
+            near__event_raise(b->links[i].wake);
     for (size_t i = 0; i < b->n; i++) {
         if (b->links[i].running)
             pthread_join(b->links[i].thread, NULL);
@@ -331,8 +308,7 @@ static void
 link_fini(struct near__bus_link *l)
 {
     near__pool_free(&l->publishers);
-    if (l->wake >= 0)
-        close(l->wake);
+    near__event_close(&l->wake);
 }
 
 static void
@@ -346,8 +322,7 @@ redis_fini(void *self)
         redis_stop(b);
     for (size_t i = 0; i < b->n; i++)
         link_fini(&b->links[i]);
-    if (b->cancel >= 0)
-        close(b->cancel);
+    near__event_close(&b->cancel);
     if (!b->forked) { /* in a child they are in whatever state other threads had left them: destroying may hang */
         pthread_cond_destroy(&b->news);
         pthread_cond_destroy(&b->beat);
@@ -375,15 +350,11 @@ redis_forked(void *self)
             near__redis_conn_abandon(l->conn);
         if (l->probe != NULL)
             near__redis_conn_abandon(l->probe);
-        if (l->wake >= 0)
-            close(l->wake);
-        l->wake = -1;
+        near__event_close(&l->wake);
     }
     if (b->map_conn != NULL)
         near__redis_conn_abandon(b->map_conn);
-    if (b->cancel >= 0)
-        close(b->cancel);
-    b->cancel = -1;
+    near__event_close(&b->cancel);
 }
 
 near_status
@@ -404,9 +375,9 @@ near__link_init(struct near__bus_link *l, struct near__redis_bus *b, const struc
         .cancel_fd   = &b->cancel,
     };
     if (l->wake < 0)
-        l->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        l->wake = near__event_open();
     if (l->wake < 0)
-        return near__fail(error, NEAR_ERR_NOMEM, "bus: eventfd: %s", strerrordesc_np(errno));
+        return near__fail(error, NEAR_ERR_NOMEM, "bus: no descriptor: %s", strerrordesc_np(errno));
     return NEAR_OK;
 }
 
@@ -460,9 +431,9 @@ redis_open(void **self, const struct near__bus_env *env, near_error *error)
     b->mapped     = maps ? INT64_MIN : NEAR_NEVER;
     for (size_t i = 0; i < capacity; i++)
         b->links[i].wake = -1;
-    b->cancel = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    b->cancel = near__event_open();
     if (b->cancel < 0)
-        st = near__fail(error, NEAR_ERR_NOMEM, "bus: eventfd: %s", strerrordesc_np(errno));
+        st = near__fail(error, NEAR_ERR_NOMEM, "bus: no descriptor: %s", strerrordesc_np(errno));
     for (size_t i = 0; i < n && st == NEAR_OK; i++)
         st = first_link_init(&b->links[i], b, i, error);
     if (st == NEAR_OK)

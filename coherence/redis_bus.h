@@ -105,8 +105,6 @@ struct near__redis_bus {
 /* redis.c */
 bool        near__bus_stopping(struct near__redis_bus *bus);
 near_status near__bus_closed(near_error *error);
-void        near__bus_raise(int fd);
-void        near__bus_drain(int fd);
 /* Tell the owner up to when everything has been heard, of all links together. */
 void near__bus_tell(struct near__redis_bus *bus);
 

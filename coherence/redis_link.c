@@ -16,6 +16,7 @@
 #include "coherence/redis_bus.h"
 
 #include "base/backoff.h"
+#include "base/event.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -226,7 +227,7 @@ read_and_take(struct near__bus_link *l, int64_t deadline, near_error *error)
         freeReplyObject(reply);
         return st != NEAR_OK ? st : check_silence(l, BEHIND, error);
     case NEAR_ERR_BUSY:
-        near__bus_drain(l->wake);
+        near__event_drain(l->wake);
         return NEAR_OK;
     case NEAR_ERR_TIMEOUT:
         return check_silence(l, 1, error);
@@ -279,7 +280,7 @@ read_answer(struct near__bus_link *l, redisReply **reply, int64_t deadline, near
         }
         if (st != NEAR_ERR_BUSY)
             return st;
-        near__bus_drain(l->wake);
+        near__event_drain(l->wake);
         if (is_over(l))
             return near__bus_closed(error);
     }
@@ -534,7 +535,7 @@ pause_before_retry(struct near__bus_link *l)
         if (now >= deadline)
             return;
         if (poll(&pfd, 1, near__poll_timeout(now, deadline)) > 0)
-            near__bus_drain(l->wake);
+            near__event_drain(l->wake);
     }
 }
 

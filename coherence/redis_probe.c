@@ -14,6 +14,8 @@
  */
 #include "coherence/redis_bus.h"
 
+#include "base/event.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -133,7 +135,7 @@ take_verdict(struct near__bus_link *l, uint64_t life, const char *wrong, int64_t
     }
     near__unlock(&b->lock);
     if (wrong != NULL)
-        near__bus_raise(l->wake);
+        near__event_raise(l->wake);
     else
         near__bus_tell(b);
 }

@@ -13,6 +13,7 @@
  */
 #include "coherence/redis_bus.h"
 
+#include "base/event.h"
 #include "base/thread.h"
 #include "l2/redis_home.h"
 
@@ -169,7 +170,7 @@ retire(struct near__bus_link *l)
     near__lock(&b->lock);
     l->retired = true;
     near__unlock(&b->lock);
-    near__bus_raise(l->wake);
+    near__event_raise(l->wake);
     if (l->running)
         pthread_join(l->thread, NULL); /* a dial under way ends with its deadline */
     l->running = false;
@@ -202,7 +203,7 @@ start(struct near__redis_bus *b, const struct near__address *address)
     near__unlock(&b->lock);
     if (near__link_init(l, b, &l->address, NULL) != NEAR_OK)
         return false;
-    near__bus_drain(l->wake);
+    near__event_drain(l->wake);
     near__lock(&b->lock);
     l->used = true;
     b->n    = i < b->n ? b->n : i + 1;

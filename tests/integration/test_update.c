@@ -851,6 +851,182 @@ without_l2_there_are_no_counters(void **state)
     close_instance(&a);
 }
 
+/* ---- puts with a condition */
+
+static near_status
+put_if(const struct instance *in, const char *key, const char *text, unsigned flags,
+       const near_value *unchanged)
+{
+    near_put_options options = NEAR_PUT_OPTIONS_INIT;
+
+    options.flags     = flags;
+    options.unchanged = unchanged;
+    return near_put(in->cache, near_key(key), near_key(text), &options);
+}
+
+static void
+a_put_if_absent_replaces_nothing(void **state)
+{
+    struct world   *w = *state;
+    struct instance a, b;
+    near_value     *value;
+
+    NEEDS(w);
+    clear_page();
+    OPEN_ON(w, &a, NULL);
+    OPEN_ON(w, &b, NULL);
+    assert_int_equal(put_if(&a, "x", "1", NEAR_IF_ABSENT, NULL), NEAR_OK);
+    assert_int_equal(put_if(&a, "x", "2", NEAR_IF_ABSENT, NULL), NEAR_ERR_CONFLICT);
+    if (w->tier != TIER_NONE)
+        assert_int_equal(put_if(&b, "x", "2", NEAR_IF_ABSENT, NULL), NEAR_ERR_CONFLICT);
+    assert_int_equal(near_get(a.cache, near_key("x"), &value), NEAR_OK);
+    assert_memory_equal(near_value_bytes(value).data, "1", 1);
+    assert_int_equal(put_if(&a, "x", "2", NEAR_IF_ABSENT, value), NEAR_ERR_INVALID);
+    near_value_release(value);
+    assert_int_equal(near_remove(a.cache, near_key("x")), NEAR_OK);
+    assert_int_equal(put_if(&b, "x", "3", NEAR_IF_ABSENT, NULL), NEAR_OK);
+    assert_int_equal(near_clear(b.cache), NEAR_OK);
+    assert_int_equal(put_if(&b, "x", "4", NEAR_IF_ABSENT, NULL), NEAR_OK); /* over what was cleared */
+    assert_int_equal(fetch(b.cache, "key2").status, NEAR_NOT_FOUND);
+    assert_int_equal(put_if(&b, "key2", "5", NEAR_IF_ABSENT, NULL), NEAR_OK); /* over what does not exist */
+    await_get(b.cache, "key2", "5");
+    if (w->tier != TIER_NONE)
+        await_get(a.cache, "key2", "5");
+    close_instance(&a);
+    close_instance(&b);
+}
+
+static near_value *
+held(const struct instance *in, const char *key, unsigned flags)
+{
+    near_get_options options = NEAR_GET_OPTIONS_INIT;
+    near_value      *value;
+
+    options.flags = flags;
+    assert_int_equal(near_get_with(in->cache, near_key(key), &options, &value), NEAR_OK);
+    return value;
+}
+
+static void
+a_put_if_unchanged_knows_its_version(void **state)
+{
+    struct world   *w = *state;
+    struct instance a, b;
+    near_value     *value, *same;
+
+    NEEDS(w);
+    clear_page();
+    page->value[3] = fresh();
+    OPEN_ON(w, &a, NULL);
+    OPEN_ON(w, &b, NULL);
+    /* of an own put, out of L1 */
+    assert_int_equal(near_put(a.cache, near_key("x"), near_key("1"), NULL), NEAR_OK);
+    value = held(&a, "x", NEAR_ONLY_L1);
+    same  = held(&a, "x", 0);
+    assert_int_equal(put_if(&a, "x", "2", 0, value), NEAR_OK);
+    assert_int_equal(put_if(&a, "x", "3", 0, same), NEAR_ERR_CONFLICT);
+    await_get(a.cache, "x", "2");
+    near_value_release(value);
+    near_value_release(same);
+    /* of a loader */
+    assert_int_equal(near_fetch(a.cache, near_key("key3"), NULL, &value), NEAR_OK);
+    assert_int_equal(put_if(&a, "key3", "0", 0, value), NEAR_OK);
+    assert_int_equal(put_if(&a, "key3", "0", 0, value), NEAR_ERR_CONFLICT);
+    near_value_release(value);
+    if (w->tier != TIER_NONE) {
+        /* out of L2, put by another */
+        value = held(&b, "x", NEAR_SKIP_L1);
+        assert_int_equal(near_put(a.cache, near_key("x"), near_key("2"), NULL), NEAR_OK);
+        assert_int_equal(put_if(&b, "x", "3", 0, value), NEAR_ERR_CONFLICT);
+        near_value_release(value);
+        value = held(&b, "x", NEAR_SKIP_L1);
+        assert_int_equal(put_if(&b, "x", "3", 0, value), NEAR_OK);
+        near_value_release(value);
+        await_get(a.cache, "x", "3");
+        /* of a counter */
+        assert_int_equal(add(&a, "n", 1, 1, NULL), NEAR_OK);
+        value = held(&a, "n", 0);
+        assert_int_equal(put_if(&a, "n", "3", 0, value), NEAR_ERR_UNSUPPORTED);
+        near_value_release(value);
+    }
+    value = held(&a, "x", 0);
+    assert_int_equal(near_remove(a.cache, near_key("x")), NEAR_OK);
+    assert_int_equal(put_if(&a, "x", "4", 0, value), NEAR_ERR_CONFLICT);
+    near_value_release(value);
+    close_instance(&a);
+    close_instance(&b);
+}
+
+struct contender {
+    pthread_t        thread;
+    struct instance *in;
+    size_t           rounds, won;
+    bool             swaps;
+};
+
+/* With `swaps`: the value is a number, to be raised by one; else to be the first at each key. */
+static void *
+contend(void *ctx)
+{
+    struct contender *me = ctx;
+    char              key[16], text[16];
+    near_value       *value;
+
+    for (size_t i = 0; i < me->rounds; i++) {
+        snprintf(key, sizeof(key), me->swaps ? "swap" : "first%zu", i);
+        if (!me->swaps) {
+            me->won += put_if(me->in, key, "1", NEAR_IF_ABSENT, NULL) == NEAR_OK;
+            continue;
+        }
+        if (near_get(me->in->cache, near_key(key), &value) != NEAR_OK)
+            continue;
+        snprintf(text, sizeof(text), "%u", number_of(near_value_bytes(value)) + 1);
+        me->won += put_if(me->in, key, text, 0, value) == NEAR_OK;
+        near_value_release(value);
+    }
+    return NULL;
+}
+
+#define CONTENDERS 6
+
+static void
+of_several_one_wins(void **state)
+{
+    struct world    *w      = *state;
+    size_t           rounds = test_scale(60), won = 0;
+    struct instance  in[2];
+    struct contender all[CONTENDERS];
+
+    NEEDS(w);
+    for (size_t i = 0; i < 2; i++)
+        OPEN(w, &in[i], "l2.timeout", "10s");
+    assert_int_equal(near_put(in[0].cache, near_key("swap"), near_key("0"), NULL), NEAR_OK);
+    for (int swaps = 0; swaps < 2; swaps++) {
+        won = 0;
+        for (size_t i = 0; i < CONTENDERS; i++) {
+            all[i] = (struct contender){ .in = &in[i % 2], .rounds = rounds, .swaps = swaps };
+            pthread_create(&all[i].thread, NULL, contend, &all[i]);
+        }
+        for (size_t i = 0; i < CONTENDERS; i++) {
+            pthread_join(all[i].thread, NULL);
+            won += all[i].won;
+        }
+        if (!swaps)
+            assert_int_equal(won, rounds);
+    }
+    assert_true(won > 0);
+    {
+        near_value *value = held(&in[0], "swap", NEAR_SKIP_L1);
+
+        assert_int_equal(number_of(near_value_bytes(value)), won);
+        near_value_release(value);
+    }
+    close_instance(&in[0]);
+    close_instance(&in[1]);
+}
+
+/* ---- counters, many at once */
+
 struct adder {
     pthread_t        thread;
     struct instance *in;
@@ -960,6 +1136,17 @@ main(void)
         OVER(redis, a_counter_begins_over_what_is_no_value),
         OVER(memcached, a_counter_begins_over_what_is_no_value),
         OVER(none, without_l2_there_are_no_counters),
+        OVER(none, a_put_if_absent_replaces_nothing),
+        OVER(memory, a_put_if_absent_replaces_nothing),
+        OVER(redis, a_put_if_absent_replaces_nothing),
+        OVER(memcached, a_put_if_absent_replaces_nothing),
+        OVER(none, a_put_if_unchanged_knows_its_version),
+        OVER(memory, a_put_if_unchanged_knows_its_version),
+        OVER(redis, a_put_if_unchanged_knows_its_version),
+        OVER(memcached, a_put_if_unchanged_knows_its_version),
+        OVER(memory, of_several_one_wins),
+        OVER(redis, of_several_one_wins),
+        OVER(memcached, of_several_one_wins),
         OVER(redis, no_addition_is_lost),
         OVER(memcached, no_addition_is_lost),
     };
