@@ -290,13 +290,15 @@ choose_gutter(near_client *client, near_error *error)
 }
 
 static near_status
-open_l2(near_client *client, near_error *error)
+open_l2(near_client *client, const near_config *config, near_error *error)
 {
     near_status status = near__uri_parse(&client->l2_uri, "l2.uri", client->settings.l2_uri, error);
 
     if (status != NEAR_OK || client->l2_uri.kind == NEAR__URI_NONE)
         return status;
-    client->ops = near__l2_backend_named(client->l2_uri.scheme);
+    client->ops = client->l2_uri.kind == NEAR__URI_OTHER
+                      ? near__config_backend(config, client->l2_uri.scheme)
+                      : near__l2_backend_named(client->l2_uri.scheme);
     if (client->ops == NULL || client->ops->version != NEAR_L2_OPS_V1) {
         client->ops = NULL;
         return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",
@@ -310,6 +312,7 @@ open_l2(near_client *client, near_error *error)
         return status;
     }
     client->env = (struct near_l2_env){
+        .text            = client->settings.l2_uri,
         .uri             = &client->l2_uri,
         .access          = &client->access.l2,
         .clock           = &client->clock,
@@ -438,7 +441,7 @@ open_client(near_client *client, const near_config *config, near_error *error)
     if (client->workers == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     snprintf(client->name, sizeof(client->name), "nearcache");
-    status = open_l2(client, error);
+    status = open_l2(client, config, error);
     if (status == NEAR_OK)
         status = open_coherence(client, error);
     if (status == NEAR_OK && near__audit_open(client) != NEAR_OK)
