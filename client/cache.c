@@ -41,6 +41,7 @@ near__cache_free(near_cache *cache)
     near__gather_fini(&cache->gather);
     near__budget_fini(&cache->budget);
     near__lock_fini(&cache->work_lock);
+    near__lock_fini(&cache->choice_lock);
     pthread_cond_destroy(&cache->work_done);
     explicit_bzero(&cache->settings, sizeof(cache->settings)); /* URIs with passwords */
     free(cache);
@@ -78,6 +79,7 @@ cache_new(near_client *client, const char *name)
     near__gather_init(&cache->gather);
     near__budget_init(&cache->budget, &client->settings);
     near__lock_init(&cache->work_lock, NEAR__RANK_LEAF);
+    near__lock_init(&cache->choice_lock, NEAR__RANK_LOAD);
     near__cond_init(&cache->work_done);
     return cache;
 }

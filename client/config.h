@@ -139,6 +139,11 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "yes: write.policy through without the mark, which saves an exchange with L2 and needs none before the store is " \
       "written.  A writer that dies between store and L2 then leaves the old value in L2 until its TTL, or until "     \
       "write_back.journal is replayed; the new value is not kept in L2, the next reader loads it.")                    \
+    X(write_without_l2, "write.without_l2", CHOICE, CACHE, "store", 0, 0, "store | refuse",                           \
+      "What near_update and near_erase do when L2 or the bus cannot be reached.  store: the store is written, and the key removed "  \
+      "and announced as soon as that is possible; until then other instances that do reach L2 may read the old value.  "    \
+      "refuse: they fail with NEAR_ERR_UNAVAILABLE before the store is asked (policy through), or with NEAR_ERR_TIMEOUT "  \
+      "after it.")                                                                                                    \
     X(store_timeout, "store.timeout", DURATION, CACHE, "5s", NEAR_MS, 3600 * NEAR__SEC, NULL,                         \
       "How long a store may take for one call: what it has not answered then counts as unknown.")                      \
     X(write_back_interval, "write_back.interval", DURATION, CACHE, "1s", 0, 3600 * NEAR__SEC, NULL,                   \
@@ -253,6 +258,7 @@ enum { NEAR__VERIFY_FULL, NEAR__VERIFY_CA };
 enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
 enum { NEAR__COMPRESSION_NONE, NEAR__COMPRESSION_AUTO, NEAR__COMPRESSION_LZ4, NEAR__COMPRESSION_ZSTD };
 enum { NEAR__ENVELOPE_FULL, NEAR__ENVELOPE_NONE };
+enum { NEAR__WITHOUT_L2_STORE, NEAR__WITHOUT_L2_REFUSE };
 enum { NEAR__WRITE_THROUGH, NEAR__WRITE_BACK, NEAR__WRITE_AROUND };
 enum { NEAR__FULL_WAIT, NEAR__FULL_FAIL, NEAR__FULL_THROUGH };
 

@@ -5,6 +5,7 @@
  * live.  A load under way is voided: its marker is removed, or the stamp that its fill expects has changed.  Then the others are told,
  * as of any write, and L1's copy goes in the same bracket as in write.c.  No lock is held here.
  */
+#include "announce.h"
 #include "flight.h"
 #include "generation.h"
 #include "l2/envelope.h"
@@ -111,25 +112,6 @@ age_in_l2(near_cache *cache, near_bytes key, int64_t deadline)
     return status;
 }
 
-static near_status
-tell_others(near_cache *cache, near_bytes key, int64_t deadline)
-{
-    near_client *client = cache->client;
-    uint8_t     *message;
-    size_t       size;
-    near_status  status;
-
-    if (client->coherence == NULL)
-        return NEAR_OK;
-    status = near__message_encode(NEAR__MESSAGE_INVALIDATE, near__coherence_sender(client->coherence),
-                                  near_key(cache->name), &key, 1, &message, &size);
-    if (status != NEAR_OK)
-        return status;
-    status = near__coherence_publish(client->coherence, message, size, deadline, NULL);
-    free(message);
-    return status;
-}
-
 /* Where there is no L2 the copy in L1 is all there is to fall back on: an aged twin of it. */
 static struct near__entry *
 aged_copy(near_cache *cache, const struct near__hit *hit, uint64_t hash, near_bytes key, int64_t now)
@@ -188,7 +170,7 @@ near_expire(near_cache *cache, near_bytes key)
     if (cache->client->ops != NULL)
         status = age_in_l2(cache, key, deadline);
     if (status == NEAR_OK)
-        status = tell_others(cache, key, deadline);
+        status = near__announce_key(cache, key, deadline);
     near__l1_write_end(cache->l1, token, hash, key, status == NEAR_OK ? aged : NULL, now);
     near__entry_release(&aged);
     /* too many writers, or an outcome that is not known: without what to fall back on, then */

@@ -153,7 +153,9 @@ prepare_entry(const struct batch *batch, near_load *load, int64_t now)
     load->keep        = !load->unkept && (load->ask.ttl != 0 || !entry->negative ||
                                    load->ttl_ms == 0); /* negative_ttl = 0: do not remember */
     entry->generation = batch->terms.generation;
-    entry->cost_us    = near__early_cost(entry->cost_us, load->previous.cost_us, load->ask.ttl);
+    if (batch->cache->client->ops == NULL)
+        entry->stamp = near__stamp(batch->cache->client); /* else that of what L2 gets */
+    entry->cost_us = near__early_cost(entry->cost_us, load->previous.cost_us, load->ask.ttl);
     /* all from the start of the load: what it read may be that old, whenever it came back (race 4) */
     near__entry_date(batch->cache, entry, batch->started, load->ask.ttl);
     if (load->ask.ttl == 0)

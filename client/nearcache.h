@@ -459,7 +459,7 @@ typedef struct near_put_options {
  * there is absent, and has changed.  A value known not to exist is absent.
  * @param value  copied; at most l2.max_value bytes, else NEAR_ERR_TOO_LARGE and nothing is changed anywhere.
  * @return NEAR_OK; NEAR_ERR_CONFLICT; NEAR_ERR_UNSUPPORTED for `unchanged` when its version is not known: with l2.envelope = none, for
- *         a counter, and for a value that was loaded but not stored in L2; NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
+ *         a counter, and for a value that was loaded but not to be stored in L2 (one that could not be stored is in conflict); NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
  *         NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: up to l2.timeout, and once more when the outcome is unknown or refused: then the key is removed
  * and the others are told, as far as the server can be reached.
@@ -577,11 +577,14 @@ NEAR_API void near_write_fail(near_write *write, near_status status);
  *                 near_put().  NEAR_IF_ABSENT and `unchanged` are refused: the store is the judge of that.
  * @return NEAR_OK: the store has it (back: it will), and no read that starts later in this process, or in another one after the
  *         message has arrived there, returns an older value.
+ *         That L2 or the bus is in trouble is no failure (but see write.without_l2): then the key is removed and announced
+ *         as soon as that is possible, this process believes nothing that L2 says of it before, and other instances
+ *         may read the old value until then.
  *         NEAR_ERR_TIMEOUT: the store has it, or may have it, or may get it yet.  What the caches held is removed, at once or as
  *         soon as L2 can be reached.
  *         Everything else: the store has not got it, and the caches were left as they were, or emptied:
- *         what the store answered; NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL (through: L2 could not be marked, so the
- *         store was not asked; see write.fast); NEAR_ERR_BUSY (back: write_back.max_pending; or no room in the journal);
+ *         what the store answered; NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL (write.without_l2 = refuse: L2 could not be
+ *         marked, so the store was not asked); NEAR_ERR_BUSY (back: write_back.max_pending; or no room in the journal);
  *         NEAR_ERR_UNSUPPORTED (no store); NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED, NEAR_ERR_CLOSED.
  * Upholds G1, G2, G3; with write_back.journal G7.
  * Threads: any; two at once for one key are done in the order in which the store does them, and no cache keeps the loser.
@@ -705,7 +708,8 @@ NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, 
     X(invalidations_pending, g, "keys", "kept now")                                                          \
     X(updates, c, "keys", "changes begun by near_update and near_erase, through and around")                 \
     X(update_failures, c, "keys", "of them: refused by the store, or not known whether made")                \
-    X(marks_met, c, "keys", "of them: another writer was at the key, so that no value was left in L2")     \
+    X(marks_met, c, "keys", "of them: another writer was at the key, so that no value was left in L2")       \
+    X(additions, c, "keys", "counters added to by near_add")                                   \
     X(write_back_accepted, c, "writes", "changes taken to be written back")                                  \
     X(write_back_coalesced, c, "writes", "of them: replaced by a newer one before the store was given them") \
     X(write_back_stored, c, "writes", "of them: in the store")                                               \

@@ -242,7 +242,7 @@ take_found(struct near__plan *plan, struct near__leg *leg, int64_t now)
         leg->ended = true; /* the loader was faster, and what it gave is newer */
         return;
     }
-    if (leg->fill_l1)
+    if (leg->fill_l1 && !ask->counter)
         near__l1_insert(cache->l1, entry, ask->fence, now);
     if (leg->lead == 0)
         near__count(cache, entry->negative ? NEAR__negative_hits : NEAR__hits_l2, 1);

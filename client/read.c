@@ -236,7 +236,7 @@ settle(near_cache *cache, const struct near__view *view, struct near__ask *ask, 
        near_value **value)
 {
     if (ask->found == NEAR__FOUND) {
-        if (!(view->flags & NEAR_NO_FILL) && !joined)
+        if (!(view->flags & NEAR_NO_FILL) && !joined && !ask->counter)
             near__l1_insert(cache->l1, ask->entry, ask->fence, view->now);
         near__count(cache, ask->entry->negative ? NEAR__negative_hits : NEAR__hits_l2, 1);
         return near__hand_out(ask->entry, NEAR_FROM_L2, value);

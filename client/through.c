@@ -19,7 +19,8 @@
  * are repaired by the intent that write_back.journal keeps: what a former life has not ended is removed and announced at open.
  *
  * An outcome of the store that is not known: the mark stays for its time, the others are told, and if the answer comes after all the
- * key is owed (recovery.h).  What could not be said to L2 or the bus after the store is owed, too.
+ * key is owed (recovery.h).  What could not be said to L2 or the bus is owed, too: where they are in trouble the store is written all the same (write.without_l2),
+ * and until it is paid an instance that can reach L2 may read the old value there.
  *
  * Around, write.fast and l2.envelope = none: the store, then near_remove().  No lock is held here.
  */
@@ -40,6 +41,7 @@ struct change {
     struct near__store_item item;
     uint64_t                hash;
     int64_t                 now, ttl;
+    uint64_t                stamp; /* of the value that replaced the mark */
     bool                    put;
     uint64_t                generation;
     struct near__labels    *labels; /* NULL: none */
@@ -76,23 +78,33 @@ l2_deadline(const struct change *change)
                             near__duration(change->options->timeout_ms, client->settings.l2_timeout));
 }
 
-static near_status
-tell_others(near_cache *cache, near_bytes key, int64_t deadline)
+/* L2 or the bus cannot be reached, or refuses: no fault of the call's. */
+static bool
+is_trouble(near_status status)
 {
-    struct near__announcing announcing;
-    near_status status = near__announce_begin(cache, NEAR__MESSAGE_INVALIDATE, &key, 1, &announcing);
+    return status == NEAR_ERR_UNAVAILABLE || status == NEAR_ERR_TIMEOUT || status == NEAR_ERR_DENIED ||
+           status == NEAR_ERR_PROTOCOL;
+}
 
-    if (status != NEAR_OK)
-        return status;
-    announcing.with = NULL; /* L2 has been written */
-    return near__announce_end(cache, &announcing, NEAR_OK, deadline);
+static bool
+refuses(const struct change *change)
+{
+    return change->cache->settings.write_without_l2 == NEAR__WITHOUT_L2_REFUSE;
 }
 
 /* Before the store: where nothing has happened yet an outcome that is not known is only a failure. */
 static near_status
 not_begun(near_status status)
 {
-    return status == NEAR_ERR_TIMEOUT || status == NEAR_MISS ? NEAR_ERR_UNAVAILABLE : status;
+    return status == NEAR_ERR_TIMEOUT ? NEAR_ERR_UNAVAILABLE : status;
+}
+
+/* The store has been changed, or may have been, and not everybody could be told. */
+static near_status
+owe(struct change *change, near_status outcome)
+{
+    near__recovery_keep(change->cache, change->item.key, change->hash);
+    return refuses(change) ? NEAR_ERR_TIMEOUT : outcome;
 }
 
 /* ---- without a mark */
@@ -104,8 +116,8 @@ write_unmarked(struct change *change)
 
     if (outcome != NEAR_OK && outcome != NEAR_ERR_TIMEOUT)
         return outcome;
-    removed = near_remove(change->cache, change->item.key); /* what it cannot do it owes */
-    return removed != NEAR_OK ? NEAR_ERR_TIMEOUT : outcome;
+    removed = near_remove(change->cache, change->item.key);
+    return removed != NEAR_OK ? owe(change, outcome) : outcome;
 }
 
 /* L1 is all there is: its bracket orders two writers. */
@@ -124,12 +136,9 @@ write_l1(struct change *change)
                                   change->labels);
     token  = near__l1_write_begin(cache->l1, change->hash, key);
     status = call_store(change);
-    if (status == NEAR_OK || status == NEAR_ERR_TIMEOUT) {
-        if (tell_others(cache, key, l2_deadline(change)) != NEAR_OK) {
-            near__recovery_keep(cache, key, change->hash);
-            status = NEAR_ERR_TIMEOUT;
-        }
-    }
+    if ((status == NEAR_OK || status == NEAR_ERR_TIMEOUT) &&
+        near__announce_key(cache, key, l2_deadline(change)) != NEAR_OK)
+        status = owe(change, status);
     near__l1_write_end(cache->l1, token, change->hash, key, status == NEAR_OK ? entry : NULL, change->now);
     near__entry_release(&entry);
     return status;
@@ -137,9 +146,9 @@ write_l1(struct change *change)
 
 /* ---- with a mark */
 
-/* Steps 2 and 3. */
+/* Steps 2 and 3.  *marked: L2 holds our mark. */
 static near_status
-begin_marked(struct change *change)
+begin_marked(struct change *change, bool *marked)
 {
     near_cache *cache    = change->cache;
     near_bytes  key      = change->item.key;
@@ -150,10 +159,12 @@ begin_marked(struct change *change)
         status = near__write_labels_prepare(cache, change->labels, deadline);
     if (status == NEAR_OK)
         status = near__mark_place(cache, key, &change->mark, deadline);
-    if (status != NEAR_OK)
-        return not_begun(status);
-    status = tell_others(cache, key, deadline);
-    if (status != NEAR_OK)
+    *marked = status == NEAR_OK;
+    if (status == NEAR_OK)
+        status = near__announce_key(cache, key, deadline);
+    if (is_trouble(status) && !refuses(change))
+        return NEAR_OK;
+    if (status != NEAR_OK && *marked)
         near__mark_leave(cache, key, &change->mark, false, l2_deadline(change));
     return not_begun(status);
 }
@@ -162,12 +173,12 @@ static near_status
 replace_mark(struct change *change, bool install, int64_t deadline)
 {
     const struct near__stored stored = {
-        .key        = change->item.key,
-        .value      = change->item.data,
-        .stamp      = near__stamp(change->cache->client),
-        .generation = change->generation,
-        .ttl        = change->ttl,
-        .labels     = change->labels,
+        .key   = change->item.key,
+        .value = change->item.data,
+        .stamp = change->stamp = near__stamp(change->cache->client),
+        .generation            = change->generation,
+        .ttl                   = change->ttl,
+        .labels                = change->labels,
     };
 
     return near__mark_replace(change->cache, stored.key, &change->mark, install ? &stored : NULL, deadline);
@@ -193,10 +204,16 @@ end_marked(struct change *change, near_status outcome, bool *installed)
     }
     if (!changed)
         return outcome; /* a mark that could not be taken away ends by itself */
-    if (tell_others(cache, key, deadline) == NEAR_OK && status == NEAR_OK)
+    if (near__announce_key(cache, key, deadline) == NEAR_OK && status == NEAR_OK)
         return outcome;
-    near__recovery_keep(cache, key, change->hash);
-    return NEAR_ERR_TIMEOUT;
+    return owe(change, outcome);
+}
+
+/* L2 is in trouble: the store is written all the same.  There may be a mark of ours: it goes with what is owed. */
+static near_status
+end_unmarked(struct change *change, near_status outcome)
+{
+    return outcome == NEAR_OK || outcome == NEAR_ERR_TIMEOUT ? owe(change, outcome) : outcome;
 }
 
 static near_status
@@ -204,16 +221,23 @@ write_marked(struct change *change)
 {
     near_cache           *cache     = change->cache;
     near_bytes            key       = change->item.key;
-    bool                  installed = false;
-    struct near__entry   *entry     = NULL;
-    struct near__l1_write token     = near__l1_write_begin(cache->l1, change->hash, key);
-    near_status           status    = begin_marked(change);
+    bool                  installed = false, marked = false;
+    struct near__entry   *entry  = NULL;
+    struct near__l1_write token  = near__l1_write_begin(cache->l1, change->hash, key);
+    near_status           status = begin_marked(change, &marked);
 
-    if (status == NEAR_OK)
-        status = end_marked(change, call_store(change), &installed);
+    if (status == NEAR_OK) {
+        near_status outcome = call_store(change);
+
+        status = marked ? end_marked(change, outcome, &installed) : end_unmarked(change, outcome);
+    }
     if (installed && status == NEAR_OK && !(change->options->flags & NEAR_NO_FILL))
         entry = near__write_entry(cache, key, change->hash, change->item.data, change->now, change->ttl,
                                   change->labels);
+    if (entry != NULL) {
+        entry->stamp      = change->stamp;
+        entry->generation = change->generation;
+    }
     near__l1_write_end(cache->l1, token, change->hash, key, entry, change->now);
     near__entry_release(&entry);
     return status;

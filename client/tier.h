@@ -39,8 +39,9 @@ struct near__ask {
     enum near__found       found;
     near_status            status; /* UNREACHABLE: why */
     uint64_t
-        stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED, MARKED: of what lies there; 0: not to be had, or has none */
+            stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED, MARKED: of what lies there; 0: not to be had, or has none */
     int64_t soft_until; /* FOUND, STALE: end of its TTL, however long L1 may keep it; NEAR_NEVER */
+    bool    counter;    /* FOUND: one of near_add()'s, which L1 does not keep */
     bool    refresh;    /* FOUND, and to be replaced all the same */
     bool    lost;       /* another instance has the lease */
     bool    refused;    /* fill: something else lay there, or the lease was lost */

@@ -53,13 +53,3 @@ near_erase(near_cache *cache, near_bytes key)
 
     return change(cache, key, (near_bytes){ NULL, 0 }, &mine);
 }
-
-near_status
-near_add(near_cache *cache, near_bytes key, int64_t delta, int64_t initial, int64_t *result)
-{
-    (void)key;
-    (void)delta;
-    (void)initial;
-    (void)result;
-    return cache == NULL ? NEAR_ERR_INVALID : NEAR_ERR_UNSUPPORTED;
-}

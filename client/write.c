@@ -14,6 +14,7 @@
 
 #include "announce.h"
 #include "budget.h"
+#include "conditional.h"
 #include "generation.h"
 #include "read.h"
 #include "recovery.h"
@@ -77,6 +78,10 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
         };
 
         near__tier_store(cache, wire, &wire->items[i], &stored, wall_ms);
+        if (writes[i].entry != NULL && !cache->bare) {
+            writes[i].entry->stamp      = stored.stamp;
+            writes[i].entry->generation = stored.generation;
+        }
     }
     return true;
 }
@@ -414,7 +419,9 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
     near__options_take(&mine, sizeof(mine), options);
     writing = (struct writing){ .cache = cache, .now = near__client_now(cache->client), .stamp = stamp };
     writing.fill_l1 = !(mine.flags & NEAR_NO_FILL) && cache->settings.l1_max_bytes != 0;
-    status          = near__write_labels(cache, &mine, &writing.labels);
+    if (n > 1 && ((mine.flags & NEAR_IF_ABSENT) || mine.unchanged != NULL))
+        return near__refuse_all(statuses, n, NEAR_ERR_INVALID); /* one key at a time */
+    status = near__write_labels(cache, &mine, &writing.labels);
     if (status != NEAR_OK)
         return near__refuse_all(statuses, n, status);
     writing.ttl = near__duration(mine.ttl_ms, cache->settings.ttl);
@@ -480,10 +487,14 @@ put_alone(near_cache *cache, near_bytes key, near_bytes value)
 near_status
 near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_options *options)
 {
-    near_status status;
+    near_put_options mine = NEAR_PUT_OPTIONS_INIT;
+    near_status      status;
 
     if (options == NULL && put_alone(cache, key, value))
         return NEAR_OK;
+    near__options_take(&mine, sizeof(mine), options);
+    if ((mine.flags & NEAR_IF_ABSENT) || mine.unchanged != NULL)
+        return near__put_conditional(cache, key, value, &mine);
     return write_many(cache, &key, &value, 1, options, 0, &status);
 }
 

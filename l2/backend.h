@@ -35,8 +35,9 @@ struct near_l2_item {
     uint64_t   expected; /* IF_STAMP: the stamp that must be there */
     /* set: 0 never expires, below 0 it is gone at once (or within a millisecond).  Rounded up to what the server
      * can express, never to "expired" */
-    int64_t ttl_ms;
-    void   *user; /* the caller's */
+    int64_t             ttl_ms;
+    void               *user; /* the caller's */
+    struct near_l2_sum *sum;  /* increment; else NULL */
     bool
         plain; /* shared with programs that know nothing of us: stored and read without marks of the backend's own */
     /* answered */
@@ -46,6 +47,15 @@ struct near_l2_item {
 
 /* Called at most once per item, in the calling thread, with no lock held.  `stored` is borrowed for the call. */
 typedef void (*near_l2_deliver_fn)(void *ctx, struct near_l2_item *item, near_bytes stored);
+
+/* What increment() adds and answers. */
+struct near_l2_sum {
+    int64_t delta;   /* added to what is there */
+    int64_t initial; /* stored where nothing is */
+    /* answered */
+    int64_t result;  /* DONE: what lies there now */
+    bool    created; /* DONE: `initial` was stored */
+};
 
 enum near_l2_mode {
     NEAR_L2_ALWAYS,
@@ -121,6 +131,12 @@ struct near_l2_ops {
     void (*remove_many)(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                         struct near_l2_announce *announce, int64_t deadline);
 
+    /* Add item->sum->delta to each, one atomic step each.  A counter is its decimal text alone: as `printf("%lld")` writes it, nothing before
+     * and nothing behind.  Where there is none, `initial` is stored, for item->ttl_ms.  DONE: the sum has the result.  ABSENT: what lies
+     * there is no counter.  ERROR with NEAR_ERR_INVALID: the sum does not fit into 64 bits, and is not stored.  Nothing of which the
+     * outcome is not known is tried again: UNKNOWN.  NULL: this backend cannot. */
+    void (*increment)(void *self, struct near_l2_item *items, size_t n, int64_t deadline);
+
     /* One line about the server ("redis 7.0.15, maxmemory 0, noeviction") into `text`; dials if need be. */
     near_status (*health)(void *self, char *text, size_t size, int64_t deadline, near_error *error);
     void (*stats)(void *self, struct near_l2_stats *stats);
@@ -154,5 +170,11 @@ bool near__l2_valid_set(enum near_l2_mode mode, struct near_l2_item *items, size
                         const struct near_l2_announce *announce);
 bool near__l2_valid_remove(enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                            const struct near_l2_announce *announce);
+bool near__l2_valid_increment(struct near_l2_item *items, size_t n);
+
+/* A counter's text.  read: false when it is none, to the last byte.  write: at most NEAR_L2_DECIMAL bytes, no NUL; how many. */
+#define NEAR_L2_DECIMAL 20
+bool   near__l2_decimal_read(near_bytes text, int64_t *number);
+size_t near__l2_decimal_write(int64_t number, char *out);
 
 #endif

@@ -24,6 +24,7 @@
  *
  * Calls are counted in `calls`; nothing else here changes after open, and no lock is held while a call runs.
  */
+#include "base/backoff.h"
 #include "base/le.h"
 #include "base/lock.h"
 #include "l2/backend.h"
@@ -742,6 +743,28 @@ is_oversize(const struct part *part, const struct near_l2_item *item)
            (max > 0 && item->value.size + item->key.size > max);
 }
 
+/* The counter that lies there becomes the item's value, the sum.  False: the item is answered with why not. */
+static bool
+sum_up(const struct part *part, size_t i)
+{
+    const struct near__memcached_record *r    = &part->call->talk.records[i];
+    struct near_l2_item                 *item = part->items[i];
+    struct near_l2_sum                  *sum  = item->sum;
+
+    sum->created = r->word != NEAR__MEMCACHED_DONE || !is_of_epoch(part, i); /* to be */
+    if (sum->created || !near__l2_decimal_read(r->value, &sum->result)) {
+        answer(item, NEAR_L2_ABSENT, NEAR_OK);
+        return false;
+    }
+    if (__builtin_add_overflow(sum->result, sum->delta, &sum->result)) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_INVALID);
+        return false;
+    }
+    /* the room is the caller's, for as many digits as there can be */
+    item->value.size = near__l2_decimal_write(sum->result, (char *)(uintptr_t)item->value.data);
+    return true;
+}
+
 /* Answer those and take them off the part. */
 static void
 refuse_oversize(struct part *part)
@@ -763,7 +786,7 @@ value_bytes(const struct part *part)
     size_t sum = 0;
 
     for (size_t i = 0; i < part->n; i++)
-        sum += part->items[i]->value.size;
+        sum += part->items[i]->sum != NULL ? NEAR_L2_DECIMAL : part->items[i]->value.size;
     return sum;
 }
 
@@ -948,11 +971,11 @@ choose_writes(const struct writing *writing, struct part *part, struct part *err
     }
     errand->call->life = part->call->lives;
     for (size_t i = 0; i < part->n; i++) {
-        if (holds_stamp(part, i)) {
+        if (part->items[i]->sum != NULL ? sum_up(part, i) : holds_stamp(part, i)) {
             add_write(writing, errand, NEAR__MEMCACHED_CAS, part->items[i],
                       part->call->talk.records[i].unique);
             part->items[chosen++] = part->items[i];
-        } else {
+        } else if (part->items[i]->sum == NULL) {
             answer(part->items[i], NEAR_L2_ABSENT, NEAR_OK);
         }
     }
@@ -1063,7 +1086,8 @@ write_many(struct writing writing, struct near_l2_item *items, size_t n, int64_t
     write_to(&writing, b->primary, &list, deadline);
     if (b->gutter != NULL)
         clean_gutter(writing, items, n, deadline);
-    if (keep_unreachable(b, &list)) {
+    if (items->sum == NULL &&
+        keep_unreachable(b, &list)) { /* a counter that began anew there would be no counter */
         note_in_gutter(b, &list);
         writing.in_gutter = true;
         write_to(&writing, b->gutter, &list, deadline);
@@ -1089,6 +1113,56 @@ memcached_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *i
         announce->stream = 0; /* certainly not sent: the traits say so */
     if (near__l2_valid_remove(mode, items, n, announce))
         write_many((struct writing){ .backend = self, .mode = mode, .remove = true }, items, n, deadline);
+}
+
+/* ---- counters: `gets` and `cas`, which also renews the TTL, or `add`; until nobody comes in between */
+
+#define SUM_PAUSE (100 * INT64_C(1000)) /* ns, the first; about an exchange */
+
+/* Whether the item has its answer. */
+static bool
+increment_once(struct backend *b, struct near_l2_item *item, int64_t deadline)
+{
+    struct near_l2_sum *sum = item->sum;
+    char                text[NEAR_L2_DECIMAL + 1];
+    bool                lost;
+
+    *sum         = (struct near_l2_sum){ .delta = sum->delta, .initial = sum->initial };
+    item->answer = NEAR_L2_NOT_TRIED;
+    item->value  = (near_bytes){ text, sizeof(text) };
+    write_many((struct writing){ .backend = b, .mode = NEAR_L2_IF_STAMP }, item, 1, deadline);
+    /* refused by `cas`, whose text is written: somebody was quicker */
+    lost = item->answer == NEAR_L2_ABSENT && item->value.size < sizeof(text);
+    if (item->answer == NEAR_L2_ABSENT && sum->created) {
+        item->answer = NEAR_L2_NOT_TRIED;
+        item->value  = (near_bytes){ text, near__l2_decimal_write(sum->initial, text) };
+        sum->result  = sum->initial;
+        write_many((struct writing){ .backend = b, .mode = NEAR_L2_IF_ABSENT }, item, 1, deadline);
+        lost = item->answer == NEAR_L2_ABSENT;
+    }
+    item->value = (near_bytes){ NULL, 0 };
+    return !lost;
+}
+
+static void
+memcached_increment(void *self, struct near_l2_item *items, size_t n, int64_t deadline)
+{
+    struct backend *b = self;
+
+    if (!near__l2_valid_increment(items, n))
+        return;
+    for (size_t i = 0; i < n; i++) {
+        for (unsigned lost = 1; !increment_once(b, &items[i], deadline); lost++) {
+            int64_t pause = near__backoff(lost, SUM_PAUSE, 5 * NEAR_MS);
+
+            if (near__time_after(near__now(b->env->clock), pause) >= deadline) {
+                answer(&items[i], NEAR_L2_ERROR,
+                       NEAR_ERR_BUSY); /* others are always quicker; ours was never done */
+                break;
+            }
+            nanosleep(&(struct timespec){ .tv_nsec = (long)pause }, NULL);
+        }
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------ seeing */
@@ -1339,8 +1413,9 @@ memcached_open(void **self, const struct near_l2_env *env, struct near_l2_traits
 #define MEMCACHED_OPS(name)                                                                                  \
     {                                                                                                        \
         .version = NEAR_L2_OPS_V1, .scheme = name, .open = memcached_open, .get_many = memcached_get_many,   \
-        .set_many = memcached_set_many, .remove_many = memcached_remove_many, .health = memcached_health,    \
-        .stats = memcached_stats, .close = memcached_close, .stop = memcached_stop, .fini = memcached_fini,  \
+        .set_many = memcached_set_many, .remove_many = memcached_remove_many,                                \
+        .increment = memcached_increment, .health = memcached_health, .stats = memcached_stats,              \
+        .close = memcached_close, .stop = memcached_stop, .fini = memcached_fini,                            \
         .forked = memcached_forked,                                                                          \
     }
 

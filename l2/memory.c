@@ -616,6 +616,84 @@ memory_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *item
     call_end(h);
 }
 
+/* What a counter becomes; NULL: the item is answered instead. */
+static struct blob *
+sum_up(struct near_l2_item *item, const struct blob *old)
+{
+    struct near_l2_sum *sum = item->sum;
+    char                text[NEAR_L2_DECIMAL];
+    struct blob        *blob;
+
+    if (!near__l2_decimal_read((near_bytes){ old->bytes, old->size }, &sum->result)) {
+        answer(item, NEAR_L2_ABSENT, NEAR_OK);
+        return NULL;
+    }
+    if (__builtin_add_overflow(sum->result, sum->delta, &sum->result)) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_INVALID);
+        return NULL;
+    }
+    blob = blob_new((near_bytes){ text, near__l2_decimal_write(sum->result, text) });
+    if (blob == NULL)
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_NOMEM);
+    else
+        answer(item, NEAR_L2_DONE, NEAR_OK);
+    return blob;
+}
+
+static void
+increment_one(struct handle *h, struct near_l2_item *item)
+{
+    struct store       *s    = h->store;
+    struct near_l2_sum *sum  = item->sum;
+    uint64_t            hash = near__hash_keyed(&s->secret, item->key);
+    int64_t             now  = near__now(h->env->clock);
+    char                text[NEAR_L2_DECIMAL];
+    near_bytes          first = { text, near__l2_decimal_write(sum->initial, text) };
+    struct entry       *fresh = entry_new(hash, item->key, first, expiry(now, item->ttl_ms)), *e;
+    struct blob        *blob  = NULL;
+
+    if (fresh == NULL) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_NOMEM);
+        return;
+    }
+    near__lock(&s->lock);
+    e            = *find_locked(s, hash, item->key, now);
+    sum->created = e == NULL;
+    if (e == NULL) {
+        link_locked(s, fresh);
+        sum->result = sum->initial;
+        answer(item, NEAR_L2_DONE, NEAR_OK);
+    } else if ((blob = sum_up(item, e->blob)) != NULL) {
+        struct blob *old = e->blob;
+
+        s->bytes -= entry_bytes(e);
+        e->blob = blob;
+        s->bytes += entry_bytes(e);
+        blob = old;
+    }
+    near__unlock(&s->lock);
+    blob_release(&blob);
+    if (!sum->created) {
+        blob_release(&fresh->blob);
+        free(fresh);
+    }
+}
+
+static void
+memory_increment(void *self, struct near_l2_item *items, size_t n, int64_t deadline)
+{
+    struct handle *h = self;
+
+    (void)deadline;
+    if (!near__l2_valid_increment(items, n) || !call_begin(h, items, n))
+        return;
+    for (size_t i = 0; i < n; i++) {
+        if (key_is_fit(&items[i]))
+            increment_one(h, &items[i]);
+    }
+    call_end(h);
+}
+
 static near_status
 memory_health(void *self, char *text, size_t size, int64_t deadline, near_error *error)
 {
@@ -692,6 +770,7 @@ const struct near_l2_ops near__l2_memory = {
     .get_many    = memory_get_many,
     .set_many    = memory_set_many,
     .remove_many = memory_remove_many,
+    .increment   = memory_increment,
     .health      = memory_health,
     .stats       = memory_stats,
     .close       = memory_close,

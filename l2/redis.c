@@ -4,6 +4,7 @@
  *     get      one read of all keys: MGETs, packed together with other callers' reads
  *     set      pipelined SET [NX] [PX]; under a stamp a constant script by EVALSHA; with an announcement
  *              MULTI ... PUBLISH EXEC
+ *     increment  a constant script by EVALSHA
  *     remove   one UNLINK of all keys; under a stamp a script; with an announcement inside MULTI,
  *              or in a script where the server is out of memory
  *
@@ -273,12 +274,6 @@ redis_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_deliver
 
 /* --------------------------------------------------------------------------- writes, one command per item */
 
-static bool
-is_conditional(const struct batch *b)
-{
-    return b->mode == NEAR_L2_IF_STAMP;
-}
-
 static near_status
 add_write(const struct batch *b, const struct near_l2_item *item)
 {
@@ -291,12 +286,7 @@ add_write(const struct batch *b, const struct near_l2_item *item)
 static void
 expect_write(const struct batch *b)
 {
-    unsigned status = NEAR__REDIS_KIND(REDIS_REPLY_STATUS), nil = NEAR__REDIS_KIND(REDIS_REPLY_NIL);
-
-    if (is_conditional(b))
-        near__redis_call_expects(b->call, NEAR__REDIS_KIND(REDIS_REPLY_INTEGER));
-    else
-        near__redis_call_expects(b->call, b->mode == NEAR_L2_IF_ABSENT ? status | nil : status);
+    near__redis_call_expects(b->call, near__redis_kinds(b->verb, b->mode));
 }
 
 static void
@@ -646,6 +636,20 @@ redis_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *items
         unlink_all(&b);
 }
 
+/* By its mode like what depends on a stamp: a script, and not to be repeated. */
+static void
+redis_increment(void *self, struct near_l2_item *items, size_t n, int64_t deadline)
+{
+    struct batch b;
+
+    if (!near__l2_valid_increment(items, n))
+        return;
+    batch_init(&b, self, NEAR__REDIS_INCREMENT, items, n, deadline);
+    b.mode = NEAR_L2_IF_STAMP;
+    sift(&b);
+    write_all(&b);
+}
+
 /* ---------------------------------------------------------------------------------------------- health */
 
 struct health {
@@ -883,9 +887,9 @@ redis_forked(void *self)
 #define REDIS_OPS(name)                                                                                      \
     {                                                                                                        \
         .version = NEAR_L2_OPS_V1, .scheme = (name), .open = redis_open, .get_many = redis_get_many,         \
-        .set_many = redis_set_many, .remove_many = redis_remove_many, .health = redis_health,                \
-        .stats = redis_stats, .close = redis_close, .stop = redis_stop, .fini = redis_fini,                  \
-        .forked = redis_forked                                                                               \
+        .set_many = redis_set_many, .remove_many = redis_remove_many, .increment = redis_increment,          \
+        .health = redis_health, .stats = redis_stats, .close = redis_close, .stop = redis_stop,              \
+        .fini = redis_fini, .forked = redis_forked                                                           \
     }
 
 const struct near_l2_ops near__l2_redis           = REDIS_OPS("redis");

@@ -916,6 +916,18 @@ cluster_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *ite
     converse(&b, n);
 }
 
+/* By its mode like what depends on a stamp: not to be repeated. */
+static void
+cluster_increment(void *self, struct near_l2_item *items, size_t n, int64_t deadline)
+{
+    struct batch b;
+
+    if (!near__l2_valid_increment(items, n))
+        return;
+    batch_init(&b, self, NEAR__REDIS_INCREMENT, NEAR_L2_IF_STAMP, items, deadline);
+    converse(&b, n);
+}
+
 /* ---------------------------------------------------------------------------------------------- health */
 
 /* The value of `field` in the text of an INFO reply, when it is there and short. */
@@ -1169,9 +1181,9 @@ cluster_forked(void *self)
 #define CLUSTER_OPS(name)                                                                                    \
     {                                                                                                        \
         .version = NEAR_L2_OPS_V1, .scheme = (name), .open = cluster_open, .get_many = cluster_get_many,     \
-        .set_many = cluster_set_many, .remove_many = cluster_remove_many, .health = cluster_health,          \
-        .stats = cluster_stats, .close = cluster_close, .stop = cluster_stop, .fini = cluster_fini,          \
-        .forked = cluster_forked                                                                             \
+        .set_many = cluster_set_many, .remove_many = cluster_remove_many, .increment = cluster_increment,    \
+        .health = cluster_health, .stats = cluster_stats, .close = cluster_close, .stop = cluster_stop,      \
+        .fini = cluster_fini, .forked = cluster_forked                                                       \
     }
 
 const struct near_l2_ops near__l2_redis_cluster  = CLUSTER_OPS("redis-cluster");

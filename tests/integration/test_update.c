@@ -682,9 +682,13 @@ a_writer_may_die_in_the_store(void **state)
         assert_fetch(a.cache, "key0", text_of(page->value[0]));
         assert_false(l2_has(&a, "key0")); /* for as long as the mark lives */
         assert_fetch(a.cache, "key0", text_of(page->value[0]));
-        /* its time is 2 * (store.timeout + l2.timeout) + 1 s, or what a memcached keeps */
-        assert_true(test_wait_for(is_fetched_into_l2, &a, 10000 * test_slack()));
-        assert_fetch(a.cache, "key0", text_of(page->value[0]));
+        if (ways[i] == DIE_AFTER && w->tier == TIER_REDIS) {
+            /* its time is 2 * (store.timeout + l2.timeout) + 1 s */
+            assert_true(test_wait_for(is_fetched_into_l2, &a, 10000 * test_slack()));
+            assert_fetch(a.cache, "key0", text_of(page->value[0]));
+        } else {
+            assert_int_equal(near_remove(a.cache, near_key("key0")), NEAR_OK);
+        }
     }
     close_instance(&a);
 }
@@ -712,7 +716,39 @@ without_a_mark_that_leaves_the_old_value(void **state)
 /* ---- L2 in trouble */
 
 static void
-without_l2_the_store_is_not_asked(void **state)
+l2_in_trouble_does_not_stop_the_store(void **state)
+{
+    struct world   *w  = *state;
+    struct db       db = DB();
+    struct instance a, b;
+    uint32_t        old = fresh(), number = fresh();
+
+    NEEDS(w);
+    clear_page();
+    OPEN_ON(w, &a, &db);
+    OPEN_ON(w, &b, NULL);
+    assert_int_equal(update(&a, 0, old), NEAR_OK);
+    assert_fetch(b.cache, "key0", text_of(old));
+    test_server_pause(w->redis); /* it keeps what it has */
+    assert_int_equal(update(&a, 0, number), NEAR_OK);
+    assert_int_equal(page->value[0], number);
+    assert_fetch(a.cache, "key0", text_of(number));
+    test_server_resume(w->redis);
+    await_fetch(b.cache, "key0", text_of(number));
+    await_fetch(a.cache, "key0", text_of(number));
+    assert_true(test_wait_for(is_fetched_into_l2, &b, 10000 * test_slack()));
+    assert_fetch(b.cache, "key0", text_of(number));
+    test_server_kill(w->redis);
+    assert_int_equal(update(&a, 0, number = fresh()), NEAR_OK);
+    assert_fetch(a.cache, "key0", text_of(number));
+    assert_true(test_server_restart(w->redis));
+    await_fetch(b.cache, "key0", text_of(number));
+    near_client_close(a.client, NULL);
+    close_instance(&b);
+}
+
+static void
+or_does_if_told_so(void **state)
 {
     struct world   *w  = *state;
     struct db       db = DB();
@@ -721,7 +757,7 @@ without_l2_the_store_is_not_asked(void **state)
 
     NEEDS(w);
     clear_page();
-    open_on(w, &a, &db, "close.timeout", "1s");
+    open_on(w, &a, &db, "write.without_l2", "refuse");
     assert_int_equal(update(&a, 0, number), NEAR_OK);
     test_server_kill(w->redis);
     assert_int_equal(update(&a, 0, fresh()), NEAR_ERR_UNAVAILABLE);
@@ -729,6 +765,327 @@ without_l2_the_store_is_not_asked(void **state)
     assert_int_equal(page->value[0], number);
     assert_true(test_server_restart(w->redis));
     near_client_close(a.client, NULL);
+}
+
+/* ---- counters */
+
+static near_status
+add(const struct instance *in, const char *key, int64_t delta, int64_t initial, int64_t *result)
+{
+    return near_add(in->cache, near_key(key), delta, initial, result);
+}
+
+static void
+a_counter_counts(void **state)
+{
+    struct world   *w = *state;
+    struct instance a, b;
+    int64_t         result = 0;
+
+    NEEDS(w);
+    OPEN_ON(w, &a, NULL);
+    OPEN_ON(w, &b, NULL);
+    assert_int_equal(add(&a, "n", 5, 100, &result), NEAR_OK);
+    assert_int_equal(result, 100);
+    assert_int_equal(add(&b, "n", 5, 100, &result), NEAR_OK);
+    assert_int_equal(result, 105);
+    await_get(a.cache, "n", "105");
+    assert_int_equal(add(&b, "n", -206, 0, NULL), NEAR_OK);
+    await_get(a.cache, "n", "-101"); /* not out of L1 */
+    assert_int_equal(add(&a, "n", 0, 0, &result), NEAR_OK);
+    assert_int_equal(result, -101);
+    assert_int_equal(add(&a, "big", 0, INT64_MAX - 1, NULL), NEAR_OK);
+    assert_int_equal(add(&a, "big", 1, 0, &result), NEAR_OK);
+    assert_true(result == INT64_MAX);
+    assert_int_equal(add(&a, "big", 1, 0, &result), NEAR_ERR_INVALID);
+    assert_int_equal(add(&a, "big", 0, 0, &result), NEAR_OK);
+    assert_true(result == INT64_MAX);
+    assert_int_equal(add(&a, "low", 0, INT64_MIN, NULL), NEAR_OK);
+    assert_int_equal(add(&a, "low", -1, 0, NULL), NEAR_ERR_INVALID);
+    assert_int_equal(add(&a, "low", INT64_MAX, 0, &result), NEAR_OK);
+    assert_int_equal(result, -1);
+    assert_int_equal(near_put(a.cache, near_key("text"), near_key("7"), NULL), NEAR_OK);
+    assert_int_equal(add(&a, "text", 1, 0, NULL),
+                     NEAR_ERR_CONFLICT); /* a value of near_put()'s is no counter */
+    assert_int_equal(near_remove(b.cache, near_key("text")), NEAR_OK);
+    assert_int_equal(add(&a, "text", 1, 0, &result), NEAR_OK);
+    assert_int_equal(result, 0);
+    assert_int_equal(near_put(b.cache, near_key("n"), near_key("text"), NULL), NEAR_OK);
+    await_get(a.cache, "n", "text");
+    close_instance(&a);
+    close_instance(&b);
+}
+
+/* What is known not to exist, and the lease of somebody who died, are in nobody's way. */
+static void
+a_counter_begins_over_what_is_no_value(void **state)
+{
+    struct world   *w = *state;
+    struct instance a, b;
+    int64_t         result = 1;
+
+    NEEDS(w);
+    clear_page();
+    OPEN_ON(w, &a, NULL);
+    OPEN_ON(w, &b, NULL);
+    assert_int_equal(fetch(a.cache, "key1").status, NEAR_NOT_FOUND);
+    assert_int_equal(fetch(b.cache, "key1").status, NEAR_NOT_FOUND);
+    assert_int_equal(add(&a, "key1", 1, 41, &result), NEAR_OK);
+    assert_int_equal(result, 41);
+    await_fetch(b.cache, "key1", "41");
+    assert_int_equal(add(&b, "key1", 1, 0, &result), NEAR_OK);
+    assert_fetch(a.cache, "key1", "42");
+    assert_int_equal(stats_of(&a).additions, 1);
+    close_instance(&a);
+    close_instance(&b);
+}
+
+static void
+without_l2_there_are_no_counters(void **state)
+{
+    struct world   *w = *state;
+    struct instance a;
+
+    OPEN_ON(w, &a, NULL);
+    assert_int_equal(add(&a, "n", 1, 1, NULL), NEAR_ERR_UNSUPPORTED);
+    close_instance(&a);
+}
+
+/* ---- puts with a condition */
+
+static near_status
+put_if(const struct instance *in, const char *key, const char *text, unsigned flags,
+       const near_value *unchanged)
+{
+    near_put_options options = NEAR_PUT_OPTIONS_INIT;
+
+    options.flags     = flags;
+    options.unchanged = unchanged;
+    return near_put(in->cache, near_key(key), near_key(text), &options);
+}
+
+static void
+a_put_if_absent_replaces_nothing(void **state)
+{
+    struct world   *w = *state;
+    struct instance a, b;
+    near_value     *value;
+
+    NEEDS(w);
+    clear_page();
+    OPEN_ON(w, &a, NULL);
+    OPEN_ON(w, &b, NULL);
+    assert_int_equal(put_if(&a, "x", "1", NEAR_IF_ABSENT, NULL), NEAR_OK);
+    assert_int_equal(put_if(&a, "x", "2", NEAR_IF_ABSENT, NULL), NEAR_ERR_CONFLICT);
+    if (w->tier != TIER_NONE)
+        assert_int_equal(put_if(&b, "x", "2", NEAR_IF_ABSENT, NULL), NEAR_ERR_CONFLICT);
+    assert_int_equal(near_get(a.cache, near_key("x"), &value), NEAR_OK);
+    assert_memory_equal(near_value_bytes(value).data, "1", 1);
+    assert_int_equal(put_if(&a, "x", "2", NEAR_IF_ABSENT, value), NEAR_ERR_INVALID);
+    near_value_release(value);
+    assert_int_equal(near_remove(a.cache, near_key("x")), NEAR_OK);
+    assert_int_equal(put_if(&b, "x", "3", NEAR_IF_ABSENT, NULL), NEAR_OK);
+    assert_int_equal(near_clear(b.cache), NEAR_OK);
+    assert_int_equal(put_if(&b, "x", "4", NEAR_IF_ABSENT, NULL), NEAR_OK); /* over what was cleared */
+    assert_int_equal(fetch(b.cache, "key2").status, NEAR_NOT_FOUND);
+    assert_int_equal(put_if(&b, "key2", "5", NEAR_IF_ABSENT, NULL), NEAR_OK); /* over what does not exist */
+    await_get(b.cache, "key2", "5");
+    if (w->tier != TIER_NONE)
+        await_get(a.cache, "key2", "5");
+    close_instance(&a);
+    close_instance(&b);
+}
+
+static near_value *
+held(const struct instance *in, const char *key, unsigned flags)
+{
+    near_get_options options = NEAR_GET_OPTIONS_INIT;
+    near_value      *value;
+
+    options.flags = flags;
+    assert_int_equal(near_get_with(in->cache, near_key(key), &options, &value), NEAR_OK);
+    return value;
+}
+
+static void
+a_put_if_unchanged_knows_its_version(void **state)
+{
+    struct world   *w = *state;
+    struct instance a, b;
+    near_value     *value, *same;
+
+    NEEDS(w);
+    clear_page();
+    page->value[3] = fresh();
+    OPEN_ON(w, &a, NULL);
+    OPEN_ON(w, &b, NULL);
+    /* of an own put, out of L1 */
+    assert_int_equal(near_put(a.cache, near_key("x"), near_key("1"), NULL), NEAR_OK);
+    value = held(&a, "x", NEAR_ONLY_L1);
+    same  = held(&a, "x", 0);
+    assert_int_equal(put_if(&a, "x", "2", 0, value), NEAR_OK);
+    assert_int_equal(put_if(&a, "x", "3", 0, same), NEAR_ERR_CONFLICT);
+    await_get(a.cache, "x", "2");
+    near_value_release(value);
+    near_value_release(same);
+    /* of a loader */
+    assert_int_equal(near_fetch(a.cache, near_key("key3"), NULL, &value), NEAR_OK);
+    assert_int_equal(put_if(&a, "key3", "0", 0, value), NEAR_OK);
+    assert_int_equal(put_if(&a, "key3", "0", 0, value), NEAR_ERR_CONFLICT);
+    near_value_release(value);
+    if (w->tier != TIER_NONE) {
+        /* out of L2, put by another */
+        value = held(&b, "x", NEAR_SKIP_L1);
+        assert_int_equal(near_put(a.cache, near_key("x"), near_key("2"), NULL), NEAR_OK);
+        assert_int_equal(put_if(&b, "x", "3", 0, value), NEAR_ERR_CONFLICT);
+        near_value_release(value);
+        value = held(&b, "x", NEAR_SKIP_L1);
+        assert_int_equal(put_if(&b, "x", "3", 0, value), NEAR_OK);
+        near_value_release(value);
+        await_get(a.cache, "x", "3");
+        /* of a counter */
+        assert_int_equal(add(&a, "n", 1, 1, NULL), NEAR_OK);
+        value = held(&a, "n", 0);
+        assert_int_equal(put_if(&a, "n", "3", 0, value), NEAR_ERR_UNSUPPORTED);
+        near_value_release(value);
+    }
+    value = held(&a, "x", 0);
+    assert_int_equal(near_remove(a.cache, near_key("x")), NEAR_OK);
+    assert_int_equal(put_if(&a, "x", "4", 0, value), NEAR_ERR_CONFLICT);
+    near_value_release(value);
+    close_instance(&a);
+    close_instance(&b);
+}
+
+struct contender {
+    pthread_t        thread;
+    struct instance *in;
+    size_t           rounds, won;
+    bool             swaps;
+};
+
+/* With `swaps`: the value is a number, to be raised by one; else to be the first at each key. */
+static void *
+contend(void *ctx)
+{
+    struct contender *me = ctx;
+    char              key[16], text[16];
+    near_value       *value;
+
+    for (size_t i = 0; i < me->rounds; i++) {
+        snprintf(key, sizeof(key), me->swaps ? "swap" : "first%zu", i);
+        if (!me->swaps) {
+            me->won += put_if(me->in, key, "1", NEAR_IF_ABSENT, NULL) == NEAR_OK;
+            continue;
+        }
+        if (near_get(me->in->cache, near_key(key), &value) != NEAR_OK)
+            continue;
+        snprintf(text, sizeof(text), "%u", number_of(near_value_bytes(value)) + 1);
+        me->won += put_if(me->in, key, text, 0, value) == NEAR_OK;
+        near_value_release(value);
+    }
+    return NULL;
+}
+
+#define CONTENDERS 6
+
+static void
+of_several_one_wins(void **state)
+{
+    struct world    *w      = *state;
+    size_t           rounds = test_scale(60), won = 0;
+    struct instance  in[2];
+    struct contender all[CONTENDERS];
+
+    NEEDS(w);
+    for (size_t i = 0; i < 2; i++)
+        OPEN(w, &in[i], "l2.timeout", "10s");
+    assert_int_equal(near_put(in[0].cache, near_key("swap"), near_key("0"), NULL), NEAR_OK);
+    for (int swaps = 0; swaps < 2; swaps++) {
+        won = 0;
+        for (size_t i = 0; i < CONTENDERS; i++) {
+            all[i] = (struct contender){ .in = &in[i % 2], .rounds = rounds, .swaps = swaps };
+            pthread_create(&all[i].thread, NULL, contend, &all[i]);
+        }
+        for (size_t i = 0; i < CONTENDERS; i++) {
+            pthread_join(all[i].thread, NULL);
+            won += all[i].won;
+        }
+        if (!swaps)
+            assert_int_equal(won, rounds);
+    }
+    assert_true(won > 0);
+    {
+        near_value *value = held(&in[0], "swap", NEAR_SKIP_L1);
+
+        assert_int_equal(number_of(near_value_bytes(value)), won);
+        near_value_release(value);
+    }
+    close_instance(&in[0]);
+    close_instance(&in[1]);
+}
+
+/* ---- counters, many at once */
+
+struct adder {
+    pthread_t        thread;
+    struct instance *in;
+    size_t           rounds;
+    size_t           failed;
+};
+
+static void *
+add_often(void *ctx)
+{
+    struct adder *adder = ctx;
+
+    for (size_t i = 0; i < adder->rounds; i++)
+        adder->failed += add(adder->in, "sum", 1, 1, NULL) != NEAR_OK;
+    return NULL;
+}
+
+#define ADDERS 16
+
+static size_t
+add_from_threads(struct instance *in, size_t rounds)
+{
+    struct adder adders[ADDERS];
+    size_t       failed = 0;
+
+    for (size_t i = 0; i < ADDERS; i++) {
+        adders[i] = (struct adder){ .in = in, .rounds = rounds };
+        pthread_create(&adders[i].thread, NULL, add_often, &adders[i]);
+    }
+    for (size_t i = 0; i < ADDERS; i++) {
+        pthread_join(adders[i].thread, NULL);
+        failed += adders[i].failed;
+    }
+    return failed;
+}
+
+static void
+no_addition_is_lost(void **state)
+{
+    struct world   *w      = *state;
+    size_t          rounds = test_scale(w->tier == TIER_REDIS ? 100 : 20);
+    struct instance in;
+    int64_t         result;
+    int             status = 0;
+    pid_t           pid    = 0;
+
+    NEEDS(w);
+    if (!TEST_UNDER_TSAN && (pid = fork()) == 0) {
+        OPEN(w, &in, "l2.timeout", "10s");
+        _exit(add_from_threads(&in, rounds) != 0);
+    }
+    OPEN(w, &in, "l2.timeout", "10s");
+    assert_int_equal(add_from_threads(&in, rounds), 0);
+    if (pid != 0)
+        waitpid(pid, &status, 0);
+    assert_int_equal(status, 0);
+    assert_int_equal(add(&in, "sum", 0, 0, &result), NEAR_OK);
+    assert_int_equal(result, ADDERS * rounds * (pid != 0 ? 2 : 1));
+    close_instance(&in);
 }
 
 WORLD(none, TIER_NONE)
@@ -770,7 +1127,28 @@ main(void)
         OVER(redis, a_writer_may_die_in_the_store),
         OVER(memcached, a_writer_may_die_in_the_store),
         OVER(redis, without_a_mark_that_leaves_the_old_value),
-        OVER(redis, without_l2_the_store_is_not_asked),
+        OVER(redis, l2_in_trouble_does_not_stop_the_store),
+        OVER(redis, or_does_if_told_so),
+        OVER(memory, a_counter_counts),
+        OVER(redis, a_counter_counts),
+        OVER(memcached, a_counter_counts),
+        OVER(memory, a_counter_begins_over_what_is_no_value),
+        OVER(redis, a_counter_begins_over_what_is_no_value),
+        OVER(memcached, a_counter_begins_over_what_is_no_value),
+        OVER(none, without_l2_there_are_no_counters),
+        OVER(none, a_put_if_absent_replaces_nothing),
+        OVER(memory, a_put_if_absent_replaces_nothing),
+        OVER(redis, a_put_if_absent_replaces_nothing),
+        OVER(memcached, a_put_if_absent_replaces_nothing),
+        OVER(none, a_put_if_unchanged_knows_its_version),
+        OVER(memory, a_put_if_unchanged_knows_its_version),
+        OVER(redis, a_put_if_unchanged_knows_its_version),
+        OVER(memcached, a_put_if_unchanged_knows_its_version),
+        OVER(memory, of_several_one_wins),
+        OVER(redis, of_several_one_wins),
+        OVER(memcached, of_several_one_wins),
+        OVER(redis, no_addition_is_lost),
+        OVER(memcached, no_addition_is_lost),
     };
 
     return TEST_MAIN(tests, setup, teardown);
