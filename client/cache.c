@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "audit.h"
 #include "back.h"
 #include "budget.h"
 #include "early.h"
@@ -43,6 +44,8 @@ near__cache_free(near_cache *cache)
     near__lock_fini(&cache->work_lock);
     near__lock_fini(&cache->choice_lock);
     pthread_cond_destroy(&cache->work_done);
+    for (size_t i = 0; i < NEAR__TIMINGS; i++)
+        near__histogram_fini(&cache->histograms[i]);
     explicit_bzero(&cache->settings, sizeof(cache->settings)); /* URIs with passwords */
     free(cache);
 }
@@ -55,6 +58,7 @@ near__cache_release(near_cache *cache)
     /* acq_rel: the last one sees what the others did before they let go */
     if (atomic_fetch_sub_explicit(&cache->refs, 1, memory_order_acq_rel) != 1)
         return;
+    near__stats_move(client, cache); /* what was counted after it was closed */
     near__cache_free(cache);
     near__client_release(client);
 }
@@ -326,6 +330,7 @@ near_cache_close(near_cache *cache)
     near__lock(&client->lock);
     near__cache_unlink_locked(cache);
     near__unlock(&client->lock);
+    near__audit_forget(cache);
     share(client, "a cache was closed");
     near__cache_await_work(cache, deadline);
     near__cache_release(cache);

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "audit.h"
 #include "back.h"
 #include "budget.h"
 #include "cache.h"
@@ -146,6 +147,19 @@ sink_tagged(void *ctx, near_bytes name, near_bytes tag, uint64_t lineage, uint64
         return;
     near__tags_told(cache, tag, (struct near__tag_clock){ lineage, moment });
     near__l1_invalidate_tag(cache->l1, near__hash_keyed(&client->secret, tag));
+    near__cache_release(cache);
+}
+
+/* Which of its entries begin so L1 does not know: all of them go.  L2 still has the others. */
+static void
+sink_prefixed(void *ctx, near_bytes name, near_bytes prefix)
+{
+    near_cache *cache = find_cache(ctx, name);
+
+    (void)prefix;
+    if (cache == NULL)
+        return;
+    near__l1_flush(cache->l1);
     near__cache_release(cache);
 }
 
@@ -404,7 +418,8 @@ open_coherence(near_client *client, near_error *error)
         .heartbeat       = settings->coherence_heartbeat,
         .serve_window    = settings->coherence_serve_window,
         .connect_timeout = settings->l2_connect_timeout,
-        .sink = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed },
+        .sink = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed,
+                  sink_prefixed },
     };
     client->bus_on_l2 = client->traits.announces && near__uri_same_server(&client->bus_uri, &client->l2_uri);
     return near__coherence_open(&client->coherence, &config, error);
@@ -431,6 +446,8 @@ open_client(near_client *client, const near_config *config, near_error *error)
     status = open_l2(client, error);
     if (status == NEAR_OK)
         status = open_coherence(client, error);
+    if (status == NEAR_OK && near__audit_open(client) != NEAR_OK)
+        status = near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     return status;
 }
 
@@ -451,11 +468,14 @@ client_free(near_client *client)
     if (client->alive != NULL)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);
+    near__audit_free(client);
     near__scheduler_fini(&client->scheduler);
     near__recovery_fini(client);
     near__client_log_fini(client);
     near__lock_fini(&client->lock);
     near__packer_fini(&client->packer);
+    for (size_t i = 0; i < NEAR__TIMINGS; i++)
+        near__histogram_fini(&client->histograms[i]);
     explicit_bzero(client, sizeof(*client)); /* passwords */
     free(client);
 }
@@ -542,6 +562,7 @@ near_client_close(near_client *client, near_error *error)
     if (*client->alive == 0)
         return close_in_child(client);
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__audit_close(client);
     while ((cache = pop_cache(client)) != NULL) {
         unwritten += near__back_close(cache, deadline);
         unanswered += near__cache_await_work(cache, deadline);
@@ -550,6 +571,7 @@ near_client_close(near_client *client, near_error *error)
     owed = near__recovery_close(client, deadline);
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
+    atomic_store_explicit(&client->detour, true, memory_order_relaxed);
     near__scheduler_stop(&client->scheduler);
     if (client->ops != NULL)
         client->ops->close(client->l2);
@@ -569,8 +591,8 @@ near_client_close(near_client *client, near_error *error)
             "there and go to the store after the next start, others are lost",
             unwritten);
     if (unanswered > 0)
-        return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads or writes were not answered within close.timeout",
-                          unanswered);
+        return near__fail(error, NEAR_ERR_BUSY,
+                          "closing: %zu loads or writes were not answered within close.timeout", unanswered);
     if (owed > 0)
         return near__fail(error, NEAR_ERR_UNAVAILABLE,
                           "closing: invalidations of %zu keys or caches could not be sent", owed);

@@ -202,6 +202,8 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(coherence_max_pending, "coherence.max_pending", COUNT, CLIENT, "10000", 0, 10000000, NULL,                      \
       "Most keys whose failed writes are still to be made good, by removing them from L2 and telling the others, as "  \
       "soon as that is possible.  Of a cache with more, everything is invalidated.  0: it is tried once.")             \
+    X(prefix_timeout, "prefix.timeout", DURATION, CACHE, "30s", NEAR_MS, 24 * 3600 * NEAR__SEC, NULL,                 \
+      "How long near_invalidate_prefix looks through L2 before it gives up; the rest is then done in the background.") \
     X(sentinel_user, "sentinel.user", TEXT, CLIENT, "", 0, 127, "0 .. 127 characters from ! to ~",                    \
       "The user at the sentinels themselves.  Empty: their default user.")                                            \
     X(sentinel_password_file, "sentinel.password_file", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                        \
@@ -223,6 +225,11 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "full: the certificate must be valid, signed by an authority and for this server's name.  ca: for any name.")   \
     X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
       "How long closing waits for loads that are still under way.")                                                   \
+    X(audit_sample, "audit.sample", COUNT, CLIENT, "0", 0, 1000000000, NULL,                                          \
+      "One in so many L1 hits is looked at again later beside L2, in the background: is it still what L2 has?  What "  \
+      "is not is counted (audit_stale_1s, audit_stale_10s).  0: none.")                                               \
+    X(audit_delay, "audit.delay", DURATION, CLIENT, "1s", NEAR_MS, 3600 * NEAR__SEC, NULL,                            \
+      "How long after the hit that is; those that are still in L1 are looked at once more after ten times as long.")  \
     X(log_level, "log.level", CHOICE, CLIENT, "warn", 0, 0, "error | warn | info | debug",                            \
       "Which messages reach the log callback.")
 /* clang-format on */

@@ -278,9 +278,11 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
     size_t      keep = 0, drop = 0;
     bool        stored = false;
 
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        near__time(cache, NEAR__TIME_load, now - batch->started);
         if (loads[i]->ask.entry != NULL)
             prepare_entry(batch, loads[i], now);
+    }
     judge_labels(batch, loads, n, asks, deadline);
     for (size_t i = 0; i < n; i++) {
         near_load *load = loads[i];
@@ -673,11 +675,18 @@ near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *
 near_status
 near_load_unchanged(near_load *load)
 {
+    near_status status;
+
     if (load == NULL)
         return NEAR_ERR_INVALID;
     if (load->previous.value == NULL) {
         answer(load, NEAR_ERR_LOADER, NULL);
         return NEAR_ERR_INVALID;
+    }
+    status = near__tags_add_names(load->batch->cache, &load->labels, near__value_names(load->previous.value));
+    if (status != NEAR_OK) {
+        answer(load, status, NULL);
+        return status;
     }
     return near_load_set(load, near_value_bytes(load->previous.value));
 }

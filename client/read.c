@@ -5,6 +5,7 @@
  */
 #include "read.h"
 
+#include "audit.h"
 #include "back.h"
 #include "early.h"
 #include "share.h"
@@ -111,6 +112,14 @@ take_hit(near_cache *cache, const struct near__view *view, near_value *hit, near
     return NEAR_OK;
 }
 
+/* What L1 has answered with, as fresh; NULL and what is no value are not looked at. */
+static void
+audit(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key, near_value *hit)
+{
+    if ((uintptr_t)hit > NEAR__VALUE_BITS && view->gate == NEAR__GATE_OPEN)
+        near__audit_hit(cache, hash, key, hit);
+}
+
 /* Hits are counted by L1; everything else that was asked, here. */
 static bool
 not_asked(near_cache *cache, const struct near__view *view, near_status *status)
@@ -163,6 +172,8 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
         return false;
     }
     *status = take_hit(cache, view, hit, value);
+    if (NEAR__UNLIKELY(cache->client->audit != NULL))
+        audit(cache, view, hash, key, hit);
     if (lead != NULL && cache->early_reach != 0 && *status == NEAR_OK && view->gate == NEAR__GATE_OPEN) {
         struct near__meta meta;
 
@@ -308,7 +319,7 @@ plain_view(const near_cache *cache, near_bytes key, int64_t *now)
     if (NEAR__UNLIKELY(cache == NULL || key.data == NULL || key.size > NEAR__KEY_MAX))
         return false;
     client = cache->client;
-    if (NEAR__UNLIKELY(*client->alive == 0 || atomic_load_explicit(&client->closed, memory_order_relaxed)))
+    if (NEAR__UNLIKELY(*client->alive == 0 || atomic_load_explicit(&client->detour, memory_order_relaxed)))
         return false;
     if (client->coherence == NULL) {
         *now = near__client_hit_time_alone(cache);
@@ -563,6 +574,9 @@ near__l1_answer_group(near_cache *cache, const struct near__view *view, const ne
     }
     if (other > 0)
         near__count(cache, NEAR__requests, other);
+    if (NEAR__UNLIKELY(cache->client->audit != NULL))
+        for (size_t i = 0; i < n; i++)
+            audit(cache, view, hashes[i], keys[i], values[i]);
 }
 
 near_status

@@ -16,6 +16,7 @@
 #include "budget.h"
 #include "conditional.h"
 #include "generation.h"
+#include "prefix.h"
 #include "read.h"
 #include "recovery.h"
 
@@ -93,6 +94,7 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
 {
     near_client             *client = writing->cache->client;
     struct near_l2_announce *with   = announcing->with;
+    int64_t began = client->ops != NULL || announcing->message != NULL ? near__client_now(client) : 0;
 
     near__count(writing->cache, NEAR__l2_requests, client->ops != NULL);
     if (client->ops == NULL)
@@ -101,6 +103,8 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
         client->ops->set_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
     else
         client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
+    if (client->ops != NULL)
+        near__time(writing->cache, NEAR__TIME_l2_write, near__client_now(client) - began);
     if (announcing->message == NULL)
         return NEAR_OK;
     if (with == NULL)
@@ -115,7 +119,7 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
         }
     near__count(writing->cache, NEAR__bus_sent, wire->items[0].answer == NEAR_L2_DONE);
     if (wire->items[0].answer == NEAR_L2_DONE)
-        near__coherence_announced(client->coherence, announcing->message);
+        near__coherence_announced_since(client->coherence, announcing->message, began);
     return NEAR_OK;
 }
 
@@ -549,8 +553,11 @@ near_status
 near__clear_settle(near_cache *cache)
 {
     int64_t deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
-    near_status status = clear_others(cache, near__generation_fresh(cache), deadline);
+    near_status status;
 
+    if (cache->bare && cache->client->ops != NULL && cache->client->ops->remove_prefix != NULL)
+        return near__prefix_settle(cache, (near_bytes){ "", 0 }, NEAR_NEVER); /* no generation would do */
+    status = clear_others(cache, near__generation_fresh(cache), deadline);
     near__generation_doubt(cache, true);
     near__l1_flush(cache->l1);
     return status;

@@ -48,6 +48,9 @@ struct near_l2_item {
 /* Called at most once per item, in the calling thread, with no lock held.  `stored` is borrowed for the call. */
 typedef void (*near_l2_deliver_fn)(void *ctx, struct near_l2_item *item, near_bytes stored);
 
+/* So many keys more are gone.  In the calling thread, no lock held, after each step of a long work. */
+typedef void (*near_l2_progress_fn)(void *ctx, size_t removed);
+
 /* What increment() adds and answers. */
 struct near_l2_sum {
     int64_t delta;   /* added to what is there */
@@ -67,7 +70,7 @@ enum near_l2_mode {
  * A message to publish in the same atomic step as a write, by backends whose traits say `announces`.  Either all of the call's
  * items are written and the message is published, or neither.  The backend stamps 16 bytes at message + stamp_at: two
  * little-endian 64-bit numbers, the stream (one connection's life, random) and the message's number in it (1, 2, ...), so that
- * a receiver sees each stream in order and notices a gap.
+ * a receiver sees each stream in order and notices a gap.  When all is done they stand in `message`, too.
  */
 struct near_l2_announce {
     near_bytes channel;
@@ -131,6 +134,11 @@ struct near_l2_ops {
     void (*remove_many)(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                         struct near_l2_announce *announce, int64_t deadline);
 
+    /* Remove every key that begins with `prefix` and is there from this call's beginning to its end; what is written meanwhile may
+     * go or stay.  In small steps, on connections of its own: nobody else waits for it.  NEAR_OK: certainly all; anything else: some
+     * may be left.  NULL: this backend cannot find keys. */
+    near_status (*remove_prefix)(void *self, near_bytes prefix, near_l2_progress_fn progress, void *ctx,
+                                 int64_t deadline, near_error *error);
     /* Add item->sum->delta to each, one atomic step each.  A counter is its decimal text alone: as `printf("%lld")` writes it, nothing before
      * and nothing behind.  Where there is none, `initial` is stored, for item->ttl_ms.  DONE: the sum has the result.  ABSENT: what lies
      * there is no counter.  ERROR with NEAR_ERR_INVALID: the sum does not fit into 64 bits, and is not stored.  Nothing of which the

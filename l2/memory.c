@@ -616,6 +616,42 @@ memory_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *item
     call_end(h);
 }
 
+/* Slots under one hold of the lock. */
+#define WALK 256
+
+/* Slots in rising order: when the table doubles meanwhile, what was in a slot is in it or in one further on, so none is passed over. */
+static near_status
+memory_remove_prefix(void *self, near_bytes prefix, near_l2_progress_fn progress, void *ctx, int64_t deadline,
+                     near_error *error)
+{
+    struct handle *h    = self;
+    bool           more = true;
+
+    if (!call_begin(h, NULL, 0))
+        return near__fail(error, NEAR_ERR_CLOSED, "memory: closed");
+    for (size_t at = 0; more && near__now(h->env->clock) < deadline;) {
+        struct store *s = h->store;
+        size_t        removed;
+
+        near__lock(&s->lock);
+        removed = s->count;
+        for (size_t end = at + WALK; at < end && at <= s->mask; at++)
+            for (struct entry **place = &s->slots[at]; *place != NULL;)
+                if ((*place)->key_size >= prefix.size && memcmp((*place)->key, prefix.data, prefix.size) == 0)
+                    remove_locked(s, place);
+                else
+                    place = &(*place)->next;
+        removed -= s->count;
+        more = at <= s->mask;
+        near__unlock(&s->lock);
+        if (removed > 0)
+            progress(ctx, removed);
+    }
+    call_end(h);
+    return more ? near__fail(error, NEAR_ERR_TIMEOUT, "memory: not all keys were looked at in time")
+                : NEAR_OK;
+}
+
 /* What a counter becomes; NULL: the item is answered instead. */
 static struct blob *
 sum_up(struct near_l2_item *item, const struct blob *old)
@@ -764,17 +800,18 @@ memory_forked(void *self)
 }
 
 const struct near_l2_ops near__l2_memory = {
-    .version     = NEAR_L2_OPS_V1,
-    .scheme      = "memory",
-    .open        = memory_open,
-    .get_many    = memory_get_many,
-    .set_many    = memory_set_many,
-    .remove_many = memory_remove_many,
-    .increment   = memory_increment,
-    .health      = memory_health,
-    .stats       = memory_stats,
-    .close       = memory_close,
-    .stop        = memory_stop,
-    .fini        = memory_fini,
-    .forked      = memory_forked,
+    .version       = NEAR_L2_OPS_V1,
+    .scheme        = "memory",
+    .open          = memory_open,
+    .get_many      = memory_get_many,
+    .set_many      = memory_set_many,
+    .remove_many   = memory_remove_many,
+    .remove_prefix = memory_remove_prefix,
+    .increment     = memory_increment,
+    .health        = memory_health,
+    .stats         = memory_stats,
+    .close         = memory_close,
+    .stop          = memory_stop,
+    .fini          = memory_fini,
+    .forked        = memory_forked,
 };

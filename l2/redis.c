@@ -15,10 +15,14 @@
  * What can never happen: "absent" without the server's word for it; ERROR for a write that may have been
  * executed (an item is refused, or its command did not leave in full, or it is UNKNOWN).
  */
+#include "base/le.h"
 #include "l2/backend.h"
 #include "l2/redis_node.h"
 #include "l2/redis_ops.h"
+#include "l2/redis_sweep.h"
 #include "l2/transport.h"
+
+#include "base/le.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -488,10 +492,12 @@ in_doubt(const struct batch *b, const struct fate *fate, size_t commands)
 }
 
 static void
-settle(struct batch *b, const struct fate *fate, size_t commands, uint64_t stream)
+settle(struct batch *b, const struct fate *fate, size_t commands, uint64_t stream, uint64_t number)
 {
     if (b->executed && b->published) {
         b->announce->stream = stream;
+        near__le64_put(b->announce->message + b->announce->stamp_at, stream);
+        near__le64_put(b->announce->message + b->announce->stamp_at + 8, number);
     } else if (b->executed) { /* written, but nobody was told: let the caller take it for the worst */
         answer_todo(b, NEAR_L2_UNKNOWN, refusal(b));
     } else if (in_doubt(b, fate, commands)) {
@@ -547,7 +553,7 @@ announced_call(struct batch *b, add_fn add, bool script)
     size_t                   commands;
     struct fate              fate;
     near_status              status;
-    uint64_t                 stream;
+    uint64_t                 stream, number;
 
     if (!call_begin(b))
         return;
@@ -556,7 +562,7 @@ announced_call(struct batch *b, add_fn add, bool script)
         end_here(b, status);
         call_end(b);
         if (note != NULL)
-            near__redis_note_read(note, false);
+            near__redis_note_read(note, false, &number);
         return;
     }
     commands = near__redis_call_commands(b->call);
@@ -568,8 +574,8 @@ announced_call(struct batch *b, add_fn add, bool script)
             transaction_reply(b, i, near__redis_call_reply(b->call, i));
     }
     call_end(b);
-    stream = near__redis_note_read(note, fate.outcome == NEAR__LANE_GIVEN_UP);
-    settle(b, &fate, commands, stream);
+    stream = near__redis_note_read(note, fate.outcome == NEAR__LANE_GIVEN_UP, &number);
+    settle(b, &fate, commands, stream, number);
 }
 
 /* At its memory's limit Redis 7.0 refuses every command inside MULTI, removals and messages as well, but
@@ -744,6 +750,23 @@ redis_health(void *self, char *text, size_t size, int64_t deadline, near_error *
     return NEAR_OK;
 }
 
+static struct near__redis_node_env node_env(struct redis *r);
+
+static near_status
+redis_remove_prefix(void *self, near_bytes prefix, near_l2_progress_fn progress, void *ctx, int64_t deadline,
+                    near_error *error)
+{
+    struct redis            *r     = self;
+    struct near__redis_sweep sweep = { .server          = node_env(r).server,
+                                       .prefix          = prefix,
+                                       .progress        = progress,
+                                       .ctx             = ctx,
+                                       .deadline        = deadline,
+                                       .connect_timeout = r->env->connect_timeout };
+
+    return near__redis_sweep(&sweep, error);
+}
+
 static void
 redis_stats(void *self, struct near_l2_stats *stats)
 {
@@ -887,9 +910,9 @@ redis_forked(void *self)
 #define REDIS_OPS(name)                                                                                      \
     {                                                                                                        \
         .version = NEAR_L2_OPS_V1, .scheme = (name), .open = redis_open, .get_many = redis_get_many,         \
-        .set_many = redis_set_many, .remove_many = redis_remove_many, .increment = redis_increment,          \
-        .health = redis_health, .stats = redis_stats, .close = redis_close, .stop = redis_stop,              \
-        .fini = redis_fini, .forked = redis_forked                                                           \
+        .set_many = redis_set_many, .remove_many = redis_remove_many, .remove_prefix = redis_remove_prefix,  \
+        .increment = redis_increment, .health = redis_health, .stats = redis_stats, .close = redis_close,    \
+        .stop = redis_stop, .fini = redis_fini, .forked = redis_forked                                       \
     }
 
 const struct near_l2_ops near__l2_redis           = REDIS_OPS("redis");

@@ -30,6 +30,7 @@
 #include "l2/backend.h"
 #include "l2/redis_ops.h"
 #include "l2/redis_slots.h"
+#include "l2/redis_sweep.h"
 
 #include <poll.h>
 #include <stdatomic.h>
@@ -330,33 +331,40 @@ apply_map(struct cluster *c, const struct near__slot_map *map)
             set_owner(c, slot, nodes[map->owner[slot]]); /* of the others the last known owner may know */
 }
 
-/* Ask one node for the map. */
-static bool
-refresh_from(struct cluster *c, struct node *node, int64_t deadline)
+/* Ask one node for the map.  NULL: it has none to give. */
+static struct near__slot_map *
+fetch_map(struct node *node, int64_t deadline)
 {
     near_bytes               argv[2] = { near_key("CLUSTER"), near_key("SLOTS") };
     struct near__redis_call *call    = near__redis_call_new(node->redis, 0);
     struct near__slot_map   *map     = NULL;
     struct near__lane_ask    ask;
-    bool                     good;
 
     if (call == NULL || near__redis_call_add(call, 2, argv) != NEAR_OK) {
         near__redis_call_free(call);
-        return false;
+        return NULL;
     }
     near__redis_call_idempotent(call, true);
     ask = near__redis_ask(call);
     near__lanes_run(&ask, 1, deadline, NULL);
     if (ask.call == NULL) /* the lane's now */
-        return false;
+        return NULL;
     if (ask.outcome == NEAR__LANE_ANSWERED &&
         near__slot_map_parse(&map, near__redis_call_reply(call, 0), &node->address) == NEAR_OK &&
         map->covered == 0)
         near__slot_map_free(&map); /* it belongs to no cluster (any more) */
-    good = map != NULL;
+    near__redis_call_free(call);
+    return map;
+}
+
+static bool
+refresh_from(struct cluster *c, struct node *node, int64_t deadline)
+{
+    struct near__slot_map *map  = fetch_map(node, deadline);
+    bool                   good = map != NULL;
+
     if (good)
         apply_map(c, map);
-    near__redis_call_free(call);
     near__slot_map_free(&map);
     return good;
 }
@@ -1021,6 +1029,98 @@ cluster_health(void *self, char *text, size_t size, int64_t deadline, near_error
     return status;
 }
 
+/* ------------------------------------------------------------------------------------- all keys with a prefix */
+
+#define PASSES     5 /* over all primaries, when slots move */
+#define PASS_PAUSE (200 * NEAR_MS)
+
+static struct near__slot_map *
+fetch_any_map(struct cluster *c, int64_t deadline)
+{
+    struct near__slot_map *map  = NULL;
+    struct node           *node = NULL;
+
+    for (int tries = 0; map == NULL && tries < REFRESH_TRIES; tries++) {
+        int64_t soon = near__time_after(now_of(c), c->env->connect_timeout);
+
+        node = some_node(c, node);
+        map  = fetch_map(node, soon < deadline ? soon : deadline);
+    }
+    return map;
+}
+
+/* The same primary for every slot?  The order of the primaries may differ. */
+static bool
+is_same_map(const struct near__slot_map *a, const struct near__slot_map *b)
+{
+    for (unsigned slot = 0; slot < NEAR__SLOTS; slot++) {
+        uint16_t                    i = a->owner[slot], j = b->owner[slot];
+        const struct near__address *x, *y;
+
+        if (i == NEAR__SLOT_NOBODY || j == NEAR__SLOT_NOBODY)
+            return false;
+        if (slot > 0 && i == a->owner[slot - 1] && j == b->owner[slot - 1])
+            continue;
+        x = &a->nodes[i];
+        y = &b->nodes[j];
+        if (x->port != y->port || strcmp(x->host, y->host) != 0)
+            return false;
+    }
+    return true;
+}
+
+/* Every primary once.  *again: a slot moved meanwhile, and keys with it, perhaps from where we had not been to where we had. */
+static near_status
+sweep_primaries(struct cluster *c, struct near__redis_sweep *sweep, bool *again, near_error *error)
+{
+    struct near__slot_map *before = fetch_any_map(c, sweep->deadline), *after = NULL;
+    near_status            status = NEAR_OK;
+
+    *again = false;
+    if (before == NULL)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: no node tells who serves the slots", c->name);
+    for (size_t i = 0; i < before->node_count && status == NEAR_OK; i++) {
+        sweep->server.address = &before->nodes[i];
+        status                = near__redis_sweep(sweep, error);
+        *again |= sweep->moving;
+    }
+    if (status == NEAR_OK)
+        after = fetch_any_map(c, sweep->deadline);
+    *again |= after == NULL || !is_same_map(before, after);
+    near__slot_map_free(&before);
+    near__slot_map_free(&after);
+    return status;
+}
+
+static near_status
+cluster_remove_prefix(void *self, near_bytes prefix, near_l2_progress_fn progress, void *ctx,
+                      int64_t deadline, near_error *error)
+{
+    struct cluster          *c      = self;
+    near_status              status = NEAR_OK;
+    bool                     again  = true;
+    struct near__redis_sweep sweep  = { .server          = c->server,
+                                        .prefix          = prefix,
+                                        .cluster         = true,
+                                        .progress        = progress,
+                                        .ctx             = ctx,
+                                        .deadline        = deadline,
+                                        .connect_timeout = c->env->connect_timeout };
+
+    enter(c);
+    for (int pass = 0; status == NEAR_OK && again && pass < PASSES; pass++) {
+        if (pass > 0 && !sleep_for(c, near__time_after(now_of(c), PASS_PAUSE)))
+            status = near__fail(error, NEAR_ERR_CLOSED, "%s: closed", c->name);
+        else
+            status = sweep_primaries(c, &sweep, &again, error);
+    }
+    leave(c);
+    if (status == NEAR_OK && again)
+        status =
+            near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: slots are being moved, or are nobody's", c->name);
+    return status;
+}
+
 static void
 cluster_stats(void *self, struct near_l2_stats *stats)
 {
@@ -1182,8 +1282,8 @@ cluster_forked(void *self)
     {                                                                                                        \
         .version = NEAR_L2_OPS_V1, .scheme = (name), .open = cluster_open, .get_many = cluster_get_many,     \
         .set_many = cluster_set_many, .remove_many = cluster_remove_many, .increment = cluster_increment,    \
-        .health = cluster_health, .stats = cluster_stats, .close = cluster_close, .stop = cluster_stop,      \
-        .fini = cluster_fini, .forked = cluster_forked                                                       \
+        .remove_prefix = cluster_remove_prefix, .health = cluster_health, .stats = cluster_stats,            \
+        .close = cluster_close, .stop = cluster_stop, .fini = cluster_fini, .forked = cluster_forked         \
     }
 
 const struct near_l2_ops near__l2_redis_cluster  = CLUSTER_OPS("redis-cluster");
