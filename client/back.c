@@ -694,18 +694,12 @@ count_outcomes_locked(struct near__flight_of_writes *flight)
     }
 }
 
-/* Journal and memory of what has left the table. */
+/* Under the lock, so that the writes of a key are done in their order: else a crash could bring back an older one alone. */
 static void
-let_go(struct near__flight_of_writes *flight, size_t gone)
+done_locked(struct near__back *back, const uint64_t *sequences, size_t n)
 {
-    for (size_t i = 0; i < gone; i++)
-        flight->done[i] = flight->gone[i]->sequence;
-    if (gone > 0 && flight->back->journal != NULL)
-        near__journal_done(flight->back->journal, flight->done, gone);
-    for (size_t i = 0; i < gone; i++) {
-        near__entry_release(&flight->gone[i]->entry);
-        free(flight->gone[i]);
-    }
+    if (back->journal != NULL && n > 0)
+        near__journal_done(back->journal, sequences, n);
 }
 
 static void
@@ -728,8 +722,14 @@ land(struct near__flight_of_writes *flight)
     count_outcomes_locked(flight);
     for (size_t i = 0; i < flight->n; i++)
         close_seat_locked(back, &flight->seats[i], &gone, flight->gone);
+    for (size_t i = 0; i < gone; i++)
+        flight->done[i] = flight->gone[i]->sequence;
+    done_locked(back, flight->done, gone);
     near__unlock(&back->dirty.lock);
-    let_go(flight, gone);
+    for (size_t i = 0; i < gone; i++) {
+        near__entry_release(&flight->gone[i]->entry);
+        free(flight->gone[i]);
+    }
 }
 
 /* ---- a flight's turns in the pool */
@@ -854,6 +854,7 @@ insert_locked(struct near__back *back, struct change *change, struct near__dirty
     if (old != NULL) {
         near__dirty_replace_locked(&back->dirty, old, write);
         change->old = old;
+        done_locked(back, &old->sequence, 1);
         near__count(back->cache, NEAR__write_back_coalesced, !key->stored);
     } else {
         near__dirty_append_locked(&back->dirty, key, write);
@@ -945,7 +946,8 @@ withdraw_locked(struct near__back *back, struct change *change)
     if (key->touched || key->first != change->write || key->last != change->write ||
         key->place != NEAR__DIRTY_QUEUED)
         return;
-    change->old = near__dirty_pop_locked(&back->dirty, key); /* the empty node goes when its turn comes */
+    change->old = near__dirty_pop_locked(&back->dirty, key);
+    done_locked(back, &change->old->sequence, 1); /* the empty node goes when its turn comes */
 }
 
 /* write_back.on_full = through: it is acknowledged when the store has it. */
@@ -978,12 +980,10 @@ cache_step_ends(struct near__back *back, struct near__dirty_key *key)
 }
 
 static void
-forget_replaced(struct near__back *back, struct change *change)
+forget_replaced(struct change *change)
 {
     if (change->old == NULL)
         return;
-    if (back->journal != NULL)
-        near__journal_done(back->journal, &change->old->sequence, 1);
     near__entry_release(&change->old->entry);
     free(change->old);
     change->old = NULL;
@@ -1076,10 +1076,10 @@ near__back_write(near_cache *cache, near_bytes key, near_bytes data, const near_
     }
     free(change.node);
     near__count(cache, NEAR__write_back_accepted, 1);
-    forget_replaced(back, &change);
+    forget_replaced(&change);
     if (change.waits) {
         status = await_store(back, &change, deadline);
-        forget_replaced(back, &change);
+        forget_replaced(&change);
         return status;
     }
     if (back->journal != NULL)
@@ -1125,7 +1125,7 @@ replay_one(void *ctx, const struct near__journal_record *record, uint64_t sequen
     insert_locked(back, &change, key, replaceable_locked(back->cache, key));
     near__unlock(&back->dirty.lock);
     free(change.node);
-    forget_replaced(back, &change);
+    forget_replaced(&change);
     replay->n++;
     return true;
 }

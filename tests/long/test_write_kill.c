@@ -28,6 +28,7 @@
 #include "nearcache.h"
 
 enum { KEYS = 6, ROUNDS_PER_DIRECTORY = 25 };
+enum { BEGUN, ACKNOWLEDGED }; /* in the sequence of rows on the pipe */
 
 /* One line of the store. */
 struct row {
@@ -221,8 +222,9 @@ struct world {
     char        directory[64];
     const char *fsync, *coalesce;
     uint64_t    random;
-    uint64_t    acknowledged[KEYS], issued[KEYS]; /* the newest number of a key */
-    bool        erased[KEYS];                     /* the newest acknowledged change was an erase */
+    uint64_t    issued[KEYS]; /* the newest number of a key, of a change that was begun */
+    uint64_t    holds[KEYS];  /* what the store must hold by what was acknowledged; 0: nothing */
+    uint64_t    may[KEYS];    /* what it may hold by what was only begun */
     uint64_t    lost, phantoms, misordered;
 };
 
@@ -270,8 +272,11 @@ live(const struct world *w, int pipe_fd)
         uint64_t   n     = ++mine.issued[key];
         bool       erase = test_random(&mine.random) % 8 == 0;
         near_bytes name  = { &key, sizeof(key) };
-        struct row row   = { .key = key, .erased = erase, .n = n };
+        struct row row   = { .key = key, .erased = erase, .n = n, .sequence = BEGUN };
 
+        if (write(pipe_fd, &row, sizeof(row)) != sizeof(row))
+            _exit(6);
+        row.sequence = ACKNOWLEDGED;
         if ((erase ? near_erase(cache, name)
                    : near_update(cache, name, (near_bytes){ &n, sizeof(n) }, NULL)) != NEAR_OK)
             _exit(7);
@@ -315,8 +320,12 @@ take_acknowledgements(struct world *w, int fd)
     struct row row;
 
     while (read(fd, &row, sizeof(row)) == sizeof(row)) {
-        w->acknowledged[row.key] = row.n;
-        w->erased[row.key]       = row.erased;
+        uint64_t value = row.erased ? 0 : row.n;
+
+        w->issued[row.key] = row.n;
+        w->may[row.key]    = value;
+        if (row.sequence == ACKNOWLEDGED)
+            w->holds[row.key] = value;
     }
 }
 
@@ -401,19 +410,11 @@ check_store(struct world *w)
     }
     fclose(file);
     for (unsigned i = 0; i < KEYS; i++) {
-        /* one more than acknowledged was under way at most; an erase has no number of its own */
-        w->phantoms += last[i].n > w->acknowledged[i] + 1;
-        if (w->erased[i])
-            w->lost += w->acknowledged[i] > 0 && !last[i].erased && last[i].n <= w->acknowledged[i];
-        else
-            w->lost += last[i].erased ? 0 : last[i].n < w->acknowledged[i];
-        /* a newer erase than acknowledged is the one under way: then the value may be gone */
-        if (!w->erased[i] && last[i].erased)
-            w->lost += last[i].n < w->acknowledged[i];
-        w->issued[i] = w->acknowledged[i] = w->acknowledged[i] + 1;
-        w->erased[i]                      = last[i].erased;
-        if (!last[i].erased)
-            w->acknowledged[i] = last[i].n;
+        uint64_t value = last[i].erased ? 0 : last[i].n;
+
+        w->phantoms += value > w->issued[i];
+        w->lost += value <= w->issued[i] && value != w->holds[i] && value != w->may[i];
+        w->holds[i] = w->may[i] = value;
     }
 }
 
@@ -424,9 +425,9 @@ directory_make(struct world *w)
     if (strcmp(w->fsync, "always") == 0 || access("/dev/shm", W_OK) != 0)
         snprintf(w->directory, sizeof(w->directory), "/tmp/write_kill_XXXXXX");
     assert_non_null(mkdtemp(w->directory));
-    memset(w->acknowledged, 0, sizeof(w->acknowledged));
     memset(w->issued, 0, sizeof(w->issued));
-    memset(w->erased, 0, sizeof(w->erased));
+    memset(w->holds, 0, sizeof(w->holds));
+    memset(w->may, 0, sizeof(w->may));
 }
 
 static void
