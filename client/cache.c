@@ -37,6 +37,7 @@ near__cache_free(near_cache *cache)
     near__watch_fini(cache);
     near__gather_fini(&cache->gather);
     near__budget_fini(&cache->budget);
+    near__hot_fini(&cache->hot);
     near__lock_fini(&cache->loads_lock);
     pthread_cond_destroy(&cache->loads_done);
     for (size_t i = 0; i < NEAR__TIMINGS; i++)
@@ -77,6 +78,7 @@ cache_new(near_client *client, const char *name)
     near__watch_init(cache);
     near__gather_init(&cache->gather);
     near__budget_init(&cache->budget, &client->settings);
+    near__hot_init(&cache->hot);
     near__lock_init(&cache->loads_lock, NEAR__RANK_LEAF);
     near__cond_init(&cache->loads_done);
     return cache;
@@ -120,6 +122,8 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         .plain       = client->ops == NULL,
         .hash        = hash_key,
         .hash_ctx    = &client->secret,
+        .sample      = near__hot_hit,
+        .sample_ctx  = cache,
     };
     cache->wanted_bytes   = config.max_bytes;
     cache->wanted_entries = config.max_entries;
