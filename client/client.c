@@ -93,11 +93,10 @@ find_cache(near_client *client, near_bytes name)
 }
 
 static void
-sink_invalidate(void *ctx, near_bytes name, near_bytes key)
+invalidate(near_client *client, near_bytes name, near_bytes key, enum near__last_source source)
 {
-    near_client *client = ctx;
-    near_cache  *cache  = find_cache(client, name);
-    uint64_t     hash;
+    near_cache *cache = find_cache(client, name);
+    uint64_t    hash;
 
     if (cache == NULL)
         return;
@@ -105,7 +104,14 @@ sink_invalidate(void *ctx, near_bytes name, near_bytes key)
     if (cache->back != NULL)
         near__back_suspect(cache, hash, key);
     near__l1_invalidate(cache->l1, hash, key);
+    near__last_note(&cache->last, hash, source, near__client_now(client));
     near__cache_release(cache);
+}
+
+static void
+sink_invalidate(void *ctx, near_bytes name, near_bytes key)
+{
+    invalidate(ctx, name, key, NEAR__LAST_MESSAGE);
 }
 
 /* Moves no fence: what was filled is what everybody would have loaded. */
@@ -199,7 +205,7 @@ sink_changed(void *ctx, near_bytes l2_key)
 
     switch (near__l2_key_read(client, l2_key, &name, &key)) {
     case NEAR__L2_ENTRY:
-        sink_invalidate(ctx, name, key);
+        invalidate(client, name, key, NEAR__LAST_SERVER);
         sink_filled(ctx, name, key);
         break;
     case NEAR__L2_TAG:
