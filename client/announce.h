@@ -8,6 +8,7 @@ struct near__announcing {
     uint8_t                 *message; /* malloc'ed; NULL: there is nobody to tell */
     size_t                   size;
     struct near_l2_announce  announce;
+    int64_t                  began;
     struct near_l2_announce *with; /* to go with the L2 write; NULL: the message follows it */
 };
 

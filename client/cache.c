@@ -7,10 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "audit.h"
+#include "back.h"
 #include "budget.h"
 #include "early.h"
 #include "flight.h"
 #include "generation.h"
+#include "journals.h"
 #include "l1/policy.h"
 #include "load.h"
 #include "share.h"
@@ -29,6 +32,7 @@ is_name(const char *name)
 void
 near__cache_free(near_cache *cache)
 {
+    near__back_free(cache);
     near__l1_free(&cache->l1);
     near__flights_fini(cache);
     near__share_fini(cache);
@@ -40,6 +44,8 @@ near__cache_free(near_cache *cache)
     near__lock_fini(&cache->work_lock);
     near__lock_fini(&cache->choice_lock);
     pthread_cond_destroy(&cache->work_done);
+    for (size_t i = 0; i < NEAR__TIMINGS; i++)
+        near__histogram_fini(&cache->histograms[i]);
     explicit_bzero(&cache->settings, sizeof(cache->settings)); /* URIs with passwords */
     free(cache);
 }
@@ -52,6 +58,7 @@ near__cache_release(near_cache *cache)
     /* acq_rel: the last one sees what the others did before they let go */
     if (atomic_fetch_sub_explicit(&cache->refs, 1, memory_order_acq_rel) != 1)
         return;
+    near__stats_move(client, cache); /* what was counted after it was closed */
     near__cache_free(cache);
     near__client_release(client);
 }
@@ -126,7 +133,8 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
     if (status != NEAR_OK)
         return near__fail(error, status, "cache %s: cannot make its L1: %s", cache->name,
                           near_status_text(status));
-    return NEAR_OK;
+    status = near__journals_get(cache, error);
+    return status == NEAR_OK ? near__back_open(cache, error) : status;
 }
 
 /* The L1s' bounds again, each its part of l1.total_bytes.  Returns the last refusal: an index that is already larger than its part,
@@ -312,15 +320,19 @@ void
 near_cache_close(near_cache *cache)
 {
     near_client *client;
+    int64_t      deadline;
 
     if (cache == NULL || *cache->client->alive == 0)
         return; /* in a child near_client_close() frees it */
-    client = cache->client;
+    client   = cache->client;
+    deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__back_close(cache, deadline);
     near__lock(&client->lock);
     near__cache_unlink_locked(cache);
     near__unlock(&client->lock);
+    near__audit_forget(cache);
     share(client, "a cache was closed");
-    near__cache_await_work(cache, near__time_after(near__client_now(client), client->settings.close_timeout));
+    near__cache_await_work(cache, deadline);
     near__cache_release(cache);
 }
 

@@ -13,9 +13,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "audit.h"
+#include "back.h"
 #include "budget.h"
 #include "cache.h"
 #include "generation.h"
+#include "journals.h"
 #include "tags.h"
 #include "tier.h"
 #include "upkeep.h"
@@ -94,10 +97,14 @@ sink_invalidate(void *ctx, near_bytes name, near_bytes key)
 {
     near_client *client = ctx;
     near_cache  *cache  = find_cache(client, name);
+    uint64_t     hash;
 
     if (cache == NULL)
         return;
-    near__l1_invalidate(cache->l1, near__hash_keyed(&client->secret, key), key);
+    hash = near__hash_keyed(&client->secret, key);
+    if (cache->back != NULL)
+        near__back_suspect(cache, hash, key);
+    near__l1_invalidate(cache->l1, hash, key);
     near__cache_release(cache);
 }
 
@@ -240,6 +247,8 @@ sink_flush(void *ctx)
     while ((n = next_caches(client, below, caches, NEAR_COUNT_OF(caches))) > 0) {
         below = caches[n - 1]->id;
         for (size_t i = 0; i < n; i++) {
+            if (caches[i]->back != NULL)
+                near__back_suspect_all(caches[i]);
             near__generation_doubt(caches[i], false);
             near__tags_doubt(caches[i]);
             near__l1_flush(caches[i]->l1);
@@ -432,6 +441,8 @@ open_client(near_client *client, const near_config *config, near_error *error)
     status = open_l2(client, error);
     if (status == NEAR_OK)
         status = open_coherence(client, error);
+    if (status == NEAR_OK && near__audit_open(client) != NEAR_OK)
+        status = near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     return status;
 }
 
@@ -452,11 +463,14 @@ client_free(near_client *client)
     if (client->alive != NULL)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);
+    near__audit_free(client);
     near__scheduler_fini(&client->scheduler);
     near__recovery_fini(client);
     near__client_log_fini(client);
     near__lock_fini(&client->lock);
     near__packer_fini(&client->packer);
+    for (size_t i = 0; i < NEAR__TIMINGS; i++)
+        near__histogram_fini(&client->histograms[i]);
     explicit_bzero(client, sizeof(*client)); /* passwords */
     free(client);
 }
@@ -532,8 +546,9 @@ near_status
 near_client_close(near_client *client, near_error *error)
 {
     int64_t     deadline;
-    size_t      unanswered = 0, owed;
+    size_t      unanswered = 0, unwritten = 0, owed;
     near_cache *cache;
+    near_status journals;
 
     if (error != NULL)
         *error = (near_error){ .code = NEAR_OK };
@@ -542,13 +557,16 @@ near_client_close(near_client *client, near_error *error)
     if (*client->alive == 0)
         return close_in_child(client);
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__audit_close(client);
     while ((cache = pop_cache(client)) != NULL) {
+        unwritten += near__back_close(cache, deadline);
         unanswered += near__cache_await_work(cache, deadline);
         near__cache_release(cache);
     }
     owed = near__recovery_close(client, deadline);
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
+    atomic_store_explicit(&client->detour, true, memory_order_relaxed);
     near__scheduler_stop(&client->scheduler);
     if (client->ops != NULL)
         client->ops->close(client->l2);
@@ -559,12 +577,19 @@ near_client_close(near_client *client, near_error *error)
     if (client->ops != NULL)
         client->ops->stop(client->l2);
     near__recovery_drop(client);
+    journals = near__journals_close(client, error);
     near__client_release(client);
+    if (unwritten > 0)
+        return near__fail(
+            error, NEAR_ERR_BUSY,
+            "closing: %zu changes are not in the store: those of caches with write_back.journal are "
+            "there and go to the store after the next start, others are lost",
+            unwritten);
     if (unanswered > 0)
-        return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads or writes were not answered within close.timeout",
-                          unanswered);
+        return near__fail(error, NEAR_ERR_BUSY,
+                          "closing: %zu loads or writes were not answered within close.timeout", unanswered);
     if (owed > 0)
         return near__fail(error, NEAR_ERR_UNAVAILABLE,
                           "closing: invalidations of %zu keys or caches could not be sent", owed);
-    return NEAR_OK;
+    return journals;
 }

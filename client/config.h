@@ -146,6 +146,24 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "after it.")                                                                                                    \
     X(store_timeout, "store.timeout", DURATION, CACHE, "5s", NEAR_MS, 3600 * NEAR__SEC, NULL,                         \
       "How long a store may take for one call: what it has not answered then counts as unknown.")                      \
+    X(write_back_interval, "write_back.interval", DURATION, CACHE, "1s", 0, 3600 * NEAR__SEC, NULL,                   \
+      "write.policy = back: how long a change waits for others, so that the store gets them in one call, and for newer ones of its key, "   \
+      "which take its place.  0: it goes at once.")                                                                   \
+    X(write_back_batch, "write_back.batch", COUNT, CACHE, "128", 1, 4096, NULL,                                       \
+      "Most changes in one call of the store; so many are not made to wait for write_back.interval.")                 \
+    X(write_back_parallel, "write_back.parallel", COUNT, CACHE, "2", 1, 64, NULL,                                     \
+      "Most calls of the store under way at a time, by write.policy = back.  A key is never in two of them.")         \
+    X(write_back_coalesce, "write_back.coalesce", CHOICE, CACHE, "yes", 0, 0, "no | yes",                             \
+      "yes: a newer change of a key takes the place of one that the store has not been given yet.  no: the store gets every one.")    \
+    X(write_back_retries, "write_back.retries", COUNT, CACHE, "10", 0, 1000000, NULL,                                 \
+      "So many times a change that the store refuses is tried, at growing intervals, before it is put aside, in the journal's dead "  \
+      "letters where there is a journal.  While the store takes nothing at all, an answer that it is unavailable does not count.  "     \
+      "0: for ever.")                                                                                                 \
+    X(write_back_max_pending, "write_back.max_pending", SIZE, CACHE, "64MiB", NEAR__KIB, NEAR__TIB, NULL,             \
+      "Most memory for changes that the store has not got.")                                                          \
+    X(write_back_on_full, "write_back.on_full", CHOICE, CACHE, "wait", 0, 0, "wait | fail | through",                 \
+      "What becomes of a change when there is no room: wait for room, up to store.timeout; fail at once, with NEAR_ERR_BUSY; "        \
+      "through: wait until the store has this one, up to store.timeout.")                                             \
     X(write_back_journal, "write_back.journal", TEXT, CACHE, "", 0, 1000, NEAR__PATH,                                 \
       "Directory, on a file system of this machine, of the journal that keeps writes until they are in the store, and "   \
       "says after a crash what was under way.  Caches of one client may share it; programs not.  Empty: none, what is "     \
@@ -207,6 +225,11 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "full: the certificate must be valid, signed by an authority and for this server's name.  ca: for any name.")   \
     X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
       "How long closing waits for loads that are still under way.")                                                   \
+    X(audit_sample, "audit.sample", COUNT, CLIENT, "0", 0, 1000000000, NULL,                                          \
+      "One in so many L1 hits is looked at again later beside L2, in the background: is it still what L2 has?  What "  \
+      "is not is counted (audit_stale_1s, audit_stale_10s).  0: none.")                                               \
+    X(audit_delay, "audit.delay", DURATION, CLIENT, "1s", NEAR_MS, 3600 * NEAR__SEC, NULL,                            \
+      "How long after the hit that is; those that are still in L1 are looked at once more after ten times as long.")  \
     X(log_level, "log.level", CHOICE, CLIENT, "warn", 0, 0, "error | warn | info | debug",                            \
       "Which messages reach the log callback.")
 /* clang-format on */
@@ -244,6 +267,7 @@ enum { NEAR__COMPRESSION_NONE, NEAR__COMPRESSION_AUTO, NEAR__COMPRESSION_LZ4, NE
 enum { NEAR__ENVELOPE_FULL, NEAR__ENVELOPE_NONE };
 enum { NEAR__WITHOUT_L2_STORE, NEAR__WITHOUT_L2_REFUSE };
 enum { NEAR__WRITE_THROUGH, NEAR__WRITE_BACK, NEAR__WRITE_AROUND };
+enum { NEAR__FULL_WAIT, NEAR__FULL_FAIL, NEAR__FULL_THROUGH };
 
 struct near__option {
     const char             *name;

@@ -26,7 +26,9 @@ struct near__disk;
 enum near__journal_kind {
     NEAR__JOURNAL_PUT = 1, /* write-back: the store shall hold `data` under `key` */
     NEAR__JOURNAL_ERASE,   /* write-back: the store shall hold nothing under `key` */
-    NEAR__JOURNAL_INTENT /* write-through, write-around: the caches' copies of `key` may be outdated from now on */
+    NEAR__JOURNAL_INTENT,    /* write-through, write-around: the caches' copies of `key` may be outdated from now on */
+    NEAR__JOURNAL_DONE = 16, /* the journal's own: what needs no replay */
+    NEAR__JOURNAL_END        /* the journal's own: a clean close */
 };
 
 struct near__journal_record {
@@ -73,8 +75,11 @@ near_status near__journal_write(struct near__journal *journal, const struct near
  * the record lives on in a new file all the same, so treat it as of unknown outcome and go on with near__journal_done(). */
 near_status near__journal_commit(struct near__journal *journal, uint64_t sequence, int64_t deadline);
 
-/* Records up to this number are on disk, whatever the policy.  A flusher that hands to the store only what is on disk never lets the
- * store be ahead of the journal. */
+/* As near__journal_commit(), but waits with `interval`, too.  A flusher that calls it before it hands a batch to the store never lets the store be
+ * ahead of the journal (but with `none`, which promises nothing to a machine that fails). */
+near_status near__journal_sync(struct near__journal *journal, uint64_t sequence, int64_t deadline);
+
+/* Records up to this number are on disk, whatever the policy. */
 uint64_t near__journal_synced(struct near__journal *journal);
 
 /* These need no replay.  Numbers that are done already, or never were, are passed over. */

@@ -278,9 +278,11 @@ finish(struct batch *batch, near_load **loads, size_t n, struct near__ask **asks
     size_t      keep = 0, drop = 0;
     bool        stored = false;
 
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        near__time(cache, NEAR__TIME_load, now - batch->started);
         if (loads[i]->ask.entry != NULL)
             prepare_entry(batch, loads[i], now);
+    }
     judge_labels(batch, loads, n, asks, deadline);
     for (size_t i = 0; i < n; i++) {
         near_load *load = loads[i];

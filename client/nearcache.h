@@ -119,7 +119,7 @@ typedef struct near_bytes {
 /* The bytes of a C string, without its NUL; NULL gives {NULL, 0}.  Borrows `text`.  Threads: any. */
 NEAR_API near_bytes near_key(const char *text);
 
-/* Frees what this library allocated for the caller (near_stats_json).  NULL is fine.  Threads: any. */
+/* Frees what this library allocated for the caller (near_stats_json and its like).  NULL is fine.  Threads: any. */
 NEAR_API void near_free(void *memory);
 
 /* --------------------------------------------------------------------------------------- configuration
@@ -529,6 +529,28 @@ NEAR_API near_status near_clear(near_cache *cache);
  */
 NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
 
+#define NEAR_WRITE_TOKEN_SIZE 64
+
+/**
+ * Name the newest acknowledged write of the calling thread through this client (a put, removal, expiry, clear or invalidation), so that
+ * another process can wait until it has seen it: near_fence_token().  The text has letters and digits only and fits a header or a
+ * cookie; it tells nothing of keys or values.  Take it in the thread that wrote; of a thread whose writes are not remembered (it has
+ * written nothing, or through many clients since) the token is one that always costs a round trip.
+ * @return NEAR_OK; NEAR_ERR_UNSUPPORTED where L2 is shared but there is no bus; NEAR_ERR_INVALID, NEAR_ERR_FORKED: token is "".
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API near_status near_write_token(near_client *client, char token[NEAR_WRITE_TOKEN_SIZE]);
+
+/**
+ * Reads that start after this returns NEAR_OK see the write that the token names, and all that were acknowledged before it.  When this
+ * process has applied it already that is known without a round trip; else, also of a sender that is not known or has gone, this
+ * is near_fence().
+ * @param token  of any process with the same bus.
+ * @return as near_fence(); NEAR_ERR_INVALID for what is no token.
+ * Threads: any.   Blocks: up to timeout_ms (negative: l2.timeout).
+ */
+NEAR_API near_status near_fence_token(near_client *client, const char *token, int64_t timeout_ms);
+
 /* ------------------------------------------------------------------------------------- writing to the store
  *
  * near_update() and near_erase() change the store and the caches in one call, by write.policy:
@@ -573,8 +595,10 @@ NEAR_API uint64_t near_write_origin(const near_write *write);
 /* The write's number: 1 and up, growing per origin.  A write that is handed over again has the number it had. */
 NEAR_API uint64_t near_write_sequence(const near_write *write);
 
-/* Whether another instance has, or may have, written the key since this write was accepted (write.policy = back; else false).  A
- * store that finds its own record newer may answer near_write_fail(write, NEAR_ERR_CONFLICT): the write is dropped. */
+/* write.policy = back: whether another instance has, or may have, written the key since this change was accepted.  The store may make
+ * the change all the same (the last one wins), or keep what it has by near_write_fail(write, NEAR_ERR_CONFLICT): then the change is
+ * dropped, not tried again, and the caches forget the key.  With a bus, a change by an instance is known when its message has arrived;
+ * without one, only while the other's value lies in L2.  Valid until the write is answered.  Threads: any. */
 NEAR_API bool near_write_conflict(const near_write *write);
 
 /* Answer that the store holds the change, for good.  Threads: any.  Blocks: never. */
@@ -642,31 +666,10 @@ NEAR_API near_status near_flush(near_client *client, int64_t timeout_ms);
 NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, int64_t initial,
                               int64_t *result);
 
-#define NEAR_WRITE_TOKEN_SIZE 64
-
-/**
- * Name the newest acknowledged write of the calling thread through this client (a put, removal, expiry, clear or invalidation), so that
- * another process can wait until it has seen it: near_fence_token().  The text has letters and digits only and fits a header or a
- * cookie; it tells nothing of keys or values.  Take it in the thread that wrote; of a thread whose writes are not remembered (it has
- * written nothing, or through many clients since) the token is one that always costs a round trip.
- * @return NEAR_OK; NEAR_ERR_UNSUPPORTED where L2 is shared but there is no bus; NEAR_ERR_INVALID, NEAR_ERR_FORKED: token is "".
- * Threads: any.   Blocks: never.
- */
-NEAR_API near_status near_write_token(near_client *client, char token[NEAR_WRITE_TOKEN_SIZE]);
-
-/**
- * Reads that start after this returns NEAR_OK see the write that the token names, and all that were acknowledged before it.  When this
- * process has applied it already that is known without a round trip; else, also of a sender that is not known or has gone, this
- * is near_fence().
- * @param token  of any process with the same bus.
- * @return as near_fence(); NEAR_ERR_INVALID for what is no token.
- * Threads: any.   Blocks: up to timeout_ms (negative: l2.timeout).
- */
-NEAR_API near_status near_fence_token(near_client *client, const char *token, int64_t timeout_ms);
-
 /* ------------------------------------------------------------------------------------------------- seeing */
 
-/* Every counter once: field, kind (c: only grows; g: a level), unit, help. */
+/* Every counter once: field, kind (c: only grows; g: a level; C, G: the same, but of the client as a whole, not of its caches one by
+ * one), unit, help. */
 #define NEAR_STATS_TABLE(X)                                                                                  \
     X(requests, c, "keys", "keys asked for by get and fetch")                                                \
     X(hits_l1, c, "keys", "answered from this process's memory")                                             \
@@ -695,24 +698,24 @@ NEAR_API near_status near_fence_token(near_client *client, const char *token, in
     X(l2_corrupt, c, "entries", "L2 entries refused: corrupt, truncated or foreign bytes")                   \
     X(l2_wrong_key, c, "entries", "L2 entries refused: another key's")                                       \
     X(l2_old_generation, c, "entries", "L2 entries refused: written before a clear")                         \
-    X(l2_connects, c, "connections", "connections to L2 opened")                                             \
-    X(l2_disconnects, c, "connections", "connections to L2 dropped for an error")                            \
+    X(l2_connects, C, "connections", "connections to L2 opened")                                             \
+    X(l2_disconnects, C, "connections", "connections to L2 dropped for an error")                            \
     X(leases_won, c, "keys", "leases taken")                                                                 \
     X(leases_lost, c, "keys", "leases held by another instance")                                             \
     X(l2_fills, c, "entries", "entries stored in L2 after a load")                                           \
     X(l2_fills_refused, c, "entries", "L2 fills refused: the lease was voided by a write")                   \
     X(gate_closed_reads, c, "keys", "reads that went past L1 because the serve gate was closed")             \
-    X(bus_sent, c, "messages", "messages sent: invalidations, clears, fills")                                \
-    X(bus_send_failures, c, "messages", "messages that could not be sent")                                   \
-    X(bus_received, c, "messages", "messages of other instances applied")                                    \
-    X(bus_keys_received, c, "keys", "keys in them")                                                          \
-    X(bus_filled_received, c, "keys", "keys other instances announced as filled")                            \
-    X(bus_echoes, c, "messages", "own messages heard and skipped")                                           \
-    X(bus_bad_messages, c, "messages", "messages that made no sense: L1 was flushed")                        \
-    X(bus_gaps, c, "gaps", "gaps in a sender's numbers: L1 was flushed")                                     \
-    X(bus_flushes, c, "flushes", "times all of L1 was flushed for the bus's sake")                           \
-    X(bus_connects, c, "connections", "times the bus was (re)subscribed")                                    \
-    X(bus_connected, g, "0 or 1", "whether the bus is subscribed now")                                       \
+    X(bus_sent, C, "messages", "messages sent: invalidations, clears, fills")                                \
+    X(bus_send_failures, C, "messages", "messages that could not be sent")                                   \
+    X(bus_received, C, "messages", "messages of other instances applied")                                    \
+    X(bus_keys_received, C, "keys", "keys in them")                                                          \
+    X(bus_filled_received, C, "keys", "keys other instances announced as filled")                            \
+    X(bus_echoes, C, "messages", "own messages heard and skipped")                                           \
+    X(bus_bad_messages, C, "messages", "messages that made no sense: L1 was flushed")                        \
+    X(bus_gaps, C, "gaps", "gaps in a sender's numbers: L1 was flushed")                                     \
+    X(bus_flushes, C, "flushes", "times all of L1 was flushed for the bus's sake")                           \
+    X(bus_connects, C, "connections", "times the bus was (re)subscribed")                                    \
+    X(bus_connected, G, "0 or 1", "whether the bus is subscribed now")                                       \
     X(early_refreshes, c, "keys", "refreshes begun in the background before a value's end")                  \
     X(lease_waits, c, "keys", "times another instance's load was waited for")                                \
     X(loads_throttled, c, "keys", "loads not attempted because the key's last one failed a moment ago")      \
@@ -728,26 +731,64 @@ NEAR_API near_status near_fence_token(near_client *client, const char *token, in
     X(l2_compress_saved, c, "bytes", "bytes that compression kept off the wire and out of L2")               \
     X(l2_reads_joined, c, "keys",                                                                            \
       "reads of L2 that another thread was making already, and that served both")                            \
-    X(bus_beats, c, "messages",                                                                              \
+    X(bus_beats, C, "messages",                                                                              \
       "beats sent: what others should have heard of us, so that a lost last message is noticed")             \
-    X(bus_suspicions, c, "servers",                                                                          \
+    X(bus_suspicions, C, "servers",                                                                          \
       "times the bus's server was found to be another one, or no primary any more")                          \
-    X(bus_recognised, g, "0 or 1",                                                                           \
+    X(bus_recognised, G, "0 or 1",                                                                           \
       "whether the bus's servers tell who they are, so that a failover is noticed")                          \
-    X(bus_tracking, g, "0 or 1", "whether the servers themselves tell of every changed key")                 \
-    X(bus_changed, c, "keys", "changed keys that the servers told of")                                       \
-    X(bus_storms, c, "times",                                                                                \
+    X(bus_tracking, G, "0 or 1", "whether the servers themselves tell of every changed key")                 \
+    X(bus_changed, C, "keys", "changed keys that the servers told of")                                       \
+    X(bus_storms, C, "times",                                                                                \
       "times L1 was bypassed because messages were missing or unreadable at a high rate")                    \
     X(invalidations_kept, c, "keys", "invalidations that could not be sent and were kept")                   \
     X(invalidations_settled, c, "keys", "of them: sent and confirmed later")                                 \
     X(invalidations_overflowed, c, "caches", "times there were too many and all of a cache was invalidated") \
-    X(invalidations_pending, g, "keys", "kept now")                                                          \
+    X(invalidations_pending, G, "keys", "kept now")                                                          \
+    X(gate_open, G, "0 or 1", "whether L1 may answer as fresh now (1 where there is no bus)")                \
+    X(l1_max_bytes, g, "bytes", "what l1_bytes is bounded by")                                               \
+    X(l1_max_entries, g, "entries", "what l1_entries is bounded by; 0: by the bytes alone")                  \
+    X(prefix_invalidations, c, "calls", "prefixes invalidated by this process")                              \
+    X(prefix_removed, c, "keys", "keys removed from L2 for them")                                            \
     X(updates, c, "keys", "changes begun by near_update and near_erase, through and around")                 \
     X(update_failures, c, "keys", "of them: refused by the store, or not known whether made")                \
     X(marks_met, c, "keys", "of them: another writer was at the key, so that no value was left in L2")       \
     X(additions, c, "keys", "counters added to by near_add")                                                 \
-    X(prefix_invalidations, c, "calls", "prefixes invalidated by this process")                              \
-    X(prefix_removed, c, "keys", "keys removed from L2 for them")
+    X(write_back_accepted, c, "writes", "changes taken to be written back")                                  \
+    X(write_back_coalesced, c, "writes", "of them: replaced by a newer one before the store was given them") \
+    X(write_back_stored, c, "writes", "of them: in the store")                                               \
+    X(write_back_retries, c, "writes", "times that the store refused one and it was kept for another try")   \
+    X(write_back_dead, c, "writes", "changes that the store refused for good: put aside")                    \
+    X(write_back_conflicts, c, "writes", "changes of keys that another instance may have written meanwhile") \
+    X(write_back_settled, c, "keys", "stored keys removed from L2, where something else lay by then")        \
+    X(write_back_refused, c, "writes", "changes refused for want of room")                                   \
+    X(write_back_reads, c, "keys", "reads answered by a change that the store has not got yet")              \
+    X(write_back_replayed, c, "writes", "changes of a former life found in the journal")                     \
+    X(write_back_pending, g, "writes", "changes that the store has not got yet")                             \
+    X(write_back_bytes, g, "bytes", "their memory")                                                          \
+    X(write_back_age_ms, G, "ms", "how long the oldest of them has waited")                                  \
+    X(journal_live, G, "records", "records of journals that are not done with")                              \
+    X(journal_bytes, G, "bytes", "disk space of journals")                                                   \
+    X(journal_fsyncs, C, "calls", "times a journal was brought to disk")                                     \
+    X(journal_failures, C, "calls", "writes and fsyncs of journals that failed")                             \
+    X(journal_dead_letters, G, "writes", "dead letters in journals")                                         \
+    X(audit_checked, c, "hits", "sampled L1 hits that were compared with L2 later (audit.sample)")           \
+    X(audit_stale_1s, c, "hits", "of them: L1 still had a value that L2 no longer had after audit.delay")    \
+    X(audit_stale_10s, c, "hits", "the same after ten times audit.delay")                                    \
+    X(audit_absent, c, "hits", "of those compared: L2 had nothing any more (evicted, or removed unheard)")   \
+    X(audit_skipped, c, "hits", "sampled and not compared: too many at a time, or a key over 256 bytes")
+
+/* Every histogram of durations once: field, scope (c: of each cache; C: of the client as a whole), help.  Values that are read out
+ * differ from those measured by at most 1.6 %.  An L1 hit is timed by sample: see l1_hit. */
+#define NEAR_HISTOGRAM_TABLE(X)                                                                              \
+    X(l1_hit, c, "an L1 hit, looked up once more for the sake of timing it: one in some thousand")           \
+    X(l2_read, c, "one exchange with L2 that reads, as its caller sees it")                                  \
+    X(l2_write, c, "one exchange with L2 that writes or removes, its message included")                      \
+    X(load, c, "from calling the loader to its answer, for each key")                                        \
+    X(fetch, c, "a near_fetch or near_fetch_many that L1 could not answer alone")                            \
+    X(store, c, "one exchange with the application's store: writing through, around or back")                \
+    X(coherence_lag, C, "from sending an invalidation to hearing it oneself, by one clock")                  \
+    X(gate_closed, C, "how long L1 could not answer as fresh, each time that ended")
 
 typedef struct near_stats {
     size_t struct_size; /* NEAR_STATS_INIT */
@@ -761,12 +802,31 @@ typedef struct near_stats {
 /* clang-format on */
 
 /* Fill `stats` (initialised with NEAR_STATS_INIT) with the client's counters, summed over its caches.  Each counter is
- * exact when nothing is running; together they are not one instant's picture.  NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_FORKED.
+ * exact when nothing is running; together they are not one instant's picture.  NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_FORKED,
+ * NEAR_ERR_NOMEM.
  * Threads: any.  Blocks: never for long. */
 NEAR_API near_status near_stats_get(near_client *client, near_stats *stats);
 
-/* The same as one JSON object, freed with near_free().  NULL: out of memory, a NULL client, or a forked child.  Threads: any. */
+/**
+ * The same as one JSON object, freed with near_free().  Beside the fields of near_stats: `caches`, an object that has one of its own
+ * for each open cache by name, with its counters; and in both `histograms`, by name: count, sum, mean, p50, p90, p99, p99_9 and max,
+ * in seconds.  Only those of which something was measured.
+ * NULL: out of memory, a NULL client, or a forked child.  Threads: any.
+ */
 NEAR_API char *near_stats_json(near_client *client);
+
+/**
+ * All counters and histograms as OpenMetrics 1.0 text (content type application/openmetrics-text; version=1.0.0; charset=utf-8), freed
+ * with near_free(): `nearcache_requests_total{cache="users"} 17`.  Samples carry the cache's name and, where it is about L2, the
+ * backend's scheme; never a key.  What caches had counted that were closed meanwhile stands in samples without a cache's name, so that
+ * sums never fall.  Histograms have bounds at powers of two nanoseconds, written in seconds.
+ * NULL: as near_stats_json().  Threads: any.
+ */
+NEAR_API char *near_stats_prometheus(near_client *client);
+
+/* The same in Prometheus' older text format 0.0.4 (text/plain), for what does not read OpenMetrics: a node exporter's directory of text
+ * files, for one. */
+NEAR_API char *near_stats_prometheus_text(near_client *client);
 
 #ifdef __cplusplus
 }

@@ -535,7 +535,7 @@ near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, ui
     struct near__leg    *leg;
 
     if (plan == NULL || cache->loader == NULL ||
-        near__flight_board(cache, key, hash, plan, &flight) != NEAR__BOARD_LEAD) {
+        near__flight_board(cache, key, hash, plan, plan->started, &flight) != NEAR__BOARD_LEAD) {
         near__flight_release(cache, &flight); /* of one under way, if there is */
         near_value_release(fallback.value);
         free(plan);

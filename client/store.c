@@ -7,6 +7,8 @@
  */
 #include "store.h"
 
+#include "back.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -345,4 +347,5 @@ near_cache_set_store(near_cache *cache, near_store_fn fn, void *ctx)
         return;
     cache->store     = fn;
     cache->store_ctx = ctx;
+    near__back_start(cache);
 }

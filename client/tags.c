@@ -718,7 +718,8 @@ tell(near_cache *cache, near_bytes tag, struct near__tag_clock moment, int64_t d
     return near__announce_end(cache, &announcing, NEAR_OK, deadline);
 }
 
-/* Whatever became of it in L2, the others are told: they must look. */
+/* Whatever became of it in L2, the others are told: they must look.  Of one that failed they hear no moment: L2's clock may not have
+ * reached it, and what they then load with it would outlive the next invalidation, which may get that same moment. */
 static near_status
 invalidate(near_cache *cache, near_bytes tag, struct near__tag_clock *moment, int64_t deadline)
 {
@@ -730,7 +731,7 @@ invalidate(near_cache *cache, near_bytes tag, struct near__tag_clock *moment, in
     if (status != NEAR_OK)
         deadline = near__time_after(near__client_now(client), client->settings.l2_timeout);
     if (client->coherence != NULL)
-        told = tell(cache, tag, *moment, deadline);
+        told = tell(cache, tag, status == NEAR_OK ? *moment : (struct near__tag_clock){ 0, 0 }, deadline);
     return status != NEAR_OK ? status : told;
 }
 

@@ -550,6 +550,7 @@ read_batch(near_cache *cache, struct reading *reading, struct near__ask **asks, 
 {
     near_client      *client = cache->client;
     struct near__wire wire;
+    int64_t           began;
 
     if (near__wire_open(&wire, cache, n + OWN, key_bytes(asks, n)) != NEAR_OK) {
         unreachable(asks, n, NEAR_ERR_NOMEM);
@@ -562,7 +563,9 @@ read_batch(near_cache *cache, struct reading *reading, struct near__ask **asks, 
     if (clock)
         near__wire_add_clock(&wire, cache)->user = reading;
     near__count(cache, NEAR__l2_requests, 1);
+    began = near__client_now(client);
     client->ops->get_many(client->l2, wire.items, wire.n, deliver, reading, deadline);
+    near__time(cache, NEAR__TIME_l2_read, near__client_now(client) - began);
     for (size_t i = 0; i < n; i++)
         take_answer(cache, &wire.items[i]);
     if (generation != NULL)

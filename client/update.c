@@ -1,23 +1,14 @@
 /* near_update, near_erase: which way a change takes to the store, by write.policy. */
+#include "back.h"
 #include "read.h"
 #include "store.h"
 #include "through.h"
-
-static near_status
-back_write(near_cache *cache, near_bytes key, near_bytes data, const near_put_options *options)
-{
-    (void)cache;
-    (void)key;
-    (void)data;
-    (void)options;
-    return NEAR_ERR_UNSUPPORTED;
-}
 
 /* In the order of the choices of write.policy. */
 static near_status (*const policies[])(near_cache *cache, near_bytes key, near_bytes data,
                                        const near_put_options *options) = {
     [NEAR__WRITE_THROUGH] = near__through_write,
-    [NEAR__WRITE_BACK]    = back_write,
+    [NEAR__WRITE_BACK]    = near__back_write,
     [NEAR__WRITE_AROUND]  = near__around_write,
 };
 
@@ -61,13 +52,4 @@ near_erase(near_cache *cache, near_bytes key)
     near_put_options mine = NEAR_PUT_OPTIONS_INIT;
 
     return change(cache, key, (near_bytes){ NULL, 0 }, &mine);
-}
-
-near_status
-near_flush(near_client *client, int64_t timeout_ms)
-{
-    (void)timeout_ms;
-    if (client == NULL)
-        return NEAR_ERR_INVALID;
-    return *client->alive == 0 ? NEAR_ERR_FORKED : NEAR_OK;
 }

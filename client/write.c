@@ -44,6 +44,7 @@ struct writing {
     int64_t              now, deadline;
     int64_t              repair; /* deadline of all repairs of this call; 0: none was needed yet */
     uint64_t             generation;
+    uint64_t             stamp;   /* of the one put; 0: drawn */
     near_bytes          *keys;    /* of the writes; NULL where nobody has to be told */
     struct near__labels *labels;  /* of all puts; NULL: none */
     near_status          refused; /* why nothing of this call can be stored */
@@ -71,7 +72,7 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
         struct near__stored stored = {
             .key        = writes[i].key,
             .value      = writes[i].value,
-            .stamp      = near__stamp_nth(drawn, i),
+            .stamp      = writing->stamp != 0 ? writing->stamp : near__stamp_nth(drawn, i),
             .generation = writing->generation,
             .ttl        = writing->ttl,
             .labels     = writing->labels,
@@ -93,6 +94,7 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
 {
     near_client             *client = writing->cache->client;
     struct near_l2_announce *with   = announcing->with;
+    int64_t began = client->ops != NULL || announcing->message != NULL ? near__client_now(client) : 0;
 
     near__count(writing->cache, NEAR__l2_requests, client->ops != NULL);
     if (client->ops == NULL)
@@ -101,6 +103,8 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
         client->ops->set_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
     else
         client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire->items, wire->n, with, deadline);
+    if (client->ops != NULL)
+        near__time(writing->cache, NEAR__TIME_l2_write, near__client_now(client) - began);
     if (announcing->message == NULL)
         return NEAR_OK;
     if (with == NULL)
@@ -115,7 +119,7 @@ exchange(struct writing *writing, struct near__wire *wire, bool put, struct near
         }
     near__count(writing->cache, NEAR__bus_sent, wire->items[0].answer == NEAR_L2_DONE);
     if (wire->items[0].answer == NEAR_L2_DONE)
-        near__coherence_announced(client->coherence, announcing->message);
+        near__coherence_announced_since(client->coherence, announcing->message, began);
     return NEAR_OK;
 }
 
@@ -408,7 +412,7 @@ add_remove(struct writing *writing, size_t index, near_bytes key)
 /* `values` NULL: removals. */
 static near_status
 write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, size_t n,
-           const near_put_options *options, near_status *statuses)
+           const near_put_options *options, uint64_t stamp, near_status *statuses)
 {
     near_put_options mine = NEAR_PUT_OPTIONS_INIT;
     struct writing   writing;
@@ -417,7 +421,7 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
     if (status != NEAR_OK || n == 0)
         return status;
     near__options_take(&mine, sizeof(mine), options);
-    writing         = (struct writing){ .cache = cache, .now = near__client_now(cache->client) };
+    writing = (struct writing){ .cache = cache, .now = near__client_now(cache->client), .stamp = stamp };
     writing.fill_l1 = !(mine.flags & NEAR_NO_FILL) && cache->settings.l1_max_bytes != 0;
     if (n > 1 && ((mine.flags & NEAR_IF_ABSENT) || mine.unchanged != NULL))
         return near__refuse_all(statuses, n, NEAR_ERR_INVALID); /* one key at a time */
@@ -456,7 +460,7 @@ near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *value
 {
     if (n > 0 && values == NULL)
         return statuses != NULL ? near__refuse_all(statuses, n, NEAR_ERR_INVALID) : NEAR_ERR_INVALID;
-    return write_many(cache, keys, values, n, options, statuses);
+    return write_many(cache, keys, values, n, options, 0, statuses);
 }
 
 /* Where L1 is all there is, a write is one step under its lock, and needs no memory of its own.  False: not so, or not so simple. */
@@ -495,13 +499,27 @@ near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_opt
     near__options_take(&mine, sizeof(mine), options);
     if ((mine.flags & NEAR_IF_ABSENT) || mine.unchanged != NULL)
         return near__put_conditional(cache, key, value, &mine);
-    return write_many(cache, &key, &value, 1, options, &status);
+    return write_many(cache, &key, &value, 1, options, 0, &status);
+}
+
+near_status
+near__write_known(near_cache *cache, near_bytes key, near_bytes data, const near_put_options *options,
+                  uint64_t stamp)
+{
+    near_status status;
+
+    if (data.data == NULL)
+        return write_many(cache, &key, NULL, 1, NULL, 0, &status);
+    if (options->ttl_ms < 0 && options->tag_count == 0 && !(options->flags & NEAR_NO_FILL) &&
+        put_alone(cache, key, data))
+        return NEAR_OK;
+    return write_many(cache, &key, &data, 1, options, stamp, &status);
 }
 
 near_status
 near_remove_many(near_cache *cache, const near_bytes *keys, size_t n, near_status *statuses)
 {
-    return write_many(cache, keys, NULL, n, NULL, statuses);
+    return write_many(cache, keys, NULL, n, NULL, 0, statuses);
 }
 
 near_status
@@ -509,7 +527,7 @@ near_remove(near_cache *cache, near_bytes key)
 {
     near_status status;
 
-    return write_many(cache, &key, NULL, 1, NULL, &status);
+    return write_many(cache, &key, NULL, 1, NULL, 0, &status);
 }
 
 /* ---- clear and fence */

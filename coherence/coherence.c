@@ -19,6 +19,7 @@
 #include "base/le.h"
 #include "base/lock.h"
 #include "coherence/bus.h"
+#include "coherence/lag.h"
 #include "coherence/streams.h"
 #include "l2/stream.h"
 
@@ -69,6 +70,10 @@ struct near__coherence {
     struct near__streams *streams;
     struct near__doubts   doubts;
     struct near__sent     sent;
+    struct near__lag      lag;
+    int64_t               closed_at; /* when the gate was closed by hand; 0: it was not */
+
+    struct near__histogram echo, closures; /* of our messages; how long the gate was closed each time */
 };
 
 static void
@@ -85,6 +90,17 @@ distrust(struct near__coherence *c)
 {
     count(&c->counters.flushes, 1);
     c->sink.flush(c->sink.ctx);
+}
+
+/* By hand.  It may have been closed before that by itself. */
+static void
+close_gate_locked(struct near__coherence *c, int64_t now)
+{
+    int64_t gate = atomic_load_explicit(&c->gate, memory_order_relaxed);
+
+    if (c->closed_at == 0)
+        c->closed_at = gate < now ? gate : now;
+    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
 }
 
 enum weather { FAIR, STORM_BEGINS, STORM };
@@ -106,7 +122,7 @@ weather_locked(struct near__coherence *c, int64_t now)
         atomic_load_explicit(&c->gate, memory_order_relaxed) == NEAR_NEVER)
         return FAIR;
     c->storm_until = near__time_after(now, STORM_WINDOW);
-    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
+    close_gate_locked(c, now);
     return STORM_BEGINS;
 }
 
@@ -186,13 +202,19 @@ is_ours(const struct near__coherence *c, const struct near__message *m)
 static bool
 is_settled_echo(struct near__coherence *c, const struct near__message *m)
 {
-    bool doubted;
+    int64_t lag = -1, now;
+    bool    doubted;
 
     if (!is_ours(c, m))
         return false;
+    now = near__now(c->clock);
     near__lock(&c->lock);
     doubted = near__doubts_has(&c->doubts, m->stream);
+    if (m->kind != NEAR__MESSAGE_BEAT)
+        lag = near__lag_note(&c->lag, m->stream, m->sequence, now, true);
     near__unlock(&c->lock);
+    if (lag >= 0)
+        near__histogram_record(&c->echo, lag);
     return !doubted;
 }
 
@@ -348,16 +370,30 @@ end_storm(struct near__coherence *c, int64_t until)
     near__unlock(&c->lock);
 }
 
+/* The gate moves: for how long it was closed; -1: it was not. */
+static int64_t
+closure_locked(struct near__coherence *c, int64_t now)
+{
+    int64_t closed_at =
+        c->closed_at != 0 ? c->closed_at : atomic_load_explicit(&c->gate, memory_order_relaxed);
+
+    c->closed_at = 0;
+    return c->opened && closed_at < now ? now - closed_at : -1;
+}
+
 static void
 on_heard(void *ctx, int64_t since)
 {
-    struct near__coherence *c     = ctx;
-    int64_t                 until = near__time_after(since, c->serve_window);
-    int64_t                 now   = near__now(c->clock), storm;
+    struct near__coherence *c       = ctx;
+    int64_t                 until   = near__time_after(since, c->serve_window);
+    int64_t                 now     = near__now(c->clock), storm;
+    int64_t                 closure = -1;
 
     near__lock(&c->lock);
     storm = c->storm_until;
     if (storm == 0 && c->listening && since >= c->subscribed_at) {
+        if (until > now)
+            closure = closure_locked(c, now);
         /* release: pairs with the acquire in near__coherence_gate(): who sees this gate sees the flush before it */
         if (until > atomic_load_explicit(&c->gate, memory_order_relaxed))
             atomic_store_explicit(&c->gate, until, memory_order_release);
@@ -368,6 +404,8 @@ on_heard(void *ctx, int64_t since)
         }
     }
     near__unlock(&c->lock);
+    if (closure >= 0)
+        near__histogram_record(&c->closures, closure);
     if (storm != 0 && now >= storm)
         end_storm(c, storm);
 }
@@ -376,11 +414,12 @@ on_heard(void *ctx, int64_t since)
 static void
 on_suspected(void *ctx)
 {
-    struct near__coherence *c = ctx;
+    struct near__coherence *c   = ctx;
+    int64_t                 now = near__now(c->clock);
 
     near__lock(&c->lock);
     c->listening = false;
-    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
+    close_gate_locked(c, now);
     near__unlock(&c->lock);
     distrust(c);
 }
@@ -460,13 +499,14 @@ near__coherence_publish(struct near__coherence *c, uint8_t *message, size_t size
                         near_error *error)
 {
     uint64_t    stream = 0;
+    int64_t     since  = near__now(c->clock);
     near_status st = c->ops->publish(c->bus, message, size, NEAR__MESSAGE_STAMP_AT, &stream, deadline, error);
 
     /* "filled" makes nobody's copy stale, so its echo is never needed: the few places are for those that do */
     if (st != NEAR_OK && stream != 0 && message[NEAR__MESSAGE_KIND_AT] != NEAR__MESSAGE_FILLED)
         near__coherence_doubt(c, stream);
     if (st == NEAR_OK)
-        near__coherence_announced(c, message);
+        near__coherence_announced_since(c, message, since);
     count(st == NEAR_OK ? &c->counters.sent : &c->counters.send_failures, 1);
     return st;
 }
@@ -585,6 +625,20 @@ near__coherence_announced(struct near__coherence *c, const uint8_t *message)
     near__unlock(&c->lock);
 }
 
+void
+near__coherence_announced_since(struct near__coherence *c, const uint8_t *message, int64_t since)
+{
+    int64_t lag;
+
+    near__coherence_announced(c, message);
+    near__lock(&c->lock);
+    lag = near__lag_note(&c->lag, near__le64_get(message + NEAR__MESSAGE_STAMP_AT),
+                         near__le64_get(message + NEAR__MESSAGE_STAMP_AT + 8), since, false);
+    near__unlock(&c->lock);
+    if (lag >= 0)
+        near__histogram_record(&c->echo, lag);
+}
+
 near_status
 near__coherence_fence(struct near__coherence *c, int64_t deadline, near_error *error)
 {
@@ -694,6 +748,8 @@ near__coherence_free(struct near__coherence **coherence)
     if (c->bus != NULL)
         c->ops->fini(c->bus);
     near__streams_free(&c->streams);
+    near__histogram_fini(&c->echo);
+    near__histogram_fini(&c->closures);
     if (!c->forked) { /* a child has a copy of whatever state other threads had left these in: destroying may hang */
         pthread_cond_destroy(&c->changed);
         near__lock_fini(&c->lock);
@@ -744,4 +800,12 @@ near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *s
     stats->tracking   = state.tracking;
     stats->recognised = state.recognised;
     stats->suspicions = state.suspicions;
+}
+
+void
+near__coherence_histograms(const struct near__coherence *c, const struct near__histogram **echo,
+                           const struct near__histogram **closures)
+{
+    *echo     = &c->echo;
+    *closures = &c->closures;
 }

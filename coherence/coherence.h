@@ -11,6 +11,7 @@
 #define NEAR_COHERENCE_COHERENCE_H
 
 #include "base/clock.h"
+#include "base/histogram.h"
 #include "base/uri.h"
 #include "coherence/message.h"
 
@@ -80,6 +81,9 @@ void near__coherence_doubt(struct near__coherence *coherence, uint64_t stream);
 
 /* A message that was published in another way (with the write itself) has been acknowledged; it holds its stamp. */
 void near__coherence_announced(struct near__coherence *coherence, const uint8_t *message);
+/* The same where it is known when it was begun, which tells how long messages take (coherence/lag.h). */
+void near__coherence_announced_since(struct near__coherence *coherence, const uint8_t *message,
+                                     int64_t since);
 
 /* Where a message stands.  sequence 0: nowhere; UINT64_MAX: that is not known. */
 struct near__position {
@@ -104,5 +108,8 @@ struct near__coherence_stats {
     bool     connected;
 };
 void near__coherence_stats(struct near__coherence *coherence, struct near__coherence_stats *stats);
+/* From sending a message to hearing it oneself; and how long the gate was closed, each time it opened again. */
+void near__coherence_histograms(const struct near__coherence *coherence, const struct near__histogram **echo,
+                                const struct near__histogram **closures);
 
 #endif

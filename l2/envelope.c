@@ -28,7 +28,8 @@ enum {
     AT_CHECKSUM   = 56
 };
 
-#define KNOWN_FLAGS (NEAR__ENVELOPE_NEGATIVE | NEAR__ENVELOPE_LEASE | NEAR__ENVELOPE_COMPRESSED | NEAR__ENVELOPE_MARK)
+#define KNOWN_FLAGS                                                                                          \
+    (NEAR__ENVELOPE_NEGATIVE | NEAR__ENVELOPE_LEASE | NEAR__ENVELOPE_COMPRESSED | NEAR__ENVELOPE_MARK)
 
 static const uint8_t magic[4] = { 'N', 'r', 'C', 1 };
 

@@ -61,8 +61,8 @@ struct slot {
 /* What became of a message: shared by the call and whoever sent it, since either may go first. */
 struct near__redis_note {
     _Atomic uint32_t owners;
-    _Atomic uint64_t stream; /* 0: it has not left */
     _Atomic uint64_t number; /* in the stream; written before it */
+    _Atomic uint64_t stream; /* 0: it has not left */
 };
 
 struct near__redis_call {
@@ -362,8 +362,8 @@ near__redis_note_read(struct near__redis_note *note, bool given_up, uint64_t *nu
         if (given_up)
             sched_yield();
     } while (given_up);
-    /* relaxed: ordered by `stream` */
-    *number = atomic_load_explicit(&note->number, memory_order_relaxed);
+    *number =
+        atomic_load_explicit(&note->number, memory_order_relaxed); /* the stream's acquire has paid for it */
     note_release(note);
     return stream;
 }
@@ -898,10 +898,10 @@ stamp(struct codec_conn *conn, struct near__redis_call *call)
     uint8_t *at = (uint8_t *)call->slots[call->stamped - 1].bytes + call->stamp_at;
 
     near__redis_conn_stamp(conn->conn, at);
-    atomic_store_explicit(&call->note->number, near__le64_get(at + 8), memory_order_relaxed);
+    call->number = near__le64_get(at + 8);
+    atomic_store_explicit(&call->note->number, call->number, memory_order_relaxed);
     /* release pairs with near__redis_note_read() */
     atomic_store_explicit(&call->note->stream, near__redis_conn_stream(conn->conn), memory_order_release);
-    call->number = near__le64_get(at + 8);
     conn->announced++;
     conn->alone -= conn->alone > 0;
 }

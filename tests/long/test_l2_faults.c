@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "harness/long.h"
 #include "harness/proxy.h"
 
 WORLD(redis, TIER_REDIS)
@@ -46,30 +47,6 @@ end_memcached(void **state)
 
 /* ---- how long */
 
-enum level { CHECK, LONG, SOAK };
-
-static enum level
-level(void)
-{
-    const char *text = getenv("NEAR_TEST_LEVEL");
-
-    return text == NULL ? CHECK : strcmp(text, "soak") == 0 ? SOAK : strcmp(text, "long") == 0 ? LONG : CHECK;
-}
-
-static size_t
-sized(size_t check, size_t check_long, size_t soak)
-{
-    return level() == SOAK ? soak : level() == LONG ? check_long : test_scale(check);
-}
-
-static int64_t
-budget_ends(void)
-{
-    const char *text = getenv("NEAR_TEST_SECONDS");
-
-    return test_now_ms() + (text != NULL && level() != CHECK ? atoll(text) * 1000 : 60000);
-}
-
 static int64_t
 now_ns(void)
 {
@@ -80,7 +57,7 @@ now_ns(void)
 static int64_t
 allowed_ns(void)
 {
-    return (level() == CHECK ? 300 : 20) * (int64_t)test_slack() * NEAR_MS;
+    return (test_level() == TEST_CHECK ? 300 : 20) * (int64_t)test_slack() * NEAR_MS;
 }
 
 /* ---- how late a thread is here that only sleeps: what lies beyond our power */
@@ -408,8 +385,8 @@ test_row15_no_reply_answers_another_request(void **state)
     struct trouble  t = { .keys = 48, .deadline = 10 * NEAR_MS };
     struct actor    actors[ACTORS];
     struct instance a;
-    size_t          faults = sized(300, 100000, 1000000);
-    int64_t         until  = budget_ends(), worst_noise;
+    size_t          faults = test_sized(300, 100000, 1000000);
+    int64_t         until  = test_budget_ends(), worst_noise;
     uint64_t        spoilt;
 
     NEEDS(w);
@@ -436,7 +413,7 @@ test_row15_no_reply_answers_another_request(void **state)
     assert_int_equal(t.wrong, 0);
     assert_true(t.worst <= bound_ns(allowed_ns(), worst_noise));
     assert_true(tallied(&t, NEAR_OK) > spoilt);
-    assert_true(spoilt >= (level() == CHECK ? faults : 1));
+    assert_true(spoilt >= (test_level() == TEST_CHECK ? faults : 1));
     assert_documented(&t, false);
     close_instance(&a);
 }
@@ -602,8 +579,8 @@ test_row4_a_killed_server_costs_documented_errors_only(void **state)
     struct trouble  t = { .keys = 48, .deadline = 50 * NEAR_MS, .lossy = true };
     struct actor    actors[ACTORS];
     struct instance a;
-    size_t          kills = sized(5, 500, 10000), n = 0, lost = 0;
-    int64_t         until = budget_ends(), *back = calloc(kills, sizeof(*back)), worst_noise;
+    size_t          kills = test_sized(5, 500, 10000), n = 0, lost = 0;
+    int64_t         until = test_budget_ends(), *back = calloc(kills, sizeof(*back)), worst_noise;
     int64_t        *first  = calloc(kills, sizeof(*first));
     uint64_t        random = 7;
 
@@ -646,8 +623,9 @@ test_row4_a_killed_server_costs_documented_errors_only(void **state)
     assert_int_equal(t.wrong, 0);
     assert_documented(&t, false);
     assert_true(t.worst <= bound_ns(allowed_ns(), worst_noise));
-    assert_true(first[n - 1] <=
-                bound_ns((level() == CHECK ? 1000 : 100) * (int64_t)test_slack() * NEAR_MS, worst_noise));
+    assert_true(
+        first[n - 1] <=
+        bound_ns((test_level() == TEST_CHECK ? 1000 : 100) * (int64_t)test_slack() * NEAR_MS, worst_noise));
     free(first);
     free(back);
     close_instance(&a);
@@ -707,8 +685,9 @@ test_a_silent_server_costs_nobody_more_than_the_deadline(void **state)
     struct world   *w = *state;
     struct waiter   waiters[WAITERS];
     struct instance a;
-    size_t          cycles = sized(1, 60, 600), n = 0, cycle = 0;
-    int64_t *all = calloc((size_t)WAITERS * ROOM, sizeof(*all)), until = budget_ends(), worst_noise, p999;
+    size_t          cycles = test_sized(1, 60, 600), n = 0, cycle = 0;
+    int64_t *all = calloc((size_t)WAITERS * ROOM, sizeof(*all)), until = test_budget_ends(), worst_noise,
+            p999;
     uint64_t quick = 0;
 
     NEEDS(w);
@@ -726,7 +705,7 @@ test_a_silent_server_costs_nobody_more_than_the_deadline(void **state)
         }
         sleep_ms(5);
         test_server_pause(server_of(w));
-        sleep_ms(level() == CHECK ? 400 : 600);
+        sleep_ms(test_level() == TEST_CHECK ? 400 : 600);
         stop = true;
         for (unsigned i = 0; i < WAITERS; i++) {
             pthread_join(waiters[i].thread, NULL);
@@ -807,9 +786,9 @@ test_an_open_breaker_costs_a_microsecond(void **state)
         (long long)silent, (long long)dead, (long long)without);
     close_instance(&nothing);
     close_instance(&a);
-    if (level() != CHECK || test_slack() == 1) {
-        assert_true(silent - without <= 1000 * (level() == CHECK ? 3 : 1));
-        assert_true(dead - without <= 1000 * (level() == CHECK ? 3 : 1));
+    if (test_level() != TEST_CHECK || test_slack() == 1) {
+        assert_true(silent - without <= 1000 * (test_level() == TEST_CHECK ? 3 : 1));
+        assert_true(dead - without <= 1000 * (test_level() == TEST_CHECK ? 3 : 1));
     }
 }
 
@@ -898,7 +877,7 @@ test_dead_and_silent_servers_of_a_ring_do_not_hold_up_the_rest(void **state)
     char            names[RING_KEYS][32], uri[300] = "memcached://";
     near_bytes      keys[RING_KEYS];
     int             owners[RING_KEYS];
-    unsigned        counts[RING] = { 0 }, rounds = (unsigned)sized(100, 5000, 50000);
+    unsigned        counts[RING] = { 0 }, rounds = (unsigned)test_sized(100, 5000, 50000);
     struct gathered whole, first, open;
     int64_t         until;
 
@@ -926,7 +905,7 @@ test_dead_and_silent_servers_of_a_ring_do_not_hold_up_the_rest(void **state)
     test_server_kill(ring[0]);
     test_server_pause(ring[1]);
     first = gather(a.cache, keys, owners, 1, true); /* pays a deadline, and hears of all live ones */
-    for (until = test_now_ms() + (level() == CHECK ? 300 : 1000); test_now_ms() < until;)
+    for (until = test_now_ms() + (test_level() == TEST_CHECK ? 300 : 1000); test_now_ms() < until;)
         gather(a.cache, keys, owners, 1, true);
     open = gather(a.cache, keys, owners, rounds, true);
     print_message(
@@ -1019,7 +998,7 @@ test_a_storm_of_threads_dials_one_at_a_time(void **state)
     struct world   *w = *state;
     struct instance a;
     unsigned        refused, silent, most_refused, most_silent, after, at_once;
-    int64_t         ms = (int64_t)sized(300, 10000, 60000);
+    int64_t         ms = (int64_t)test_sized(300, 10000, 60000);
 
     NEEDS(w);
     proxy = test_proxy_start(server_of(w));
@@ -1066,8 +1045,8 @@ test_row3_faults_of_every_kind_heal(void **state)
     struct trouble  t = { .keys = 48, .deadline = 50 * NEAR_MS, .lossy = true };
     struct actor    actors[ACTORS];
     struct instance a;
-    size_t          rounds = sized(NEAR_COUNT_OF(faults), 1000, 100000), n = 0, lost = 0, slowest = 0;
-    int64_t        *back = calloc(rounds, sizeof(*back)), until = budget_ends(), worst_noise, worst = 0;
+    size_t          rounds = test_sized(NEAR_COUNT_OF(faults), 1000, 100000), n = 0, lost = 0, slowest = 0;
+    int64_t        *back = calloc(rounds, sizeof(*back)), until = test_budget_ends(), worst_noise, worst = 0;
 
     NEEDS(w);
     proxy = test_proxy_start(server_of(w));
@@ -1084,7 +1063,7 @@ test_row3_faults_of_every_kind_heal(void **state)
             test_server_pause(server_of(w));
         else
             test_proxy_fault(proxy, *fault);
-        sleep_ms(level() == CHECK ? 40 : n % 3 == 0 ? 150 : 60);
+        sleep_ms(test_level() == TEST_CHECK ? 40 : n % 3 == 0 ? 150 : 60);
         test_server_resume(server_of(w));
         test_proxy_heal(proxy);
         back[n] = await_answers(actors, now_ns(), &(int64_t){ 0 });
@@ -1196,7 +1175,7 @@ test_a_caller_that_gives_up_disturbs_nobody(void **state)
     struct world   *w       = *state;
     struct trouble  t       = { .keys = 48 };
     struct instance a;
-    int64_t         ms = (int64_t)sized(400, 20000, 120000);
+    int64_t         ms = (int64_t)test_sized(400, 20000, 120000);
 
     NEEDS(w);
     proxy = test_proxy_start(server_of(w));
@@ -1266,7 +1245,7 @@ test_identical_keys_in_flight_are_asked_once(void **state)
     enum { SAME = 64 };
     struct world   *w    = *state;
     struct trouble  t    = { .keys = 48 };
-    struct same     same = { .rounds = (unsigned)sized(20, 1000, 10000) };
+    struct same     same = { .rounds = (unsigned)test_sized(20, 1000, 10000) };
     struct instance a;
     pthread_t       threads[SAME];
     unsigned long   asked;
@@ -1309,7 +1288,7 @@ test_H18_batches_larger_than_every_buffer_pass(void **state)
     char              *data = malloc(SIZE);
     struct instance    a;
     struct world       other;
-    unsigned           wrong = 0, n = (unsigned)sized(200, N, N);
+    unsigned           wrong = 0, n = (unsigned)test_sized(200, N, N);
     int64_t            began, put_ms, get_ms;
 
     NEEDS(w);
@@ -1399,7 +1378,7 @@ test_a_huge_value_holds_up_nobody(void **state)
     struct actor    actors[ACTORS];
     struct instance a;
     char           *data = calloc(1, HUGE_SIZE);
-    uint64_t        ms   = sized(300, 10000, 60000);
+    uint64_t        ms   = test_sized(300, 10000, 60000);
 
     NEEDS(w);
     assert_non_null(data);
@@ -1467,8 +1446,8 @@ test_G1_a_late_write_does_not_undo_a_newer_one(void **state)
 {
     struct world   *w = *state;
     struct instance a, other; /* the other one's silences are not ours */
-    size_t          rounds = sized(8, 500, 5000), n = 0, older = 0, acknowledged = 0;
-    int64_t         until = budget_ends();
+    size_t          rounds = test_sized(8, 500, 5000), n = 0, older = 0, acknowledged = 0;
+    int64_t         until = test_budget_ends();
     struct storm    storm = { .cache = NULL };
     pthread_t       busy[4];
 
@@ -1509,7 +1488,7 @@ test_G1_a_late_write_does_not_undo_a_newer_one(void **state)
         "%zu writes given up, then a newer one acknowledged: %zu times the old one was there afterwards\n",
         acknowledged, older);
     /* one in some hundreds, where it happens at all: for the long runs to find */
-    assert_true(level() == CHECK || (acknowledged > 0 && older == 0));
+    assert_true(test_level() == TEST_CHECK || (acknowledged > 0 && older == 0));
     close_instance(&a);
     close_instance(&other);
 }
@@ -1520,8 +1499,8 @@ static void
 test_servers_that_appear_later_are_found(void **state)
 {
     struct world *w      = *state;
-    size_t        rounds = sized(2, 100, 1000), n = 0;
-    int64_t      *back = calloc(rounds, sizeof(*back)), until = budget_ends();
+    size_t        rounds = test_sized(2, 100, 1000), n = 0;
+    int64_t      *back = calloc(rounds, sizeof(*back)), until = test_budget_ends();
     unsigned      lost   = 0;
     uint64_t      random = 11;
 
@@ -1555,7 +1534,7 @@ test_servers_that_appear_later_are_found(void **state)
         "had come\n",
         n, ACTORS, (long long)back[n / 2] / 1000, (long long)back[n - 1] / 1000);
     assert_int_equal(lost, 0);
-    assert_true(back[n - 1] <= (level() == CHECK ? 1500 : 200) * (int64_t)test_slack() * NEAR_MS);
+    assert_true(back[n - 1] <= (test_level() == TEST_CHECK ? 1500 : 200) * (int64_t)test_slack() * NEAR_MS);
     free(back);
 }
 
@@ -1711,8 +1690,8 @@ test_row14_hostile_replies_are_survived(void **state)
     struct world   *w = *state;
     struct trouble  t = { .keys = 48, .deadline = 50 * NEAR_MS };
     struct instance a;
-    size_t          connections = sized(300, 100000, 10000000);
-    int64_t         until       = budget_ends(), worst_noise;
+    size_t          connections = test_sized(300, 100000, 10000000);
+    int64_t         until       = test_budget_ends(), worst_noise;
     int             status      = 0;
     bool            ended;
     pid_t           child;

@@ -1,0 +1,2 @@
+#include "harness/test.h"
+int main(void) { return 0; }
