@@ -23,8 +23,6 @@
 #include "l2/redis_sweep.h"
 #include "l2/transport.h"
 
-#include "base/le.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

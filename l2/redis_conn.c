@@ -255,7 +255,7 @@ bound_arrays(struct near__redis_conn *conn)
     conn->functions.createArray = bounded_array;
     conn->reader->fn            = &conn->functions;
     conn->reader->privdata      = conn;
-#ifdef HAVE_STRUCT_REDISREADER_MAXELEMENTS
+#ifdef HAVE_REDISREADER_MAXELEMENTS
     conn->reader->maxelements = MAX_ELEMENTS;
 #endif
 }

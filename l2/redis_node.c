@@ -321,9 +321,7 @@ near__redis_call_get(struct near__redis_call *call, const near_bytes *keys, size
     for (size_t i = 0; i < n; i++) {
         if (keys[i].size > 0)
             memcpy(at, keys[i].data, keys[i].size);
-        call->slots[call->count].bytes = at;
-        call->slots[call->count].size  = keys[i].size;
-        call->count++;
+        call->slots[call->count++] = (struct slot){ .bytes = at, .size = keys[i].size };
         at += keys[i].size;
     }
     call->bytes += total;
@@ -635,6 +633,23 @@ create_nil(const redisReadTask *task)
     return reply;
 }
 
+#if HIREDIS_MAJOR >= 1
+/* RESP3's, which nobody has asked for: without these hiredis would hand on a number in place of the reply.  NULL ends the reader. */
+static void *
+refuse_double(const redisReadTask *task, double value, char *text, size_t size)
+{
+    (void)task, (void)value, (void)text, (void)size;
+    return NULL;
+}
+
+static void *
+refuse_bool(const redisReadTask *task, int value)
+{
+    (void)task, (void)value;
+    return NULL;
+}
+#endif
+
 /* Replies lie in their calls' memory. */
 static void
 free_nothing(void *reply)
@@ -680,18 +695,22 @@ conn_new(struct near__redis_node *node)
         return NULL;
     conn->node      = node;
     conn->mgets_end = &conn->mgets;
-    conn->functions = (redisReplyObjectFunctions){ .createString  = create_text,
-                                                   .createArray   = create_array,
-                                                   .createInteger = create_integer,
-                                                   .createNil     = create_nil,
-                                                   .freeObject    = free_nothing };
-    conn->reader    = redisReaderCreateWithFunctions(&conn->functions);
+    conn->functions = (redisReplyObjectFunctions)
+    {
+        .createString = create_text, .createArray = create_array, .createInteger = create_integer,
+        .createNil = create_nil,
+#if HIREDIS_MAJOR >= 1
+        .createDouble = refuse_double, .createBool = refuse_bool,
+#endif
+        .freeObject = free_nothing
+    };
+    conn->reader = redisReaderCreateWithFunctions(&conn->functions);
     if (conn->reader == NULL) {
         conn_free(conn);
         return NULL;
     }
     conn->reader->privdata = conn;
-#ifdef HAVE_STRUCT_REDISREADER_MAXELEMENTS
+#ifdef HAVE_REDISREADER_MAXELEMENTS
     conn->reader->maxelements = MAX_ELEMENTS;
 #endif
     return conn;
