@@ -78,13 +78,13 @@ near__bus_tell(struct near__redis_bus *b)
     near__lock(&b->lock);
     since = b->mapped;
     for (size_t i = 0; i < b->n; i++) {
-        const struct near__bus_link *l    = &b->links[i];
-        int64_t                      mine = l->heard < l->vouched ? l->heard : l->vouched;
+        const struct near__bus_link *l = &b->links[i];
+        int64_t                      mine;
 
         if (!l->used)
             continue;
-        if (!l->subscribed)
-            mine = INT64_MIN;
+        mine  = l->heard < l->vouched ? l->heard : l->vouched;
+        mine  = l->subscribed ? mine : INT64_MIN;
         since = mine < since ? mine : since;
     }
     near__unlock(&b->lock);
