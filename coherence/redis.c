@@ -55,13 +55,13 @@ near__bus_tell(struct near__redis_bus *b)
     near__lock(&b->lock);
     since = b->mapped;
     for (size_t i = 0; i < b->n; i++) {
-        const struct near__bus_link *l    = &b->links[i];
-        int64_t                      mine = l->heard < l->vouched ? l->heard : l->vouched;
+        const struct near__bus_link *l = &b->links[i];
+        int64_t                      mine;
 
         if (!l->used)
             continue;
-        if (!l->subscribed)
-            mine = INT64_MIN;
+        mine  = l->heard < l->vouched ? l->heard : l->vouched;
+        mine  = l->subscribed ? mine : INT64_MIN;
         since = mine < since ? mine : since;
     }
     near__unlock(&b->lock);
@@ -395,15 +395,19 @@ first_link_init(struct near__bus_link *l, struct near__redis_bus *b, size_t inde
     return st != NEAR_OK ? near__fail(error, st, "bus: out of memory") : NEAR_OK;
 }
 
+/* The probe last: from then on it starts and ends links. */
 static near_status
 start(struct near__redis_bus *b, near_error *error)
 {
-    near_status st = near__thread_start(&b->prober, "near-probe", near__probe_run, b);
+    near_status st = NEAR_OK;
 
-    b->probing = st == NEAR_OK;
-    for (size_t i = 0; i < b->n && st == NEAR_OK; i++) {
+    for (size_t i = 0; i < b->publishing && st == NEAR_OK; i++) {
         st = near__thread_start(&b->links[i].thread, "near-bus", near__link_run, &b->links[i]);
         b->links[i].running = st == NEAR_OK;
+    }
+    if (st == NEAR_OK) {
+        st         = near__thread_start(&b->prober, "near-probe", near__probe_run, b);
+        b->probing = st == NEAR_OK;
     }
     return st != NEAR_OK ? near__fail(error, st, "bus: cannot start its threads") : NEAR_OK;
 }

@@ -400,7 +400,7 @@ cut_tags_everywhere(const char *pending, int64_t step)
 static void
 test_race9_a_tag_cut_off_after_any_byte_leaves_no_old_value(void **state)
 {
-    struct outcome o = cut_tags_everywhere("10000", test_scale(100) < 100 ? 90 : 20);
+    struct outcome o = cut_tags_everywhere("10000", test_scale(100) < 100 ? 90 : 40);
 
     (void)state;
     print_message("[          ] %u cuts: %u acknowledged, %u failed, %llu kept, %u stale\n",
