@@ -332,6 +332,7 @@ near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_
     if (fetch.cache != NULL) {
         run(&fetch);
         receive_all(&fetch, values, statuses);
+        near__time(cache, NEAR__TIME_fetch, near__client_now(cache->client) - fetch.view.now);
     }
     return near__first_error(statuses, n);
 }
@@ -368,5 +369,6 @@ near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options,
     status      = miss(&fetch, cache, &mine, &view, 0, 1, key, hash);
     run(&fetch);
     receive_all(&fetch, value, &status);
+    near__time(cache, NEAR__TIME_fetch, near__client_now(cache->client) - fetch.view.now);
     return status;
 }

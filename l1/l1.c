@@ -819,6 +819,8 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1->hash_ctx         = config->hash_ctx;
     l1->policy           = near__policy_named(config->policy);
     l1->front.watch      = l1->policy->watch;
+    l1->front.sample     = config->sample;
+    l1->front.sample_ctx = config->sample_ctx;
     slab                 = choose_slab(config, shards);
     l1->grow_bytes       = choose_range(config, shards, slab);
     l1->grave            = near__hazard_grave();
@@ -991,6 +993,25 @@ near__l1_watch(struct near__l1_front *front, uint64_t hash)
     front->watch(&shard_of(l1, hash)->order, near__element(hash), true);
 }
 
+void
+near__l1_sample(struct near__l1_front *front, uint64_t hash, near_bytes key)
+{
+    if (front->sample != NULL)
+        front->sample(front->sample_ctx, hash, key);
+}
+
+/* The slower path has handed a value out. */
+static near_value *
+sampled(struct near__l1 *l1, struct near__reader *reader, uint64_t hash, near_bytes key, near_value *value)
+{
+    size_t number = l1->front.number;
+
+    if ((uintptr_t)value > NEAR__VALUE_BITS && number < reader->hits_count &&
+        near__l1_is_sample(atomic_load_explicit(&reader->hits[number], memory_order_relaxed)))
+        near__l1_sample(&l1->front, hash, key);
+    return value;
+}
+
 near_value *
 near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
 {
@@ -1023,7 +1044,7 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
                     continue;
                 if (near__l1_use(table, bucket, lane) && l1->front.watch != NULL)
                     near__l1_watch(&l1->front, hash);
-                return hand_out(l1, reader, slot, block, now);
+                return sampled(l1, reader, hash, key, hand_out(l1, reader, slot, block, now));
             }
         if (near__table_settled(table, size, home, version))
             break;
@@ -1709,6 +1730,19 @@ near__l1_value_outdated(const struct near__l1 *l1, const near_value *value, uint
         return false;
     near__block_take_labels(block, &labels);
     return near__label_after(until, labels.clock) && outdated(l1, &labels);
+}
+
+near_bytes
+near__value_names(const near_value *value)
+{
+    const struct near__entry *entry = near__value_address(value);
+    const struct near__block *block;
+
+    if (near__value_slot(value) == NULL)
+        return entry->labels != NULL ? (near_bytes){ entry->labels->names, entry->labels->names_size }
+                                     : (near_bytes){ NULL, 0 };
+    block = near__slot_block(near__value_slot(value));
+    return block->flags & NEAR__BLOCK_LABELS ? near__block_names(block) : (near_bytes){ NULL, 0 };
 }
 
 void

@@ -33,7 +33,12 @@ struct near__l1_config {
     /* The hash that callers pass, computed again: needed when the index grows or shrinks. */
     uint64_t (*hash)(const void *ctx, near_bytes key);
     const void *hash_ctx;
+    /* Hears of about one hit in NEAR__L1_SAMPLE, on the reader's thread, while the value is held; may look keys up.  NULL: nobody. */
+    void (*sample)(void *ctx, uint64_t hash, near_bytes key);
+    void *sample_ctx;
 };
+
+#define NEAR__L1_SAMPLE 1024
 
 /* NEAR_OK, NEAR_ERR_INVALID (unknown policy, shards out of range or not a power of two), NEAR_ERR_NOMEM. */
 near_status near__l1_new(struct near__l1 **l1, const struct near__l1_config *config);
@@ -82,6 +87,8 @@ void near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash);
 /* Whether a tag of a value was invalidated since its value was asked for, and perhaps before `until`, a clock captured later (a
  * stripe remembers only its last move, so with two of them the answer is yes). */
 bool near__l1_value_outdated(const struct near__l1 *l1, const near_value *value, uint32_t until);
+/* The names of its tags, as in near__labels; borrowed while the value is held. */
+near_bytes near__value_names(const near_value *value);
 
 /*
  * A write of this process brackets its L2 write with these two (G1).  begin: invalidates.  end: admits the new entry if no
