@@ -14,6 +14,7 @@
 #include "generation.h"
 #include "l2/backend.h"
 #include "l2/envelope.h"
+#include "l2/stream.h"
 
 enum {
     ITEMS     = 32,
@@ -225,6 +226,7 @@ stamp(struct link *link, uint8_t *message, size_t at, uint64_t *stream)
     size_t which = step_random(2);
 
     *stream = link->streams[which];
+    near__stream_claim(*stream);
     near__le64_put(message + at, *stream);
     near__le64_put(message + at + 8, ++link->sequences[which]);
 }
@@ -1208,6 +1210,7 @@ play(void *ctx)
 static void
 run_once(const struct dst_settings *settings, uint64_t seed, struct steps_result *result)
 {
+    near__stream_disclaim_all(); /* the process's, as a new process has it */
     memset(&w, 0, sizeof(w));
     w.is = settings;
     steps_run(seed, play, NULL, result);
