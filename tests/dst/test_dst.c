@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHECK_SEEDS = 100, LONG_SEEDS = 100000, CONTROL_SEEDS = 20000 };
+enum { CHECK_SEEDS = 100, LONG_SEEDS = 53000, CONTROL_SEEDS = 20000 };
 
 #define TROUBLE .chaos = DST_TROUBLE, .faults = 15
 static const struct dst_settings rows[] = {
