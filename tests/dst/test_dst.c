@@ -42,10 +42,11 @@ static const struct dst_settings rows[] = {
       .slow    = true },
     { .name    = "loads_over_silent_links",
       .clients = 2,
-      .keys    = 2,
+      .keys    = 1,
       .atomic  = true,
       .loads   = true,
-      .chaos   = DST_SILENT },
+      .chaos   = DST_SILENT,
+      .slow    = true },
     { .name    = "loads_in_trouble",
       .clients = 2,
       .keys    = 2,
@@ -93,6 +94,7 @@ static const struct control controls[] = {
     { DST_NO_LEASE, "herd", "the herd" },
     { DST_NO_FLIGHTS, "herd_alone", "the herd" },
     { DST_NO_BRACKET, "writes_in_one_step", "own writes" },
+    { DST_JOIN_ANY, "loads_over_silent_links", "old loads" },
     { DST_NO_TAG_MOVE, "tags", "tags" },
 };
 
