@@ -11,9 +11,11 @@
 #include "coherence/bus.h"
 #include "coherence/message.h"
 #include "coherence/streams.h"
+#include "flight.h"
 #include "generation.h"
 #include "l2/backend.h"
 #include "l2/envelope.h"
+#include "l2/stream.h"
 
 enum {
     ITEMS     = 32,
@@ -93,6 +95,11 @@ static struct world {
     uint64_t version[DST_KEYS];
     bool     absent[DST_KEYS][DST_NUMBERS];
     uint64_t loads[DST_KEYS];
+    /* for runs without some cure */
+    struct {
+        const struct near__l1 *l1;
+        uint64_t               n;
+    } flushed[DST_CLIENTS];
 } w;
 
 static bool
@@ -111,8 +118,17 @@ static void
 travel(void)
 {
     step_point();
-    if (!w.healed && step_random(w.is->slow ? 3 : 8) == 0)
+    if (!w.healed && step_random(8) == 0)
         step_sleep((int64_t)step_random(w.is->chaos ? 15 * NEAR_MS : NEAR_MS));
+}
+
+/* A read of L2, there or back. */
+static void
+travel_far(void)
+{
+    travel();
+    if (!w.healed && w.is->slow && step_random(2) == 0)
+        step_sleep((int64_t)step_random(50 * NEAR_MS));
 }
 
 /* Which of the keys lies under this name in L2; -1: something else. */
@@ -211,6 +227,7 @@ stamp(struct link *link, uint8_t *message, size_t at, uint64_t *stream)
     size_t which = step_random(2);
 
     *stream = link->streams[which];
+    near__stream_claim(*stream);
     near__le64_put(message + at, *stream);
     near__le64_put(message + at + 8, ++link->sequences[which]);
 }
@@ -253,8 +270,8 @@ static void
 connect_link(struct link *link)
 {
     if (link->lives > 0)
-        step_sleep(NEAR_MS + (int64_t)step_random(5 * NEAR_MS));
-    travel();
+        step_sleep((int64_t)step_random((w.is->slow ? 25 : 6) * NEAR_MS));
+    step_point();
     if (link->stopping)
         return;
     link->lives++;
@@ -456,7 +473,7 @@ holds(enum near_l2_mode mode, const struct item *there, uint64_t expected)
     if (mode == NEAR_L2_IF_ABSENT)
         return there == NULL || dst_without == DST_NO_LEASE;
     if (mode == NEAR_L2_IF_STAMP && dst_without == DST_LEASE_BY_KEY)
-        return there != NULL && is_marker(there);
+        return there != NULL && (is_marker(there) || stamp_of(there) == expected);
     return mode == NEAR_L2_ALWAYS || (there != NULL && stamp_of(there) == expected);
 }
 
@@ -499,7 +516,7 @@ execute_remove(enum near_l2_mode mode, struct near_l2_item *item)
 
     item->status = NEAR_OK;
     item->answer = NEAR_L2_DONE;
-    if (mode == NEAR_L2_IF_STAMP && !holds(mode, there, item->expected)) {
+    if (mode == NEAR_L2_IF_STAMP && (there == NULL || stamp_of(there) != item->expected)) {
         item->answer = NEAR_L2_ABSENT;
         return;
     }
@@ -629,7 +646,7 @@ l2_get(void *self, struct near_l2_item *items, size_t n, near_l2_deliver_fn deli
     struct item *copies = calloc(n, sizeof(*copies));
 
     (void)self;
-    travel();
+    travel_far();
     if (fault()) {
         if (step_random(2) == 0 && deadline > step_now())
             step_sleep(deadline - step_now());
@@ -643,7 +660,7 @@ l2_get(void *self, struct near_l2_item *items, size_t n, near_l2_deliver_fn deli
         if (there != NULL)
             copies[i] = *there;
     }
-    travel();
+    travel_far();
     for (size_t i = 0; i < n; i++) {
         items[i].answer = copies[i].used ? NEAR_L2_DONE : NEAR_L2_ABSENT;
         items[i].status = NEAR_OK;
@@ -821,8 +838,8 @@ load_all(near_load *loads[], size_t n, void *ctx)
         version = w.version[key];
         absent  = w.absent[key][version];
         travel();
-        if (step_random(16) == 0 && w.is->chaos && !w.healed)
-            step_sleep((int64_t)step_random(2 * DST_WINDOW * NEAR_MS));
+        if (step_random(w.is->slow ? 3 : 16) == 0 && w.is->chaos && !w.healed)
+            step_sleep((int64_t)step_random((w.is->slow ? 5 : 2) * DST_WINDOW * NEAR_MS));
         value[0] = (uint8_t)('a' + key);
         near__le64_put(value + 1, version);
         if (fault())
@@ -1194,6 +1211,7 @@ play(void *ctx)
 static void
 run_once(const struct dst_settings *settings, uint64_t seed, struct steps_result *result)
 {
+    near__stream_disclaim_all(); /* the process's, as a new process has it */
     memset(&w, 0, sizeof(w));
     w.is = settings;
     steps_run(seed, play, NULL, result);
@@ -1270,21 +1288,15 @@ void __real_near__flight_fail(near_cache *cache, struct near__flight *flight, ne
 void __wrap_near__flight_fail(near_cache *cache, struct near__flight *flight, near_status status);
 
 /* How often each L1 was flushed, for runs in which that moves no fence. */
-static uint64_t
-flushes_of(const struct near__l1 *l1, bool another)
+static uint64_t *
+flushes_of(const struct near__l1 *l1)
 {
-    static struct {
-        const struct near__l1 *l1;
-        uint64_t               n;
-    } seen[DST_CLIENTS];
     size_t i = 0;
 
-    while (i + 1 < DST_CLIENTS && seen[i].l1 != l1 && seen[i].l1 != NULL)
+    while (i + 1 < DST_CLIENTS && w.flushed[i].l1 != l1 && w.flushed[i].l1 != NULL)
         i++;
-    if (seen[i].l1 != l1)
-        seen[i].n = 0;
-    seen[i].l1 = l1;
-    return seen[i].n += another;
+    w.flushed[i].l1 = l1;
+    return &w.flushed[i].n;
 }
 
 static bool
@@ -1304,7 +1316,7 @@ __wrap_near__l1_fence(const struct near__l1 *l1, uint64_t hash)
     uint64_t        fence = __real_near__l1_fence(l1, hash);
 
     if (dst_without == DST_NO_EPOCH)
-        fence -= flushes_of(l1, false);
+        fence -= *flushes_of(l1);
     if (dst_without == DST_NO_FLIGHTS)
         fence += ++calls << 32;
     return fence;
@@ -1317,7 +1329,7 @@ __wrap_near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t 
                (dst_without == DST_FENCE_IN_ENTRY && !is_present(l1, entry->hash, near__entry_key(entry)));
 
     if (dst_without == DST_NO_EPOCH)
-        fence += flushes_of(l1, false);
+        fence += *flushes_of(l1);
     if (dst_without == DST_NO_FLIGHTS)
         fence &= UINT32_MAX;
     return __real_near__l1_insert(l1, entry, any ? __real_near__l1_fence(l1, entry->hash) : fence, now);
@@ -1357,7 +1369,7 @@ void
 __wrap_near__l1_flush(struct near__l1 *l1)
 {
     if (dst_without == DST_NO_EPOCH)
-        flushes_of(l1, true);
+        ++*flushes_of(l1);
     if (dst_without != DST_NO_FLUSH)
         __real_near__l1_flush(l1);
 }
@@ -1440,4 +1452,17 @@ __wrap_near__flight_fail(near_cache *cache, struct near__flight *flight, near_st
 {
     if (dst_without != DST_LEAK_FLIGHTS)
         __real_near__flight_fail(cache, flight, status);
+}
+
+enum near__boarding __real_near__flight_board(near_cache *cache, near_bytes key, uint64_t hash,
+                                              const void *call, int64_t now, struct near__flight **flight);
+enum near__boarding __wrap_near__flight_board(near_cache *cache, near_bytes key, uint64_t hash,
+                                              const void *call, int64_t now, struct near__flight **flight);
+
+enum near__boarding
+__wrap_near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void *call, int64_t now,
+                          struct near__flight **flight)
+{
+    /* at time 0 every gate that was ever opened is open */
+    return __real_near__flight_board(cache, key, hash, call, dst_without == DST_JOIN_ANY ? 0 : now, flight);
 }

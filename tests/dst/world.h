@@ -60,6 +60,7 @@ enum dst_cure {
     DST_NO_LEASE,        /* everybody gets a lease */
     DST_NO_TAG_MOVE,     /* hearing of a tag moves nothing in L1 */
     DST_NO_FLIGHTS,      /* nobody joins a flight of this process */
+    DST_JOIN_ANY,        /* a load is joined whatever its age while nothing is heard */
     DST_CURES
 };
 extern enum dst_cure dst_without; /* the one that is off */
