@@ -881,7 +881,10 @@ wait_for(struct near__journal *journal, const uint64_t *reached, bool sync, uint
                 gather_locked(journal);
             write_group_locked(journal, sync);
             journal->company = journal->waiting + 1;
-            cease_writing_locked(journal);
+            journal->writing = false;
+            near__unlock(&journal->lock); /* or those who wake would wait at once for this lock */
+            pthread_cond_broadcast(&journal->changed);
+            near__lock(&journal->lock);
         } else if (!wait_locked(journal, deadline) && *reached < sequence) {
             return NEAR_ERR_TIMEOUT;
         }
