@@ -13,6 +13,7 @@ near__announce_begin(near_cache *cache, enum near__message_kind kind, const near
     *announcing = (struct near__announcing){ .message = NULL };
     if (client->coherence == NULL)
         return NEAR_OK;
+    announcing->began = near__client_now(client);
     status = near__message_encode(kind, near__coherence_sender(client->coherence), near_key(cache->name),
                                   keys, n, &announcing->message, &announcing->size);
     if (status != NEAR_OK)
@@ -36,7 +37,7 @@ near__announce_end(near_cache *cache, struct near__announcing *announcing, near_
 
     if (announcing->with != NULL && status == NEAR_OK) {
         near__count(cache, NEAR__bus_sent, 1);
-        near__coherence_announced(client->coherence, announcing->message);
+        near__coherence_announced_since(client->coherence, announcing->message, announcing->began);
     } else if (announcing->with != NULL && announcing->announce.stream != 0)
         near__coherence_doubt(client->coherence, announcing->announce.stream);
     else if (announcing->message != NULL && announcing->with == NULL) {
@@ -48,4 +49,16 @@ near__announce_end(near_cache *cache, struct near__announcing *announcing, near_
     free(announcing->message);
     announcing->message = NULL;
     return status != NEAR_OK ? status : told;
+}
+
+near_status
+near__announce_key(near_cache *cache, near_bytes key, int64_t deadline)
+{
+    struct near__announcing announcing;
+    near_status status = near__announce_begin(cache, NEAR__MESSAGE_INVALIDATE, &key, 1, &announcing);
+
+    if (status != NEAR_OK)
+        return status;
+    announcing.with = NULL; /* L2 has been written */
+    return near__announce_end(cache, &announcing, NEAR_OK, deadline);
 }

@@ -8,6 +8,7 @@ struct near__announcing {
     uint8_t                 *message; /* malloc'ed; NULL: there is nobody to tell */
     size_t                   size;
     struct near_l2_announce  announce;
+    int64_t                  began;
     struct near_l2_announce *with; /* to go with the L2 write; NULL: the message follows it */
 };
 
@@ -18,5 +19,8 @@ near_status near__announce_begin(near_cache *cache, enum near__message_kind kind
  * listened to: if its outcome is unknown they must look.  Frees the message.  NEAR_OK: written and announced. */
 near_status near__announce_end(near_cache *cache, struct near__announcing *announcing, near_status status,
                                int64_t deadline);
+
+/* Tell of one key that L2 has been written.  NEAR_OK, at once where there is nobody to tell. */
+near_status near__announce_key(near_cache *cache, near_bytes key, int64_t deadline);
 
 #endif

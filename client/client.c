@@ -13,9 +13,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "audit.h"
+#include "back.h"
 #include "budget.h"
 #include "cache.h"
 #include "generation.h"
+#include "journals.h"
 #include "tags.h"
 #include "tier.h"
 #include "upkeep.h"
@@ -90,15 +93,25 @@ find_cache(near_client *client, near_bytes name)
 }
 
 static void
-sink_invalidate(void *ctx, near_bytes name, near_bytes key)
+invalidate(near_client *client, near_bytes name, near_bytes key, enum near__last_source source)
 {
-    near_client *client = ctx;
-    near_cache  *cache  = find_cache(client, name);
+    near_cache *cache = find_cache(client, name);
+    uint64_t    hash;
 
     if (cache == NULL)
         return;
-    near__l1_invalidate(cache->l1, near__hash_keyed(&client->secret, key), key);
+    hash = near__hash_keyed(&client->secret, key);
+    if (cache->back != NULL)
+        near__back_suspect(cache, hash, key);
+    near__l1_invalidate(cache->l1, hash, key);
+    near__last_note(&cache->last, hash, source, near__client_now(client));
     near__cache_release(cache);
+}
+
+static void
+sink_invalidate(void *ctx, near_bytes name, near_bytes key)
+{
+    invalidate(ctx, name, key, NEAR__LAST_MESSAGE);
 }
 
 /* Moves no fence: what was filled is what everybody would have loaded. */
@@ -143,6 +156,19 @@ sink_tagged(void *ctx, near_bytes name, near_bytes tag, uint64_t lineage, uint64
     near__cache_release(cache);
 }
 
+/* Which of its entries begin so L1 does not know: all of them go.  L2 still has the others. */
+static void
+sink_prefixed(void *ctx, near_bytes name, near_bytes prefix)
+{
+    near_cache *cache = find_cache(ctx, name);
+
+    (void)prefix;
+    if (cache == NULL)
+        return;
+    near__l1_flush(cache->l1);
+    near__cache_release(cache);
+}
+
 /* A tag's moment was written: an invalidation, or only the first question after it.  Which moment it is has to be read. */
 static void
 sink_tag_changed(near_client *client, near_bytes name, near_bytes tag)
@@ -179,7 +205,7 @@ sink_changed(void *ctx, near_bytes l2_key)
 
     switch (near__l2_key_read(client, l2_key, &name, &key)) {
     case NEAR__L2_ENTRY:
-        sink_invalidate(ctx, name, key);
+        invalidate(client, name, key, NEAR__LAST_SERVER);
         sink_filled(ctx, name, key);
         break;
     case NEAR__L2_TAG:
@@ -227,6 +253,8 @@ sink_flush(void *ctx)
     while ((n = next_caches(client, below, caches, NEAR_COUNT_OF(caches))) > 0) {
         below = caches[n - 1]->id;
         for (size_t i = 0; i < n; i++) {
+            if (caches[i]->back != NULL)
+                near__back_suspect_all(caches[i]);
             near__generation_doubt(caches[i], false);
             near__tags_doubt(caches[i]);
             near__l1_flush(caches[i]->l1);
@@ -268,13 +296,15 @@ choose_gutter(near_client *client, near_error *error)
 }
 
 static near_status
-open_l2(near_client *client, near_error *error)
+open_l2(near_client *client, const near_config *config, near_error *error)
 {
     near_status status = near__uri_parse(&client->l2_uri, "l2.uri", client->settings.l2_uri, error);
 
     if (status != NEAR_OK || client->l2_uri.kind == NEAR__URI_NONE)
         return status;
-    client->ops = near__l2_backend_named(client->l2_uri.scheme);
+    client->ops = client->l2_uri.kind == NEAR__URI_OTHER
+                      ? near__config_backend(config, client->l2_uri.scheme)
+                      : near__l2_backend_named(client->l2_uri.scheme);
     if (client->ops == NULL || client->ops->version != NEAR_L2_OPS_V1) {
         client->ops = NULL;
         return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",
@@ -288,6 +318,7 @@ open_l2(near_client *client, near_error *error)
         return status;
     }
     client->env = (struct near_l2_env){
+        .text            = client->settings.l2_uri,
         .uri             = &client->l2_uri,
         .access          = &client->access.l2,
         .clock           = &client->clock,
@@ -350,11 +381,6 @@ choose_bus(near_client *client, near_error *error)
     if (client->bus_uri.kind == NEAR__URI_MEMCACHED)
         return near__fail(error, NEAR_ERR_INVALID, "coherence.uri: memcached carries no messages; accepts %s",
                           near__options[NEAR__OPTION_coherence_uri].accepts);
-    if (wants_tracking(settings) && client->bus_uri.layout == NEAR__LAYOUT_CLUSTER)
-        return near__fail(
-            error, NEAR_ERR_UNSUPPORTED,
-            "coherence.mode: a cluster's nodes are not asked for server-assisted invalidation in this "
-            "version; accepts auto, pubsub or none");
     if (wants_tracking(settings) && (client->bus_uri.kind != NEAR__URI_REDIS ||
                                      !near__uri_same_server(&client->bus_uri, &client->l2_uri)))
         return near__fail(
@@ -396,7 +422,8 @@ open_coherence(near_client *client, near_error *error)
         .heartbeat       = settings->coherence_heartbeat,
         .serve_window    = settings->coherence_serve_window,
         .connect_timeout = settings->l2_connect_timeout,
-        .sink = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed },
+        .sink = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed,
+                  sink_prefixed },
     };
     client->bus_on_l2 = client->traits.announces && near__uri_same_server(&client->bus_uri, &client->l2_uri);
     return near__coherence_open(&client->coherence, &config, error);
@@ -413,15 +440,18 @@ open_client(near_client *client, const near_config *config, near_error *error)
         return status;
     near__client_log_init(client);
     if (near__secret_init(&client->secret) != NEAR_OK ||
-        !near__random(&client->stamp_base, sizeof(client->stamp_base)))
+        !near__random(&client->stamp_base, sizeof(client->stamp_base)) ||
+        !near__random(&client->write_origin, sizeof(client->write_origin)))
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "opening a client: the system gives no random bytes");
     client->workers = near__workers_new((unsigned)client->settings.loader_threads);
     if (client->workers == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     snprintf(client->name, sizeof(client->name), "nearcache");
-    status = open_l2(client, error);
+    status = open_l2(client, config, error);
     if (status == NEAR_OK)
         status = open_coherence(client, error);
+    if (status == NEAR_OK && near__audit_open(client) != NEAR_OK)
+        status = near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     return status;
 }
 
@@ -442,11 +472,14 @@ client_free(near_client *client)
     if (client->alive != NULL)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);
+    near__audit_free(client);
     near__scheduler_fini(&client->scheduler);
     near__recovery_fini(client);
     near__client_log_fini(client);
     near__lock_fini(&client->lock);
     near__packer_fini(&client->packer);
+    for (size_t i = 0; i < NEAR__TIMINGS; i++)
+        near__histogram_fini(&client->histograms[i]);
     explicit_bzero(client, sizeof(*client)); /* passwords */
     free(client);
 }
@@ -522,8 +555,9 @@ near_status
 near_client_close(near_client *client, near_error *error)
 {
     int64_t     deadline;
-    size_t      unanswered = 0, owed;
+    size_t      unanswered = 0, unwritten = 0, owed;
     near_cache *cache;
+    near_status journals;
 
     if (error != NULL)
         *error = (near_error){ .code = NEAR_OK };
@@ -532,13 +566,16 @@ near_client_close(near_client *client, near_error *error)
     if (*client->alive == 0)
         return close_in_child(client);
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__audit_close(client);
     while ((cache = pop_cache(client)) != NULL) {
-        unanswered += near__cache_await_loads(cache, deadline);
+        unwritten += near__back_close(cache, deadline);
+        unanswered += near__cache_await_work(cache, deadline);
         near__cache_release(cache);
     }
     owed = near__recovery_close(client, deadline);
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
+    atomic_store_explicit(&client->detour, true, memory_order_relaxed);
     near__scheduler_stop(&client->scheduler);
     if (client->ops != NULL)
         client->ops->close(client->l2);
@@ -549,12 +586,19 @@ near_client_close(near_client *client, near_error *error)
     if (client->ops != NULL)
         client->ops->stop(client->l2);
     near__recovery_drop(client);
+    journals = near__journals_close(client, error);
     near__client_release(client);
+    if (unwritten > 0)
+        return near__fail(
+            error, NEAR_ERR_BUSY,
+            "closing: %zu changes are not in the store: those of caches with write_back.journal are "
+            "there and go to the store after the next start, others are lost",
+            unwritten);
     if (unanswered > 0)
-        return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads were not answered within close.timeout",
-                          unanswered);
+        return near__fail(error, NEAR_ERR_BUSY,
+                          "closing: %zu loads or writes were not answered within close.timeout", unanswered);
     if (owed > 0)
         return near__fail(error, NEAR_ERR_UNAVAILABLE,
                           "closing: invalidations of %zu keys or caches could not be sent", owed);
-    return NEAR_OK;
+    return journals;
 }

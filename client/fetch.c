@@ -111,7 +111,7 @@ board(struct fetch *fetch, size_t index, near_bytes key, uint64_t hash)
 
     *seat = (struct seat){ .index = index, .label_clock = near__l1_label_clock(fetch->cache->l1) };
     switch ((fetch->anew ? near__flight_board_anew : near__flight_board)(fetch->cache, key, hash, fetch,
-                                                                         &seat->flight)) {
+                                                                         fetch->view.now, &seat->flight)) {
     case NEAR__BOARD_NOMEM:
         return NEAR_ERR_NOMEM;
     case NEAR__BOARD_SELF:
@@ -332,6 +332,7 @@ near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_
     if (fetch.cache != NULL) {
         run(&fetch);
         receive_all(&fetch, values, statuses);
+        near__time(cache, NEAR__TIME_fetch, near__client_now(cache->client) - fetch.view.now);
     }
     return near__first_error(statuses, n);
 }
@@ -368,5 +369,6 @@ near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options,
     status      = miss(&fetch, cache, &mine, &view, 0, 1, key, hash);
     run(&fetch);
     receive_all(&fetch, value, &status);
+    near__time(cache, NEAR__TIME_fetch, near__client_now(cache->client) - fetch.view.now);
     return status;
 }

@@ -19,7 +19,9 @@
 #include "base/le.h"
 #include "base/lock.h"
 #include "coherence/bus.h"
+#include "coherence/lag.h"
 #include "coherence/streams.h"
+#include "l2/stream.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +39,10 @@ struct counters {
         gaps, flushes, connects, late, beats, changed, storms;
 };
 
+/* The newest messages of a thread, one for each of some clients, by their sender. */
+#define POSITIONS 4
+static _Thread_local struct near__position positions[POSITIONS];
+
 struct near__coherence {
     const struct near__bus_ops *ops;
     void                       *bus;
@@ -48,6 +54,7 @@ struct near__coherence {
     bool                        forked;
     size_t                      copies; /* on how many links each message comes */
     _Atomic int64_t             gate;
+    _Atomic unsigned            applying; /* messages being taken */
     struct counters             counters; /* relaxed: they order nothing */
 
     struct near__lock lock;
@@ -63,6 +70,10 @@ struct near__coherence {
     struct near__streams *streams;
     struct near__doubts   doubts;
     struct near__sent     sent;
+    struct near__lag      lag;
+    int64_t               closed_at; /* when the gate was closed by hand; 0: it was not */
+
+    struct near__histogram echo, closures; /* of our messages; how long the gate was closed each time */
 };
 
 static void
@@ -79,6 +90,17 @@ distrust(struct near__coherence *c)
 {
     count(&c->counters.flushes, 1);
     c->sink.flush(c->sink.ctx);
+}
+
+/* By hand.  It may have been closed before that by itself. */
+static void
+close_gate_locked(struct near__coherence *c, int64_t now)
+{
+    int64_t gate = atomic_load_explicit(&c->gate, memory_order_relaxed);
+
+    if (c->closed_at == 0)
+        c->closed_at = gate < now ? gate : now;
+    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
 }
 
 enum weather { FAIR, STORM_BEGINS, STORM };
@@ -100,7 +122,7 @@ weather_locked(struct near__coherence *c, int64_t now)
         atomic_load_explicit(&c->gate, memory_order_relaxed) == NEAR_NEVER)
         return FAIR;
     c->storm_until = near__time_after(now, STORM_WINDOW);
-    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
+    close_gate_locked(c, now);
     return STORM_BEGINS;
 }
 
@@ -161,23 +183,38 @@ dispatch(struct near__coherence *c, const struct near__message *m)
             sink->tagged(sink->ctx, m->cache, key, near__le64_get(tail), near__le64_get(tail + 8));
             break;
         }
+        case NEAR__MESSAGE_PREFIX:
+            sink->prefixed(sink->ctx, m->cache, key);
+            break;
         case NEAR__MESSAGE_BEAT:
             break; /* is not for the sink */
         }
     }
 }
 
+static bool
+is_ours(const struct near__coherence *c, const struct near__message *m)
+{
+    return m->sender == c->sender && near__stream_is_ours(m->stream);
+}
+
 /* Our own message, and its writer knew the outcome: nothing to do (race 10). */
 static bool
 is_settled_echo(struct near__coherence *c, const struct near__message *m)
 {
-    bool doubted;
+    int64_t lag = -1, now;
+    bool    doubted;
 
-    if (m->sender != c->sender)
+    if (!is_ours(c, m))
         return false;
+    now = near__now(c->clock);
     near__lock(&c->lock);
     doubted = near__doubts_has(&c->doubts, m->stream);
+    if (m->kind != NEAR__MESSAGE_BEAT)
+        lag = near__lag_note(&c->lag, m->stream, m->sequence, now, true);
     near__unlock(&c->lock);
+    if (lag >= 0)
+        near__histogram_record(&c->echo, lag);
     return !doubted;
 }
 
@@ -186,7 +223,7 @@ news_of(struct near__coherence *c, const struct near__message *m)
 {
     enum near__stream_news news;
 
-    if (m->sender == c->sender)
+    if (is_ours(c, m))
         return NEAR__STREAM_NEXT; /* a doubted echo: applied, but our own numbers prove nothing to us */
     near__lock(&c->lock);
     news = near__streams_heard(c->streams, m->sender, m->stream, m->sequence);
@@ -225,11 +262,10 @@ check_beat(struct near__coherence *c, const struct near__message *m)
 }
 
 static void
-on_message(void *ctx, near_bytes bytes)
+take_message(struct near__coherence *c, near_bytes bytes)
 {
-    struct near__coherence *c = ctx;
-    struct near__message    m;
-    enum near__stream_news  news;
+    struct near__message   m;
+    enum near__stream_news news;
 
     if (!near__message_decode(&m, bytes) || m.stream == 0 || m.sequence == 0) {
         count(&c->counters.bad_messages, 1);
@@ -241,7 +277,7 @@ on_message(void *ctx, near_bytes bytes)
         return;
     }
     news = news_of(c, &m);
-    if (m.kind == NEAR__MESSAGE_BEAT && m.sender != c->sender && news != NEAR__STREAM_GAP)
+    if (m.kind == NEAR__MESSAGE_BEAT && !is_ours(c, &m) && news != NEAR__STREAM_GAP)
         news = check_beat(c, &m);
     switch (news) {
     case NEAR__STREAM_GAP: /* race 18: tolerance 0 */
@@ -259,6 +295,17 @@ on_message(void *ctx, near_bytes bytes)
     }
     if (m.kind != NEAR__MESSAGE_BEAT)
         dispatch(c, &m);
+}
+
+static void
+on_message(void *ctx, near_bytes bytes)
+{
+    struct near__coherence *c = ctx;
+
+    /* relaxed: the numbers are noted under the lock after it.  Release: pairs with the acquire in near__coherence_applied() */
+    atomic_fetch_add_explicit(&c->applying, 1, memory_order_relaxed);
+    take_message(c, bytes);
+    atomic_fetch_sub_explicit(&c->applying, 1, memory_order_release);
 }
 
 /* The server's own word.  Nothing tells our own writes from others' (race 10): all are applied. */
@@ -287,6 +334,7 @@ on_subscribed(void *ctx)
     c->listening = false;
     near__streams_forget(c->streams);
     near__unlock(&c->lock);
+    near__stream_disclaim_all(); /* we may be a copy: what was ours goes on elsewhere */
 
     distrust(c);
     count(&c->counters.connects, 1);
@@ -322,16 +370,30 @@ end_storm(struct near__coherence *c, int64_t until)
     near__unlock(&c->lock);
 }
 
+/* The gate moves: for how long it was closed; -1: it was not. */
+static int64_t
+closure_locked(struct near__coherence *c, int64_t now)
+{
+    int64_t closed_at =
+        c->closed_at != 0 ? c->closed_at : atomic_load_explicit(&c->gate, memory_order_relaxed);
+
+    c->closed_at = 0;
+    return c->opened && closed_at < now ? now - closed_at : -1;
+}
+
 static void
 on_heard(void *ctx, int64_t since)
 {
-    struct near__coherence *c     = ctx;
-    int64_t                 until = near__time_after(since, c->serve_window);
-    int64_t                 now   = near__now(c->clock), storm;
+    struct near__coherence *c       = ctx;
+    int64_t                 until   = near__time_after(since, c->serve_window);
+    int64_t                 now     = near__now(c->clock), storm;
+    int64_t                 closure = -1;
 
     near__lock(&c->lock);
     storm = c->storm_until;
     if (storm == 0 && c->listening && since >= c->subscribed_at) {
+        if (until > now)
+            closure = closure_locked(c, now);
         /* release: pairs with the acquire in near__coherence_gate(): who sees this gate sees the flush before it */
         if (until > atomic_load_explicit(&c->gate, memory_order_relaxed))
             atomic_store_explicit(&c->gate, until, memory_order_release);
@@ -342,6 +404,8 @@ on_heard(void *ctx, int64_t since)
         }
     }
     near__unlock(&c->lock);
+    if (closure >= 0)
+        near__histogram_record(&c->closures, closure);
     if (storm != 0 && now >= storm)
         end_storm(c, storm);
 }
@@ -350,11 +414,12 @@ on_heard(void *ctx, int64_t since)
 static void
 on_suspected(void *ctx)
 {
-    struct near__coherence *c = ctx;
+    struct near__coherence *c   = ctx;
+    int64_t                 now = near__now(c->clock);
 
     near__lock(&c->lock);
     c->listening = false;
-    atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
+    close_gate_locked(c, now);
     near__unlock(&c->lock);
     distrust(c);
 }
@@ -434,13 +499,14 @@ near__coherence_publish(struct near__coherence *c, uint8_t *message, size_t size
                         near_error *error)
 {
     uint64_t    stream = 0;
+    int64_t     since  = near__now(c->clock);
     near_status st = c->ops->publish(c->bus, message, size, NEAR__MESSAGE_STAMP_AT, &stream, deadline, error);
 
     /* "filled" makes nobody's copy stale, so its echo is never needed: the few places are for those that do */
     if (st != NEAR_OK && stream != 0 && message[NEAR__MESSAGE_KIND_AT] != NEAR__MESSAGE_FILLED)
         near__coherence_doubt(c, stream);
     if (st == NEAR_OK)
-        near__coherence_announced(c, message);
+        near__coherence_announced_since(c, message, since);
     count(st == NEAR_OK ? &c->counters.sent : &c->counters.send_failures, 1);
     return st;
 }
@@ -509,15 +575,68 @@ on_beat(void *ctx)
     free(told);
 }
 
+/* In the place of the same sender, or the oldest: they lie newest first. */
+static void
+note_position(const struct near__coherence *c, const uint8_t *message)
+{
+    size_t i = 0;
+
+    while (i < POSITIONS - 1 && positions[i].sender != c->sender)
+        i++;
+    memmove(positions + 1, positions, i * sizeof(positions[0]));
+    positions[0] = (struct near__position){ c->sender, near__le64_get(message + NEAR__MESSAGE_STAMP_AT),
+                                            near__le64_get(message + NEAR__MESSAGE_STAMP_AT + 8) };
+}
+
+void
+near__coherence_position(const struct near__coherence *c, struct near__position *position)
+{
+    *position = (struct near__position){ c->sender, 0, UINT64_MAX };
+    for (size_t i = 0; i < POSITIONS; i++)
+        if (positions[i].sender == c->sender)
+            *position = positions[i];
+}
+
+/* What is noted as heard has been applied when nobody is applying anything; at such a moment it takes no more than a look. */
+bool
+near__coherence_applied(struct near__coherence *c, const struct near__position *position)
+{
+    bool heard;
+
+    if (position->sender == c->sender && near__stream_is_ours(position->stream))
+        return true;
+    near__lock(&c->lock);
+    heard = c->listening &&
+            c->copies <= 1 && /* with several links what was acknowledged before may come after */
+            near__streams_has(c->streams, position->sender, position->stream, position->sequence);
+    near__unlock(&c->lock);
+    return heard && atomic_load_explicit(&c->applying, memory_order_acquire) == 0;
+}
+
 void
 near__coherence_announced(struct near__coherence *c, const uint8_t *message)
 {
+    note_position(c, message);
     if (!c->ops->beats)
         return;
     near__lock(&c->lock);
     near__sent_note(&c->sent, near__le64_get(message + NEAR__MESSAGE_STAMP_AT),
                     near__le64_get(message + NEAR__MESSAGE_STAMP_AT + 8));
     near__unlock(&c->lock);
+}
+
+void
+near__coherence_announced_since(struct near__coherence *c, const uint8_t *message, int64_t since)
+{
+    int64_t lag;
+
+    near__coherence_announced(c, message);
+    near__lock(&c->lock);
+    lag = near__lag_note(&c->lag, near__le64_get(message + NEAR__MESSAGE_STAMP_AT),
+                         near__le64_get(message + NEAR__MESSAGE_STAMP_AT + 8), since, false);
+    near__unlock(&c->lock);
+    if (lag >= 0)
+        near__histogram_record(&c->echo, lag);
 }
 
 near_status
@@ -629,6 +748,8 @@ near__coherence_free(struct near__coherence **coherence)
     if (c->bus != NULL)
         c->ops->fini(c->bus);
     near__streams_free(&c->streams);
+    near__histogram_fini(&c->echo);
+    near__histogram_fini(&c->closures);
     if (!c->forked) { /* a child has a copy of whatever state other threads had left these in: destroying may hang */
         pthread_cond_destroy(&c->changed);
         near__lock_fini(&c->lock);
@@ -679,4 +800,12 @@ near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *s
     stats->tracking   = state.tracking;
     stats->recognised = state.recognised;
     stats->suspicions = state.suspicions;
+}
+
+void
+near__coherence_histograms(const struct near__coherence *c, const struct near__histogram **echo,
+                           const struct near__histogram **closures)
+{
+    *echo     = &c->echo;
+    *closures = &c->closures;
 }

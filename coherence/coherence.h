@@ -11,6 +11,7 @@
 #define NEAR_COHERENCE_COHERENCE_H
 
 #include "base/clock.h"
+#include "base/histogram.h"
 #include "base/uri.h"
 #include "coherence/message.h"
 
@@ -30,6 +31,7 @@ struct near__coherence_sink {
         void *ctx); /* distrust everything: move all fences, drop all L1, forget known generations */
     /* The server says that what lies under this key of its own has changed, whoever did it.  NULL: not wanted. */
     void (*changed)(void *ctx, near_bytes server_key);
+    void (*prefixed)(void *ctx, near_bytes cache, near_bytes prefix); /* all keys that begin so are gone */
 };
 
 struct near__coherence_config {
@@ -79,6 +81,18 @@ void near__coherence_doubt(struct near__coherence *coherence, uint64_t stream);
 
 /* A message that was published in another way (with the write itself) has been acknowledged; it holds its stamp. */
 void near__coherence_announced(struct near__coherence *coherence, const uint8_t *message);
+/* The same where it is known when it was begun, which tells how long messages take (coherence/lag.h). */
+void near__coherence_announced_since(struct near__coherence *coherence, const uint8_t *message,
+                                     int64_t since);
+
+/* Where a message stands.  sequence 0: nowhere; UINT64_MAX: that is not known. */
+struct near__position {
+    uint64_t sender, stream, sequence;
+};
+/* Of the newest message that the calling thread has published here and knows to be acknowledged. */
+void near__coherence_position(const struct near__coherence *coherence, struct near__position *position);
+/* Has that message been applied here?  False: it is not known. */
+bool near__coherence_applied(struct near__coherence *coherence, const struct near__position *position);
 
 near_status near__coherence_fence(struct near__coherence *coherence, int64_t deadline, near_error *error);
 
@@ -94,5 +108,8 @@ struct near__coherence_stats {
     bool     connected;
 };
 void near__coherence_stats(struct near__coherence *coherence, struct near__coherence_stats *stats);
+/* From sending a message to hearing it oneself; and how long the gate was closed, each time it opened again. */
+void near__coherence_histograms(const struct near__coherence *coherence, const struct near__histogram **echo,
+                                const struct near__histogram **closures);
 
 #endif

@@ -16,6 +16,7 @@
  */
 #include "l2/redis_node.h"
 
+#include "l2/large.h"
 #include "l2/resp.h"
 
 #include "base/hash.h"
@@ -60,6 +61,7 @@ struct slot {
 /* What became of a message: shared by the call and whoever sent it, since either may go first. */
 struct near__redis_note {
     _Atomic uint32_t owners;
+    _Atomic uint64_t number; /* in the stream; written before it */
     _Atomic uint64_t stream; /* 0: it has not left */
 };
 
@@ -134,6 +136,7 @@ struct near__redis_node {
     struct near__lanes         *lanes;
     char                        name[300];
     unsigned                    mget;
+    struct near__large          large; /* keys, or whole GETs where these travel alone */
 };
 
 /* ----------------------------------------------------------------------------------------- a call's memory */
@@ -346,7 +349,7 @@ near__redis_call_stamped(struct near__redis_call *call, size_t message_size, siz
 /* A call that was given up counts as sent from the moment before it is stamped: then either its leader stamps it now, or he finds it
  * given up and frees it. */
 uint64_t
-near__redis_note_read(struct near__redis_note *note, bool given_up)
+near__redis_note_read(struct near__redis_note *note, bool given_up, uint64_t *number)
 {
     uint64_t stream;
     uint32_t owners;
@@ -359,6 +362,8 @@ near__redis_note_read(struct near__redis_note *note, bool given_up)
         if (given_up)
             sched_yield();
     } while (given_up);
+    *number =
+        atomic_load_explicit(&note->number, memory_order_relaxed); /* the stream's acquire has paid for it */
     note_release(note);
     return stream;
 }
@@ -375,10 +380,25 @@ near__redis_call_idempotent(struct near__redis_call *call, bool idempotent)
     call->lane.idempotent = idempotent;
 }
 
+static near_bytes
+asked(const struct slot *slot)
+{
+    return (near_bytes){ slot->bytes, slot->size };
+}
+
+static bool
+reads_large(const struct near__redis_call *call)
+{
+    for (size_t i = 0; call->lane.idempotent && i < call->count; i++)
+        if (near__large_has(&call->node->large, asked(&call->slots[i])))
+            return true;
+    return false;
+}
+
 struct near__lane_ask
 near__redis_ask(struct near__redis_call *call)
 {
-    call->lane.bulk = call->bytes > BULK;
+    call->lane.bulk = call->bytes > BULK || reads_large(call);
     return (struct near__lane_ask){ .lanes = call->node->lanes, .call = &call->lane };
 }
 
@@ -730,12 +750,12 @@ codec_transport(void *self)
 }
 
 static bool
-codec_usable(void *self)
+codec_usable(void *self, bool lately)
 {
     struct codec_conn *conn = self;
 
     return conn->reader->len == conn->reader->pos && conn->mgets == NULL &&
-           near__redis_conn_usable(conn->conn);
+           (lately ? !near__redis_conn_outdated(conn->conn) : near__redis_conn_usable(conn->conn));
 }
 
 static bool
@@ -878,9 +898,10 @@ stamp(struct codec_conn *conn, struct near__redis_call *call)
     uint8_t *at = (uint8_t *)call->slots[call->stamped - 1].bytes + call->stamp_at;
 
     near__redis_conn_stamp(conn->conn, at);
+    call->number = near__le64_get(at + 8);
+    atomic_store_explicit(&call->note->number, call->number, memory_order_relaxed);
     /* release pairs with near__redis_note_read() */
     atomic_store_explicit(&call->note->stream, near__redis_conn_stream(conn->conn), memory_order_release);
-    call->number = near__le64_get(at + 8);
     conn->announced++;
     conn->alone -= conn->alone > 0;
 }
@@ -976,11 +997,14 @@ deal_root(struct codec_conn *conn, struct target *target)
 static bool
 end_target(struct codec_conn *conn, struct target *target, bool many)
 {
+    const struct slot *slot = &target->call->slots[target->key];
+
     if (!many && !deal_root(conn, target)) {
         conn->no_memory = true;
         return false;
     }
-    return has_kind(&target->call->slots[target->key].reply, VALUE_KINDS);
+    near__large_note(&conn->node->large, asked(slot), slot->reply.size);
+    return has_kind(&slot->reply, VALUE_KINDS);
 }
 
 /* The oldest MGET is answered.  False: by something that no MGET can have for an answer, or no memory. */
@@ -1058,6 +1082,8 @@ end_reply(struct codec_conn *conn, struct near__redis_call *call, size_t *ends)
     if (!has_kind(&slot->reply, slot->kinds))
         return false;
     conn->spent |= says_no(conn, &slot->reply);
+    if (call->lane.idempotent)
+        near__large_note(&conn->node->large, asked(slot), slot->reply.size);
     call->replies++;
     if (conn->held == call && (call->replies == 1 || call->replies + 2 == call->count)) {
         near__lane_release(conn->out);

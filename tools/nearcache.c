@@ -29,6 +29,29 @@ static const struct command commands[] = {
       "  -o NAME=VALUE      any option that `nearcache config --list` shows\n"
       "  --config FILE      options from a file\n"
       "Reads only; no key is written.\n" },
+    { "simulate", "[OPTION]... TRACE...", "hit ratios of L1 over a trace, at many sizes and policies",
+      run_simulate,
+      "  --sizes LIST       up to 64 of 1000, 10k, 2M entries, 5% of the keys, 64MiB of memory; by default "
+      "eight, 1% to\n"
+      "                     100%\n"
+      "  --policies LIST    of those that l1.policy accepts; by default all\n"
+      "  --exact            the policies by their definitions, one shard, instead of L1 as it is in "
+      "production\n"
+      "  --sampled          estimate from a sample of the keys (some 25000 of them)\n"
+      "  --rate R           the same with this part of the keys, more than 0, up to 1\n"
+      "  --format FORMAT    auto, keys (KEY [SIZE]), csv (TIME,KEY[,SIZE]), monitor (redis-cli MONITOR), "
+      "hmget (HMGET KEY\n"
+      "                     FIELD...)\n"
+      "  --value-size N     bytes of a value where the trace does not say; by default 100\n"
+      "  --threads N        by default one for each processor\n"
+      "  --json             for programs, instead of a table\n"
+      "  --svg FILE         the curves as a picture\n"
+      "  --html FILE        picture, table and advice as one page\n"
+      "TRACE - is standard input; several are read as one.  Files compressed with zstd or gzip are read as "
+      "they are.\n"
+      "Exit status 3: a trace that cannot be read or makes no sense (file and line are named), or a file "
+      "that cannot be\n"
+      "written; then none is left behind.\n" },
     { "journal", "inspect [--records] [--json] DIR | verify DIR | salvage DIR",
       "look into the journal of unfinished writes", run_journal,
       "  inspect DIR        what is there: files, what is not done by cache, dead letters, damage\n"
