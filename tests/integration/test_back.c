@@ -701,24 +701,26 @@ test_full_through(void **state)
     struct instance a;
     char            key[16], value[2001];
     unsigned        direct = 0;
+    near_status     status;
 
     OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.max_pending", "16KiB",
-              "write_back.batch", "4096", "write_back.on_full", "through", "store.timeout", "200ms",
+              "write_back.batch", "4096", "write_back.on_full", "through", "store.timeout", "300ms",
               "close.timeout", "100ms");
     near_cache_set_loader(a.cache, load_from_sink, sink);
     memset(value, 'x', sizeof(value) - 1);
     value[sizeof(value) - 1] = '\0';
     sink->delay_us           = 20000; /* so that there is no room at once */
-    for (unsigned i = 0; i < 30; i++) {
+    for (unsigned i = 0; i < 20; i++) {
         snprintf(key, sizeof(key), "k%u", i);
-        update(&a, key, value);
-        direct += sink_value(sink, key)[0] == 'x';
+        status = near_update(a.cache, near_key(key), near_key(value), NULL);
+        assert_true(status == NEAR_OK || status == NEAR_ERR_TIMEOUT); /* on a busy machine */
+        direct += status == NEAR_OK && sink_value(sink, key)[0] == 'x';
     }
     assert_in_range(direct, 1, 29);
     sink->delay_us = 0;
     flush(&a);
     sink->mode = SINK_HOLD; /* and now it hangs: nothing more is kept than room is for */
-    for (unsigned i = 0; i < 12; i++) {
+    for (unsigned i = 0; i < 10; i++) {
         snprintf(key, sizeof(key), "h%u", i);
         near_update(a.cache, near_key(key), near_key(value), NULL);
     }
