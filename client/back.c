@@ -918,7 +918,9 @@ accept(struct near__back *back, struct change *change, struct near__dirty_key **
             if (*key != NULL && (*key)->stored && (*key)->place != NEAR__DIRTY_FLYING)
                 old = (*key)->last;
         }
-        status = number_locked(back, change);
+        if (*key == NULL && change->node == NULL)
+            change->node = near__dirty_key_new(change->hash, change->key);
+        status = *key == NULL && change->node == NULL ? NEAR_ERR_NOMEM : number_locked(back, change);
         if (status == NEAR_ERR_BUSY) { /* the journal is full: nobody tells when it is not */
             again = wait_locked(back, deadline, FULL_PAUSE);
             continue;
@@ -1002,8 +1004,7 @@ change_make(struct change *change, near_bytes data, const near_put_options *opti
     change->put   = data.data != NULL;
     change->write = write;
     write->entry  = near__entry_new(change->key, change->hash, data.size, &bytes);
-    change->node  = near__dirty_key_new(change->hash, change->key);
-    if (write->entry == NULL || change->node == NULL)
+    if (write->entry == NULL)
         return false;
     if (data.size > 0)
         memcpy(bytes, data.data, data.size);
@@ -1013,7 +1014,8 @@ change_make(struct change *change, near_bytes data, const near_put_options *opti
     write->stamp       = change->put && !cache->bare ? near__stamp(cache->client) : 0;
     write->kept        = change->put && options->tag_count == 0 && !(options->flags & NEAR_NO_FILL) &&
                   cache->settings.l1_max_bytes != 0;
-    write->cost = near__entry_cost(write->entry) + sizeof(*write) + sizeof(*change->node) + change->key.size;
+    write->cost =
+        near__entry_cost(write->entry) + sizeof(*write) + sizeof(struct near__dirty_key) + change->key.size;
     return true;
 }
 
@@ -1053,10 +1055,10 @@ near__back_write(near_cache *cache, near_bytes key, near_bytes data, const near_
 {
     struct near__back      *back = cache->back;
     struct near__dirty_key *node;
-    struct change           change = { .cache = cache, .key = key };
-    near_status             status = check(cache, key, data, options);
-    int64_t                 deadline;
-    uint64_t                stamp = 0;
+    struct change           change   = { .cache = cache, .key = key };
+    near_status             status   = check(cache, key, data, options);
+    int64_t                 deadline = 0;
+    uint64_t                stamp    = 0;
 
     if (status == NEAR_OK && cache->store == NULL)
         status = NEAR_ERR_UNSUPPORTED;
@@ -1064,10 +1066,10 @@ near__back_write(near_cache *cache, near_bytes key, near_bytes data, const near_
         return status;
     change.hash = near__hash_keyed(&cache->client->secret, key);
     status      = change_make(&change, data, options) ? NEAR_OK : NEAR_ERR_NOMEM;
-    deadline    = near__time_after(near__client_now(cache->client), cache->settings.store_timeout);
     if (status == NEAR_OK) {
-        stamp  = change.write->stamp;
-        status = accept(back, &change, &node, deadline);
+        stamp    = change.write->stamp;
+        deadline = near__time_after(change.write->entry->born, cache->settings.store_timeout);
+        status   = accept(back, &change, &node, deadline);
     }
     near__count(cache, NEAR__write_back_refused, status == NEAR_ERR_BUSY);
     if (status != NEAR_OK) {
@@ -1120,6 +1122,12 @@ replay_one(void *ctx, const struct near__journal_record *record, uint64_t sequen
     }
     change.write->sequence = sequence;
     change.write->stamp    = 0; /* whatever lies in L2 goes */
+    change.node            = near__dirty_key_new(change.hash, record->key);
+    if (change.node == NULL) {
+        change_unmake(&change);
+        replay->status = NEAR_ERR_NOMEM;
+        return false;
+    }
     near__lock(&back->dirty.lock);
     key = near__dirty_key_locked(&back->dirty, change.hash, record->key);
     insert_locked(back, &change, key, replaceable_locked(back->cache, key));
