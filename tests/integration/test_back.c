@@ -763,6 +763,39 @@ test_close_says_how_many(void **state)
     assert_int_equal(near_client_close(a.client, &error), NEAR_OK);
 }
 
+/* The store comes back when client, journal and pool are closed. */
+static void
+test_a_store_that_outlives_its_client(void **state)
+{
+    struct world   *w           = *state;
+    struct sink    *sink        = &(struct sink)SINK(.delay_us = 900000);
+    char            directory[] = "/tmp/test_back_XXXXXX", command[64];
+    struct instance a;
+    near_error      error;
+
+    assert_non_null(mkdtemp(directory));
+    OPEN_BACK(w, &a, sink, "write_back.interval", "0", "close.timeout", "50ms", "write_back.journal",
+              directory, "write_back.fsync", "none");
+    update(&a, "k", "v");
+    while (sink->calls == 0)
+        sleep_ms(1);
+    assert_int_equal(near_client_close(a.client, &error), NEAR_ERR_BUSY);
+    assert_non_null(strstr(error.text, "1 changes"));
+    for (int64_t until = test_now_ms() + 5000;
+         strcmp(sink_value(sink, "k"), "v") != 0 && test_now_ms() < until;)
+        sleep_ms(1);
+    sleep_ms(20);
+    sink->delay_us = 0;
+    OPEN_BACK(w, &a, sink, "write_back.journal", directory); /* nobody noted that it was done: once more */
+    flush(&a);
+    assert_int_equal(sink_writes(sink, "k"), 2);
+    assert_int_equal(sink->misordered, 0);
+    assert_int_equal(stats_of(&a).write_back_replayed, 1);
+    close_instance(&a);
+    snprintf(command, sizeof(command), "rm -rf %s", directory);
+    assert_int_equal(system(command), 0);
+}
+
 static void
 test_refusals_of_arguments(void **state)
 {
@@ -822,6 +855,7 @@ main(void)
         OVER(none, test_full_wait),
         OVER(memory, test_full_through),
         OVER(memory, test_close_says_how_many),
+        OVER(memory, test_a_store_that_outlives_its_client),
         OVER(memory, test_refusals_of_arguments),
     };
 
