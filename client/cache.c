@@ -41,8 +41,8 @@ near__cache_free(near_cache *cache)
     near__watch_fini(cache);
     near__gather_fini(&cache->gather);
     near__budget_fini(&cache->budget);
+    near__hot_fini(&cache->hot);
     near__lock_fini(&cache->work_lock);
-    near__lock_fini(&cache->choice_lock);
     pthread_cond_destroy(&cache->work_done);
     for (size_t i = 0; i < NEAR__TIMINGS; i++)
         near__histogram_fini(&cache->histograms[i]);
@@ -82,8 +82,8 @@ cache_new(near_client *client, const char *name)
     near__watch_init(cache);
     near__gather_init(&cache->gather);
     near__budget_init(&cache->budget, &client->settings);
+    near__hot_init(&cache->hot);
     near__lock_init(&cache->work_lock, NEAR__RANK_LEAF);
-    near__lock_init(&cache->choice_lock, NEAR__RANK_LOAD);
     near__cond_init(&cache->work_done);
     return cache;
 }
@@ -126,6 +126,8 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         .plain       = client->ops == NULL,
         .hash        = hash_key,
         .hash_ctx    = &client->secret,
+        .sample      = near__hot_hit,
+        .sample_ctx  = cache,
     };
     cache->wanted_bytes   = config.max_bytes;
     cache->wanted_entries = config.max_entries;

@@ -93,11 +93,10 @@ find_cache(near_client *client, near_bytes name)
 }
 
 static void
-sink_invalidate(void *ctx, near_bytes name, near_bytes key)
+invalidate(near_client *client, near_bytes name, near_bytes key, enum near__last_source source)
 {
-    near_client *client = ctx;
-    near_cache  *cache  = find_cache(client, name);
-    uint64_t     hash;
+    near_cache *cache = find_cache(client, name);
+    uint64_t    hash;
 
     if (cache == NULL)
         return;
@@ -105,7 +104,14 @@ sink_invalidate(void *ctx, near_bytes name, near_bytes key)
     if (cache->back != NULL)
         near__back_suspect(cache, hash, key);
     near__l1_invalidate(cache->l1, hash, key);
+    near__last_note(&cache->last, hash, source, near__client_now(client));
     near__cache_release(cache);
+}
+
+static void
+sink_invalidate(void *ctx, near_bytes name, near_bytes key)
+{
+    invalidate(ctx, name, key, NEAR__LAST_MESSAGE);
 }
 
 /* Moves no fence: what was filled is what everybody would have loaded. */
@@ -199,7 +205,7 @@ sink_changed(void *ctx, near_bytes l2_key)
 
     switch (near__l2_key_read(client, l2_key, &name, &key)) {
     case NEAR__L2_ENTRY:
-        sink_invalidate(ctx, name, key);
+        invalidate(client, name, key, NEAR__LAST_SERVER);
         sink_filled(ctx, name, key);
         break;
     case NEAR__L2_TAG:
@@ -290,13 +296,15 @@ choose_gutter(near_client *client, near_error *error)
 }
 
 static near_status
-open_l2(near_client *client, near_error *error)
+open_l2(near_client *client, const near_config *config, near_error *error)
 {
     near_status status = near__uri_parse(&client->l2_uri, "l2.uri", client->settings.l2_uri, error);
 
     if (status != NEAR_OK || client->l2_uri.kind == NEAR__URI_NONE)
         return status;
-    client->ops = near__l2_backend_named(client->l2_uri.scheme);
+    client->ops = client->l2_uri.kind == NEAR__URI_OTHER
+                      ? near__config_backend(config, client->l2_uri.scheme)
+                      : near__l2_backend_named(client->l2_uri.scheme);
     if (client->ops == NULL || client->ops->version != NEAR_L2_OPS_V1) {
         client->ops = NULL;
         return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",
@@ -310,6 +318,7 @@ open_l2(near_client *client, near_error *error)
         return status;
     }
     client->env = (struct near_l2_env){
+        .text            = client->settings.l2_uri,
         .uri             = &client->l2_uri,
         .access          = &client->access.l2,
         .clock           = &client->clock,
@@ -372,11 +381,6 @@ choose_bus(near_client *client, near_error *error)
     if (client->bus_uri.kind == NEAR__URI_MEMCACHED)
         return near__fail(error, NEAR_ERR_INVALID, "coherence.uri: memcached carries no messages; accepts %s",
                           near__options[NEAR__OPTION_coherence_uri].accepts);
-    if (wants_tracking(settings) && client->bus_uri.layout == NEAR__LAYOUT_CLUSTER)
-        return near__fail(
-            error, NEAR_ERR_UNSUPPORTED,
-            "coherence.mode: a cluster's nodes are not asked for server-assisted invalidation in this "
-            "version; accepts auto, pubsub or none");
     if (wants_tracking(settings) && (client->bus_uri.kind != NEAR__URI_REDIS ||
                                      !near__uri_same_server(&client->bus_uri, &client->l2_uri)))
         return near__fail(
@@ -443,7 +447,7 @@ open_client(near_client *client, const near_config *config, near_error *error)
     if (client->workers == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     snprintf(client->name, sizeof(client->name), "nearcache");
-    status = open_l2(client, error);
+    status = open_l2(client, config, error);
     if (status == NEAR_OK)
         status = open_coherence(client, error);
     if (status == NEAR_OK && near__audit_open(client) != NEAR_OK)

@@ -19,6 +19,8 @@
 #include "base/uri.h"
 #include "coherence/coherence.h"
 #include "config.h"
+#include "explain.h"
+#include "hot.h"
 #include "l1/find.h"
 #include "l2/backend.h"
 #include "l2/compress.h"
@@ -217,6 +219,8 @@ struct near_cache {
 
     struct near__counters  counters;
     struct near__histogram histograms[NEAR__TIMINGS];
+    struct near__hot       hot;  /* the keys asked for most */
+    struct near__last      last; /* invalidations, for near_explain() */
 };
 
 void near__client_release(near_client *client);

@@ -10,6 +10,8 @@
 #include "base/base.h"
 #include "l2/compress.h"
 
+struct near_l2_ops;
+
 /* Types: what a value looks like, and the field it becomes in near__settings. */
 enum near__option_type {
     NEAR__SIZE,     /* uint64_t bytes: 0 512 64KiB 256MiB 1GiB 1TiB */
@@ -187,7 +189,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(coherence_password_env, "coherence.password_env", TEXT, CLIENT, "", 0, 127,                                     \
       "the name of an environment variable", "As l2.password_env, for the bus.")                                      \
     X(coherence_mode, "coherence.mode", CHOICE, CLIENT, "auto", 0, 0, "auto | pubsub | tracking | both | none",       \
-      "How instances hear of writes.  pubsub: they tell each other.  tracking, both: besides, the Redis that is both L2 and bus "   \
+      "How instances hear of writes.  pubsub: they tell each other.  tracking, both: besides, the Redis or cluster that is both L2 and bus "   \
       "tells of every change under l2.key_prefix, whoever made it, of expiry and of eviction; it tells of our own writes and "  \
       "fills, too, so these stay in L1 from the next read on only.  Where the server refuses that, pubsub remains.  auto: pubsub where there is a bus.")                                            \
     X(coherence_channel, "coherence.channel", TEXT, CLIENT, "", 0, 128, "0 .. 128 characters from ! to ~",            \
@@ -285,6 +287,9 @@ extern const struct near__option near__options[NEAR__OPTION_COUNT];
 void near__option_accepts(const struct near__option *option, char *out, size_t size);
 /* "NEARCACHE_L2_URI" for "l2.uri". */
 void near__option_variable(const struct near__option *option, char *out, size_t size);
+
+/* The backend that was added to `config` (may be NULL) with this scheme, or NULL. */
+const struct near_l2_ops *near__config_backend(const near_config *config, const char *scheme);
 
 /* The values of a client: defaults, then `config` (may be NULL), then the environment; checked one by one and together. */
 near_status near__settings_resolve(struct near__settings *settings, const near_config *config,

@@ -105,6 +105,7 @@ struct near__journal {
     uint64_t      bad_upto; /* salvaging: segments up to this one are put aside, not used again */
     uint32_t      dead_end, dead_checksum;
     uint64_t      dead_stamp, dead_bytes;
+    struct near__segment_start tail; /* while it opens: what only the kernel may know of the last segment */
 };
 
 /* ---- forks: descriptors close in the child before anybody runs there */
@@ -347,7 +348,7 @@ put_away(struct near__journal *journal, const struct near__segment *segment)
         journal->disk->rename(journal->disk->ctx, directory, name, aside);
         return;
     }
-    for (int i = 0; i < SPARE_SEGMENTS && segment->size == journal->segment_size; i++)
+    for (int i = 0; i < SPARE_SEGMENTS && segment->size == journal->segment_size && !segment->failed; i++)
         if (journal->spare_ids[i] == 0) {
             journal->spare_ids[i] = segment->id;
             return;
@@ -391,7 +392,7 @@ take_spare(struct near__journal *journal, uint32_t size)
 
 static int
 create_segment(struct near__journal *journal, uint32_t size, bool advance, struct near__segment *segment,
-               struct near__segment_header *header)
+               struct near__segment_header *header, struct near__segment_start *start)
 {
     struct near__journal_dir dir   = dir_of(journal);
     uint64_t                 spare = take_spare(journal, size);
@@ -410,7 +411,7 @@ create_segment(struct near__journal *journal, uint32_t size, bool advance, struc
         .first_sequence       = journal->next_sequence,
     };
     near__unlock(&journal->lock);
-    result = near__segment_create(&dir, header, spare, &fd);
+    result = near__segment_create(&dir, header, spare, start, &fd);
     if (result < 0)
         return result;
     *segment = (struct near__segment){ .id = header->segment, .size = size };
@@ -423,17 +424,17 @@ create_segment(struct near__journal *journal, uint32_t size, bool advance, struc
 /* A new last segment, which cuts the one before where it was last known to be on disk.  `advance`: all that is placed is on disk, so what is free may go.
  * A failure to make one is tried once more, under another number: nothing was trusted to the first. */
 static int
-next_segment(struct near__journal *journal, size_t record, bool advance)
+next_segment(struct near__journal *journal, size_t room, bool advance, struct near__segment_start *start)
 {
     struct near__segment_header header;
     struct near__segment       *segment = malloc(sizeof(*segment));
     uint32_t                    size    = journal->segment_size;
     int                         result  = -ENOMEM;
 
-    if (record > size - NEAR__SEGMENT_HEADER)
-        size = (uint32_t)((record + NEAR__SEGMENT_HEADER + 4095) & ~(size_t)4095);
+    if (room > size - NEAR__SEGMENT_HEADER)
+        size = (uint32_t)((room + NEAR__SEGMENT_HEADER + 4095) & ~(size_t)4095);
     for (int tries = 0; tries < 2 && segment != NULL && result != 0; tries++)
-        result = create_segment(journal, size, advance, segment, &header);
+        result = create_segment(journal, size, advance, segment, &header, start);
     if (result < 0) {
         free(segment);
         return result;
@@ -450,10 +451,10 @@ next_segment(struct near__journal *journal, size_t record, bool advance)
     journal->counts.bytes += size;
     near__unlock(&journal->lock);
     journal->stamp           = near__segment_stamp(journal->origin, header.segment);
-    journal->end             = NEAR__SEGMENT_HEADER;
-    journal->checksum        = header.checksum;
-    journal->synced_end      = NEAR__SEGMENT_HEADER;
-    journal->synced_checksum = header.checksum;
+    journal->end             = NEAR__SEGMENT_HEADER + start->size;
+    journal->checksum        = start->checksum;
+    journal->synced_end      = journal->end;
+    journal->synced_checksum = start->checksum;
     journal->floor           = header.floor;
     drop_free_segments(journal, header.floor);
     return 0;
@@ -461,11 +462,12 @@ next_segment(struct near__journal *journal, size_t record, bool advance)
 
 /* The usual way from one segment to the next. */
 static int
-rotate(struct near__journal *journal, size_t record)
+rotate(struct near__journal *journal, size_t room)
 {
-    int result = sync_segment(journal);
+    struct near__segment_start start  = { .size = 0 };
+    int                        result = sync_segment(journal);
 
-    return result == 0 ? next_segment(journal, record, true) : result;
+    return result == 0 ? next_segment(journal, room, true, &start) : result;
 }
 
 /* ---- placing: from memory into the last segment */
@@ -548,19 +550,21 @@ stick(struct near__journal *journal, int result, const char *what)
 static int
 move_on(struct near__journal *journal, int failure, uint64_t concerned)
 {
-    int result;
+    struct near__segment_start start = { .size = 0 };
+    int                        result;
 
     near__lock(&journal->lock);
     journal->counts.failures++;
     journal->failures++;
-    journal->failed_upto = concerned;
+    journal->failed_upto  = concerned;
+    journal->last->failed = true;
     near__unlock(&journal->lock);
     near__log(&journal->options.log, NEAR_LOG_ERROR,
               "journal %s: segment %016" PRIx64 ": %s; what it may have lost is written to another file",
               journal->path, journal->last->id, strerror(-failure));
     for (struct chunk *chunk = journal->unsynced.first; chunk != NULL; chunk = chunk->next)
         chunk->placed = chunk->begin;
-    result = next_segment(journal, 0, false);
+    result = next_segment(journal, 0, false, &start);
     if (result == 0)
         result = place_all(journal);
     if (result == 0)
@@ -1368,13 +1372,42 @@ on_record(void *ctx, const struct near__scan_segment *segment, const struct near
     return NEAR_OK;
 }
 
+static near_status
+on_tail(void *ctx, const uint8_t *bytes, uint32_t size)
+{
+    struct near__journal *journal = ctx;
+
+    journal->tail.bytes = malloc(size);
+    if (journal->tail.bytes == NULL)
+        return NEAR_ERR_NOMEM;
+    memcpy(journal->tail.bytes, bytes, size);
+    journal->tail.size = size;
+    return NEAR_OK;
+}
+
+/* The new segment has begun with it: what it holds lies there now. */
+static void
+take_over_tail(struct near__journal *journal)
+{
+    const uint8_t *bytes = journal->tail.bytes;
+
+    near__lock(&journal->lock);
+    for (uint32_t at = 0; at < journal->tail.size; at += near__record_encoded_size(bytes + at))
+        if (bears_sequence(bytes + at))
+            near__index_place(&journal->index, near__record_encoded_sequence(bytes + at), journal->last,
+                              NEAR__SEGMENT_HEADER + at);
+    near__unlock(&journal->lock);
+    free(journal->tail.bytes);
+    journal->tail = (struct near__segment_start){ .size = 0 };
+}
+
 static void
 take_report(struct near__journal *journal, const struct near__scan_report *report)
 {
     journal->origin          = report->origin;
     journal->last_id         = report->highest;
-    journal->synced_end      = report->last_end;
-    journal->synced_checksum = report->last_checksum;
+    journal->synced_end      = report->last_synced;
+    journal->synced_checksum = report->last_synced_checksum;
     journal->dead_bytes      = report->dead_bytes;
     journal->first_sequence = report->next_sequence + (report->segments == 0 || report->clean ? 0 : LIFE_GAP);
     journal->next_sequence  = journal->first_sequence;
@@ -1444,6 +1477,7 @@ destroy(struct near__journal *journal)
     pthread_cond_destroy(&journal->changed);
     pthread_cond_destroy(&journal->work);
     near__lock_fini(&journal->lock);
+    free(journal->tail.bytes);
     free(journal->path);
     free(journal);
 }
@@ -1452,7 +1486,7 @@ static near_status
 recover(struct near__journal *journal, near_error *error)
 {
     struct near__journal_dir        dir     = dir_of(journal);
-    const struct near__scan_visitor visitor = { on_segment, on_record, NULL, journal };
+    const struct near__scan_visitor visitor = { on_segment, on_record, NULL, on_tail, journal };
     struct near__scan_report        report;
     near_status status = near__journal_scan(&dir, journal->options.salvage, &visitor, &report, error);
     int         result;
@@ -1468,7 +1502,9 @@ recover(struct near__journal *journal, near_error *error)
     take_report(journal, &report);
     near__journal_sweep(&dir, journal->oldest);
     journal->floor = report.floor;
-    result         = next_segment(journal, 0, report.gaps == 0);
+    result         = next_segment(journal, journal->tail.size, report.gaps == 0, &journal->tail);
+    if (result == 0)
+        take_over_tail(journal);
     if (result == 0 && report.gaps > 0)
         result = leave_damage_behind(journal);
     if (result < 0)

@@ -26,7 +26,7 @@ struct near__disk;
 enum near__journal_kind {
     NEAR__JOURNAL_PUT = 1, /* write-back: the store shall hold `data` under `key` */
     NEAR__JOURNAL_ERASE,   /* write-back: the store shall hold nothing under `key` */
-    NEAR__JOURNAL_INTENT,    /* write-through, write-around: the caches' copies of `key` may be outdated from now on */
+    NEAR__JOURNAL_INTENT, /* write-through, write-around: the caches' copies of `key` may be outdated from now on */
     NEAR__JOURNAL_DONE = 16, /* the journal's own: what needs no replay */
     NEAR__JOURNAL_END        /* the journal's own: a clean close */
 };

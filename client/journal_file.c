@@ -354,6 +354,28 @@ note_record(struct scan *scan, const struct near__record_view *view)
         report->next_sequence = next;
 }
 
+/* How far the last segment was on disk by its last record's word, and what follows, which a kernel that lived on may have shown us from memory. */
+static near_status
+find_tail(struct scan *scan, const struct near__segment_header *header, const uint8_t *bytes, uint32_t end)
+{
+    struct near__scan_report *report   = scan->report;
+    uint32_t                  checksum = header->checksum, at = NEAR__SEGMENT_HEADER, synced = at, last = end;
+    struct near__record_view  view;
+
+    for (; at < end && near__record_read(&view, bytes + at, end - at); at += view.size) {
+        synced = view.synced;
+        last   = view.record.kind == NEAR__JOURNAL_END ? at : end;
+    }
+    for (at = NEAR__SEGMENT_HEADER; at < synced && near__record_read(&view, bytes + at, end - at);
+         at += view.size)
+        checksum = view.checksum;
+    report->last_synced          = at;
+    report->last_synced_checksum = checksum;
+    return scan->visitor->tail != NULL && at < last
+               ? scan->visitor->tail(scan->visitor->ctx, bytes + at, last - at)
+               : NEAR_OK;
+}
+
 /* One segment's records.  `next` is the header that says where they end; NULL: the last segment. */
 static near_status
 walk(struct scan *scan, struct near__scan_segment *segment, const uint8_t *bytes, size_t size,
@@ -395,6 +417,8 @@ walk(struct scan *scan, struct near__scan_segment *segment, const uint8_t *bytes
         scan->report->last          = segment->header.segment;
         scan->report->last_end      = (uint32_t)at;
         scan->report->last_checksum = previous;
+        if (status == NEAR_OK)
+            status = find_tail(scan, &segment->header, bytes, (uint32_t)at);
     }
     if (status == NEAR_OK && next != NULL && next->predecessor_checksum != previous)
         status = damaged(scan, name, at, "another end than its successor knows of");
@@ -567,16 +591,29 @@ near__journal_sweep(const struct near__journal_dir *dir, const struct near__segm
     free(found.ids);
 }
 
+static void
+seal_start(const struct near__segment_header *header, struct near__segment_start *start)
+{
+    uint64_t stamp = near__segment_stamp(header->origin, header->segment);
+
+    start->checksum = header->checksum;
+    for (uint32_t at = 0; at < start->size; at += near__record_encoded_size(start->bytes + at))
+        start->checksum = near__record_seal(start->bytes + at, stamp, start->checksum, NEAR__SEGMENT_HEADER);
+}
+
 /* Header on disk first, then the name, then the directory: see the top of the header. */
 static int
-finish(const struct near__journal_dir *dir, struct near__segment_header *header, int fd, const char *from,
-       const char *to)
+finish(const struct near__journal_dir *dir, struct near__segment_header *header,
+       struct near__segment_start *start, int fd, const char *from, const char *to)
 {
     uint8_t bytes[NEAR__SEGMENT_HEADER];
     int     result;
 
     near__segment_encode(bytes, header);
+    seal_start(header, start);
     result = near__disk_write_all(dir->disk, fd, bytes, sizeof(bytes), 0);
+    if (result == 0)
+        result = near__disk_write_all(dir->disk, fd, start->bytes, start->size, NEAR__SEGMENT_HEADER);
     if (result == 0)
         result = dir->disk->sync(dir->disk->ctx, fd);
     if (result == 0)
@@ -613,7 +650,7 @@ settle(const struct near__journal_dir *dir, int *fd, int result)
 
 int
 near__segment_create(const struct near__journal_dir *dir, struct near__segment_header *header,
-                     uint64_t recycle, int *fd)
+                     uint64_t recycle, struct near__segment_start *start, int *fd)
 {
     char from[NEAR__SEGMENT_NAME], to[NEAR__SEGMENT_NAME];
     int  result = 0;
@@ -626,18 +663,19 @@ near__segment_create(const struct near__journal_dir *dir, struct near__segment_h
     if (recycle == 0)
         result = allocate(dir, *fd, header->size);
     if (result == 0)
-        result = finish(dir, header, *fd, recycle != 0 ? from : unfinished, to);
+        result = finish(dir, header, start, *fd, recycle != 0 ? from : unfinished, to);
     return settle(dir, fd, result);
 }
 
 int
 near__dead_create(const struct near__journal_dir *dir, struct near__segment_header *header, int *fd)
 {
-    char name[NEAR__SEGMENT_NAME];
+    struct near__segment_start start = { .size = 0 };
+    char                       name[NEAR__SEGMENT_NAME];
 
     near__segment_name(name, header->segment, "dead");
     *fd = open_next(dir);
     if (*fd < 0)
         return *fd;
-    return settle(dir, fd, finish(dir, header, *fd, unfinished, name));
+    return settle(dir, fd, finish(dir, header, &start, *fd, unfinished, name));
 }

@@ -38,9 +38,10 @@ struct near__scan_report {
     bool     clean;         /* the last life ended with a close */
     uint64_t last;          /* the last segment: where its records end, and the checksum there */
     uint32_t last_end, last_checksum;
-    uint64_t cut_bytes;   /* of its torn end */
-    uint64_t gaps;        /* damaged places that salvaging passed over */
-    char     damage[160]; /* the first of them: file, offset */
+    uint32_t last_synced, last_synced_checksum; /* the same for what its last record knew to be on disk */
+    uint64_t cut_bytes;                         /* of its torn end */
+    uint64_t gaps;                              /* damaged places that salvaging passed over */
+    char     damage[160];                       /* the first of them: file, offset */
     uint64_t dead_files, dead_letters, dead_bytes;
 };
 
@@ -55,6 +56,8 @@ struct near__scan_visitor {
     near_status (*record)(void *ctx, const struct near__scan_segment *segment,
                           const struct near__record_view *view, uint32_t at);
     near_status (*dead)(void *ctx, const struct near__record_view *view);
+    /* Of the last segment: whole records of which only the kernel may know (see `last_synced`), without an END. */
+    near_status (*tail)(void *ctx, const uint8_t *bytes, uint32_t size);
     void *ctx;
 };
 
@@ -74,9 +77,17 @@ near_status near__journal_lock(const struct near__journal_dir *dir, int *fd, nea
  * Trouble is left for the next time. */
 void near__journal_sweep(const struct near__journal_dir *dir, const struct near__segment *log);
 
-/* A segment whose header is on disk under its name; `recycle`: number of a free one of the same size to take, or 0.  0 or -errno. */
+/* Records that a segment begins with, sealed by near__segment_create(). */
+struct near__segment_start {
+    uint8_t *bytes;
+    uint32_t size;
+    uint32_t checksum; /* out: of the last of them, or of the header */
+};
+
+/* A segment whose header and first records are on disk under its name; `recycle`: number of a free one of the same size to take, or 0.  0 or
+ * -errno. */
 int near__segment_create(const struct near__journal_dir *dir, struct near__segment_header *header,
-                         uint64_t recycle, int *fd);
+                         uint64_t recycle, struct near__segment_start *start, int *fd);
 /* A file of dead letters: not allocated beforehand. */
 int near__dead_create(const struct near__journal_dir *dir, struct near__segment_header *header, int *fd);
 

@@ -20,6 +20,7 @@ struct near__segment {
     uint32_t              size; /* of the file */
     uint32_t              end;  /* of the records, but in the last segment */
     uint64_t              live, live_bytes;
+    bool                  failed; /* a write or fsync of it did: its file is not used again */
 };
 
 struct near__index_place {

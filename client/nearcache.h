@@ -829,6 +829,27 @@ NEAR_API char *near_stats_prometheus(near_client *client);
  * files, for one. */
 NEAR_API char *near_stats_prometheus_text(near_client *client);
 
+enum {
+    NEAR_PLAIN_KEYS = 1u << 8 /* near_hot_keys(): the keys themselves, too, not only their hashes */
+};
+
+/**
+ * Which keys are asked for most, by a sample of this cache's hits and misses, as one JSON object: `requests`, how many the sample stands
+ * for, and `keys`, at most 32, most wanted first: `hash` (XXH64 of the key's first 112 bytes, the same in every process), `size` in bytes,
+ * `share` of the requests, give or take `error`.  What is older counts less and less.  Freed with near_free().
+ * @param flags  NEAR_PLAIN_KEYS adds `key`: its first 112 bytes, those that are not ASCII as \u0080 to \u00ff.
+ * NULL: out of memory, no cache, a closed client or a forked child.  Threads: any.  Blocks: never.
+ */
+NEAR_API char *near_hot_keys(near_cache *cache, unsigned flags);
+
+/**
+ * One key on every level, as one JSON object, for a person who wonders: `gate` (may L1 answer?), `owed` (an invalidation of it could not
+ * be sent yet), `l1` and `l2` (present or not, age, size, what is left of its TTL and until it is dropped, tags, what its load took),
+ * and `invalidated`: by whom last, and when, if that is remembered.  Asks L2 as a read would; changes nothing.  Freed with near_free().
+ * NULL: as near_hot_keys(), and for a key that the cache cannot have.  Threads: any.  Blocks: up to l2.timeout.
+ */
+NEAR_API char *near_explain(near_cache *cache, near_bytes key);
+
 #ifdef __cplusplus
 }
 #endif

@@ -169,6 +169,7 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
     hit = near__l1_hit((struct near__l1_front *)cache->l1, hash, key, view->now);
     if (!usable(cache, view, hit)) {
         near__count(cache, NEAR__requests, 1);
+        near__hot_miss(cache, hash, key);
         return false;
     }
     *status = take_hit(cache, view, hit, value);
@@ -373,6 +374,7 @@ get_absent(near_cache *cache, near_bytes key, near_value *hit, uint64_t hash, ne
     if (hit == NEAR__L1_NEGATIVE)
         return take_hit(cache, &view, hit, value);
     near__count(cache, NEAR__requests, 1);
+    near__hot_miss(cache, hash, key);
     if (cache->bare && near__tier_key_check(cache, key) != NEAR_OK)
         return NEAR_ERR_INVALID;
     if (cache->client->ops != NULL)
@@ -569,8 +571,10 @@ near__l1_answer_group(near_cache *cache, const struct near__view *view, const ne
         }
         if (__builtin_expect(statuses[i] >= 0 && usable(cache, view, hit), 1))
             statuses[i] = take_hit(cache, view, hit, &values[i]);
-        else
+        else {
+            near__hot_miss(cache, hashes[i], sound[i]);
             other++;
+        }
     }
     if (other > 0)
         near__count(cache, NEAR__requests, other);

@@ -249,6 +249,7 @@ begin(struct writing *writing, size_t at, size_t n)
         struct write *write = &writing->writes[i];
 
         write->token  = near__l1_write_begin(writing->cache->l1, write->hash, write->key);
+        near__last_note(&writing->cache->last, write->hash, NEAR__LAST_WRITE, writing->now);
         write->status = writing->refused;
     }
 }

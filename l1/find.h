@@ -21,6 +21,8 @@ struct near__l1_front {
     struct near__table     *tables; /* one per shard, side by side */
     void (*watch)(struct near__order *order, uint32_t element, bool hit);
     size_t       number; /* of its count of hits */
+    void (*sample)(void *ctx, uint64_t hash, near_bytes key); /* hears of one hit in NEAR__L1_SAMPLE; may be NULL */
+    void        *sample_ctx;
     bool         fast;   /* the fast path may be taken: it keeps something, and membarrier is to be had */
     _Atomic bool timed;  /* sticky: an entry that may expire was admitted */
     _Atomic(struct near__label_clock *) labels; /* NULL: no tag was ever seen */
@@ -31,6 +33,16 @@ struct near__l1_front {
 
 /* A use was noted that the policy wants to hear of. */
 void near__l1_watch(struct near__l1_front *front, uint64_t hash);
+
+/* Whether a hit is one to look at closely, by its number: a multiplication spreads them, so that no rhythm of the callers meets its
+ * own. */
+static inline bool
+near__l1_is_sample(uint64_t number)
+{
+    return (uint32_t)number * UINT32_C(0x9E3779B1) < (UINT32_C(1) << 31) / (NEAR__L1_SAMPLE / 2);
+}
+
+void near__l1_sample(struct near__l1_front *front, uint64_t hash, near_bytes key);
 
 /* Whether any entry may expire: while false, `now` makes no difference to a find. */
 static inline bool
@@ -94,6 +106,7 @@ near__l1_take(struct near__l1_front *front, struct near__reader *reader, struct 
 {
     uint32_t                  ref    = near__bucket_ref(place.bucket, place.lane);
     size_t                    number = front->number;
+    uint64_t                  hits;
     const struct near__block *block  = near__arena_at(&front->view, ref);
     near_value               *value;
 
@@ -113,9 +126,10 @@ near__l1_take(struct near__l1_front *front, struct near__reader *reader, struct 
     if (NEAR__UNLIKELY(near__l1_use(table, place.bucket, place.lane)) && front->watch != NULL)
         near__l1_watch(front, hash);
     reader->next = hazard + 1;
-    atomic_store_explicit(&reader->hits[number],
-                          atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + 1,
-                          memory_order_relaxed);
+    hits         = atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + 1;
+    atomic_store_explicit(&reader->hits[number], hits, memory_order_relaxed);
+    if (NEAR__UNLIKELY(near__l1_is_sample(hits)))
+        near__l1_sample(front, hash, key);
     return value;
 not_simple:
     near__hazard_clear(hazard);

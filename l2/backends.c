@@ -116,3 +116,15 @@ near__l2_decimal_read(near_bytes text, int64_t *number)
     *number = (int64_t)(negative ? -sum : sum);
     return near__l2_decimal_write(*number, again) == text.size && memcmp(again, at, text.size) == 0;
 }
+
+int64_t
+near_l2_now(const struct near_l2_env *env)
+{
+    return near__now(env->clock);
+}
+
+void
+near_l2_log(const struct near_l2_env *env, near_log_level level, const char *text)
+{
+    near__log(env->log, level, "l2 %s", text);
+}

@@ -25,6 +25,7 @@
  * Calls are counted in `calls`; nothing else here changes after open, and no lock is held while a call runs.
  */
 #include "base/backoff.h"
+#include "base/event.h"
 #include "base/le.h"
 #include "base/lock.h"
 #include "l2/backend.h"
@@ -34,8 +35,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 /* A clock of whole seconds, the server's and ours out of step: a shorter lease may last a moment only. */
 #define MIN_LEASE_MS 3000
@@ -58,7 +57,7 @@ struct ring {
 struct backend {
     const struct near_l2_env *env;
     struct ring              *primary, *gutter; /* gutter: NULL without */
-    int                       cancel_fd;        /* eventfd: readable once closed.  -1 in a forked child */
+    int                       cancel_fd;        /* event: raised once closed.  -1 in a forked child */
     bool                      forked;
     near_bytes                epoch_key;
     char                      epoch_name[80];
@@ -1239,12 +1238,10 @@ each_lanes(struct backend *b, void (*what)(struct near__lanes *lanes))
 static void
 memcached_close(void *self)
 {
-    const uint64_t  one = 1;
-    struct backend *b   = self;
+    struct backend *b = self;
 
     atomic_fetch_or_explicit(&b->calls, 1, memory_order_relaxed);
-    if (b->cancel_fd >= 0 && write(b->cancel_fd, &one, sizeof(one)) < 0)
-        (void)0; /* it is readable all the same */
+    near__event_raise(b->cancel_fd);
     each_lanes(b, near__lanes_close);
 }
 
@@ -1285,8 +1282,7 @@ memcached_fini(void *self)
         return;
     free_ring(b->primary);
     free_ring(b->gutter);
-    if (b->cancel_fd >= 0)
-        close(b->cancel_fd);
+    near__event_close(&b->cancel_fd);
     if (!b->forked) {
         pthread_cond_destroy(&b->idle);
         near__lock_fini(&b->lock);
@@ -1301,9 +1297,7 @@ memcached_forked(void *self)
 
     b->forked = true;
     atomic_store_explicit(&b->calls, 1, memory_order_relaxed); /* those calls' threads are not here */
-    if (b->cancel_fd >= 0)
-        close(b->cancel_fd); /* shared with the parent: writing to it would end the parent's calls */
-    b->cancel_fd = -1;
+    near__event_close(&b->cancel_fd);
     near__lock_init(&b->lock, NEAR__RANK_LEAF);
     each_lanes(b, near__lanes_forked);
 }
@@ -1365,7 +1359,7 @@ build(struct backend *b)
 
     near__lock_init(&b->lock, NEAR__RANK_LEAF);
     near__cond_init(&b->idle);
-    b->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    b->cancel_fd = near__event_open();
     if (b->cancel_fd < 0)
         return NEAR_ERR_NOMEM;
     size = snprintf(b->epoch_name, sizeof(b->epoch_name), "%s" EPOCH_KEY,

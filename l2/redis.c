@@ -15,6 +15,7 @@
  * What can never happen: "absent" without the server's word for it; ERROR for a write that may have been
  * executed (an item is refused, or its command did not leave in full, or it is UNKNOWN).
  */
+#include "base/event.h"
 #include "base/le.h"
 #include "l2/backend.h"
 #include "l2/redis_node.h"
@@ -27,8 +28,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #define MGET_BYTES   ((size_t)64 * 1024 * 1024) /* the most one reply may hold: MGETs are cut by it */
 #define ITEM_FRAMING 64                         /* what RESP and a handshake add to a reply, generously */
@@ -39,7 +38,7 @@ struct redis {
     struct near__redis_node  *node;
     size_t                    max_stored;
     unsigned                  mget;      /* keys per MGET */
-    int                       cancel_fd; /* eventfd: readable once closed.  -1 in a forked child */
+    int                       cancel_fd; /* event: raised once closed.  -1 in a forked child */
     char                      name[300];
 };
 
@@ -789,8 +788,7 @@ redis_fini(void *self)
         return;
     if (r->node != NULL)
         near__redis_node_free(&r->node);
-    if (r->cancel_fd >= 0)
-        close(r->cancel_fd);
+    near__event_close(&r->cancel_fd);
     free(r);
 }
 
@@ -856,7 +854,7 @@ redis_open(void **self, const struct near_l2_env *env, struct near_l2_traits *tr
     if (r == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "redis: out of memory");
     r->env       = env;
-    r->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    r->cancel_fd = near__event_open();
     near__uri_display(env->uri, r->name, sizeof(r->name));
     set_limits(r);
     node   = node_env(r);
@@ -878,12 +876,10 @@ redis_open(void **self, const struct near_l2_env *env, struct near_l2_traits *tr
 static void
 redis_close(void *self)
 {
-    struct redis  *r   = self;
-    const uint64_t one = 1;
+    struct redis *r = self;
 
     near__lanes_close(near__redis_node_lanes(r->node));
-    if (r->cancel_fd >= 0 && write(r->cancel_fd, &one, sizeof(one)) < 0)
-        return; /* EAGAIN: it is readable already */
+    near__event_raise(r->cancel_fd);
 }
 
 static void
@@ -895,16 +891,13 @@ redis_stop(void *self)
     near__lanes_stop(near__redis_node_lanes(r->node));
 }
 
-/* The eventfd is shared with the parent: writing to it here would cancel the parent's calls. */
 static void
 redis_forked(void *self)
 {
     struct redis *r = self;
 
     near__lanes_forked(near__redis_node_lanes(r->node));
-    if (r->cancel_fd >= 0)
-        close(r->cancel_fd);
-    r->cancel_fd = -1;
+    near__event_close(&r->cancel_fd);
 }
 
 #define REDIS_OPS(name)                                                                                      \

@@ -25,6 +25,7 @@
  * matched by position, and lanes keep positions).
  */
 #include "base/backoff.h"
+#include "base/event.h"
 #include "base/hash.h"
 #include "base/lock.h"
 #include "l2/backend.h"
@@ -38,8 +39,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #define NODES_MAX     1024 /* addresses ever seen: ten full changes of a large cluster */
 #define GROUPS        64   /* nodes asked at once in a round; what is over takes the next */
@@ -70,7 +69,7 @@ struct cluster {
     const struct near_l2_env *env;
     struct near__redis_server server;
     size_t                    max_stored;
-    int                       cancel_fd; /* eventfd: readable once closed.  -1 in a forked child */
+    int                       cancel_fd; /* event: raised once closed.  -1 in a forked child */
     char                      name[300];
 
     _Atomic(struct node *) nodes[NODES_MAX]; /* [0 .. node_count), never taken away */
@@ -1148,8 +1147,7 @@ cluster_fini(void *self)
         return;
     for (unsigned i = 0; i < NODES_MAX; i++)
         node_free(node_at(c, i));
-    if (c->cancel_fd >= 0)
-        close(c->cancel_fd);
+    near__event_close(&c->cancel_fd);
     near__refresh_fini(&c->refresh);
     pthread_cond_destroy(&c->idle);
     near__lock_fini(&c->lock);
@@ -1183,7 +1181,7 @@ set_up(struct cluster *c, const struct near_l2_env *env)
     near__cond_init(&c->idle);
     near__refresh_init(&c->refresh);
     c->env        = env;
-    c->cancel_fd  = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    c->cancel_fd  = near__event_open();
     c->max_stored = most == 0 || most > NEAR__REDIS_MAX_STORED ? NEAR__REDIS_MAX_STORED : most;
     near__uri_display(env->uri, c->name, sizeof(c->name));
     for (unsigned slot = 0; slot < NEAR__SLOTS; slot++)
@@ -1232,8 +1230,7 @@ cluster_open(void **self, const struct near_l2_env *env, struct near_l2_traits *
 static void
 cluster_close(void *self)
 {
-    struct cluster *c   = self;
-    const uint64_t  one = 1;
+    struct cluster *c = self;
     unsigned        count;
 
     near__lock(&c->lock);
@@ -1242,8 +1239,7 @@ cluster_close(void *self)
     near__unlock(&c->lock);
     for (unsigned i = 0; i < count; i++)
         near__lanes_close(lanes_of(node_at(c, i)));
-    if (c->cancel_fd >= 0 && write(c->cancel_fd, &one, sizeof(one)) < 0)
-        return; /* EAGAIN: it is readable already */
+    near__event_raise(c->cancel_fd);
 }
 
 static void
@@ -1260,7 +1256,6 @@ cluster_stop(void *self)
         near__lanes_stop(lanes_of(node_at(c, i)));
 }
 
-/* The eventfd is shared with the parent: writing to it here would cancel the parent's calls. */
 static void
 cluster_forked(void *self)
 {
@@ -1273,9 +1268,7 @@ cluster_forked(void *self)
     c->closed = true;
     for (unsigned i = 0; i < atomic_load_explicit(&c->node_count, memory_order_acquire); i++)
         near__lanes_forked(lanes_of(node_at(c, i)));
-    if (c->cancel_fd >= 0)
-        close(c->cancel_fd);
-    c->cancel_fd = -1;
+    near__event_close(&c->cancel_fd);
 }
 
 #define CLUSTER_OPS(name)                                                                                    \

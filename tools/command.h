@@ -34,5 +34,6 @@ int run_remove(int argc, char **argv);
 int run_config(int argc, char **argv);
 int run_doctor(int argc, char **argv);
 int run_simulate(int argc, char **argv);
+int run_journal(int argc, char **argv);
 
 #endif

@@ -265,11 +265,11 @@ run_job(struct simulation *sim, struct result *result)
     result->hits  = rate < 1 ? (uint64_t)(hits / rate) : counted;
     result->ratio = hits / expected;
     result->bytes = (double)result->entries * sim->study.block_bytes;
-    if (bytes.entries * 10 >= capacity * 9)
+    if (rate >= 1 && bytes.entries * 10 >= capacity * 9)
         result->bytes += (double)result->entries * (double)(bytes.index + bytes.policy + bytes.pool) /
                          (double)bytes.entries;
     else
-        result->bytes += (double)result->entries * INDEX_BYTES; /* there were not keys enough to see */
+        result->bytes += (double)result->entries * INDEX_BYTES; /* a sample, or too few keys to see */
     return true;
 }
 

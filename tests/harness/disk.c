@@ -12,7 +12,7 @@ enum { FILES = 256, NAMES = 256, DESCRIPTORS = 64, FIRST_DESCRIPTOR = 1000 };
 struct file {
     uint8_t *bytes;
     size_t   size, capacity;
-    bool     locked;
+    bool     locked, failed;
 };
 
 enum change_kind { SIZE, BYTES, SYNCED, NAMED, RENAMED, UNNAMED, NAMES_SYNCED };
@@ -38,9 +38,14 @@ struct test_disk_data {
     size_t         change_count, change_capacity;
 };
 
+volatile int test_disk_allocating;
+
 static void *
-must(void *memory)
+enlarge(void *memory, size_t size)
 {
+    test_disk_allocating++;
+    memory = realloc(memory, size);
+    test_disk_allocating--;
     if (memory == NULL)
         __builtin_trap();
     return memory;
@@ -53,7 +58,7 @@ set_size(struct file *file, size_t size)
 {
     if (size > file->capacity) {
         file->capacity = size + size / 2;
-        file->bytes    = must(realloc(file->bytes, file->capacity));
+        file->bytes    = enlarge(file->bytes, file->capacity);
     }
     if (size > file->size)
         memset(file->bytes + file->size, 0, size - file->size);
@@ -116,7 +121,7 @@ remember(struct test_disk_data *data, enum change_kind kind, int file)
 {
     if (data->change_count == data->change_capacity) {
         data->change_capacity = 2 * data->change_capacity + 64;
-        data->changes         = must(realloc(data->changes, data->change_capacity * sizeof(*data->changes)));
+        data->changes         = enlarge(data->changes, data->change_capacity * sizeof(*data->changes));
     }
     data->changes[data->change_count] = (struct change){ .kind = kind, .file = file };
     return &data->changes[data->change_count++];
@@ -129,7 +134,7 @@ remember_bytes(struct test_disk_data *data, int file, size_t at, const void *byt
 
     change->at    = at;
     change->size  = size;
-    change->bytes = must(malloc(size));
+    change->bytes = enlarge(NULL, size + 1);
     memcpy(change->bytes, bytes, size);
 }
 
@@ -210,6 +215,18 @@ new_descriptor(struct test_disk *disk, int file)
     __builtin_trap();
 }
 
+/* An interrupted write has not failed. */
+static void
+note_touch(struct test_disk *disk, int file, int result)
+{
+    int lock = find_name(disk->data, "lock");
+
+    if (lock >= 0 && disk->data->names[lock].file == file)
+        return; /* nobody depends on what it says */
+    disk->touched += disk->data->files[file].failed;
+    disk->data->files[file].failed |= result < 0 && (result != -EINTR || disk->failed_call == TEST_SYNC);
+}
+
 /* ---- the calls */
 
 enum { DIRECTORY = -2 };
@@ -281,6 +298,7 @@ disk_write(void *ctx, int fd, const void *buffer, size_t size, uint64_t at)
     struct test_disk *disk = ctx;
     int               file = file_of(disk, fd), result = trouble(disk, TEST_WRITE);
 
+    note_touch(disk, file, result);
     if (result < 0)
         return result;
     if (cut_short(disk))
@@ -309,6 +327,7 @@ disk_sync(void *ctx, int fd)
     struct test_disk *disk = ctx;
     int               file = file_of(disk, fd), result = trouble(disk, TEST_SYNC);
 
+    note_touch(disk, file, result);
     if (result < 0 && disk->trouble == TEST_FAIL_AND_DROP)
         drop_pages(disk->data, file);
     if (result == 0 && !disk->lies)
@@ -409,7 +428,8 @@ void
 test_disk_init(struct test_disk *disk)
 {
     *disk      = (struct test_disk){ .fail_errno = EIO };
-    disk->data = must(calloc(1, sizeof(*disk->data)));
+    disk->data = enlarge(NULL, sizeof(*disk->data));
+    memset(disk->data, 0, sizeof(*disk->data));
     disk->disk =
         (struct near__disk){ disk_open_directory, disk_open,   disk_status, disk_read,           disk_write,
                              disk_resize,         disk_resize, disk_sync,   disk_sync_directory, disk_rename,
@@ -534,6 +554,26 @@ test_disk_crash(struct test_disk *image, const struct test_disk *disk, size_t ch
             apply_to_file(image->data, change, i < synced[change->file], kept, state);
         else
             apply_to_names(image->data, change, i < names, kept, state);
+    }
+}
+
+void
+test_disk_kill(struct test_disk *image, const struct test_disk *disk, size_t changes)
+{
+    uint64_t no_lot = 0;
+
+    test_disk_crash(image, disk, changes, 1, &no_lot);
+    for (size_t i = 0; i < changes; i++) {
+        struct change *change =
+            remember(image->data, disk->data->changes[i].kind, disk->data->changes[i].file);
+        uint8_t *bytes = NULL;
+
+        *change = disk->data->changes[i];
+        if (change->bytes != NULL) {
+            bytes = enlarge(NULL, change->size + 1);
+            memcpy(bytes, change->bytes, change->size);
+        }
+        change->bytes = bytes;
     }
 }
 

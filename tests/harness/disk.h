@@ -38,8 +38,11 @@ struct test_disk {
     enum test_trouble_kind trouble;
     unsigned long          failed; /* how often it did */
     enum test_call         failed_call;
-    bool                   lies; /* a sync does nothing: the control */
+    bool                   lies;    /* a sync does nothing: the control */
+    unsigned long          touched; /* writes and syncs of a file after one that failed */
 };
+
+extern volatile int test_disk_allocating; /* not 0 while the disk takes memory: that is not to fail */
 
 void test_disk_init(struct test_disk *disk);
 void test_disk_free(struct test_disk *disk);
@@ -52,6 +55,10 @@ size_t test_disk_changes(const struct test_disk *disk);
  * or 4096 bytes, or up to any byte). */
 void test_disk_crash(struct test_disk *image, const struct test_disk *disk, size_t changes, int kept,
                      uint64_t *state);
+
+/* What the end of the process behind the first `changes` leaves to the next: all, and the memory of what is not synced.  `image` takes over neither
+ * trouble nor descriptors. */
+void test_disk_kill(struct test_disk *image, const struct test_disk *disk, size_t changes);
 
 /* The bytes of a file, to spoil them; NULL: there is none. */
 uint8_t *test_disk_file(struct test_disk *disk, const char *name, size_t *size);

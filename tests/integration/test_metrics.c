@@ -582,6 +582,105 @@ the_time_that_the_gate_was_closed_is_told(void **state)
     close_instance(&in);
 }
 
+/* ---- hot keys, and one key on every level */
+
+static void
+hot_keys_are_found_among_many(void **state)
+{
+    struct world   *w = *state;
+    struct instance in;
+    near_value     *value;
+    char           *text, *at, key[32];
+    uint64_t        seed = 1;
+    double          share;
+
+    NEEDS(w);
+    OPEN(w, &in, "l1.max_entries", "5000");
+    for (int i = 0; i < 2000; i++) {
+        snprintf(key, sizeof(key), "k%d", i);
+        assert_int_equal(near_put(in.cache, near_key(key), near_key("v"), NULL), NEAR_OK);
+    }
+    for (size_t i = 0; i < test_scale(600000);
+         i++) { /* k7: three of ten, hit; "absent": one of ten, missed; the rest: 2000 others */
+        unsigned what = (unsigned)(test_random(&seed) % 10);
+
+        snprintf(key, sizeof(key),
+                 what < 3   ? "k7"
+                 : what < 4 ? "absent"
+                            : "k%u",
+                 (unsigned)(test_random(&seed) % 2000));
+        if (near_get(in.cache, near_key(key), &value) == NEAR_OK)
+            near_value_release(value);
+    }
+    text = near_hot_keys(in.cache, NEAR_PLAIN_KEYS);
+    assert_non_null(text);
+    assert_is_json(text);
+    if (test_scale(100) == 100) {
+        at = strstr(text, "\"key\":\"k7\"");
+        assert_non_null(at);
+        share = strtod(strstr(at, "\"share\":") + strlen("\"share\":"), NULL);
+        assert_true(share > 0.2 && share < 0.4);
+        at = strstr(text, "\"key\":\"absent\"");
+        assert_non_null(at);
+        share = strtod(strstr(at, "\"share\":") + strlen("\"share\":"), NULL);
+        assert_true(share > 0.05 && share < 0.2);
+    }
+    near_free(text);
+    text = near_hot_keys(in.cache, 0);
+    assert_null(strstr(text, "\"key\""));
+    assert_null(strstr(text, "k7"));
+    near_free(text);
+    assert_null(near_hot_keys(NULL, 0));
+    /* and hits are timed by sample, without being counted more than once */
+    text = near_stats_json(in.client);
+    if (test_scale(100) == 100)
+        assert_has(text, "\"l1_hit\":{\"count\":");
+    near_free(text);
+    assert_true(stats_of(&in).requests == test_scale(600000));
+    close_instance(&in);
+}
+
+static void
+a_key_is_explained_on_every_level(void **state)
+{
+    static const char *const tags[]  = { "red", "a\"b" };
+    struct world            *w       = *state;
+    near_put_options         options = NEAR_PUT_OPTIONS_INIT;
+    struct instance          in, other;
+    char                    *text;
+
+    NEEDS(w);
+    OPEN(w, &in, "l1.max_entries", "1000");
+    OPEN(w, &other, "l1.max_entries", "1000");
+    text = near_explain(in.cache, near_key("k"));
+    assert_is_json(text);
+    assert_has(text, "\"l1\":{\"present\":false},\"l2\":{\"answer\":\"absent\"}");
+    assert_null(strstr(text, "invalidated"));
+    near_free(text);
+    options.ttl_ms    = 50000;
+    options.tags      = tags;
+    options.tag_count = 2;
+    assert_int_equal(near_put(in.cache, near_key("k"), near_key("value"), &options), NEAR_OK);
+    text = near_explain(in.cache, near_key("k"));
+    assert_is_json(text);
+    assert_has(text, "\"gate\":\"open\",\"owed\":false,\"l1\":{\"present\":true,\"size\":5,\"stale\":false,");
+    assert_has(text, "\"ttl_ms\":49");
+    assert_has(text, "\"l2\":{\"answer\":\"present\",");
+    assert_has(text, "\"tags\":[\"red\",\"a\\\"b\"]");
+    assert_has(text, "\"invalidated\":{\"by\":\"a write of this process\"");
+    near_free(text);
+    assert_int_equal(near_remove(other.cache, near_key("k")), NEAR_OK);
+    assert_int_equal(near_fence(in.client, 5000), NEAR_OK);
+    text = near_explain(in.cache, near_key("k"));
+    assert_has(text, "\"l1\":{\"present\":false},\"l2\":{\"answer\":\"absent\"}");
+    assert_has(text, "\"by\":\"another instance's message\"");
+    near_free(text);
+    assert_null(near_explain(NULL, near_key("k")));
+    assert_null(near_explain(in.cache, (near_bytes){ NULL, 3 }));
+    close_instance(&in);
+    close_instance(&other);
+}
+
 /* A decimal comma must not get in. */
 static void
 the_application_may_have_a_locale(void **state)
@@ -615,6 +714,8 @@ main(void)
         OVER(redis, json_has_each_cache_and_its_times),
         OVER(redis, the_lag_is_measured_by_our_own_echo),
         OVER(redis, the_time_that_the_gate_was_closed_is_told),
+        OVER(memory, hot_keys_are_found_among_many),
+        OVER(redis, a_key_is_explained_on_every_level),
         OVER(memory, the_application_may_have_a_locale),
     };
 

@@ -157,8 +157,9 @@ struct trouble {
     bool         lossy; /* the server may come back empty, or late writes arrive: no version is the least */
     _Atomic bool stop;
     _Atomic unsigned started[KEYS_MOST], acked[KEYS_MOST];
-    _Atomic uint64_t calls, wrong, late, older; /* older: than acknowledged, where `lossy` allows it */
-    _Atomic int64_t  worst;                     /* ns beyond the deadline */
+    /* stale: of the wrong ones those that were the key's once; older: than acknowledged, where `lossy` allows it */
+    _Atomic uint64_t calls, wrong, stale, late, older;
+    _Atomic int64_t  worst; /* ns beyond the deadline */
     _Atomic uint64_t statuses[STATUSES];
 };
 
@@ -210,9 +211,10 @@ check(struct trouble *t, unsigned key, unsigned least, near_status status, near_
 
     if (status == NEAR_OK) {
         version = version_of(near_value_bytes(value), key);
-        if (version < (t->lossy ? 0 : (int64_t)least) || version > (int64_t)t->started[key])
+        if (version < (t->lossy ? 0 : (int64_t)least) || version > (int64_t)t->started[key]) {
             t->wrong++;
-        else if (version < (int64_t)least)
+            t->stale += version >= 0 && version < (int64_t)least;
+        } else if (version < (int64_t)least)
             t->older++;
     }
     near_value_release(value);
@@ -401,12 +403,12 @@ test_row15_no_reply_answers_another_request(void **state)
     join_actors(actors, &t);
     worst_noise = noise_end();
     test_proxy_heal(proxy);
-    print_message(
-        "%llu replies late or cut, at %u different offsets, %llu calls: %llu wrong, %llu too late; at "
-        "most %lld us beyond the deadline (a sleeping thread: %lld us)\n",
-        (unsigned long long)spoilt, test_proxy_offsets(proxy), (unsigned long long)t.calls,
-        (unsigned long long)t.wrong, (unsigned long long)t.late, (long long)t.worst / 1000,
-        (long long)worst_noise / 1000);
+    print_message("%llu replies late or cut, at %u different offsets, %llu calls: %llu wrong (%llu stale), "
+                  "%llu too late; at "
+                  "most %lld us beyond the deadline (a sleeping thread: %lld us)\n",
+                  (unsigned long long)spoilt, test_proxy_offsets(proxy), (unsigned long long)t.calls,
+                  (unsigned long long)t.wrong, (unsigned long long)t.stale, (unsigned long long)t.late,
+                  (long long)t.worst / 1000, (long long)worst_noise / 1000);
     print_statuses(&t);
     assert_int_equal(t.wrong, 0);
     assert_true(t.worst <= bound_ns(allowed_ns(), worst_noise));
