@@ -176,7 +176,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(write_back_fsync_interval, "write_back.fsync_interval", DURATION, CACHE, "100ms", NEAR_MS, 60 * NEAR__SEC, NULL, \
       "How often the journal is brought to disk with write_back.fsync = interval.")                                   \
     X(write_back_journal_max_bytes, "write_back.journal_max_bytes", SIZE, CACHE, "1GiB", NEAR__MIB, NEAR__TIB, NULL,  \
-      "Most disk space of a journal, dead letters included.  What waits for the store may take half of it.")          \
+      "Most disk space of a journal, dead letters included.  What waits for the store may take a third of it.")          \
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis[s]://[user:pass@]host[:port][/db] | redis+unix:///path | "                  \
       "redis[s]-sentinel://h1,h2/master | redis[s]-cluster://h1,h2",                                                  \

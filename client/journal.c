@@ -45,6 +45,7 @@ enum {
     WINDOW         = 256 << 10                /* bytes that it reads at once */
 };
 #define DEFAULT_BYTES (UINT64_C(1) << 30)
+#define GATHER        (2 * NEAR_MS)    /* on slow disks, where half an fsync would be long */
 #define LAZY          (1000 * NEAR_MS) /* what nobody waits for is written after this */
 #define LIFE_GAP                                                                                             \
     (UINT64_C(1) << 36) /* more numbers than a life can have given and lost: 1 TiB of records of 40 bytes */
@@ -80,6 +81,7 @@ struct near__journal {
     struct near__lock lock;    /* leaf; covers all below up to the writer's part */
     pthread_cond_t    changed; /* written, synced, writing, failed */
     pthread_cond_t    work;    /* for the thread */
+    pthread_cond_t    gathered;
     pthread_t         thread;
     bool              threaded, stopping, idle;
     struct chunks     pending;
@@ -89,7 +91,9 @@ struct near__journal {
     unsigned          spare_count;
     uint64_t          next_sequence, written, synced;
     bool              writing;
-    unsigned          waiting;      /* callers in commit */
+    unsigned          waiting;      /* callers in commit, but the writer */
+    unsigned          company;      /* how many there were, the writer too, when the last group was written */
+    int64_t           sync_time;    /* of the last fsync; the writer's */
     near_status       failed;       /* sticks */
     uint64_t failures, failed_upto; /* the last failed write or fsync, and the records that it concerned */
     char     failure[200];
@@ -312,13 +316,16 @@ settle_synced(struct near__journal *journal)
 static int
 sync_segment(struct near__journal *journal)
 {
-    int result;
+    int64_t began;
+    int     result;
 
     if (journal->end == journal->synced_end)
         return 0;
+    began  = near__now(journal->clock);
     result = journal->disk->sync(journal->disk->ctx, segment_fd(journal));
     if (result < 0)
         return result;
+    journal->sync_time       = near__now(journal->clock) - began;
     journal->synced_end      = journal->end;
     journal->synced_checksum = journal->checksum;
     settle_synced(journal);
@@ -833,6 +840,31 @@ near__journal_write(struct near__journal *journal, const struct near__journal_re
     return status;
 }
 
+/* Those whom the last group let go are about to come again: for a part of what an fsync takes it is worth waiting for them, else half of them
+ * would just miss this one.  Who has always been alone does not wait. */
+static void
+gather_locked(struct near__journal *journal)
+{
+    int64_t most  = journal->sync_time / 2 < GATHER ? journal->sync_time / 2 : GATHER;
+    int64_t until = near__time_after(near__now(&near__clock_system), most);
+
+    while (journal->waiting + 1 < journal->company)
+        if (!near__cond_wait(&journal->gathered, &journal->lock, until))
+            return;
+}
+
+static bool
+wait_locked(struct near__journal *journal, int64_t deadline)
+{
+    bool in_time;
+
+    if (++journal->waiting + 1 >= journal->company)
+        pthread_cond_signal(&journal->gathered);
+    in_time = near__cond_wait(&journal->changed, &journal->lock, deadline);
+    journal->waiting--;
+    return in_time;
+}
+
 /* Until `*reached` is there: whoever finds nobody writing writes for all. */
 static near_status
 wait_for(struct near__journal *journal, const uint64_t *reached, bool sync, uint64_t sequence,
@@ -845,8 +877,15 @@ wait_for(struct near__journal *journal, const uint64_t *reached, bool sync, uint
             return journal->failed;
         if (!journal->writing) {
             journal->writing = true;
-            run_group_locked(journal, sync);
-        } else if (!near__cond_wait(&journal->changed, &journal->lock, deadline) && *reached < sequence) {
+            if (sync && journal->company > 1)
+                gather_locked(journal);
+            write_group_locked(journal, sync);
+            journal->company = journal->waiting + 1;
+            journal->writing = false;
+            near__unlock(&journal->lock); /* or those who wake would wait at once for this lock */
+            pthread_cond_broadcast(&journal->changed);
+            near__lock(&journal->lock);
+        } else if (!wait_locked(journal, deadline) && *reached < sequence) {
             return NEAR_ERR_TIMEOUT;
         }
         if (journal->failures != failures && sequence <= journal->failed_upto)
@@ -1458,6 +1497,7 @@ init(struct near__journal *journal, const struct near__journal_options *options)
     near__lock_init(&journal->lock, NEAR__RANK_LEAF);
     near__cond_init(&journal->changed);
     near__cond_init(&journal->work);
+    near__cond_init(&journal->gathered);
 }
 
 /* Neither thread nor user any more. */
@@ -1476,6 +1516,7 @@ destroy(struct near__journal *journal)
     free_chunks(&(struct chunks){ journal->spares, NULL });
     pthread_cond_destroy(&journal->changed);
     pthread_cond_destroy(&journal->work);
+    pthread_cond_destroy(&journal->gathered);
     near__lock_fini(&journal->lock);
     free(journal->tail.bytes);
     free(journal->path);

@@ -8,6 +8,7 @@
  * of a key never comes back without a newer one that was on disk; numbers go on above all that were given.  Opening can be crashed, too.
  */
 #include "harness/disk.h"
+#include "harness/long.h"
 #include "harness/test.h"
 
 #include "journal.h"
@@ -16,30 +17,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum level { CHECK, LONG, SOAK };
-
-static enum level
-level(void)
-{
-    const char *text = getenv("NEAR_TEST_LEVEL");
-
-    return text == NULL ? CHECK : strcmp(text, "soak") == 0 ? SOAK : strcmp(text, "long") == 0 ? LONG : CHECK;
-}
-
-static size_t
-sized(size_t check, size_t check_long, size_t soak)
-{
-    return level() == SOAK ? soak : level() == LONG ? check_long : test_scale(check);
-}
-
-static int64_t
-budget_ends(void)
-{
-    const char *text = getenv("NEAR_TEST_SECONDS");
-
-    return test_now_ms() + (text != NULL && level() != CHECK ? atoll(text) * 1000 : 60000);
-}
 
 /* ---- the control: checksums that are never wrong */
 
@@ -383,7 +360,7 @@ images_of(enum near__journal_fsync fsync, size_t records, size_t most, bool pinn
           const char *name)
 {
     size_t     images = 0, bad = 0;
-    int64_t    ends = budget_ends();
+    int64_t    ends = test_budget_ends();
     struct run run;
 
     for (uint64_t seed = 1; images < count && test_now_ms() < ends; seed++) {
@@ -407,7 +384,7 @@ test_images_always(void **state)
 {
     (void)state;
     assert_int_equal(
-        images_of(NEAR__FSYNC_ALWAYS, 120, 600, false, sized(1500, 60000, 2000000), false, "always"), 0);
+        images_of(NEAR__FSYNC_ALWAYS, 120, 600, false, test_sized(1500, 60000, 2000000), false, "always"), 0);
 }
 
 static void
@@ -415,15 +392,16 @@ test_images_interval(void **state)
 {
     (void)state;
     assert_int_equal(
-        images_of(NEAR__FSYNC_INTERVAL, 150, 900, false, sized(1000, 25000, 1000000), false, "interval"), 0);
+        images_of(NEAR__FSYNC_INTERVAL, 150, 900, false, test_sized(1000, 25000, 1000000), false, "interval"),
+        0);
 }
 
 static void
 test_images_none(void **state)
 {
     (void)state;
-    assert_int_equal(images_of(NEAR__FSYNC_NONE, 150, 900, false, sized(500, 10000, 500000), false, "none"),
-                     0);
+    assert_int_equal(
+        images_of(NEAR__FSYNC_NONE, 150, 900, false, test_sized(500, 10000, 500000), false, "none"), 0);
 }
 
 /* Segments are copied, freed and used again. */
@@ -432,7 +410,7 @@ test_images_pinned(void **state)
 {
     (void)state;
     assert_int_equal(
-        images_of(NEAR__FSYNC_ALWAYS, 2500, 1200, true, sized(150, 6000, 100000), false, "pinned"), 0);
+        images_of(NEAR__FSYNC_ALWAYS, 2500, 1200, true, test_sized(150, 6000, 100000), false, "pinned"), 0);
 }
 
 static void
@@ -525,9 +503,9 @@ test_every_bit(void **state)
     struct near__scan_report        report;
     struct near__journal_dir        dir;
     near_error                      error;
-    size_t                          size, flips = 0, refused = 0, cut = 0, missed = 0, step = sized(61, 1, 1);
-    uint8_t                        *bytes;
-    uint64_t                        records;
+    size_t   size, flips = 0, refused = 0, cut = 0, missed = 0, step = test_sized(61, 1, 1);
+    uint8_t *bytes;
+    uint64_t records;
 
     (void)state;
     fill_segment(&run);
