@@ -146,7 +146,7 @@ open_client(const char *directory, near_cache **orders)
         { "write_back.fsync", "none" },
     };
     near_config *config = near_config_new();
-    near_client *client;
+    near_client *client = NULL;
     near_error   error;
     char         path[512];
 
