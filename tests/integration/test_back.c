@@ -473,7 +473,7 @@ static void
 test_G7_order_under_a_crowd(void **state)
 {
     struct world *w      = *state;
-    unsigned      rounds = (unsigned)test_scale(400);
+    unsigned      rounds = (unsigned)test_scale(200);
 
     NEEDS(w);
     run_crowd(w, &(struct sink)SINK(.delay_us = 200), "yes", "wait", rounds);
@@ -768,7 +768,7 @@ static void
 test_a_store_that_outlives_its_client(void **state)
 {
     struct world   *w           = *state;
-    struct sink    *sink        = &(struct sink)SINK(.delay_us = 900000);
+    struct sink    *sink        = &(struct sink)SINK(.delay_us = 700000);
     char            directory[] = "/tmp/test_back_XXXXXX", command[64];
     struct instance a;
     near_error      error;
