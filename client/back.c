@@ -65,6 +65,7 @@ struct near__flight_of_writes {
     enum stage                 stage;
     bool                       inside; /* near__store_begin() has not returned */
     bool                       answered;
+    int64_t                    asked; /* when the store was called */
     size_t                     n;
     struct seat               *seats;
     struct near__store_item   *items; /* those of the seats that the store is given */
@@ -413,6 +414,7 @@ store_done(void *ctx, struct near__store_item *items, size_t n)
     struct near__flight_of_writes *flight = ctx;
     struct near__back             *back   = flight->back;
 
+    near__time(back->cache, NEAR__TIME_store, near__client_now(back->cache->client) - flight->asked);
     near__lock(&back->dirty.lock);
     for (size_t i = 0; i < n; i++)
         flight->of_items[i]->status = items[i].status;
@@ -448,14 +450,13 @@ store_late(void *ctx, const struct near__store_item *item)
     near__unlock(&back->dirty.lock);
 }
 
-/* True: the answers are there. */
+/* The store is called, on this thread, with no step of ours under way.  True: the answers are there. */
 static bool
-ask_store(struct near__flight_of_writes *flight, size_t n)
+ask_store(struct near__flight_of_writes *flight, size_t n, near_status status)
 {
     struct near__back              *back   = flight->back;
     near_cache                     *cache  = back->cache;
     const struct near__store_ending ending = { store_done, store_late, flight };
-    near_status                     status;
     bool                            answered;
 
     if (n == 0)
@@ -463,12 +464,11 @@ ask_store(struct near__flight_of_writes *flight, size_t n)
     near__lock(&back->dirty.lock);
     flight->inside   = true;
     flight->answered = false;
+    flight->asked    = near__client_now(cache->client);
     near__unlock(&back->dirty.lock);
-    status = sync_journal(flight);
     if (status == NEAR_OK)
-        status = near__store_begin(
-            cache, flight->items, n,
-            near__time_after(near__client_now(cache->client), cache->settings.store_timeout), &ending);
+        status = near__store_begin(cache, flight->items, n,
+                                   near__time_after(flight->asked, cache->settings.store_timeout), &ending);
     near__lock(&back->dirty.lock);
     flight->inside = false;
     answered       = flight->answered || status != NEAR_OK;
@@ -732,7 +732,31 @@ land(struct near__flight_of_writes *flight)
     }
 }
 
-/* ---- a flight's turns in the pool */
+/* ---- a flight's turns in the pool
+ *
+ * What it does there, but for the call of the store, is steps: a close lets nobody begin another one and waits for those under way.  So
+ * a store that comes back after everything is closed finds nothing left to do. */
+
+static bool
+step_begins(struct near__back *back)
+{
+    bool may;
+
+    near__lock(&back->dirty.lock);
+    may = !back->over;
+    back->steps += may;
+    near__unlock(&back->dirty.lock);
+    return may;
+}
+
+static void
+step_ends(struct near__back *back)
+{
+    near__lock(&back->dirty.lock);
+    back->steps--;
+    pthread_cond_broadcast(&back->moved);
+    near__unlock(&back->dirty.lock);
+}
 
 static void
 leave_pool(struct near__flight_of_writes *flight)
@@ -749,21 +773,29 @@ leave_pool(struct near__flight_of_writes *flight)
     near__cache_release(cache);
 }
 
-/* Two at a time are seldom enough: who boards sends the next one. */
+/* Two at a time are seldom enough: who boards sends the next one.  False: the answers will bring us back. */
 static bool
-board(struct near__flight_of_writes *flight)
+depart(struct near__flight_of_writes *flight)
 {
-    struct near__back *back = flight->back;
+    struct near__back *back   = flight->back;
+    near_status        status = NEAR_OK;
+    size_t             n      = 0;
 
+    flight->n = 0;
+    if (!step_begins(back))
+        return true;
     near__lock(&back->dirty.lock);
     board_locked(flight);
     if (flight->n > 0)
         go_on_locked(back);
     near__unlock(&back->dirty.lock);
-    if (flight->n == 0)
-        return true;
-    find_conflicts(flight);
-    return ask_store(flight, make_items(flight));
+    if (flight->n > 0) {
+        find_conflicts(flight);
+        n      = make_items(flight);
+        status = sync_journal(flight);
+    }
+    step_ends(back);
+    return ask_store(flight, n, status);
 }
 
 static void
@@ -772,12 +804,12 @@ work(struct near__job *job, bool cancelled)
     struct near__flight_of_writes *flight =
         (struct near__flight_of_writes *)(void *)((char *)job - offsetof(struct near__flight_of_writes, job));
 
-    if (!cancelled && flight->stage == BOARDING) {
-        if (!board(flight))
-            return; /* the answers will bring us back */
-    }
-    if (!cancelled && flight->n > 0)
+    if (!cancelled && flight->stage == BOARDING && !depart(flight))
+        return;
+    if (!cancelled && flight->n > 0 && step_begins(flight->back)) {
         land(flight);
+        step_ends(flight->back);
+    }
     leave_pool(flight);
 }
 
@@ -918,7 +950,9 @@ accept(struct near__back *back, struct change *change, struct near__dirty_key **
             if (*key != NULL && (*key)->stored && (*key)->place != NEAR__DIRTY_FLYING)
                 old = (*key)->last;
         }
-        status = number_locked(back, change);
+        if (*key == NULL && change->node == NULL)
+            change->node = near__dirty_key_new(change->hash, change->key);
+        status = *key == NULL && change->node == NULL ? NEAR_ERR_NOMEM : number_locked(back, change);
         if (status == NEAR_ERR_BUSY) { /* the journal is full: nobody tells when it is not */
             again = wait_locked(back, deadline, FULL_PAUSE);
             continue;
@@ -1002,8 +1036,7 @@ change_make(struct change *change, near_bytes data, const near_put_options *opti
     change->put   = data.data != NULL;
     change->write = write;
     write->entry  = near__entry_new(change->key, change->hash, data.size, &bytes);
-    change->node  = near__dirty_key_new(change->hash, change->key);
-    if (write->entry == NULL || change->node == NULL)
+    if (write->entry == NULL)
         return false;
     if (data.size > 0)
         memcpy(bytes, data.data, data.size);
@@ -1013,7 +1046,8 @@ change_make(struct change *change, near_bytes data, const near_put_options *opti
     write->stamp       = change->put && !cache->bare ? near__stamp(cache->client) : 0;
     write->kept        = change->put && options->tag_count == 0 && !(options->flags & NEAR_NO_FILL) &&
                   cache->settings.l1_max_bytes != 0;
-    write->cost = near__entry_cost(write->entry) + sizeof(*write) + sizeof(*change->node) + change->key.size;
+    write->cost =
+        near__entry_cost(write->entry) + sizeof(*write) + sizeof(struct near__dirty_key) + change->key.size;
     return true;
 }
 
@@ -1053,10 +1087,10 @@ near__back_write(near_cache *cache, near_bytes key, near_bytes data, const near_
 {
     struct near__back      *back = cache->back;
     struct near__dirty_key *node;
-    struct change           change = { .cache = cache, .key = key };
-    near_status             status = check(cache, key, data, options);
-    int64_t                 deadline;
-    uint64_t                stamp = 0;
+    struct change           change   = { .cache = cache, .key = key };
+    near_status             status   = check(cache, key, data, options);
+    int64_t                 deadline = 0;
+    uint64_t                stamp    = 0;
 
     if (status == NEAR_OK && cache->store == NULL)
         status = NEAR_ERR_UNSUPPORTED;
@@ -1064,10 +1098,10 @@ near__back_write(near_cache *cache, near_bytes key, near_bytes data, const near_
         return status;
     change.hash = near__hash_keyed(&cache->client->secret, key);
     status      = change_make(&change, data, options) ? NEAR_OK : NEAR_ERR_NOMEM;
-    deadline    = near__time_after(near__client_now(cache->client), cache->settings.store_timeout);
     if (status == NEAR_OK) {
-        stamp  = change.write->stamp;
-        status = accept(back, &change, &node, deadline);
+        stamp    = change.write->stamp;
+        deadline = near__time_after(change.write->entry->born, cache->settings.store_timeout);
+        status   = accept(back, &change, &node, deadline);
     }
     near__count(cache, NEAR__write_back_refused, status == NEAR_ERR_BUSY);
     if (status != NEAR_OK) {
@@ -1120,6 +1154,12 @@ replay_one(void *ctx, const struct near__journal_record *record, uint64_t sequen
     }
     change.write->sequence = sequence;
     change.write->stamp    = 0; /* whatever lies in L2 goes */
+    change.node            = near__dirty_key_new(change.hash, record->key);
+    if (change.node == NULL) {
+        change_unmake(&change);
+        replay->status = NEAR_ERR_NOMEM;
+        return false;
+    }
     near__lock(&back->dirty.lock);
     key = near__dirty_key_locked(&back->dirty, change.hash, record->key);
     insert_locked(back, &change, key, replaceable_locked(back->cache, key));
@@ -1383,6 +1423,9 @@ near__back_close(near_cache *cache, int64_t deadline)
     pthread_cond_broadcast(&back->moved); /* whoever waits for room */
     while (back->flying > 0 && more)      /* their last steps, or stores that do not answer */
         more = near__cond_wait(&back->moved, &back->dirty.lock, deadline);
+    back->over = true;
+    while (back->steps > 0) /* L2 and the journal have deadlines */
+        near__cond_wait(&back->moved, &back->dirty.lock, NEAR_NEVER);
     left = back->dirty.writes;
     near__unlock(&back->dirty.lock);
     near__timer_disarm(&cache->client->scheduler, &back->timer);

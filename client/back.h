@@ -40,7 +40,8 @@ struct near__back {
     uint64_t                       stored, dead;              /* writes, so far */
     size_t                         flying;                    /* flights under way */
     bool                           started;                   /* there is a store */
-    bool                           closing, stopped;          /* no new changes; no new flights */
+    bool                           closing, stopped, over; /* no new changes; no new flights; no new steps */
+    size_t                         steps;                  /* of flights, under way */
     struct near__timer             timer;
     size_t                         flights_n;
     struct near__flight_of_writes *flights;

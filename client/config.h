@@ -226,7 +226,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(tls_verify, "tls.verify", CHOICE, CLIENT, "full", 0, 0, "full | ca",                                            \
       "full: the certificate must be valid, signed by an authority and for this server's name.  ca: for any name.")   \
     X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
-      "How long closing waits for loads that are still under way.")                                                   \
+      "How long closing waits for loads that are still under way, and for changes that the store has not got (write.policy = back).")                                                   \
     X(audit_sample, "audit.sample", COUNT, CLIENT, "0", 0, 1000000000, NULL,                                          \
       "One in so many L1 hits is looked at again later beside L2, in the background: is it still what L2 has?  What "  \
       "is not is counted (audit_stale_1s, audit_stale_10s).  0: none.")                                               \

@@ -170,7 +170,8 @@ NEAR_API near_status near_client_open(const near_config *config, near_client **c
  * Close a client and all its caches.  No other call on the client or its caches may be running or follow, except calls
  * on values: those still held stay valid until released.  Loads still unanswered are waited for up to close.timeout;
  * their near_load stays valid until answered.
- * @return NEAR_OK; NEAR_ERR_BUSY when loads were still unanswered, NEAR_ERR_UNAVAILABLE when failed writes could not be
+ * @return NEAR_OK; NEAR_ERR_BUSY when loads were still unanswered, or changes (write.policy = back) not in the store: with
+ *         write_back.journal they are kept there, without they are lost; NEAR_ERR_UNAVAILABLE when failed writes could not be
  *         made good (see coherence.max_pending).  `error` says how many; the client is closed all
  *         the same); NEAR_ERR_INVALID for NULL.
  * Threads: one.   Blocks: up to close.timeout.   In a forked child: closes the descriptors, sends nothing, and leaves the
