@@ -13,6 +13,7 @@
 #include "early.h"
 #include "flight.h"
 #include "generation.h"
+#include "intent.h"
 #include "journals.h"
 #include "l1/policy.h"
 #include "load.h"
@@ -43,6 +44,8 @@ near__cache_free(near_cache *cache)
     near__budget_fini(&cache->budget);
     near__hot_fini(&cache->hot);
     near__lock_fini(&cache->work_lock);
+    near__lock_fini(&cache->choice_lock);
+    near__intents_fini(cache);
     pthread_cond_destroy(&cache->work_done);
     for (size_t i = 0; i < NEAR__TIMINGS; i++)
         near__histogram_fini(&cache->histograms[i]);
@@ -84,6 +87,8 @@ cache_new(near_client *client, const char *name)
     near__budget_init(&cache->budget, &client->settings);
     near__hot_init(&cache->hot);
     near__lock_init(&cache->work_lock, NEAR__RANK_LEAF);
+    near__lock_init(&cache->choice_lock, NEAR__RANK_LOAD);
+    near__intents_init(cache);
     near__cond_init(&cache->work_done);
     return cache;
 }
@@ -258,6 +263,7 @@ near_cache_open(near_client *client, const char *name, const near_config *overri
         near__cache_free(cache);
         return status;
     }
+    near__intents_replay(cache);
     share(client, "a cache was opened");
     near__upkeep_start(client);
     *pcache = cache;

@@ -213,6 +213,8 @@ struct near_cache {
     pthread_cond_t    work_done;
     size_t            work_open;
     bool              closing;    /* neither loader nor store is called any more */
+    struct near__lock    intents_lock; /* leaf */
+    struct near__intent *intents;      /* intents_lock; that wait for what is owed (client/intent.h) */
     struct near__lock choice_lock; /* rank LOAD: conditional puts where there is no L2 */
     uint64_t          owes_clear; /* recovery's lock, as the next: 0, or its count when this was kept last */
     near_cache       *owing;

@@ -30,6 +30,7 @@
 
 #include "announce.h"
 #include "generation.h"
+#include "intent.h"
 #include "mark.h"
 #include "recovery.h"
 #include "store.h"
@@ -54,7 +55,10 @@ answered_late(void *ctx, const struct near__store_item *item)
 {
     near_cache *cache = ctx;
 
-    near__recovery_keep(cache, item->key, near__hash_keyed(&cache->client->secret, item->key));
+    uint64_t hash = near__hash_keyed(&cache->client->secret, item->key);
+
+    near__recovery_keep(cache, item->key, hash);
+    near__intent_end(cache, item->key, hash, item->sequence);
 }
 
 /* What became of it: NEAR_ERR_TIMEOUT is not known, other errors say that the store is as it was. */
@@ -245,18 +249,21 @@ write_marked(struct change *change)
 
 /* ---- the intent, around either */
 
+/* What the store has not answered stays an intent until it does, or until the next life. */
 static near_status
 with_intent(struct change *change, near_status (*write)(struct change *change))
 {
-    change->item.origin   = near__store_origin(change->cache->client);
-    change->item.sequence = near__store_sequence(change->cache->client);
-    return write(change);
-}
+    near_cache *cache = change->cache;
+    near_status status =
+        near__intent_begin(cache, change->item.key, &change->item.origin, &change->item.sequence);
 
-void
-near__through_open(near_cache *cache)
-{
-    (void)cache;
+    if (status != NEAR_OK)
+        return status;
+    change->item.status = NEAR_OK;
+    status              = write(change);
+    if (change->item.status != NEAR_ERR_TIMEOUT)
+        near__intent_end(cache, change->item.key, change->hash, change->item.sequence);
+    return status;
 }
 
 static near_status

@@ -10,7 +10,4 @@ near_status near__through_write(near_cache *cache, near_bytes key, near_bytes da
 near_status near__around_write(near_cache *cache, near_bytes key, near_bytes data,
                                const near_put_options *options);
 
-/* What writers of a former life of this journal may have left behind in the caches: to be made good in the background. */
-void near__through_open(near_cache *cache);
-
 #endif

@@ -10,7 +10,8 @@
  *  16  8  soft expiry            (expiries: wall clock ms since 1970, 0: never)
  *
  * Flags: 1 = negative ("the store has no such thing", no payload), 2 = lease (a marker: somebody is loading; never reaches a
- * caller), 4 = the payload is an lz4 block, 8 = it is a zstd frame.  A compressed payload is smaller than it was raw; else both sizes
+ * caller), 4 = the payload is an lz4 block, 8 = it is a zstd frame, 16 = mark (the store is being written; the payload lists the
+ * writers; no other flag; never reaches a caller).  A compressed payload is smaller than it was raw; else both sizes
  * are one.  The checksum covers the bytes as they are stored.  A reader refuses what it does not know: magic, version, flags, sizes,
  * end, checksum, key, each of them before the next is used.  Nothing is allocated by decoding, and nothing decompressed: that the raw
  * size is within bounds is for whoever makes room for it to check (see l2/compress.h).

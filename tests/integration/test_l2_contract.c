@@ -633,6 +633,45 @@ contract_remove_removes(void **state)
     assert_holds(w, key, (near_bytes){ "short", 5 });
 }
 
+static void
+contract_increment_counts(void **state)
+{
+    struct world       *w    = *state;
+    near_bytes          key  = KEY(w, "inc", 0);
+    struct near_l2_sum  sum  = { .delta = 3, .initial = -4 };
+    struct near_l2_item item = { .key = key, .sum = &sum };
+    static const struct {
+        int64_t delta, result;
+    } rows[] = {
+        { 3, -1 }, { 1, 0 }, { -10, -10 }, { 110, 100 }, { 0, 100 }, { INT64_MAX - 100, INT64_MAX }
+    };
+
+    w->ops->increment(w->self, &item, 1, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.answer, NEAR_L2_DONE);
+    assert_true(sum.created && sum.result == -4);
+    assert_holds(w, key, (near_bytes){ "-4", 2 });
+    for (size_t i = 0; i < NEAR_COUNT_OF(rows); i++) {
+        sum.delta   = rows[i].delta;
+        item.answer = NEAR_L2_NOT_TRIED;
+        w->ops->increment(w->self, &item, 1, after_ms(w, LIMIT_MS));
+        assert_int_equal(item.answer, NEAR_L2_DONE);
+        assert_false(sum.created);
+        assert_true(sum.result == rows[i].result);
+    }
+    sum.delta = 1;
+    w->ops->increment(w->self, &item, 1, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.answer, NEAR_L2_ERROR); /* it would not fit */
+    assert_int_equal(item.status, NEAR_ERR_INVALID);
+    assert_holds(w, key, (near_bytes){ "9223372036854775807", 19 });
+    assert_int_equal(set(w, key, STAMPED(1, 1), 0), NEAR_L2_DONE);
+    w->ops->increment(w->self, &item, 1, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.answer, NEAR_L2_ABSENT); /* no counter */
+    assert_holds(w, key, STAMPED(1, 1));
+    item.sum = NULL;
+    w->ops->increment(w->self, &item, 1, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.status, NEAR_ERR_INVALID);
+}
+
 /* Every second key is there, each with a value of its own. */
 static void
 check_batch(struct world *w, unsigned n)
@@ -1151,6 +1190,7 @@ static const struct behaviour {
     BEHAVIOUR(contract_if_absent_is_won_once, ALL),
     BEHAVIOUR(contract_if_stamp_writes_over_its_stamp_only, ALL),
     BEHAVIOUR(contract_remove_removes, ALL),
+    BEHAVIOUR(contract_increment_counts, ALL),
     BEHAVIOUR(contract_batches_answer_each_item, ALL),
     BEHAVIOUR(contract_a_full_batch_of_long_keys, ALL),
     BEHAVIOUR(contract_conditional_batches_answer_each_item, ALL),

@@ -713,6 +713,58 @@ without_a_mark_that_leaves_the_old_value(void **state)
     close_instance(&a);
 }
 
+static int
+l2_is_empty(void *ctx)
+{
+    return !l2_has(ctx, "key0");
+}
+
+/* ... until the next life of the writer's journal, if it has one. */
+static void
+an_intent_makes_that_good(void **state)
+{
+    struct world   *w  = *state;
+    struct db       db = DB(.how = DIE_AFTER);
+    struct instance a, next;
+    uint32_t        first = fresh(), second = fresh();
+    char            journal[200];
+    pid_t           pid;
+    int             status;
+
+    NEEDS(w);
+    if (TEST_UNDER_TSAN)
+        skip();
+    clear_page();
+    snprintf(journal, sizeof(journal), "%s/journal", w->redis->directory);
+    OPEN_ON(w, &a, NULL);
+    commit(0, first);
+    assert_fetch(a.cache, "key0", text_of(first));
+    pid = fork();
+    if (pid == 0) {
+        OPEN(w, &next, "write.fast", "yes", "write_back.journal", journal, "write_back.fsync", "none");
+        near_cache_set_store(next.cache, store_fn, &db);
+        update(&next, 0, second);
+        _exit(1);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(page->value[0], second);
+    assert_fetch(a.cache, "key0", text_of(first)); /* stale */
+    assert_true(l2_has(&a, "key0"));
+    OPEN(w, &next, "write.fast", "yes", "write_back.journal", journal, "write_back.fsync", "none");
+    assert_true(test_wait_for(l2_is_empty, &a, 10000 * test_slack()));
+    await_fetch(a.cache, "key0", text_of(second));
+    db.how = COMMIT;
+    near_cache_set_store(next.cache, store_fn, &db);
+    assert_int_equal(update(&next, 0, first), NEAR_OK); /* and its own intent ends with it */
+    close_instance(&next);
+    assert_fetch(a.cache, "key0", text_of(first));
+    OPEN(w, &next, "write_back.journal", journal, "write_back.fsync", "none");
+    assert_int_equal(stats_of(&next).invalidations_kept, 0);
+    close_instance(&next);
+    close_instance(&a);
+}
+
 /* ---- L2 in trouble */
 
 static void
@@ -1127,6 +1179,7 @@ main(void)
         OVER(redis, a_writer_may_die_in_the_store),
         OVER(memcached, a_writer_may_die_in_the_store),
         OVER(redis, without_a_mark_that_leaves_the_old_value),
+        OVER(redis, an_intent_makes_that_good),
         OVER(redis, l2_in_trouble_does_not_stop_the_store),
         OVER(redis, or_does_if_told_so),
         OVER(memory, a_counter_counts),

@@ -275,7 +275,10 @@ test_a_compressed_payload_that_makes_no_sense_is_refused(void **state)
         { NEAR__ENVELOPE_COMPRESSED, 15, false },
         { NEAR__ENVELOPE_LZ4 | NEAR__ENVELOPE_NEGATIVE, 15, false },
         { NEAR__ENVELOPE_ZSTD | NEAR__ENVELOPE_LEASE, 15, false },
-        { 0x10, 14, false },
+        { NEAR__ENVELOPE_MARK, 14, true },
+        { NEAR__ENVELOPE_MARK | NEAR__ENVELOPE_LEASE, 14, false },
+        { NEAR__ENVELOPE_MARK | NEAR__ENVELOPE_ZSTD, 13, false },
+        { 0x20, 14, false },
     };
 
     (void)state;

@@ -1,0 +1,136 @@
+/* See intent.h. */
+#include "intent.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "journal.h"
+#include "recovery.h"
+#include "store.h"
+
+struct near__intent {
+    struct near__intent *next;
+    uint64_t             hash, sequence;
+    size_t               key_size;
+    unsigned char        key[];
+};
+
+void
+near__intents_init(near_cache *cache)
+{
+    near__lock_init(&cache->intents_lock, NEAR__RANK_LEAF);
+}
+
+void
+near__intents_fini(near_cache *cache)
+{
+    struct near__intent *intent;
+
+    while ((intent = cache->intents) != NULL) {
+        cache->intents = intent->next;
+        free(intent);
+    }
+    near__lock_fini(&cache->intents_lock);
+}
+
+/* Wait for what is owed.  Without memory for that it stays in the journal, and is replayed. */
+static void
+wait_for(near_cache *cache, near_bytes key, uint64_t hash, uint64_t sequence)
+{
+    struct near__intent *intent = malloc(sizeof(*intent) + key.size);
+
+    if (intent == NULL)
+        return;
+    *intent = (struct near__intent){ .hash = hash, .sequence = sequence, .key_size = key.size };
+    if (key.size > 0)
+        memcpy(intent->key, key.data, key.size);
+    near__lock(&cache->intents_lock);
+    intent->next   = cache->intents;
+    cache->intents = intent;
+    near__unlock(&cache->intents_lock);
+}
+
+static void
+look_through(near_cache *cache)
+{
+    struct near__intent *waiting, *intent, *still = NULL;
+
+    near__lock(&cache->intents_lock);
+    waiting        = cache->intents;
+    cache->intents = NULL;
+    near__unlock(&cache->intents_lock);
+    while ((intent = waiting) != NULL) {
+        waiting = intent->next;
+        if (near__recovery_owes(cache, (near_bytes){ intent->key, intent->key_size }, intent->hash)) {
+            intent->next = still;
+            still        = intent;
+            continue;
+        }
+        near__journal_done(cache->journal, &intent->sequence, 1);
+        free(intent);
+    }
+    near__lock(&cache->intents_lock);
+    while ((intent = still) != NULL) {
+        still          = intent->next;
+        intent->next   = cache->intents;
+        cache->intents = intent;
+    }
+    near__unlock(&cache->intents_lock);
+}
+
+static bool
+replay_one(void *ctx, const struct near__journal_record *record, uint64_t sequence)
+{
+    near_cache *cache = ctx;
+    uint64_t    hash  = near__hash_keyed(&cache->client->secret, record->key);
+
+    near__recovery_keep(cache, record->key, hash);
+    wait_for(cache, record->key, hash, sequence);
+    return true;
+}
+
+void
+near__intents_replay(near_cache *cache)
+{
+    if (cache->journal != NULL)
+        near__journal_replay(cache->journal, near_key(cache->name), 1u << NEAR__JOURNAL_INTENT, replay_one,
+                             cache);
+}
+
+near_status
+near__intent_begin(near_cache *cache, near_bytes key, uint64_t *origin, uint64_t *sequence)
+{
+    near_client                      *client = cache->client;
+    const struct near__journal_record record = { .kind  = NEAR__JOURNAL_INTENT,
+                                                 .cache = near_key(cache->name),
+                                                 .key   = key };
+    int64_t                           deadline;
+    near_status                       status;
+
+    if (cache->journal == NULL) {
+        *origin   = near__store_origin(client);
+        *sequence = near__store_sequence(client);
+        return NEAR_OK;
+    }
+    *origin  = near__journal_origin(cache->journal);
+    status   = near__journal_write(cache->journal, &record, sequence);
+    deadline = near__time_after(near__client_now(client), cache->settings.store_timeout);
+    if (status == NEAR_OK) {
+        status = near__journal_commit(cache->journal, *sequence, deadline);
+        if (status != NEAR_OK)
+            near__journal_done(cache->journal, sequence, 1);
+    }
+    return status == NEAR_ERR_TIMEOUT ? NEAR_ERR_UNAVAILABLE : status; /* nothing has happened yet */
+}
+
+void
+near__intent_end(near_cache *cache, near_bytes key, uint64_t hash, uint64_t sequence)
+{
+    if (cache->journal == NULL)
+        return;
+    if (near__recovery_owes(cache, key, hash))
+        wait_for(cache, key, hash, sequence);
+    else
+        near__journal_done(cache->journal, &sequence, 1);
+    look_through(cache);
+}
