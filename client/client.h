@@ -205,6 +205,7 @@ struct near_cache {
     bool              closing;    /* no loader is called any more */
     uint64_t          owes_clear; /* recovery's lock, as the next: 0, or its count when this was kept last */
     near_cache       *owing;
+    bool              audit_over; /* the audit's lock: it is being closed */
 };
 
 void near__client_release(near_client *client);
