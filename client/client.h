@@ -53,7 +53,7 @@ struct near_client {
     _Atomic unsigned        refs;
     _Atomic bool            closed;
     _Atomic bool            detour; /* hits must not take the shortest path: closed, or audited */
-    const uint32_t         *alive; /* a page that a fork wipes: 0 in a child */
+    const uint32_t         *alive;  /* a page that a fork wipes: 0 in a child */
     struct near__settings   settings;
     struct near__clock      clock;
     struct near__secret     secret;
