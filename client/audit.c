@@ -96,7 +96,7 @@ arm(struct near__audit *audit)
         near__timer_arm_by(&audit->client->scheduler, &audit->timer, due);
 }
 
-/* Put a sample where it waits next.  False: no room. */
+/* Put a sample where it waits next.  False: no room, or its cache is being closed.  The caller holds the cache. */
 static bool
 enqueue(struct near__audit *audit, const struct sample *sample)
 {
@@ -106,7 +106,7 @@ enqueue(struct near__audit *audit, const struct sample *sample)
 
     near__lock(&audit->lock);
     alone = queue->n == 0;
-    if (!audit->closed)
+    if (!audit->closed && !sample->cache->audit_over)
         place = queue_add(queue);
     if (place != NULL)
         *place = *sample;
@@ -335,7 +335,8 @@ take_due(struct near__audit *audit, struct sample *samples)
 static void
 run(struct near__job *job, bool cancelled)
 {
-    struct near__audit *audit = (struct near__audit *)((char *)job - offsetof(struct near__audit, job));
+    struct near__audit *audit  = (struct near__audit *)((char *)job - offsetof(struct near__audit, job));
+    near_client        *client = audit->client; /* a reference: the close does not wait for ever */
     struct sample       samples[BATCH];
     size_t              n;
 
@@ -350,6 +351,7 @@ run(struct near__job *job, bool cancelled)
     near__unlock(&audit->lock);
     if (!cancelled)
         arm(audit);
+    near__client_release(client);
 }
 
 /* On the scheduler's thread, which may not wait for L2. */
@@ -363,11 +365,15 @@ when_due(void *ctx)
     begin       = !audit->busy && !audit->closed;
     audit->busy = audit->busy || begin;
     near__unlock(&audit->lock);
-    if (!begin || near__workers_submit(audit->client->workers, &audit->job) == NEAR_OK)
+    if (!begin)
+        return;
+    atomic_fetch_add_explicit(&audit->client->refs, 1, memory_order_relaxed);
+    if (near__workers_submit(audit->client->workers, &audit->job) == NEAR_OK)
         return;
     near__lock(&audit->lock);
     audit->busy = false;
     near__unlock(&audit->lock); /* no thread to be had: the next sample tries again */
+    near__client_release(audit->client);
 }
 
 /* ---- life */
@@ -409,6 +415,7 @@ near__audit_forget(near_cache *cache)
     if (audit == NULL)
         return;
     near__lock(&audit->lock);
+    cache->audit_over = true; /* a look that is under way puts nothing back */
     for (unsigned i = 0; i < QUEUES; i++)
         for (size_t k = 0; k < audit->queues[i].n; k++)
             if (queue_at(&audit->queues[i], k)->cache == cache)

@@ -55,7 +55,7 @@ struct near_client {
     _Atomic unsigned        refs;
     _Atomic bool            closed;
     _Atomic bool            detour; /* hits must not take the shortest path: closed, or audited */
-    const uint32_t         *alive; /* a page that a fork wipes: 0 in a child */
+    const uint32_t         *alive;  /* a page that a fork wipes: 0 in a child */
     struct near__settings   settings;
     struct near__clock      clock;
     struct near__secret     secret;
@@ -90,16 +90,16 @@ struct near_client {
     unsigned           ticks_left;
     bool               ticking;
 
-    struct near__lock     lock;       /* rank CLIENT */
-    near_cache           *caches;     /* list, newest first */
-    uint64_t              opened;     /* caches ever: the newest one's id */
-    uint64_t              stamp_base; /* random: where this client's stamps begin */
-    _Atomic uint64_t      stamps;     /* drawn so far */
-    uint64_t              write_origin; /* random: who numbers the writes where there is no journal */
-    _Atomic uint64_t      write_sequence;
-    struct near__journals *journals;   /* client's lock */
-    struct near__packer   packer;     /* contexts of compression for all caches */
-    struct near__l1_stats closed_l1;  /* counters of caches that were closed */
+    struct near__lock      lock;         /* rank CLIENT */
+    near_cache            *caches;       /* list, newest first */
+    uint64_t               opened;       /* caches ever: the newest one's id */
+    uint64_t               stamp_base;   /* random: where this client's stamps begin */
+    _Atomic uint64_t       stamps;       /* drawn so far */
+    uint64_t               write_origin; /* random: who numbers the writes where there is no journal */
+    _Atomic uint64_t       write_sequence;
+    struct near__journals *journals;  /* client's lock */
+    struct near__packer    packer;    /* contexts of compression for all caches */
+    struct near__l1_stats  closed_l1; /* counters of caches that were closed */
 };
 
 /* What is known of a cache's generation (client/generation.c). */
@@ -191,11 +191,11 @@ struct near_cache {
     int64_t               max_ttl;                 /* l1.max_ttl, or its stricter default */
     size_t           wanted_bytes, wanted_entries; /* bounds of its L1 before l1.total_bytes; client's lock */
     struct near__l1 *l1;
-    enum near__codec codec;          /* of what it stores in L2 */
-    struct near__gain          gain; /* and how much that has helped */
-    struct near__back         *back; /* NULL: write.policy is another one */
+    enum near__codec codec;             /* of what it stores in L2 */
+    struct near__gain          gain;    /* and how much that has helped */
+    struct near__back         *back;    /* NULL: write.policy is another one */
     struct near__journal      *journal; /* NULL: none; the client's */
-    bool                       bare; /* l2.envelope = none: values lie in L2 as they are */
+    bool                       bare;    /* l2.envelope = none: values lie in L2 as they are */
     near_load_fn               loader;
     void                      *loader_ctx;
     near_store_fn              store; /* NULL: none */
@@ -209,15 +209,16 @@ struct near_cache {
     struct near__gather        gather;
     int64_t early_reach; /* ns before its end, per us of cost, from which a value may be refreshed early */
     int64_t early_most;  /* ns: never earlier */
-    struct near__lock work_lock; /* leaf: unanswered loads and writes, closing */
-    pthread_cond_t    work_done;
-    size_t            work_open;
-    bool              closing;    /* neither loader nor store is called any more */
+    struct near__lock    work_lock; /* leaf: unanswered loads and writes, closing */
+    pthread_cond_t       work_done;
+    size_t               work_open;
+    bool                 closing;      /* neither loader nor store is called any more */
     struct near__lock    intents_lock; /* leaf */
     struct near__intent *intents;      /* intents_lock; that wait for what is owed (client/intent.h) */
-    struct near__lock choice_lock; /* rank LOAD: conditional puts where there is no L2 */
-    uint64_t          owes_clear; /* recovery's lock, as the next: 0, or its count when this was kept last */
-    near_cache       *owing;
+    struct near__lock    choice_lock;  /* rank LOAD: conditional puts where there is no L2 */
+    uint64_t    owes_clear; /* recovery's lock, as the next: 0, or its count when this was kept last */
+    near_cache *owing;
+    bool        audit_over; /* the audit's lock: it is being closed */
 
     struct near__counters  counters;
     struct near__histogram histograms[NEAR__TIMINGS];

@@ -523,16 +523,15 @@ note_inconsistent(struct process *p, unsigned key, uint64_t in_l1, uint64_t in_l
 {
     struct fleet_page    *page    = p->fleet->page;
     const struct history *history = p->fleet->history;
-    unsigned              at      = page->incidents++;
+    int64_t               now     = now_ns();
+    char                  one[96], other[96];
+    unsigned              at = page->incidents++;
 
     if (at < FLEET_INCIDENTS)
         snprintf(page->incident[at], sizeof(page->incident[at]),
-                 "inconsistent: process %u, key %u: L1 has version %llu (op %d%s), L2 %llu (op %d%s); newest "
-                 "%llu, store %llu",
-                 p->self, key, (unsigned long long)in_l1, (int)history_how(history, key, in_l1),
-                 history_is_acknowledged(history, key, in_l1) ? "" : ", not acknowledged",
-                 (unsigned long long)in_l2, (int)history_how(history, key, in_l2),
-                 history_is_acknowledged(history, key, in_l2) ? "" : ", not acknowledged",
+                 "inconsistent: process %u, key %u: L1 has %s, L2 %s; newest %llu, store %llu", p->self, key,
+                 history_describe(history, key, in_l1, now, one, sizeof(one)),
+                 history_describe(history, key, in_l2, now, other, sizeof(other)),
                  (unsigned long long)history_newest(history, key), (unsigned long long)page->store[key]);
 }
 

@@ -88,7 +88,7 @@ struct fleet_page {
     _Atomic unsigned stops[FLEET_PROCESSES];            /* times it was stopped */
     near_stats stats[FLEET_PROCESSES]; /* written now and then by a thread of the process, to be printed */
     _Atomic unsigned incidents;
-    char             incident[FLEET_INCIDENTS][256];
+    char             incident[FLEET_INCIDENTS][320];
     _Atomic uint64_t store[];
 };
 

@@ -1,6 +1,7 @@
 /* See history.h. */
 #include "coherence/history.h"
 
+#include <stdio.h>
 #include <sys/mman.h>
 
 #include "base/clock.h"
@@ -203,12 +204,21 @@ history_how(const struct history *history, unsigned key, uint64_t version)
     return atomic_load(&event->version) == version ? how : ~0u;
 }
 
-bool
-history_is_acknowledged(const struct history *history, unsigned key, uint64_t version)
+const char *
+history_describe(const struct history *history, unsigned key, uint64_t version, int64_t now, char *out,
+                 size_t size)
 {
     struct found found;
 
-    return find(&history->of[key], version, &found) && found.ended < FAILED;
+    if (!find(&history->of[key], version, &found))
+        snprintf(out, size, "%llu", (unsigned long long)version);
+    else
+        snprintf(out, size, "%llu (op %u of process %u, %.3f to %.3f ms before%s)",
+                 (unsigned long long)version, history_how(history, key, version), found.writer,
+                 (double)(now - found.began) / 1e6,
+                 found.ended < FAILED ? (double)(now - found.ended) / 1e6 : 0.0,
+                 found.ended < FAILED ? "" : ", not acknowledged");
+    return out;
 }
 
 bool

@@ -16,6 +16,7 @@
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define HISTORY_RING                                                                                         \
@@ -50,7 +51,9 @@ struct history_verdict history_judge(const struct history *history, unsigned key
                                      unsigned reader, int64_t began, int64_t ended);
 /* What the caller of history_begin() called it; ~0u: it is no longer known. */
 unsigned history_how(const struct history *history, unsigned key, uint64_t version);
-bool     history_is_acknowledged(const struct history *history, unsigned key, uint64_t version);
+/* Of a version: by whom, how, and when, in ms before `now`.  Returns `out`. */
+const char *history_describe(const struct history *history, unsigned key, uint64_t version, int64_t now,
+                             char *out, size_t size);
 /* Whether `first` was certainly acknowledged before `second` began. */
 bool history_precedes(const struct history *history, unsigned key, uint64_t first, uint64_t second);
 
