@@ -450,6 +450,41 @@ the_text_is_openmetrics_and_counts_by_cache(void **state)
     close_instance(&in);
 }
 
+/* What the dashboard and the alerts ask for is there. */
+static void
+contributed_files_name_what_there_is(void **state)
+{
+    static const char *const files[] = { TEST_DATA "/../../contrib/alerts.yml",
+                                         TEST_DATA "/../../contrib/grafana.json" };
+    struct world            *w       = *state;
+    struct instance          in;
+    char                    *text, line[2048], name[96];
+    unsigned                 names = 0;
+
+    NEEDS(w);
+    OPEN(w, &in, "l1.max_entries", "1000");
+    text = near_stats_prometheus(in.client);
+    for (size_t i = 0; i < NEAR_COUNT_OF(files); i++) {
+        FILE *file = fopen(files[i], "re");
+
+        assert_non_null(file);
+        while (fgets(line, sizeof(line), file) != NULL)
+            for (char *at = line; (at = strstr(at, "nearcache_")) != NULL; names++) {
+                size_t size = strspn(at, "abcdefghijklmnopqrstuvwxyz0123456789_");
+
+                snprintf(name, sizeof(name), "\n%.*s", (int)size, at);
+                assert_has(text, name);
+                at += size;
+            }
+        fclose(file);
+    }
+    assert_true(names > 30);
+    near_free(text);
+    close_instance(&in);
+    if (system("command -v promtool >/dev/null 2>&1") == 0)
+        assert_int_equal(system("promtool check rules " TEST_DATA "/../../contrib/alerts.yml >/dev/null"), 0);
+}
+
 /* Brackets and quotes match; enough to see that nothing was left out. */
 static void
 assert_is_json(const char *text)
@@ -689,8 +724,8 @@ the_application_may_have_a_locale(void **state)
     struct instance in;
     char           *text;
 
-    if (setlocale(LC_ALL, "de_DE.UTF-8") == NULL)
-        skip();
+    if (setlocale(LC_ALL, "de_DE.UTF-8") == NULL && setlocale(LC_ALL, "fr_FR.UTF-8") == NULL)
+        print_message("no locale with a decimal comma is installed\n");
     OPEN(w, &in, "l1.max_entries", "1000");
     put_and_get(in.cache, "k", 1);
     text = text_of(in.client);
@@ -710,6 +745,7 @@ main(void)
         cmocka_unit_test(label_values_are_escaped),
         OVER(memory, the_text_is_openmetrics_and_counts_by_cache),
         OVER(redis, the_text_is_openmetrics_and_counts_by_cache),
+        OVER(memory, contributed_files_name_what_there_is),
         OVER(memory, json_has_each_cache_and_its_times),
         OVER(redis, json_has_each_cache_and_its_times),
         OVER(redis, the_lag_is_measured_by_our_own_echo),
