@@ -10,6 +10,12 @@ set -u -o pipefail
 cd "$(dirname "$0")" || exit 1
 . tools/setup.sh
 
+# run_tests AT_ONCE TESTS
+run_tests()
+{
+    NEAR_TEST_REQUIRE_SERVERS=1 make -k -j"$1" -C "$build" check "TESTS=$2" VERBOSE=1 >>"$build/check.log" 2>&1 || status=1
+}
+
 build=${BUILD:-build}
 case $build in /*) at=$build ;; *) at=$PWD/$build ;; esac
 
@@ -21,9 +27,14 @@ quietly "$build/make.log" make -C "$build" -j"$jobs" check TESTS=
 find "$build/tests" \( -name '*.trs' -o -name '*.log' \) -delete # of programs that are gone too
 
 say "make check ($build/check.log)"
-began=$SECONDS
-NEAR_TEST_REQUIRE_SERVERS=1 make -k -C "$build" check ${TESTS:+"TESTS=$TESTS"} VERBOSE=1 >"$build/check.log" 2>&1
-status=$?
+began=$SECONDS status=0
+: >"$build/check.log"
+if [ -n "${TESTS:-}" ]; then
+    run_tests 1 "$TESTS"
+else # both lists come from tests/Makefile.inc.am
+    run_tests $((2 * (jobs < 8 ? jobs : 8))) "$(make -s -C "$build" --no-print-directory list-tests-together)"
+    run_tests 1 "$(make -s -C "$build" --no-print-directory list-tests-alone)"
+fi
 grep -E '^(PASS|FAIL|SKIP|ERROR|XPASS|XFAIL): ' "$build/check.log" | awk '!seen[$0]++'
 if [ $status -ne 0 ]; then
     for trs in $(grep -lE '^:test-result: (FAIL|ERROR)' $(find "$build/tests" -name '*.trs') /dev/null); do

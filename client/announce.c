@@ -50,3 +50,15 @@ near__announce_end(near_cache *cache, struct near__announcing *announcing, near_
     announcing->message = NULL;
     return status != NEAR_OK ? status : told;
 }
+
+near_status
+near__announce_key(near_cache *cache, near_bytes key, int64_t deadline)
+{
+    struct near__announcing announcing;
+    near_status status = near__announce_begin(cache, NEAR__MESSAGE_INVALIDATE, &key, 1, &announcing);
+
+    if (status != NEAR_OK)
+        return status;
+    announcing.with = NULL; /* L2 has been written */
+    return near__announce_end(cache, &announcing, NEAR_OK, deadline);
+}

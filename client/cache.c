@@ -7,10 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "audit.h"
+#include "back.h"
 #include "budget.h"
 #include "early.h"
 #include "flight.h"
 #include "generation.h"
+#include "journals.h"
 #include "l1/policy.h"
 #include "load.h"
 #include "share.h"
@@ -29,6 +32,7 @@ is_name(const char *name)
 void
 near__cache_free(near_cache *cache)
 {
+    near__back_free(cache);
     near__l1_free(&cache->l1);
     near__flights_fini(cache);
     near__share_fini(cache);
@@ -38,8 +42,8 @@ near__cache_free(near_cache *cache)
     near__gather_fini(&cache->gather);
     near__budget_fini(&cache->budget);
     near__hot_fini(&cache->hot);
-    near__lock_fini(&cache->loads_lock);
-    pthread_cond_destroy(&cache->loads_done);
+    near__lock_fini(&cache->work_lock);
+    pthread_cond_destroy(&cache->work_done);
     for (size_t i = 0; i < NEAR__TIMINGS; i++)
         near__histogram_fini(&cache->histograms[i]);
     explicit_bzero(&cache->settings, sizeof(cache->settings)); /* URIs with passwords */
@@ -79,8 +83,8 @@ cache_new(near_client *client, const char *name)
     near__gather_init(&cache->gather);
     near__budget_init(&cache->budget, &client->settings);
     near__hot_init(&cache->hot);
-    near__lock_init(&cache->loads_lock, NEAR__RANK_LEAF);
-    near__cond_init(&cache->loads_done);
+    near__lock_init(&cache->work_lock, NEAR__RANK_LEAF);
+    near__cond_init(&cache->work_done);
     return cache;
 }
 
@@ -131,7 +135,8 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
     if (status != NEAR_OK)
         return near__fail(error, status, "cache %s: cannot make its L1: %s", cache->name,
                           near_status_text(status));
-    return NEAR_OK;
+    status = near__journals_get(cache, error);
+    return status == NEAR_OK ? near__back_open(cache, error) : status;
 }
 
 /* The L1s' bounds again, each its part of l1.total_bytes.  Returns the last refusal: an index that is already larger than its part,
@@ -271,21 +276,45 @@ near__cache_unlink_locked(near_cache *cache)
     near__stats_keep(cache->client, cache);
 }
 
+bool
+near__cache_work_begins(near_cache *cache, size_t n)
+{
+    bool may;
+
+    near__lock(&cache->work_lock);
+    may = !cache->closing;
+    if (may)
+        cache->work_open += n;
+    near__unlock(&cache->work_lock);
+    return may;
+}
+
+void
+near__cache_work_ends(near_cache *cache, size_t n)
+{
+    near__lock(&cache->work_lock);
+    cache->work_open -= n;
+    if (cache->work_open == 0)
+        pthread_cond_broadcast(&cache->work_done);
+    near__unlock(&cache->work_lock);
+}
+
 size_t
-near__cache_await_loads(near_cache *cache, int64_t deadline)
+near__cache_await_work(near_cache *cache, int64_t deadline)
 {
     bool   more = true;
     size_t open;
 
-    near__lock(&cache->loads_lock);
-    cache->closing = true; /* what waits its turn in the background will not call the loader any more */
-    near__unlock(&cache->loads_lock);
+    near__lock(&cache->work_lock);
+    cache->closing =
+        true; /* what waits its turn in the background will call neither loader nor store any more */
+    near__unlock(&cache->work_lock);
     near__watch_close(cache);
-    near__lock(&cache->loads_lock);
-    while (cache->loads_open > 0 && more)
-        more = near__cond_wait(&cache->loads_done, &cache->loads_lock, deadline);
-    open = cache->loads_open;
-    near__unlock(&cache->loads_lock);
+    near__lock(&cache->work_lock);
+    while (cache->work_open > 0 && more)
+        more = near__cond_wait(&cache->work_done, &cache->work_lock, deadline);
+    open = cache->work_open;
+    near__unlock(&cache->work_lock);
     return open;
 }
 
@@ -293,16 +322,19 @@ void
 near_cache_close(near_cache *cache)
 {
     near_client *client;
+    int64_t      deadline;
 
     if (cache == NULL || *cache->client->alive == 0)
         return; /* in a child near_client_close() frees it */
-    client = cache->client;
+    client   = cache->client;
+    deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__back_close(cache, deadline);
     near__lock(&client->lock);
     near__cache_unlink_locked(cache);
     near__unlock(&client->lock);
+    near__audit_forget(cache);
     share(client, "a cache was closed");
-    near__cache_await_loads(cache,
-                            near__time_after(near__client_now(client), client->settings.close_timeout));
+    near__cache_await_work(cache, deadline);
     near__cache_release(cache);
 }
 

@@ -13,9 +13,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "audit.h"
+#include "back.h"
 #include "budget.h"
 #include "cache.h"
 #include "generation.h"
+#include "journals.h"
 #include "tags.h"
 #include "tier.h"
 #include "upkeep.h"
@@ -98,6 +101,8 @@ invalidate(near_client *client, near_bytes name, near_bytes key, enum near__last
     if (cache == NULL)
         return;
     hash = near__hash_keyed(&client->secret, key);
+    if (cache->back != NULL)
+        near__back_suspect(cache, hash, key);
     near__l1_invalidate(cache->l1, hash, key);
     near__last_note(&cache->last, hash, source, near__client_now(client));
     near__cache_release(cache);
@@ -148,6 +153,19 @@ sink_tagged(void *ctx, near_bytes name, near_bytes tag, uint64_t lineage, uint64
         return;
     near__tags_told(cache, tag, (struct near__tag_clock){ lineage, moment });
     near__l1_invalidate_tag(cache->l1, near__hash_keyed(&client->secret, tag));
+    near__cache_release(cache);
+}
+
+/* Which of its entries begin so L1 does not know: all of them go.  L2 still has the others. */
+static void
+sink_prefixed(void *ctx, near_bytes name, near_bytes prefix)
+{
+    near_cache *cache = find_cache(ctx, name);
+
+    (void)prefix;
+    if (cache == NULL)
+        return;
+    near__l1_flush(cache->l1);
     near__cache_release(cache);
 }
 
@@ -235,6 +253,8 @@ sink_flush(void *ctx)
     while ((n = next_caches(client, below, caches, NEAR_COUNT_OF(caches))) > 0) {
         below = caches[n - 1]->id;
         for (size_t i = 0; i < n; i++) {
+            if (caches[i]->back != NULL)
+                near__back_suspect_all(caches[i]);
             near__generation_doubt(caches[i], false);
             near__tags_doubt(caches[i]);
             near__l1_flush(caches[i]->l1);
@@ -276,13 +296,15 @@ choose_gutter(near_client *client, near_error *error)
 }
 
 static near_status
-open_l2(near_client *client, near_error *error)
+open_l2(near_client *client, const near_config *config, near_error *error)
 {
     near_status status = near__uri_parse(&client->l2_uri, "l2.uri", client->settings.l2_uri, error);
 
     if (status != NEAR_OK || client->l2_uri.kind == NEAR__URI_NONE)
         return status;
-    client->ops = near__l2_backend_named(client->l2_uri.scheme);
+    client->ops = client->l2_uri.kind == NEAR__URI_OTHER
+                      ? near__config_backend(config, client->l2_uri.scheme)
+                      : near__l2_backend_named(client->l2_uri.scheme);
     if (client->ops == NULL || client->ops->version != NEAR_L2_OPS_V1) {
         client->ops = NULL;
         return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",
@@ -296,6 +318,7 @@ open_l2(near_client *client, near_error *error)
         return status;
     }
     client->env = (struct near_l2_env){
+        .text            = client->settings.l2_uri,
         .uri             = &client->l2_uri,
         .access          = &client->access.l2,
         .clock           = &client->clock,
@@ -358,11 +381,6 @@ choose_bus(near_client *client, near_error *error)
     if (client->bus_uri.kind == NEAR__URI_MEMCACHED)
         return near__fail(error, NEAR_ERR_INVALID, "coherence.uri: memcached carries no messages; accepts %s",
                           near__options[NEAR__OPTION_coherence_uri].accepts);
-    if (wants_tracking(settings) && client->bus_uri.layout == NEAR__LAYOUT_CLUSTER)
-        return near__fail(
-            error, NEAR_ERR_UNSUPPORTED,
-            "coherence.mode: a cluster's nodes are not asked for server-assisted invalidation in this "
-            "version; accepts auto, pubsub or none");
     if (wants_tracking(settings) && (client->bus_uri.kind != NEAR__URI_REDIS ||
                                      !near__uri_same_server(&client->bus_uri, &client->l2_uri)))
         return near__fail(
@@ -404,7 +422,8 @@ open_coherence(near_client *client, near_error *error)
         .heartbeat       = settings->coherence_heartbeat,
         .serve_window    = settings->coherence_serve_window,
         .connect_timeout = settings->l2_connect_timeout,
-        .sink = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed },
+        .sink = { client, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed,
+                  sink_prefixed },
     };
     client->bus_on_l2 = client->traits.announces && near__uri_same_server(&client->bus_uri, &client->l2_uri);
     return near__coherence_open(&client->coherence, &config, error);
@@ -421,15 +440,18 @@ open_client(near_client *client, const near_config *config, near_error *error)
         return status;
     near__client_log_init(client);
     if (near__secret_init(&client->secret) != NEAR_OK ||
-        !near__random(&client->stamp_base, sizeof(client->stamp_base)))
+        !near__random(&client->stamp_base, sizeof(client->stamp_base)) ||
+        !near__random(&client->write_origin, sizeof(client->write_origin)))
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "opening a client: the system gives no random bytes");
     client->workers = near__workers_new((unsigned)client->settings.loader_threads);
     if (client->workers == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     snprintf(client->name, sizeof(client->name), "nearcache");
-    status = open_l2(client, error);
+    status = open_l2(client, config, error);
     if (status == NEAR_OK)
         status = open_coherence(client, error);
+    if (status == NEAR_OK && near__audit_open(client) != NEAR_OK)
+        status = near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     return status;
 }
 
@@ -450,6 +472,7 @@ client_free(near_client *client)
     if (client->alive != NULL)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);
+    near__audit_free(client);
     near__scheduler_fini(&client->scheduler);
     near__recovery_fini(client);
     near__client_log_fini(client);
@@ -532,8 +555,9 @@ near_status
 near_client_close(near_client *client, near_error *error)
 {
     int64_t     deadline;
-    size_t      unanswered = 0, owed;
+    size_t      unanswered = 0, unwritten = 0, owed;
     near_cache *cache;
+    near_status journals;
 
     if (error != NULL)
         *error = (near_error){ .code = NEAR_OK };
@@ -542,13 +566,16 @@ near_client_close(near_client *client, near_error *error)
     if (*client->alive == 0)
         return close_in_child(client);
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__audit_close(client);
     while ((cache = pop_cache(client)) != NULL) {
-        unanswered += near__cache_await_loads(cache, deadline);
+        unwritten += near__back_close(cache, deadline);
+        unanswered += near__cache_await_work(cache, deadline);
         near__cache_release(cache);
     }
     owed = near__recovery_close(client, deadline);
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
+    atomic_store_explicit(&client->detour, true, memory_order_relaxed);
     near__scheduler_stop(&client->scheduler);
     if (client->ops != NULL)
         client->ops->close(client->l2);
@@ -559,12 +586,19 @@ near_client_close(near_client *client, near_error *error)
     if (client->ops != NULL)
         client->ops->stop(client->l2);
     near__recovery_drop(client);
+    journals = near__journals_close(client, error);
     near__client_release(client);
+    if (unwritten > 0)
+        return near__fail(
+            error, NEAR_ERR_BUSY,
+            "closing: %zu changes are not in the store: those of caches with write_back.journal are "
+            "there and go to the store after the next start, others are lost",
+            unwritten);
     if (unanswered > 0)
-        return near__fail(error, NEAR_ERR_BUSY, "closing: %zu loads were not answered within close.timeout",
-                          unanswered);
+        return near__fail(error, NEAR_ERR_BUSY,
+                          "closing: %zu loads or writes were not answered within close.timeout", unanswered);
     if (owed > 0)
         return near__fail(error, NEAR_ERR_UNAVAILABLE,
                           "closing: invalidations of %zu keys or caches could not be sent", owed);
-    return NEAR_OK;
+    return journals;
 }

@@ -5,7 +5,7 @@
  *              cache one.  near_client_close() stops everything that has a thread or a wire; the memory goes with the last
  *              reference, so a load answered after the close finds closed doors, not freed memory.
  * near_cache   name, settings, L1 pool, table of flights, loader, load budget, known generation.  Counted: the application (until
- *              near_cache_close) holds one reference, each unanswered load and each plan in the background one.
+ *              near_cache_close) holds one reference, each unanswered load or write and each plan in the background one.
  *
  * Locks: client->lock covers the list of caches (rank CLIENT).  Everything else has its own: see doc/architecture.md.
  * Fixed at open and read without a lock: settings, ops, traits, coherence, names, prefixes.
@@ -54,6 +54,7 @@ struct near__client_log {
 struct near_client {
     _Atomic unsigned        refs;
     _Atomic bool            closed;
+    _Atomic bool            detour; /* hits must not take the shortest path: closed, or audited */
     const uint32_t         *alive; /* a page that a fork wipes: 0 in a child */
     struct near__settings   settings;
     struct near__clock      clock;
@@ -76,6 +77,7 @@ struct near_client {
     struct near__coherence    *coherence; /* NULL: no bus */
     struct near__scheduler     scheduler;
     struct near__workers      *workers; /* the loader pool */
+    struct near__audit        *audit;   /* NULL: off */
     struct near__recovery      recovery;
     bool bus_on_l2; /* the bus's server is the L2's, and the backend announces: one atomic step */
 
@@ -93,6 +95,9 @@ struct near_client {
     uint64_t              opened;     /* caches ever: the newest one's id */
     uint64_t              stamp_base; /* random: where this client's stamps begin */
     _Atomic uint64_t      stamps;     /* drawn so far */
+    uint64_t              write_origin; /* random: who numbers the writes where there is no journal */
+    _Atomic uint64_t      write_sequence;
+    struct near__journals *journals;   /* client's lock */
     struct near__packer   packer;     /* contexts of compression for all caches */
     struct near__l1_stats closed_l1;  /* counters of caches that were closed */
 };
@@ -188,9 +193,13 @@ struct near_cache {
     struct near__l1 *l1;
     enum near__codec codec;          /* of what it stores in L2 */
     struct near__gain          gain; /* and how much that has helped */
+    struct near__back         *back; /* NULL: write.policy is another one */
+    struct near__journal      *journal; /* NULL: none; the client's */
     bool                       bare; /* l2.envelope = none: values lie in L2 as they are */
     near_load_fn               loader;
     void                      *loader_ctx;
+    near_store_fn              store; /* NULL: none */
+    void                      *store_ctx;
     struct near__generation    generation;
     struct near__tags          tags;
     struct near__flight_stripe flights[NEAR__FLIGHT_STRIPES];
@@ -200,10 +209,11 @@ struct near_cache {
     struct near__gather        gather;
     int64_t early_reach; /* ns before its end, per us of cost, from which a value may be refreshed early */
     int64_t early_most;  /* ns: never earlier */
-    struct near__lock loads_lock; /* leaf: unanswered loads, closing */
-    pthread_cond_t    loads_done;
-    size_t            loads_open;
-    bool              closing;    /* no loader is called any more */
+    struct near__lock work_lock; /* leaf: unanswered loads and writes, closing */
+    pthread_cond_t    work_done;
+    size_t            work_open;
+    bool              closing;    /* neither loader nor store is called any more */
+    struct near__lock choice_lock; /* rank LOAD: conditional puts where there is no L2 */
     uint64_t          owes_clear; /* recovery's lock, as the next: 0, or its count when this was kept last */
     near_cache       *owing;
 

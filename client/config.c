@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/uri.h"
+#include "nearcache/backend.h"
 
 const struct near__option near__options[NEAR__OPTION_COUNT] = {
 #define OPTION_ROW(field, name, type, scope, preset, least, most, accepts, help)                             \
@@ -23,8 +24,12 @@ const struct near__option near__options[NEAR__OPTION_COUNT] = {
 #undef OPTION_ROW
 };
 
+#define BACKENDS_MOST 8
 struct near_config {
     char *texts[NEAR__OPTION_COUNT]; /* NULL: not set */
+
+    const struct near_l2_ops *backends[BACKENDS_MOST];
+    size_t                    n_backends;
 };
 
 /* ---- units */
@@ -399,6 +404,49 @@ near_config_load(near_config *config, const char *path, near_error *error)
             }
     near_config_free(fresh);
     return status;
+}
+
+/* ---- backends */
+
+const struct near_l2_ops *
+near__config_backend(const near_config *config, const char *scheme)
+{
+    for (size_t i = 0; config != NULL && i < config->n_backends; i++)
+        if (strcmp(config->backends[i]->scheme, scheme) == 0)
+            return config->backends[i];
+    return NULL;
+}
+
+static bool
+is_whole(const struct near_l2_ops *ops)
+{
+    return ops->version == NEAR_L2_OPS_V1 && ops->scheme != NULL && ops->open != NULL &&
+           ops->get_many != NULL && ops->set_many != NULL && ops->remove_many != NULL &&
+           ops->health != NULL && ops->stats != NULL && ops->close != NULL && ops->stop != NULL &&
+           ops->fini != NULL && ops->forked != NULL;
+}
+
+near_status
+near_config_add_backend(near_config *config, const struct near_l2_ops *ops, near_error *error)
+{
+    size_t size;
+
+    if (config == NULL || ops == NULL)
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "near_config_add_backend: config and ops must not be NULL");
+    if (!is_whole(ops))
+        return near__fail(
+            error, NEAR_ERR_INVALID,
+            "near_config_add_backend: the table is of another version, or a function is missing");
+    size = strspn(ops->scheme, "abcdefghijklmnopqrstuvwxyz0123456789-");
+    if (strncmp(ops->scheme, "x-", 2) != 0 || size < 3 || size > 22 || ops->scheme[size] != '\0')
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "near_config_add_backend: the scheme must be x- and 1 to 20 of a-z 0-9 -");
+    if (near__config_backend(config, ops->scheme) != NULL || config->n_backends == BACKENDS_MOST)
+        return near__fail(error, NEAR_ERR_BUSY,
+                          "near_config_add_backend: %s is there already, or eight others", ops->scheme);
+    config->backends[config->n_backends++] = ops;
+    return NEAR_OK;
 }
 
 /* ---- values */

@@ -10,6 +10,8 @@
 #include "base/base.h"
 #include "l2/compress.h"
 
+struct near_l2_ops;
+
 /* Types: what a value looks like, and the field it becomes in near__settings. */
 enum near__option_type {
     NEAR__SIZE,     /* uint64_t bytes: 0 512 64KiB 256MiB 1GiB 1TiB */
@@ -131,6 +133,50 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "counts.  0: never.")                                                                                           \
     X(lease_timeout, "lease.timeout", DURATION, CACHE, "5s", 10 * NEAR_MS, 3600 * NEAR__SEC, NULL,                    \
       "How long one instance keeps the right to fill a key while the others wait (at least 3s on memcached).")                              \
+    X(write_policy, "write.policy", CHOICE, CACHE, "through", 0, 0, "through | back | around",                         \
+      "How near_update and near_erase reach the store.  through: L2 is marked, the store written, the mark replaced by the "  \
+      "value.  back: acknowledged here, written later, in batches.  around: the store is written, then both tiers "    \
+      "forget the key.")                                                                                              \
+    X(write_fast, "write.fast", CHOICE, CACHE, "no", 0, 0, "no | yes",                                                \
+      "yes: write.policy through without the mark, which saves an exchange with L2 and needs none before the store is " \
+      "written.  A writer that dies between store and L2 then leaves the old value in L2 until its TTL, or until "     \
+      "write_back.journal is replayed; the new value is not kept in L2, the next reader loads it.")                    \
+    X(write_without_l2, "write.without_l2", CHOICE, CACHE, "store", 0, 0, "store | refuse",                           \
+      "What near_update and near_erase do when L2 or the bus cannot be reached.  store: the store is written, and the key removed "  \
+      "and announced as soon as that is possible; until then other instances that do reach L2 may read the old value.  "    \
+      "refuse: they fail with NEAR_ERR_UNAVAILABLE before the store is asked (policy through), or with NEAR_ERR_TIMEOUT "  \
+      "after it.")                                                                                                    \
+    X(store_timeout, "store.timeout", DURATION, CACHE, "5s", NEAR_MS, 3600 * NEAR__SEC, NULL,                         \
+      "How long a store may take for one call: what it has not answered then counts as unknown.")                      \
+    X(write_back_interval, "write_back.interval", DURATION, CACHE, "1s", 0, 3600 * NEAR__SEC, NULL,                   \
+      "write.policy = back: how long a change waits for others, so that the store gets them in one call, and for newer ones of its key, "   \
+      "which take its place.  0: it goes at once.")                                                                   \
+    X(write_back_batch, "write_back.batch", COUNT, CACHE, "128", 1, 4096, NULL,                                       \
+      "Most changes in one call of the store; so many are not made to wait for write_back.interval.")                 \
+    X(write_back_parallel, "write_back.parallel", COUNT, CACHE, "2", 1, 64, NULL,                                     \
+      "Most calls of the store under way at a time, by write.policy = back.  A key is never in two of them.")         \
+    X(write_back_coalesce, "write_back.coalesce", CHOICE, CACHE, "yes", 0, 0, "no | yes",                             \
+      "yes: a newer change of a key takes the place of one that the store has not been given yet.  no: the store gets every one.")    \
+    X(write_back_retries, "write_back.retries", COUNT, CACHE, "10", 0, 1000000, NULL,                                 \
+      "So many times a change that the store refuses is tried, at growing intervals, before it is put aside, in the journal's dead "  \
+      "letters where there is a journal.  While the store takes nothing at all, an answer that it is unavailable does not count.  "     \
+      "0: for ever.")                                                                                                 \
+    X(write_back_max_pending, "write_back.max_pending", SIZE, CACHE, "64MiB", NEAR__KIB, NEAR__TIB, NULL,             \
+      "Most memory for changes that the store has not got.")                                                          \
+    X(write_back_on_full, "write_back.on_full", CHOICE, CACHE, "wait", 0, 0, "wait | fail | through",                 \
+      "What becomes of a change when there is no room: wait for room, up to store.timeout; fail at once, with NEAR_ERR_BUSY; "        \
+      "through: wait until the store has this one, up to store.timeout.")                                             \
+    X(write_back_journal, "write_back.journal", TEXT, CACHE, "", 0, 1000, NEAR__PATH,                                 \
+      "Directory, on a file system of this machine, of the journal that keeps writes until they are in the store, and "   \
+      "says after a crash what was under way.  Caches of one client may share it; programs not.  Empty: none, what is "     \
+      "not in the store when the process ends is lost.")                                                              \
+    X(write_back_fsync, "write_back.fsync", CHOICE, CACHE, "always", 0, 0, "always | interval | none",                \
+      "always: a write is on disk when it is acknowledged, one fsync for all who wait.  interval: within "             \
+      "write_back.fsync_interval; until then a crash may lose it.  none: it survives the end of the process, not of the machine.")     \
+    X(write_back_fsync_interval, "write_back.fsync_interval", DURATION, CACHE, "100ms", NEAR_MS, 60 * NEAR__SEC, NULL, \
+      "How often the journal is brought to disk with write_back.fsync = interval.")                                   \
+    X(write_back_journal_max_bytes, "write_back.journal_max_bytes", SIZE, CACHE, "1GiB", NEAR__MIB, NEAR__TIB, NULL,  \
+      "Most disk space of a journal, dead letters included.  What waits for the store may take half of it.")          \
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis[s]://[user:pass@]host[:port][/db] | redis+unix:///path | "                  \
       "redis[s]-sentinel://h1,h2/master | redis[s]-cluster://h1,h2",                                                  \
@@ -143,7 +189,7 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(coherence_password_env, "coherence.password_env", TEXT, CLIENT, "", 0, 127,                                     \
       "the name of an environment variable", "As l2.password_env, for the bus.")                                      \
     X(coherence_mode, "coherence.mode", CHOICE, CLIENT, "auto", 0, 0, "auto | pubsub | tracking | both | none",       \
-      "How instances hear of writes.  pubsub: they tell each other.  tracking, both: besides, the Redis that is both L2 and bus "   \
+      "How instances hear of writes.  pubsub: they tell each other.  tracking, both: besides, the Redis or cluster that is both L2 and bus "   \
       "tells of every change under l2.key_prefix, whoever made it, of expiry and of eviction; it tells of our own writes and "  \
       "fills, too, so these stay in L1 from the next read on only.  Where the server refuses that, pubsub remains.  auto: pubsub where there is a bus.")                                            \
     X(coherence_channel, "coherence.channel", TEXT, CLIENT, "", 0, 128, "0 .. 128 characters from ! to ~",            \
@@ -158,6 +204,8 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
     X(coherence_max_pending, "coherence.max_pending", COUNT, CLIENT, "10000", 0, 10000000, NULL,                      \
       "Most keys whose failed writes are still to be made good, by removing them from L2 and telling the others, as "  \
       "soon as that is possible.  Of a cache with more, everything is invalidated.  0: it is tried once.")             \
+    X(prefix_timeout, "prefix.timeout", DURATION, CACHE, "30s", NEAR_MS, 24 * 3600 * NEAR__SEC, NULL,                 \
+      "How long near_invalidate_prefix looks through L2 before it gives up; the rest is then done in the background.") \
     X(sentinel_user, "sentinel.user", TEXT, CLIENT, "", 0, 127, "0 .. 127 characters from ! to ~",                    \
       "The user at the sentinels themselves.  Empty: their default user.")                                            \
     X(sentinel_password_file, "sentinel.password_file", TEXT, CLIENT, "", 0, 1000, NEAR__PATH,                        \
@@ -179,6 +227,11 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "full: the certificate must be valid, signed by an authority and for this server's name.  ca: for any name.")   \
     X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
       "How long closing waits for loads that are still under way.")                                                   \
+    X(audit_sample, "audit.sample", COUNT, CLIENT, "0", 0, 1000000000, NULL,                                          \
+      "One in so many L1 hits is looked at again later beside L2, in the background: is it still what L2 has?  What "  \
+      "is not is counted (audit_stale_1s, audit_stale_10s).  0: none.")                                               \
+    X(audit_delay, "audit.delay", DURATION, CLIENT, "1s", NEAR_MS, 3600 * NEAR__SEC, NULL,                            \
+      "How long after the hit that is; those that are still in L1 are looked at once more after ten times as long.")  \
     X(log_level, "log.level", CHOICE, CLIENT, "warn", 0, 0, "error | warn | info | debug",                            \
       "Which messages reach the log callback.")
 /* clang-format on */
@@ -214,6 +267,9 @@ enum { NEAR__VERIFY_FULL, NEAR__VERIFY_CA };
 enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
 enum { NEAR__COMPRESSION_NONE, NEAR__COMPRESSION_AUTO, NEAR__COMPRESSION_LZ4, NEAR__COMPRESSION_ZSTD };
 enum { NEAR__ENVELOPE_FULL, NEAR__ENVELOPE_NONE };
+enum { NEAR__WITHOUT_L2_STORE, NEAR__WITHOUT_L2_REFUSE };
+enum { NEAR__WRITE_THROUGH, NEAR__WRITE_BACK, NEAR__WRITE_AROUND };
+enum { NEAR__FULL_WAIT, NEAR__FULL_FAIL, NEAR__FULL_THROUGH };
 
 struct near__option {
     const char             *name;
@@ -231,6 +287,9 @@ extern const struct near__option near__options[NEAR__OPTION_COUNT];
 void near__option_accepts(const struct near__option *option, char *out, size_t size);
 /* "NEARCACHE_L2_URI" for "l2.uri". */
 void near__option_variable(const struct near__option *option, char *out, size_t size);
+
+/* The backend that was added to `config` (may be NULL) with this scheme, or NULL. */
+const struct near_l2_ops *near__config_backend(const near_config *config, const char *scheme);
 
 /* The values of a client: defaults, then `config` (may be NULL), then the environment; checked one by one and together. */
 near_status near__settings_resolve(struct near__settings *settings, const near_config *config,

@@ -5,6 +5,7 @@
  * live.  A load under way is voided: its marker is removed, or the stamp that its fill expects has changed.  Then the others are told,
  * as of any write, and L1's copy goes in the same bracket as in write.c.  No lock is held here.
  */
+#include "announce.h"
 #include "flight.h"
 #include "generation.h"
 #include "l2/envelope.h"
@@ -18,8 +19,9 @@
 struct aging {
     near_cache *cache;
     near_bytes  key;
-    uint64_t    stamp; /* of what was found; 0: nothing, or no entry */
-    uint8_t    *bytes; /* what to put in its place; NULL: it has to go */
+    uint64_t    stamp;  /* of what was found; 0: nothing, or no entry */
+    bool        marked; /* the store is being written: what there was is gone already */
+    uint8_t    *bytes;  /* what to put in its place; NULL: it has to go */
     size_t      size;
     int64_t     ttl_ms; /* and for how long */
 };
@@ -56,8 +58,10 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     (void)item;
     if (near__envelope_decode(&envelope, stored, aging->key) != NEAR__ENVELOPE_OK)
         return;
-    aging->stamp = envelope.stamp;
-    age(aging, &envelope);
+    aging->stamp  = envelope.stamp;
+    aging->marked = (envelope.flags & NEAR__ENVELOPE_MARK) != 0;
+    if (!aging->marked)
+        age(aging, &envelope);
 }
 
 /* One attempt: NEAR_OK, NEAR_MISS when somebody came in between, or why not. */
@@ -73,7 +77,7 @@ age_once(near_cache *cache, struct near__wire *wire, near_bytes key, int64_t dea
     client->ops->get_many(client->l2, item, 1, deliver, &aging, deadline);
     near__count(cache, NEAR__l2_requests, 1);
     status = near__item_status(item);
-    if (status == NEAR_MISS)
+    if (status == NEAR_MISS || aging.marked)
         return NEAR_OK; /* nothing is there */
     if (status == NEAR_OK) {
         *item          = (struct near_l2_item){ .key = item->key };
@@ -105,25 +109,6 @@ age_in_l2(near_cache *cache, near_bytes key, int64_t deadline)
     for (int round = 0; round < ROUNDS && status == NEAR_MISS; round++)
         status = age_once(cache, &wire, key, deadline);
     near__wire_close(&wire);
-    return status;
-}
-
-static near_status
-tell_others(near_cache *cache, near_bytes key, int64_t deadline)
-{
-    near_client *client = cache->client;
-    uint8_t     *message;
-    size_t       size;
-    near_status  status;
-
-    if (client->coherence == NULL)
-        return NEAR_OK;
-    status = near__message_encode(NEAR__MESSAGE_INVALIDATE, near__coherence_sender(client->coherence),
-                                  near_key(cache->name), &key, 1, &message, &size);
-    if (status != NEAR_OK)
-        return status;
-    status = near__coherence_publish(client->coherence, message, size, deadline, NULL);
-    free(message);
     return status;
 }
 
@@ -186,7 +171,7 @@ near_expire(near_cache *cache, near_bytes key)
     if (cache->client->ops != NULL)
         status = age_in_l2(cache, key, deadline);
     if (status == NEAR_OK)
-        status = tell_others(cache, key, deadline);
+        status = near__announce_key(cache, key, deadline);
     near__l1_write_end(cache->l1, token, hash, key, status == NEAR_OK ? aged : NULL, now);
     near__entry_release(&aged);
     /* too many writers, or an outcome that is not known: without what to fall back on, then */

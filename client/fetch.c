@@ -111,7 +111,7 @@ board(struct fetch *fetch, size_t index, near_bytes key, uint64_t hash)
 
     *seat = (struct seat){ .index = index, .label_clock = near__l1_label_clock(fetch->cache->l1) };
     switch ((fetch->anew ? near__flight_board_anew : near__flight_board)(fetch->cache, key, hash, fetch,
-                                                                         &seat->flight)) {
+                                                                         fetch->view.now, &seat->flight)) {
     case NEAR__BOARD_NOMEM:
         return NEAR_ERR_NOMEM;
     case NEAR__BOARD_SELF:

@@ -181,7 +181,7 @@ near__flight_throttled(near_cache *cache, const struct near__flight *flight, int
 /* ---- boarding */
 
 static struct near__flight *
-flight_new(near_bytes key, uint64_t hash, const void *call)
+flight_new(near_bytes key, uint64_t hash, const void *call, int64_t now)
 {
     struct near__flight *flight = calloc(1, sizeof(*flight) + key.size);
 
@@ -190,6 +190,7 @@ flight_new(near_bytes key, uint64_t hash, const void *call)
     near__cond_init(&flight->landed);
     flight->hash          = hash;
     flight->leader        = call;
+    flight->born          = now;
     flight->thread        = pthread_self();
     flight->hard_deadline = NEAR_NEVER;
     flight->key_size      = key.size;
@@ -247,12 +248,23 @@ is_own_loader(const struct near__flight *flight, const void *call)
     return flight->leader != NULL && flight->leader != call && pthread_equal(flight->thread, pthread_self());
 }
 
+/* Whether what it brings is new enough for who comes now.  A fence that has not moved says so while messages come; else its age must,
+ * within the bound that holds for hits. */
+static bool
+may_join(const near_cache *cache, const struct near__flight *flight, int64_t now)
+{
+    const near_client *client = cache->client;
+
+    return client->coherence == NULL || now < near__coherence_gate(client->coherence) ||
+           now - flight->born < client->settings.coherence_serve_window;
+}
+
 static enum near__boarding
-board(near_cache *cache, near_bytes key, uint64_t hash, const void *call, bool anew,
+board(near_cache *cache, near_bytes key, uint64_t hash, const void *call, bool anew, int64_t now,
       struct near__flight **flight)
 {
     struct near__flight_stripe *stripe   = stripe_of(cache, hash);
-    struct near__flight        *fresh    = flight_new(key, hash, call); /* not under the lock */
+    struct near__flight        *fresh    = flight_new(key, hash, call, now); /* not under the lock */
     enum near__boarding         boarding = NEAR__BOARD_JOIN;
     bool                        detached = false;
     struct near__flight        *found;
@@ -267,7 +279,8 @@ board(near_cache *cache, near_bytes key, uint64_t hash, const void *call, bool a
                            hash); /* under the lock: a later comer's is never older than the flight's */
     clock = near__l1_label_clock(cache->l1);
     found = find_locked(stripe, key, hash);
-    if (found != NULL && (found->fence != fence || (anew && found->label_clock != clock))) {
+    if (found != NULL &&
+        (found->fence != fence || (anew && found->label_clock != clock) || !may_join(cache, found, now))) {
         unlink_locked(stripe, found);
         detached = true;
         found    = NULL;
@@ -296,17 +309,17 @@ board(near_cache *cache, near_bytes key, uint64_t hash, const void *call, bool a
 }
 
 enum near__boarding
-near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void *call,
+near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void *call, int64_t now,
                    struct near__flight **flight)
 {
-    return board(cache, key, hash, call, false, flight);
+    return board(cache, key, hash, call, false, now, flight);
 }
 
 enum near__boarding
-near__flight_board_anew(near_cache *cache, near_bytes key, uint64_t hash, const void *call,
+near__flight_board_anew(near_cache *cache, near_bytes key, uint64_t hash, const void *call, int64_t now,
                         struct near__flight **flight)
 {
-    return board(cache, key, hash, call, true, flight);
+    return board(cache, key, hash, call, true, now, flight);
 }
 
 void

@@ -46,6 +46,7 @@ struct near__flight {
     pthread_t   thread; /* of the leader */
     uint64_t    hash, fence; /* fixed */
     uint32_t    label_clock; /* fixed: the L1's clock of tags, captured with the fence */
+    int64_t     born;        /* fixed: what it brings is no older */
     size_t      key_size;
     unsigned char key[];
 };
@@ -60,14 +61,15 @@ enum near__boarding {
 void near__flights_init(near_cache *cache);
 void near__flights_fini(near_cache *cache); /* nobody waits any more */
 
-/* `call` identifies the calling fetch: its own flights are joined, not refused, when a batch names a key twice.  On LEAD
- * flight->fence is the fence to fill L1 with: it was captured now, so what the caller asks next is newer. */
+/* `call` identifies the calling fetch: its own flights are joined, not refused, when a batch names a key twice.  `now` is no later than
+ * this call.  On LEAD flight->fence is the fence to fill L1 with: it was captured now, so what the caller asks next is newer.  While
+ * nothing is heard of others' writes a flight is joined only if it is younger than the serve window: the fence says nothing then. */
 enum near__boarding near__flight_board(near_cache *cache, near_bytes key, uint64_t hash, const void *call,
-                                       struct near__flight **flight);
+                                       int64_t now, struct near__flight **flight);
 /* The same for one whose last flight landed with a value that a tag's invalidation had overtaken before he boarded: nothing is joined
  * that is older than the newest invalidation of any tag. */
 enum near__boarding near__flight_board_anew(near_cache *cache, near_bytes key, uint64_t hash,
-                                            const void *call, struct near__flight **flight);
+                                            const void *call, int64_t now, struct near__flight **flight);
 /* This thread now works on it for `leader`; NULL: nobody's thread does, it will be answered from elsewhere. */
 void near__flight_lead(near_cache *cache, struct near__flight *flight, const void *leader);
 

@@ -6,6 +6,7 @@
 #include "load.h"
 
 #include "budget.h"
+#include "cache.h"
 #include "early.h"
 #include "read.h"
 #include "tags.h"
@@ -53,31 +54,6 @@ bool
 near__load_nested(void)
 {
     return loaders_entered > 0;
-}
-
-/* ---- open loads of a cache: near_cache_close() waits for them */
-
-static bool
-loads_opened(near_cache *cache, size_t n)
-{
-    bool may;
-
-    near__lock(&cache->loads_lock);
-    may = !cache->closing;
-    if (may)
-        cache->loads_open += n;
-    near__unlock(&cache->loads_lock);
-    return may;
-}
-
-static void
-loads_closed(near_cache *cache, size_t n)
-{
-    near__lock(&cache->loads_lock);
-    cache->loads_open -= n;
-    if (cache->loads_open == 0)
-        pthread_cond_broadcast(&cache->loads_done);
-    near__unlock(&cache->loads_lock);
 }
 
 /* ---- batch */
@@ -177,7 +153,9 @@ prepare_entry(const struct batch *batch, near_load *load, int64_t now)
     load->keep        = !load->unkept && (load->ask.ttl != 0 || !entry->negative ||
                                    load->ttl_ms == 0); /* negative_ttl = 0: do not remember */
     entry->generation = batch->terms.generation;
-    entry->cost_us    = near__early_cost(entry->cost_us, load->previous.cost_us, load->ask.ttl);
+    if (batch->cache->client->ops == NULL)
+        entry->stamp = near__stamp(batch->cache->client); /* else that of what L2 gets */
+    entry->cost_us = near__early_cost(entry->cost_us, load->previous.cost_us, load->ask.ttl);
     /* all from the start of the load: what it read may be that old, whenever it came back (race 4) */
     near__entry_date(batch->cache, entry, batch->started, load->ask.ttl);
     if (load->ask.ttl == 0)
@@ -375,7 +353,7 @@ lead(struct batch *batch)
             leave_locked(batch); /* from here on, who answers finishes */
         near__unlock(&batch->lock);
         finish(batch, batch->finishing, taken, batch->asks);
-        loads_closed(cache, taken);
+        near__cache_work_ends(cache, taken);
         open -= taken;
         if (taken > 0)
             more = true;
@@ -398,7 +376,7 @@ load_now(near_cache *cache, struct near__leg **legs, size_t n, const struct near
 {
     struct batch *batch = batch_new(cache, legs, n, terms);
 
-    if (batch == NULL || !loads_opened(cache, n)) {
+    if (batch == NULL || !near__cache_work_begins(cache, n)) {
         load_nothing(cache, legs, n, terms, batch == NULL ? NEAR_ERR_NOMEM : NEAR_ERR_CLOSED);
         if (batch != NULL)
             batch_drop(batch);
@@ -644,7 +622,7 @@ answer(near_load *load, near_status status, struct near__entry *entry)
     if (!mine)
         return; /* the leader finishes it, and `load` may be gone by now */
     finish(batch, &load, 1, &ask);
-    loads_closed(batch->cache, 1);
+    near__cache_work_ends(batch->cache, 1);
     batch_release(batch, 1);
 }
 
@@ -697,11 +675,18 @@ near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *
 near_status
 near_load_unchanged(near_load *load)
 {
+    near_status status;
+
     if (load == NULL)
         return NEAR_ERR_INVALID;
     if (load->previous.value == NULL) {
         answer(load, NEAR_ERR_LOADER, NULL);
         return NEAR_ERR_INVALID;
+    }
+    status = near__tags_add_names(load->batch->cache, &load->labels, near__value_names(load->previous.value));
+    if (status != NEAR_OK) {
+        answer(load, status, NULL);
+        return status;
     }
     return near_load_set(load, near_value_bytes(load->previous.value));
 }

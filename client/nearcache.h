@@ -108,6 +108,7 @@ typedef struct near_client near_client; /* one per process and configuration: co
 typedef struct near_cache  near_cache;  /* a named region of a client: own keys, L1 pool, TTLs, loader */
 typedef struct near_value  near_value;  /* an immutable value, held until near_value_release() */
 typedef struct near_load   near_load;   /* one key that a loader has been asked for */
+typedef struct near_write  near_write;  /* one change that a store has been asked to make */
 
 /* Borrowed bytes; keys and values may hold any byte.  Layout frozen.  {NULL, 0} is the empty string. */
 typedef struct near_bytes {
@@ -281,8 +282,9 @@ NEAR_API near_status near_get(near_cache *cache, near_bytes key, near_value **va
 enum {
     NEAR_SKIP_L1 =
         1u << 0, /* do not read L1; ask L2, by a request of one's own (and fill L1, unless NEAR_NO_FILL) */
-    NEAR_ONLY_L1 = 1u << 1, /* ask nobody but L1 */
-    NEAR_NO_FILL = 1u << 2  /* do not keep in L1 what was found further down */
+    NEAR_ONLY_L1   = 1u << 1, /* ask nobody but L1 */
+    NEAR_NO_FILL   = 1u << 2, /* do not keep in L1 what was found further down */
+    NEAR_IF_ABSENT = 1u << 3  /* near_put(): only where L2 has no value for the key */
 };
 
 typedef struct near_get_options {
@@ -361,9 +363,9 @@ NEAR_API near_status near_load_adopt(near_load *load, void *data, size_t size, v
  * is answered. */
 NEAR_API const near_value *near_load_previous(const near_load *load);
 
-/* Answer that the previous value is still right: it gets a new TTL, and the tags that this load names (the previous one's are not
- * taken over).  As near_load_set(); NEAR_ERR_INVALID when there is no
- * previous value (the load has then been answered with NEAR_ERR_LOADER). */
+/* Answer that the previous value is still right: it gets a new TTL, and keeps its tags, besides those that this load names.  As
+ * near_load_set(), TOO_LARGE also when these are more than 16 together; NEAR_ERR_INVALID when there is no previous value (the load
+ * has then been answered with NEAR_ERR_LOADER). */
 NEAR_API near_status near_load_unchanged(near_load *load);
 
 /* What this load is answered with goes to those who wait for it and is stored nowhere.  Before the answer. */
@@ -427,28 +429,37 @@ NEAR_API near_status near_fetch_many(near_cache *cache, const near_bytes *keys, 
 
 /* ------------------------------------------------------------------------------------------------ writing
  *
- * These touch the caches, not the store: write to the store first, then put or remove.  When one returns NEAR_OK, no read
+ * Down to near_fence(), these touch the caches, not the store: write to the store first, then put or remove (or let
+ * near_update() do both).  When one returns NEAR_OK, no read
  * in this process that starts later returns an older value (G1), and the invalidation has been handed to the bus.  An
  * error means the write is not acknowledged: it may or may not have reached L2; this process has dropped its own copy.
  */
 
 typedef struct near_put_options {
     size_t   struct_size; /* NEAR_PUT_OPTIONS_INIT */
-    unsigned flags;       /* NEAR_NO_FILL: write L2, do not keep in L1 */
+    unsigned flags;       /* NEAR_NO_FILL: write L2, do not keep in L1 | NEAR_IF_ABSENT (near_put() only) */
     int64_t  timeout_ms;  /* bound on the L2 part; negative: l2.timeout */
     int64_t  ttl_ms;      /* 0: never expires; negative: `ttl` */
     const char *const
           *tags; /* labels for near_invalidate_tag(), see near_load_tag(); may be NULL when tag_count is 0 */
     size_t tag_count;
+    /* near_put() only: put only while the version that this value was read from is still the newest one; NULL: whatever is
+     * there.  Borrowed for the call.  Not together with NEAR_IF_ABSENT */
+    const near_value *unchanged;
 } near_put_options;
 /* clang-format off */
-#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1, NULL, 0 }
+#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1, NULL, 0, NULL }
 /* clang-format on */
 
 /**
  * Write a value to both tiers and tell the other instances.
+ *
+ * With NEAR_IF_ABSENT, or with options->unchanged, of any number of instances that try at the same moment one at most gets NEAR_OK, the
+ * others NEAR_ERR_CONFLICT, and what is there stays.  The judge is L2 (L1 where there is nothing else): what has expired or was evicted
+ * there is absent, and has changed.  A value known not to exist is absent.
  * @param value  copied; at most l2.max_value bytes, else NEAR_ERR_TOO_LARGE and nothing is changed anywhere.
- * @return NEAR_OK; NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
+ * @return NEAR_OK; NEAR_ERR_CONFLICT; NEAR_ERR_UNSUPPORTED for `unchanged` when its version is not known: with l2.envelope = none, for
+ *         a counter, and for a value that was loaded but not to be stored in L2 (one that could not be stored is in conflict); NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
  *         NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: up to l2.timeout, and once more when the outcome is unknown or refused: then the key is removed
  * and the others are told, as far as the server can be reached.
@@ -487,6 +498,22 @@ NEAR_API near_status near_expire(near_cache *cache, near_bytes key);
  */
 NEAR_API near_status near_invalidate_tag(near_cache *cache, const char *tag);
 
+/**
+ * Forget every value of this cache whose key begins with `prefix`, in L2 and in every instance.  L2 is looked through from end to end
+ * (SCAN and UNLINK, in small steps on connections of its own, on a cluster at every primary): that takes a second for some
+ * hundred thousand keys, whoever's they are.  Labels that are known when a value is stored are better served by tags.
+ * All instances empty this cache's L1, which does not know its keys' beginnings.  A load that is under way serves those who asked
+ * before and is not kept.  A value written meanwhile may be forgotten as well.  Upholds G1, and G3 towards other instances: L2
+ * first, then the message.
+ * @param prefix  any bytes, up to 64 KiB; empty: every key.
+ * @return NEAR_OK: all of it is gone; NEAR_ERR_UNSUPPORTED where L2 cannot find keys (memcached: use tags); NEAR_ERR_TIMEOUT
+ *         after prefix.timeout, NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL: some may be left, and it is begun anew
+ *         in the background until it has succeeded (coherence.max_pending), while this process believes nothing L2 says of
+ *         such keys; NEAR_ERR_INVALID, NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: up to prefix.timeout.  Stats: prefix_invalidations, prefix_removed (grows while it works).
+ */
+NEAR_API near_status near_invalidate_prefix(near_cache *cache, near_bytes prefix);
+
 /* Forget everything of this cache, in L2 and in every instance, in O(1): what was there is never answered again (its
  * memory in L2 returns by TTL and eviction).  Errors as near_put(); NEAR_ERR_UNSUPPORTED with l2.envelope = none, whose entries do
  * not say what they belong to: nothing is forgotten then.  Threads: any.  Blocks: as near_put(). */
@@ -501,6 +528,143 @@ NEAR_API near_status near_clear(near_cache *cache);
  * Threads: any.   Blocks: up to timeout_ms.
  */
 NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
+
+#define NEAR_WRITE_TOKEN_SIZE 64
+
+/**
+ * Name the newest acknowledged write of the calling thread through this client (a put, removal, expiry, clear or invalidation), so that
+ * another process can wait until it has seen it: near_fence_token().  The text has letters and digits only and fits a header or a
+ * cookie; it tells nothing of keys or values.  Take it in the thread that wrote; of a thread whose writes are not remembered (it has
+ * written nothing, or through many clients since) the token is one that always costs a round trip.
+ * @return NEAR_OK; NEAR_ERR_UNSUPPORTED where L2 is shared but there is no bus; NEAR_ERR_INVALID, NEAR_ERR_FORKED: token is "".
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API near_status near_write_token(near_client *client, char token[NEAR_WRITE_TOKEN_SIZE]);
+
+/**
+ * Reads that start after this returns NEAR_OK see the write that the token names, and all that were acknowledged before it.  When this
+ * process has applied it already that is known without a round trip; else, also of a sender that is not known or has gone, this
+ * is near_fence().
+ * @param token  of any process with the same bus.
+ * @return as near_fence(); NEAR_ERR_INVALID for what is no token.
+ * Threads: any.   Blocks: up to timeout_ms (negative: l2.timeout).
+ */
+NEAR_API near_status near_fence_token(near_client *client, const char *token, int64_t timeout_ms);
+
+/* ------------------------------------------------------------------------------------- writing to the store
+ *
+ * near_update() and near_erase() change the store and the caches in one call, by write.policy:
+ *
+ *   through  (default) L2's entry is marked as being changed, the store is written, the mark is replaced by the new value.  Readers
+ *            neither take what is marked nor fill over it; they load.  A writer that dies at any point leaves nothing stale behind.
+ *   back     the change is kept here (and in write_back.journal, where one is set), and acknowledged; the store gets it later, in
+ *            batches and in order per key.
+ *   around   the store is written, then both tiers forget the key.
+ *
+ * doc/guarantees.md says what each promises when a process, the server or the store fails.
+ */
+
+/**
+ * The application's way to its store: a batch of changes to be made, each answered exactly once by near_write_done() or
+ * near_write_fail(); inside the call or later, from any thread.  A write that has been answered must not be touched again.
+ * `writes` may be read until the last of them is answered.  No key occurs twice in a batch.
+ *
+ * What is not answered within store.timeout counts as unknown: the store may have made the change, or may make it yet.  A change is
+ * never given to the store again by near_update() itself; with write.policy = back it is, until it is answered.
+ *
+ * It runs with no lock held: on the thread of near_update() (through, around), or on a thread of the client's (back).  It must be safe
+ * to run on several threads at once.  It may call the library, but must not write to a key it has been given.
+ */
+typedef void (*near_store_fn)(near_write *writes[], size_t n, void *ctx);
+
+/* Set the store of a cache, before the first near_update() or near_erase().  With write_back.journal, what an earlier process left
+ * undone is handed to it from here on.  Threads: one, before others use the cache.  Blocks: never. */
+NEAR_API void near_cache_set_store(near_cache *cache, near_store_fn fn, void *ctx);
+
+/* The key to change; valid until the write is answered. */
+NEAR_API near_bytes near_write_key(const near_write *write);
+
+/* The new value; `data` is NULL for an erase, and not NULL for an empty value.  Valid until the write is answered. */
+NEAR_API near_bytes near_write_data(const near_write *write);
+
+/* Who numbered this write: with write_back.journal a random number of the journal's, the same after a restart; else one of the
+ * client's.  Together with near_write_sequence() it names a write for ever: a store that remembers, with the key, the last pair it
+ * has applied, and leaves out what is not newer, applies each write exactly once. */
+NEAR_API uint64_t near_write_origin(const near_write *write);
+
+/* The write's number: 1 and up, growing per origin.  A write that is handed over again has the number it had. */
+NEAR_API uint64_t near_write_sequence(const near_write *write);
+
+/* write.policy = back: whether another instance has, or may have, written the key since this change was accepted.  The store may make
+ * the change all the same (the last one wins), or keep what it has by near_write_fail(write, NEAR_ERR_CONFLICT): then the change is
+ * dropped, not tried again, and the caches forget the key.  With a bus, a change by an instance is known when its message has arrived;
+ * without one, only while the other's value lies in L2.  Valid until the write is answered.  Threads: any. */
+NEAR_API bool near_write_conflict(const near_write *write);
+
+/* Answer that the store holds the change, for good.  Threads: any.  Blocks: never. */
+NEAR_API void near_write_done(near_write *write);
+
+/* Answer that the change was not made, with a negative status of the store's choice (anything else counts as
+ * NEAR_ERR_UNAVAILABLE).  NEAR_ERR_TIMEOUT says that it is not known whether it was made.  Threads: any.  Blocks: never. */
+NEAR_API void near_write_fail(near_write *write, near_status status);
+
+/**
+ * Give a key a new value, in the store and in the caches.
+ * @param value    copied; at most l2.max_value bytes.
+ * @param options  timeout_ms bounds each exchange with L2, not the store (store.timeout does); ttl_ms, tags and NEAR_NO_FILL as in
+ *                 near_put().  NEAR_IF_ABSENT and `unchanged` are refused: the store is the judge of that.
+ * @return NEAR_OK: the store has it (back: it will), and no read that starts later in this process, or in another one after the
+ *         message has arrived there, returns an older value.
+ *         That L2 or the bus is in trouble is no failure (but see write.without_l2): then the key is removed and announced
+ *         as soon as that is possible, this process believes nothing that L2 says of it before, and other instances
+ *         may read the old value until then.
+ *         NEAR_ERR_TIMEOUT: the store has it, or may have it, or may get it yet.  What the caches held is removed, at once or as
+ *         soon as L2 can be reached.
+ *         Everything else: the store has not got it, and the caches were left as they were, or emptied:
+ *         what the store answered; NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL (write.without_l2 = refuse: L2 could not be
+ *         marked, so the store was not asked); NEAR_ERR_BUSY (back: write_back.max_pending; or no room in the journal);
+ *         NEAR_ERR_UNSUPPORTED (no store); NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED, NEAR_ERR_CLOSED.
+ * Upholds G1, G2, G3; with write_back.journal G7.
+ * Threads: any; two at once for one key are done in the order in which the store does them, and no cache keeps the loser.
+ * Blocks: through and around: for the store, up to store.timeout, and for L2, as near_put(), once before it and once after; back: for
+ * the journal (write_back.fsync) and for room (write_back.max_pending).
+ */
+NEAR_API near_status near_update(near_cache *cache, near_bytes key, near_bytes value,
+                                 const near_put_options *options);
+
+/* Remove a key from the store and from both tiers.  As near_update(). */
+NEAR_API near_status near_erase(near_cache *cache, near_bytes key);
+
+/**
+ * Wait until every change that was acknowledged before the call, in all caches of the client, is in the store (write.policy = back;
+ * others have nothing to wait for).
+ * @param timeout_ms  0: do not wait; negative: for as long as it takes.
+ * @return NEAR_OK; NEAR_ERR_TIMEOUT; NEAR_ERR_UNAVAILABLE when some were put aside as the store refused them; NEAR_ERR_INVALID,
+ *         NEAR_ERR_FORKED, NEAR_ERR_CLOSED.
+ * Threads: any.   Blocks: up to timeout_ms.
+ */
+NEAR_API near_status near_flush(near_client *client, int64_t timeout_ms);
+
+/* ------------------------------------------------------------------------------------------------ counters */
+
+/**
+ * Add to a counter that lives in L2, in one step on its server: of concurrent callers, each gets a result of its own.
+ *
+ * A counter's entry is its decimal text alone, without envelope (on Redis and memcached other programs may read it, and INCRBY it).
+ * near_get() and near_fetch() answer that text, from L2 each time: counters are not kept in L1.  near_remove() removes it, a put
+ * replaces it.  Having no envelope it has no tags, is not forgotten by near_clear(), and is not known by checksum or key.
+ * @param delta    added when there is a counter; may be negative, or 0 to read it.
+ * @param initial  the counter's value when there is none; `delta` is not added to it then.  It gets the cache's `ttl`, from its
+ *                 creation on.
+ * @param result   the counter's value after the call, on NEAR_OK; may be NULL.
+ * @return NEAR_OK; NEAR_ERR_CONFLICT: there is a value that is no counter, or the key is being changed by near_update();
+ *         NEAR_ERR_INVALID also where the sum does not fit into 64 bits, and the counter is as it was;
+ *         NEAR_ERR_TIMEOUT: not known whether it was added: it is never tried again; NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED,
+ *         NEAR_ERR_PROTOCOL: it was not; NEAR_ERR_UNSUPPORTED without L2; NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: up to l2.timeout.
+ */
+NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, int64_t initial,
+                              int64_t *result);
 
 /* ------------------------------------------------------------------------------------------------- seeing */
 
@@ -583,7 +747,36 @@ NEAR_API near_status near_fence(near_client *client, int64_t timeout_ms);
     X(invalidations_pending, G, "keys", "kept now")                                                          \
     X(gate_open, G, "0 or 1", "whether L1 may answer as fresh now (1 where there is no bus)")                \
     X(l1_max_bytes, g, "bytes", "what l1_bytes is bounded by")                                               \
-    X(l1_max_entries, g, "entries", "what l1_entries is bounded by; 0: by the bytes alone")
+    X(l1_max_entries, g, "entries", "what l1_entries is bounded by; 0: by the bytes alone")                  \
+    X(prefix_invalidations, c, "calls", "prefixes invalidated by this process")                              \
+    X(prefix_removed, c, "keys", "keys removed from L2 for them")                                            \
+    X(updates, c, "keys", "changes begun by near_update and near_erase, through and around")                 \
+    X(update_failures, c, "keys", "of them: refused by the store, or not known whether made")                \
+    X(marks_met, c, "keys", "of them: another writer was at the key, so that no value was left in L2")       \
+    X(additions, c, "keys", "counters added to by near_add")                                                 \
+    X(write_back_accepted, c, "writes", "changes taken to be written back")                                  \
+    X(write_back_coalesced, c, "writes", "of them: replaced by a newer one before the store was given them") \
+    X(write_back_stored, c, "writes", "of them: in the store")                                               \
+    X(write_back_retries, c, "writes", "times that the store refused one and it was kept for another try")   \
+    X(write_back_dead, c, "writes", "changes that the store refused for good: put aside")                    \
+    X(write_back_conflicts, c, "writes", "changes of keys that another instance may have written meanwhile") \
+    X(write_back_settled, c, "keys", "stored keys removed from L2, where something else lay by then")        \
+    X(write_back_refused, c, "writes", "changes refused for want of room")                                   \
+    X(write_back_reads, c, "keys", "reads answered by a change that the store has not got yet")              \
+    X(write_back_replayed, c, "writes", "changes of a former life found in the journal")                     \
+    X(write_back_pending, g, "writes", "changes that the store has not got yet")                             \
+    X(write_back_bytes, g, "bytes", "their memory")                                                          \
+    X(write_back_age_ms, G, "ms", "how long the oldest of them has waited")                                  \
+    X(journal_live, G, "records", "records of journals that are not done with")                              \
+    X(journal_bytes, G, "bytes", "disk space of journals")                                                   \
+    X(journal_fsyncs, C, "calls", "times a journal was brought to disk")                                     \
+    X(journal_failures, C, "calls", "writes and fsyncs of journals that failed")                             \
+    X(journal_dead_letters, G, "writes", "dead letters in journals")                                         \
+    X(audit_checked, c, "hits", "sampled L1 hits that were compared with L2 later (audit.sample)")           \
+    X(audit_stale_1s, c, "hits", "of them: L1 still had a value that L2 no longer had after audit.delay")    \
+    X(audit_stale_10s, c, "hits", "the same after ten times audit.delay")                                    \
+    X(audit_absent, c, "hits", "of those compared: L2 had nothing any more (evicted, or removed unheard)")   \
+    X(audit_skipped, c, "hits", "sampled and not compared: too many at a time, or a key over 256 bytes")
 
 /* Every histogram of durations once: field, scope (c: of each cache; C: of the client as a whole), help.  Values that are read out
  * differ from those measured by at most 1.6 %.  An L1 hit is timed by sample: see l1_hit. */

@@ -242,7 +242,7 @@ take_found(struct near__plan *plan, struct near__leg *leg, int64_t now)
         leg->ended = true; /* the loader was faster, and what it gave is newer */
         return;
     }
-    if (leg->fill_l1)
+    if (leg->fill_l1 && !ask->counter)
         near__l1_insert(cache->l1, entry, ask->fence, now);
     if (leg->lead == 0)
         near__count(cache, entry->negative ? NEAR__negative_hits : NEAR__hits_l2, 1);
@@ -317,6 +317,8 @@ sort_out(struct near__plan *plan)
             leg->ask.refresh = true;
         if (leg->ask.found == NEAR__LEASED)
             look_at_marker(cache, leg, now);
+        if (leg->ask.found == NEAR__MARKED)
+            leg->fill_l1 = false; /* if the writer dies after the store nobody will tell us to forget it */
         if (leg->ask.found == NEAR__FOUND || leg->ask.found == NEAR__STALE)
             take_stale(plan, leg, now);
         failed = near__flight_throttled(cache, leg->flight, now);
@@ -533,7 +535,7 @@ near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, ui
     struct near__leg    *leg;
 
     if (plan == NULL || cache->loader == NULL ||
-        near__flight_board(cache, key, hash, plan, &flight) != NEAR__BOARD_LEAD) {
+        near__flight_board(cache, key, hash, plan, plan->started, &flight) != NEAR__BOARD_LEAD) {
         near__flight_release(cache, &flight); /* of one under way, if there is */
         near_value_release(fallback.value);
         free(plan);

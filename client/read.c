@@ -5,6 +5,8 @@
  */
 #include "read.h"
 
+#include "audit.h"
+#include "back.h"
 #include "early.h"
 #include "share.h"
 
@@ -110,6 +112,14 @@ take_hit(near_cache *cache, const struct near__view *view, near_value *hit, near
     return NEAR_OK;
 }
 
+/* What L1 has answered with, as fresh; NULL and what is no value are not looked at. */
+static void
+audit(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key, near_value *hit)
+{
+    if ((uintptr_t)hit > NEAR__VALUE_BITS && view->gate == NEAR__GATE_OPEN)
+        near__audit_hit(cache, hash, key, hit);
+}
+
 /* Hits are counted by L1; everything else that was asked, here. */
 static bool
 not_asked(near_cache *cache, const struct near__view *view, near_status *status)
@@ -152,6 +162,8 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
 {
     near_value *hit;
 
+    if (near__back_answers(cache, hash, key, value, status))
+        return true;
     if (__builtin_expect(!asks_l1(view), 0))
         return not_asked(cache, view, status);
     hit = near__l1_hit((struct near__l1_front *)cache->l1, hash, key, view->now);
@@ -161,6 +173,8 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
         return false;
     }
     *status = take_hit(cache, view, hit, value);
+    if (NEAR__UNLIKELY(cache->client->audit != NULL))
+        audit(cache, view, hash, key, hit);
     if (lead != NULL && cache->early_reach != 0 && *status == NEAR_OK && view->gate == NEAR__GATE_OPEN) {
         struct near__meta meta;
 
@@ -234,7 +248,7 @@ settle(near_cache *cache, const struct near__view *view, struct near__ask *ask, 
        near_value **value)
 {
     if (ask->found == NEAR__FOUND) {
-        if (!(view->flags & NEAR_NO_FILL) && !joined)
+        if (!(view->flags & NEAR_NO_FILL) && !joined && !ask->counter)
             near__l1_insert(cache->l1, ask->entry, ask->fence, view->now);
         near__count(cache, ask->entry->negative ? NEAR__negative_hits : NEAR__hits_l2, 1);
         return near__hand_out(ask->entry, NEAR_FROM_L2, value);
@@ -306,7 +320,7 @@ plain_view(const near_cache *cache, near_bytes key, int64_t *now)
     if (NEAR__UNLIKELY(cache == NULL || key.data == NULL || key.size > NEAR__KEY_MAX))
         return false;
     client = cache->client;
-    if (NEAR__UNLIKELY(*client->alive == 0 || atomic_load_explicit(&client->closed, memory_order_relaxed)))
+    if (NEAR__UNLIKELY(*client->alive == 0 || atomic_load_explicit(&client->detour, memory_order_relaxed)))
         return false;
     if (client->coherence == NULL) {
         *now = near__client_hit_time_alone(cache);
@@ -326,7 +340,11 @@ get_plain(near_cache *cache, near_bytes key, near_value **hit, uint64_t *hash)
     if (NEAR__UNLIKELY(!plain_view(cache, key, &now)))
         return NULL;
     *hash = near__hash_keyed_inline(&cache->client->secret, key);
-    *hit  = near__l1_hit((struct near__l1_front *)cache->l1, *hash, key, now);
+    if (NEAR__UNLIKELY(near__back_may(cache, *hash))) {
+        *hash = 0; /* not plain */
+        return NULL;
+    }
+    *hit = near__l1_hit((struct near__l1_front *)cache->l1, *hash, key, now);
     if (NEAR__LIKELY((uintptr_t)*hit > NEAR__VALUE_BITS && !((uintptr_t)*hit & NEAR__VALUE_STALE)))
         return *hit;
     if ((uintptr_t)*hit > NEAR__VALUE_BITS) {
@@ -506,6 +524,19 @@ add_missing(near_cache *cache, struct missing *missing, size_t index, size_t lef
     return NEAR_MISS;
 }
 
+/* Of a cache that writes back: key by key, what is dirty first. */
+static void
+answer_dirty_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
+                   uint64_t *hashes, near_value **values, near_status *statuses)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (statuses[i] < 0)
+            continue;
+        hashes[i] = near__hash_keyed_inline(&cache->client->secret, keys[i]);
+        near__l1_answers(cache, view, hashes[i], keys[i], &values[i], &statuses[i], NULL);
+    }
+}
+
 void
 near__l1_answer_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
                       uint64_t *hashes, near_value **values, near_status *statuses)
@@ -513,6 +544,10 @@ near__l1_answer_group(near_cache *cache, const struct near__view *view, const ne
     near_bytes sound[NEAR__GROUP] = { { NULL, 0 } }; /* the keys, the refused ones empty */
     size_t     other              = 0;
 
+    if (NEAR__UNLIKELY(cache->back != NULL)) {
+        answer_dirty_group(cache, view, keys, n, hashes, values, statuses);
+        return;
+    }
     for (size_t i = 0; i < n; i++) {
         sound[i]  = statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i];
         hashes[i] = near__hash_keyed_inline(&cache->client->secret, sound[i]);
@@ -543,6 +578,9 @@ near__l1_answer_group(near_cache *cache, const struct near__view *view, const ne
     }
     if (other > 0)
         near__count(cache, NEAR__requests, other);
+    if (NEAR__UNLIKELY(cache->client->audit != NULL))
+        for (size_t i = 0; i < n; i++)
+            audit(cache, view, hashes[i], keys[i], values[i]);
 }
 
 near_status

@@ -3,6 +3,8 @@
 
 #include "client.h"
 #include "generation.h"
+#include "prefix.h"
+#include "tags.h"
 #include "write.h"
 
 #include <stdlib.h>
@@ -15,9 +17,12 @@
 #define PART        256             /* keys paid at a time */
 #define CLOSE_TRIES (500 * NEAR_MS) /* of a close: who is down for longer is not waited for */
 
+enum kind { KEY, TAG, PREFIX };
+
 struct near__owed {
-    struct near__owed *chain, *next;
-    near_cache        *cache; /* a reference */
+    struct near__owed *chain, *next; /* of keys; tags and prefixes have `next` only */
+    near_cache        *cache;        /* a reference */
+    enum kind          kind;
     uint64_t           hash;
     uint64_t           kept; /* recovery's count when it was kept last */
     size_t             size;
@@ -54,6 +59,47 @@ pending(struct near__recovery *r)
     return atomic_load_explicit(&r->pending, memory_order_acquire);
 }
 
+static bool
+begins(near_bytes key, near_bytes prefix)
+{
+    return key.size >= prefix.size && (prefix.size == 0 || memcmp(key.data, prefix.data, prefix.size) == 0);
+}
+
+static struct near__owed **
+find_wide_locked(struct near__recovery *r, const near_cache *cache, enum kind kind, near_bytes name)
+{
+    struct near__owed **at = &r->wide;
+
+    while (*at != NULL &&
+           ((*at)->cache != cache || (*at)->kind != kind || !near__bytes_equal(key_of(*at), name)))
+        at = &(*at)->next;
+    return at;
+}
+
+static bool
+owes_prefix_of_locked(const struct near__recovery *r, const near_cache *cache, near_bytes key)
+{
+    const struct near__owed *owed = r->wide;
+
+    while (owed != NULL && (owed->cache != cache || owed->kind != PREFIX || !begins(key, key_of(owed))))
+        owed = owed->next;
+    return owed != NULL;
+}
+
+bool
+near__recovery_owes_tag(near_cache *cache, near_bytes tag)
+{
+    struct near__recovery *r = &cache->client->recovery;
+    bool                   owes;
+
+    if (pending(r) == 0)
+        return false;
+    near__lock(&r->lock);
+    owes = *find_wide_locked(r, cache, TAG, tag) != NULL;
+    near__unlock(&r->lock);
+    return owes;
+}
+
 bool
 near__recovery_owes(near_cache *cache, near_bytes key, uint64_t hash)
 {
@@ -63,7 +109,8 @@ near__recovery_owes(near_cache *cache, near_bytes key, uint64_t hash)
     if (pending(r) == 0)
         return false;
     near__lock(&r->lock);
-    owes = cache->owes_clear != 0 || *find_locked(r, cache, key, hash) != NULL;
+    owes = cache->owes_clear != 0 || *find_locked(r, cache, key, hash) != NULL ||
+           owes_prefix_of_locked(r, cache, key);
     near__unlock(&r->lock);
     return owes;
 }
@@ -127,13 +174,13 @@ near__recovery_keep_clear(near_cache *cache)
 }
 
 static struct near__owed *
-make(near_cache *cache, near_bytes key, uint64_t hash)
+make(near_cache *cache, enum kind kind, near_bytes key, uint64_t hash)
 {
     struct near__owed *owed = malloc(sizeof(*owed) + key.size);
 
     if (owed == NULL)
         return NULL;
-    *owed = (struct near__owed){ .cache = cache, .hash = hash, .size = key.size };
+    *owed = (struct near__owed){ .cache = cache, .kind = kind, .hash = hash, .size = key.size };
     if (key.size > 0)
         memcpy(owed->key, key.data, key.size);
     return owed;
@@ -149,8 +196,17 @@ link_locked(struct near__recovery *r, struct near__owed *owed, struct near__owed
     count_pending_locked(r, 1);
 }
 
-void
-near__recovery_keep(near_cache *cache, near_bytes key, uint64_t hash)
+static void
+link_wide_locked(struct near__recovery *r, struct near__owed *owed)
+{
+    owed->next = r->wide;
+    r->wide    = owed;
+    atomic_fetch_add_explicit(&owed->cache->refs, 1, memory_order_relaxed);
+    count_pending_locked(r, 1);
+}
+
+static void
+keep(near_cache *cache, enum kind kind, near_bytes key, uint64_t hash)
 {
     near_client           *client = cache->client;
     struct near__recovery *r      = &client->recovery;
@@ -160,9 +216,9 @@ near__recovery_keep(near_cache *cache, near_bytes key, uint64_t hash)
 
     if (client->settings.coherence_max_pending == 0)
         return;
-    spare = make(cache, key, hash);
+    spare = make(cache, kind, key, hash);
     near__lock(&r->lock);
-    at   = find_locked(r, cache, key, hash);
+    at   = kind == KEY ? find_locked(r, cache, key, hash) : find_wide_locked(r, cache, kind, key);
     full = spare == NULL || r->closed || pending(r) >= client->settings.coherence_max_pending;
     if (*at != NULL) {
         (*at)->kept = ++r->kept;
@@ -170,7 +226,10 @@ near__recovery_keep(near_cache *cache, near_bytes key, uint64_t hash)
         cleared = owe_clear_locked(r, cache);
     } else {
         spare->kept = ++r->kept;
-        link_locked(r, spare, at);
+        if (kind == KEY)
+            link_locked(r, spare, at);
+        else
+            link_wide_locked(r, spare);
         spare = NULL;
         fresh = true;
     }
@@ -180,6 +239,24 @@ near__recovery_keep(near_cache *cache, near_bytes key, uint64_t hash)
     near__count(cache, NEAR__invalidations_overflowed, cleared);
     if (fresh || cleared)
         kept(cache, before);
+}
+
+void
+near__recovery_keep(near_cache *cache, near_bytes key, uint64_t hash)
+{
+    keep(cache, KEY, key, hash);
+}
+
+void
+near__recovery_keep_tag(near_cache *cache, near_bytes tag)
+{
+    keep(cache, TAG, tag, 0);
+}
+
+void
+near__recovery_keep_prefix(near_cache *cache, near_bytes prefix)
+{
+    keep(cache, PREFIX, prefix, 0);
 }
 
 /* ---- paying */
@@ -259,6 +336,55 @@ pay_keys(struct near__recovery *r, bool *some)
     return status;
 }
 
+/* A tag before a prefix; NULL: none.  It stays where it is: only who pays takes it out. */
+static struct near__owed *
+choose_wide(struct near__recovery *r, uint64_t *kept_by)
+{
+    struct near__owed *chosen;
+
+    near__lock(&r->lock);
+    *kept_by = r->kept;
+    chosen   = r->wide;
+    for (struct near__owed *owed = r->wide; owed != NULL && chosen->kind == PREFIX; owed = owed->next)
+        chosen = owed;
+    near__unlock(&r->lock);
+    return chosen;
+}
+
+static near_status
+pay_wide(struct near__recovery *r, int64_t deadline, bool *some)
+{
+    uint64_t           kept_by;
+    struct near__owed *owed = choose_wide(r, &kept_by), **at;
+    near_cache        *cache;
+    near_status        status;
+    bool               gone;
+
+    *some = owed != NULL;
+    if (owed == NULL)
+        return NEAR_OK;
+    cache  = owed->cache;
+    status = owed->kind == TAG ? near__tags_settle(cache, key_of(owed), deadline)
+                               : near__prefix_settle(cache, key_of(owed), deadline);
+    if (status != NEAR_OK)
+        return status;
+    near__lock(&r->lock);
+    gone = owed->kept <= kept_by; /* else it was kept again meanwhile */
+    for (at = &r->wide; gone && *at != owed; at = &(*at)->next)
+        ;
+    if (gone) {
+        *at = owed->next;
+        count_pending_locked(r, -1);
+    }
+    near__unlock(&r->lock);
+    near__count(cache, NEAR__invalidations_settled, gone);
+    if (gone) {
+        near__cache_release(cache);
+        free(owed);
+    }
+    return NEAR_OK;
+}
+
 /* Keys of the cache that are owed besides are paid as well: that is simpler than to find them. */
 static near_status
 pay_clear(struct near__recovery *r, bool *some)
@@ -302,12 +428,14 @@ static near_status
 pay(struct near__recovery *r, int64_t deadline)
 {
     near_status status = NEAR_OK;
-    bool        keys = true, clears = true;
+    bool        keys = true, clears = true, wide = true;
 
-    while (status == NEAR_OK && (keys || clears) && near__client_now(r->client) < deadline) {
+    while (status == NEAR_OK && (keys || clears || wide) && near__client_now(r->client) < deadline) {
         status = pay_clear(r, &clears);
         if (status == NEAR_OK)
             status = pay_keys(r, &keys);
+        if (status == NEAR_OK && !keys) /* the many first */
+            status = pay_wide(r, deadline, &wide);
     }
     return status;
 }
@@ -437,10 +565,12 @@ near__recovery_drop(near_client *client)
     begin(r, true);
     near__lock(&r->lock);
     r->closed = true;
+    *r->last  = r->wide;
     owed      = r->first;
     cache     = r->owing;
     r->first  = NULL;
     r->last   = &r->first;
+    r->wide   = NULL;
     r->owing  = NULL;
     memset(r->buckets, 0, sizeof(r->buckets));
     near__unlock(&r->lock);

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "back.h"
 #include "client.h"
+#include "journals.h"
 
 const struct near__counter_row near__counter_rows[NEAR__COUNTERS] = {
 #define ROW(field, kind, unit, help)                                                                         \
@@ -125,26 +127,42 @@ collect_counters(uint64_t n[], const struct near__counters *counters)
 static void
 collect_client(near_client *client, uint64_t n[])
 {
-    struct near_l2_stats l2 = { 0, 0 };
+    struct near_l2_stats       l2 = { 0, 0 };
+    struct near__journal_state journals;
 
     collect_bus(client, n);
     n[NEAR__invalidations_pending] = atomic_load_explicit(&client->recovery.pending, memory_order_relaxed);
+    near__journals_state(client, &journals);
+    n[NEAR__journal_live]         = journals.live;
+    n[NEAR__journal_bytes]        = journals.bytes;
+    n[NEAR__journal_fsyncs]       = journals.fsyncs;
+    n[NEAR__journal_failures]     = journals.failures;
+    n[NEAR__journal_dead_letters] = journals.dead_letters;
     if (client->ops != NULL)
         client->ops->stats(client->l2, &l2);
     n[NEAR__l2_connects]    = l2.connects;
     n[NEAR__l2_disconnects] = l2.disconnects;
 }
 
+/* *oldest: the lesser of it and when the oldest change that waits here was accepted. */
 static void
-collect_cache_locked(near_cache *cache, uint64_t n[])
+collect_cache_locked(near_cache *cache, uint64_t n[], int64_t *oldest)
 {
-    struct near__l1_stats l1;
+    struct near__l1_stats    l1;
+    struct near__back_levels back;
 
     near__l1_stats(cache->l1, &l1);
     collect_counters(n, &cache->counters);
     collect_l1(n, &l1);
     n[NEAR__l1_max_bytes]   = cache->wanted_bytes;
     n[NEAR__l1_max_entries] = cache->wanted_entries;
+    if (cache->back == NULL)
+        return;
+    near__back_levels(cache->back, &back);
+    n[NEAR__write_back_pending] = back.writes;
+    n[NEAR__write_back_bytes]   = back.bytes;
+    if (back.oldest != 0 && back.oldest < *oldest)
+        *oldest = back.oldest;
 }
 
 /* Into the room that there is; false: there are more caches by now. */
@@ -153,7 +171,8 @@ collect(struct near__snapshot *snapshot, size_t room)
 {
     near_client *client = snapshot->client;
     near_cache  *cache;
-    size_t       n = 0, at;
+    size_t       n      = 0, at;
+    int64_t      oldest = NEAR_NEVER;
 
     near__lock(&client->lock);
     for (cache = client->caches; cache != NULL; cache = cache->next)
@@ -166,10 +185,12 @@ collect(struct near__snapshot *snapshot, size_t room)
         for (cache = client->caches; cache != NULL; cache = cache->next, at--) { /* newest first */
             atomic_fetch_add_explicit(&cache->refs, 1, memory_order_relaxed);
             snapshot->of[at].cache = cache;
-            collect_cache_locked(cache, snapshot->of[at].n);
+            collect_cache_locked(cache, snapshot->of[at].n, &oldest);
         }
     }
     near__unlock(&client->lock);
+    if (n <= room && oldest != NEAR_NEVER)
+        snapshot->of[0].n[NEAR__write_back_age_ms] = (uint64_t)(near__client_now(client) - oldest) / NEAR_MS;
     snapshot->caches = n;
     return n <= room;
 }

@@ -9,6 +9,7 @@
 #include "base/le.h"
 #include "generation.h"
 #include "l2/envelope.h"
+#include "recovery.h"
 
 enum {
     SEEN      = 512, /* tags whose moment is remembered, direct mapped */
@@ -110,6 +111,18 @@ near__tags_add(near_cache *cache, struct near__labels **labels, near_bytes tag)
     *labels = grown;
     atomic_store_explicit(&cache->tags.used, true, memory_order_relaxed);
     return NEAR_OK;
+}
+
+near_status
+near__tags_add_names(near_cache *cache, struct near__labels **labels, near_bytes names)
+{
+    near_status status = NEAR_OK;
+    near_bytes  name;
+    size_t      at = 0;
+
+    while (status == NEAR_OK && next_name(names, &at, &name))
+        status = near__tags_add(cache, labels, name);
+    return status;
 }
 
 bool
@@ -508,6 +521,10 @@ recall_all(struct asking *asking, struct near__ask *ask)
     while (next_name(names_of(labels), &at, &one.name)) {
         one.hash = hash_of(asking->cache, one.name);
         one.last = (struct near__tag_clock){ 0, 0 };
+        if (near__recovery_owes_tag(asking->cache, one.name)) { /* what L2 says of it is from before */
+            ask->labelled = NEAR__LABELS_OLD;
+            return;
+        }
         if (find_wanted(asking, one.hash, one.name) != NULL)
             ask->labelled = NEAR__LABELS_UNKNOWN;
         else if (!recall(asking, &one)) {
@@ -701,7 +718,8 @@ tell(near_cache *cache, near_bytes tag, struct near__tag_clock moment, int64_t d
     return near__announce_end(cache, &announcing, NEAR_OK, deadline);
 }
 
-/* Whatever became of it in L2, the others are told: they must look. */
+/* Whatever became of it in L2, the others are told: they must look.  Of one that failed they hear no moment: L2's clock may not have
+ * reached it, and what they then load with it would outlive the next invalidation, which may get that same moment. */
 static near_status
 invalidate(near_cache *cache, near_bytes tag, struct near__tag_clock *moment, int64_t deadline)
 {
@@ -713,18 +731,31 @@ invalidate(near_cache *cache, near_bytes tag, struct near__tag_clock *moment, in
     if (status != NEAR_OK)
         deadline = near__time_after(near__client_now(client), client->settings.l2_timeout);
     if (client->coherence != NULL)
-        told = tell(cache, tag, *moment, deadline);
+        told = tell(cache, tag, status == NEAR_OK ? *moment : (struct near__tag_clock){ 0, 0 }, deadline);
     return status != NEAR_OK ? status : told;
+}
+
+near_status
+near__tags_settle(near_cache *cache, near_bytes name, int64_t deadline)
+{
+    int64_t own = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
+    struct near__tag_clock moment = { 0, 0 };
+    near_status            status = invalidate(cache, name, &moment, own < deadline ? own : deadline);
+
+    if (status == NEAR_OK && moment.lineage != 0)
+        near__tags_told(cache, name, moment);
+    else
+        near__tags_doubt(cache); /* it may have happened or not: look */
+    /* what was read in between may be from before */
+    near__l1_invalidate_tag(cache->l1, hash_of(cache, name));
+    return status;
 }
 
 near_status
 near_invalidate_tag(near_cache *cache, const char *tag)
 {
-    near_status            status = near__cache_check(cache);
-    struct near__tag_clock moment = { 0, 0 };
-    near_bytes             name;
-    uint64_t               hash;
-    int64_t                deadline;
+    near_status status = near__cache_check(cache);
+    near_bytes  name;
 
     if (status == NEAR_OK && (tag == NULL || tag[0] == '\0'))
         status = NEAR_ERR_INVALID;
@@ -736,16 +767,12 @@ near_invalidate_tag(near_cache *cache, const char *tag)
     if (name.size > NEAR__LABEL_SIZE)
         return NEAR_ERR_TOO_LARGE;
     atomic_store_explicit(&cache->tags.used, true, memory_order_relaxed);
-    hash     = hash_of(cache, name);
-    deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
     near__count(cache, NEAR__tag_invalidations, 1);
-    near__l1_invalidate_tag(cache->l1, hash);
-    status = invalidate(cache, name, &moment, deadline);
-    if (status == NEAR_OK && moment.lineage != 0)
-        near__tags_told(cache, name, moment);
-    else
-        near__tags_doubt(cache); /* it may have happened or not: look */
-    /* again: what was read in between may be from before */
-    near__l1_invalidate_tag(cache->l1, hash);
+    near__l1_invalidate_tag(cache->l1, hash_of(cache, name));
+    status = near__tags_settle(cache, name, NEAR_NEVER);
+    if (status == NEAR_OK)
+        return NEAR_OK;
+    near__recovery_keep_tag(cache, name);
+    near__l1_invalidate_tag(cache->l1, hash_of(cache, name)); /* who believed L2 until now fills nothing */
     return status;
 }

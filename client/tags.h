@@ -26,6 +26,8 @@ void near__tags_fini(struct near__tags *tags);
 /* Add a tag to labels (NULL at *labels: the first).  NEAR_ERR_INVALID (empty), NEAR_ERR_TOO_LARGE (over NEAR__LABEL_SIZE bytes, or
  * more than NEAR__LABELS_MAX of them), NEAR_ERR_UNSUPPORTED (l2.envelope = none: nowhere to keep them), NEAR_ERR_NOMEM; nothing is changed then.  Twice the same is once. */
 near_status near__tags_add(near_cache *cache, struct near__labels **labels, near_bytes tag);
+/* The same of many names as a near__labels has them. */
+near_status near__tags_add_names(near_cache *cache, struct near__labels **labels, near_bytes names);
 /* A copy, or NULL of NULL.  False: no memory. */
 bool near__labels_copy(struct near__labels **copy, const struct near__labels *labels);
 /* The labels of an L2 entry.  NULL: no memory. */
@@ -42,6 +44,9 @@ void near__tags_learn(near_cache *cache, struct near__tag_clock clock, uint64_t 
 void near__tags_doubt(near_cache *cache);
 /* Another instance has invalidated a tag. */
 void near__tags_told(near_cache *cache, near_bytes tag, struct near__tag_clock moment);
+
+/* Invalidate a tag in L2, tell the others, and drop what L1 has of it.  NEAR_OK: it is confirmed. */
+near_status near__tags_settle(near_cache *cache, near_bytes tag, int64_t deadline);
 
 /* A stored clock or moment; lineage 0: not one. */
 struct near__tag_clock near__tags_decode(near_bytes stored, near_bytes key);

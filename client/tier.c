@@ -437,6 +437,28 @@ take_bare(const struct reading *reading, struct near__ask *ask, near_bytes store
     ask->found      = NEAR__FOUND;
 }
 
+/* A counter has no envelope: its text, to the last byte, is what tells it. */
+static bool
+take_counter(const struct reading *reading, struct near__ask *ask, near_bytes stored)
+{
+    struct near__entry *entry;
+    int64_t             number;
+    void               *value;
+
+    if (!near__l2_decimal_read(stored, &number))
+        return false;
+    entry = entry_for(ask, stored.size, &value);
+    if (entry == NULL)
+        return true;
+    put(value, stored.data, stored.size);
+    near__entry_date(reading->cache, entry, reading->now, reading->cache->settings.ttl);
+    ask->soft_until = NEAR_NEVER;
+    ask->entry      = entry;
+    ask->counter    = true;
+    ask->found      = NEAR__FOUND;
+    return true;
+}
+
 static void
 deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
 {
@@ -459,7 +481,10 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     }
     result = near__envelope_decode(&envelope, stored, ask->key);
     if (result == NEAR__ENVELOPE_OK) {
-        if (envelope.flags & NEAR__ENVELOPE_LEASE) {
+        if (envelope.flags & NEAR__ENVELOPE_MARK) {
+            ask->found = NEAR__MARKED; /* of whatever generation: that writer has not finished */
+            ask->stamp = envelope.stamp;
+        } else if (envelope.flags & NEAR__ENVELOPE_LEASE) {
             ask->found      = NEAR__LEASED;
             ask->stamp      = envelope.stamp;
             ask->soft_until = (int64_t)envelope.generation; /* of the marker, for check_generation() */
@@ -467,6 +492,8 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
             take_entry(reading, ask, &envelope);
         return;
     }
+    if (take_counter(reading, ask, stored))
+        return;
     near__count(reading->cache, result == NEAR__ENVELOPE_WRONG_KEY ? NEAR__l2_wrong_key : NEAR__l2_corrupt,
                 1);
     ask->found = NEAR__UNREADABLE;
@@ -562,8 +589,8 @@ check_generation(near_cache *cache, struct near__ask **asks, size_t n, uint64_t 
             ask->found = NEAR__OUTDATED;
         if (ask->found != NEAR__FOUND && ask->found != NEAR__STALE)
             continue;
-        if (unknown == NEAR_OK && ask->entry->generation == generation)
-            continue;
+        if (ask->counter || (unknown == NEAR_OK && ask->entry->generation == generation))
+            continue; /* a counter is of no generation */
         near__entry_release(&ask->entry);
         if (unknown != NEAR_OK) {
             unreachable(&asks[i], 1, unknown);
@@ -899,6 +926,8 @@ put_fill(near_cache *cache, struct near__wire *wire, struct near__ask *ask, uint
     item->user     = ask;
     item->expected = ask->lease;
     near__tier_store(cache, wire, item, &stored, wall_ms);
+    if (!cache->bare)
+        ask->entry->stamp = stamp; /* nobody else has seen it yet */
 }
 
 static void

@@ -15,6 +15,7 @@ enum near__found {
     NEAR__STALE,      /* the same, past its TTL and within grace */
     NEAR__ABSENT,     /* the server's positive word */
     NEAR__LEASED,     /* a marker: somebody is loading it */
+    NEAR__MARKED,     /* a mark: the store is being written.  Load it, and keep that nowhere */
     NEAR__OUTDATED,   /* an entry that may not be served: of an older generation, or expired by its header */
     NEAR__UNREADABLE, /* bytes that are no entry of ours, or another key's */
     NEAR__UNREACHABLE /* L2 could not say; `status` */
@@ -38,8 +39,9 @@ struct near__ask {
     enum near__found       found;
     near_status            status; /* UNREACHABLE: why */
     uint64_t
-        stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED: of what lies there; 0: not to be had, or has none */
+            stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED, MARKED: of what lies there; 0: not to be had, or has none */
     int64_t soft_until; /* FOUND, STALE: end of its TTL, however long L1 may keep it; NEAR_NEVER */
+    bool    counter;    /* FOUND: one of near_add()'s, which L1 does not keep */
     bool    refresh;    /* FOUND, and to be replaced all the same */
     bool    lost;       /* another instance has the lease */
     bool    refused;    /* fill: something else lay there, or the lease was lost */

@@ -14,7 +14,9 @@
 
 #include "announce.h"
 #include "budget.h"
+#include "conditional.h"
 #include "generation.h"
+#include "prefix.h"
 #include "read.h"
 #include "recovery.h"
 
@@ -42,6 +44,7 @@ struct writing {
     int64_t              now, deadline;
     int64_t              repair; /* deadline of all repairs of this call; 0: none was needed yet */
     uint64_t             generation;
+    uint64_t             stamp;   /* of the one put; 0: drawn */
     near_bytes          *keys;    /* of the writes; NULL where nobody has to be told */
     struct near__labels *labels;  /* of all puts; NULL: none */
     near_status          refused; /* why nothing of this call can be stored */
@@ -69,13 +72,17 @@ encode_values(const struct writing *writing, struct near__wire *wire, size_t at)
         struct near__stored stored = {
             .key        = writes[i].key,
             .value      = writes[i].value,
-            .stamp      = near__stamp_nth(drawn, i),
+            .stamp      = writing->stamp != 0 ? writing->stamp : near__stamp_nth(drawn, i),
             .generation = writing->generation,
             .ttl        = writing->ttl,
             .labels     = writing->labels,
         };
 
         near__tier_store(cache, wire, &wire->items[i], &stored, wall_ms);
+        if (writes[i].entry != NULL && !cache->bare) {
+            writes[i].entry->stamp      = stored.stamp;
+            writes[i].entry->generation = stored.generation;
+        }
     }
     return true;
 }
@@ -271,42 +278,57 @@ part_of(const struct writing *writing, size_t at)
     return fit < NEAR_L2_BATCH ? fit : NEAR_L2_BATCH;
 }
 
-/* The tags of a put, with L1's clock from before it. */
-static near_status
-make_labels(struct writing *writing, const near_put_options *options)
+near_status
+near__write_labels(near_cache *cache, const near_put_options *options, struct near__labels **labels)
 {
-    near_cache *cache  = writing->cache;
     uint32_t    clock  = near__l1_label_clock(cache->l1);
     near_status status = options->tag_count > 0 && options->tags == NULL ? NEAR_ERR_INVALID : NEAR_OK;
 
+    *labels = NULL;
     for (size_t i = 0; i < options->tag_count && status == NEAR_OK; i++)
-        status = options->tags[i] == NULL
-                     ? NEAR_ERR_INVALID
-                     : near__tags_add(cache, &writing->labels, near_key(options->tags[i]));
-    if (status != NEAR_OK)
-        free(writing->labels);
-    else if (writing->labels != NULL)
-        writing->labels->clock = clock;
+        status = options->tags[i] == NULL ? NEAR_ERR_INVALID
+                                          : near__tags_add(cache, labels, near_key(options->tags[i]));
+    if (status != NEAR_OK) {
+        free(*labels);
+        *labels = NULL;
+    } else if (*labels != NULL) {
+        (*labels)->clock = clock;
+    }
     return status;
 }
 
-/* L2's clock of tags, and the tags themselves made where L2 has none. */
-static near_status
-prepare_labels(struct writing *writing)
+near_status
+near__write_labels_prepare(near_cache *cache, struct near__labels *labels, int64_t deadline)
 {
-    near_cache            *cache = writing->cache;
     struct near__tag_clock clock;
-    struct near__entry     entry = { .labels = writing->labels };
+    struct near__entry     entry = { .labels = labels };
     struct near__ask       ask = { .entry = &entry }, *one = &ask;
     near_status            status;
 
-    status = near__tags_now(cache, &clock, writing->deadline);
+    status = near__tags_now(cache, &clock, deadline);
     if (status != NEAR_OK)
         return status;
-    writing->labels->lineage = clock.lineage;
-    writing->labels->moment  = clock.moment;
-    near__tags_judge(cache, &one, 1, clock, writing->deadline);
+    labels->lineage = clock.lineage;
+    labels->moment  = clock.moment;
+    near__tags_judge(cache, &one, 1, clock, deadline);
     return ask.labelled == NEAR__LABELS_UNKNOWN ? ask.status : NEAR_OK;
+}
+
+struct near__entry *
+near__write_entry(near_cache *cache, near_bytes key, uint64_t hash, near_bytes value, int64_t now,
+                  int64_t ttl, const struct near__labels *labels)
+{
+    void               *bytes;
+    struct near__entry *entry = near__entry_new(key, hash, value.size, &bytes);
+
+    if (entry == NULL)
+        return NULL;
+    if (value.size > 0)
+        memcpy(bytes, value.data, value.size);
+    near__entry_date(cache, entry, now, ttl);
+    if (!near__labels_copy(&entry->labels, labels))
+        near__entry_release(&entry);
+    return entry;
 }
 
 /* The keys as an array, and a generation to write with.  What cannot be stored for want of one is removed: the old value must not
@@ -327,7 +349,7 @@ prepare(struct writing *writing, bool *put)
         return;
     writing->refused = near__generation_for_write(cache, writing->deadline, &writing->generation);
     if (writing->refused == NEAR_OK && writing->labels != NULL)
-        writing->refused = prepare_labels(writing);
+        writing->refused = near__write_labels_prepare(cache, writing->labels, writing->deadline);
     if (writing->refused == NEAR_OK)
         return;
     *put              = false;
@@ -360,7 +382,6 @@ add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
 {
     near_cache   *cache = writing->cache;
     struct write *write = &writing->writes[writing->n];
-    void         *bytes;
 
     if (value.data == NULL && value.size != 0)
         return NEAR_ERR_INVALID;
@@ -369,19 +390,11 @@ add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
     *write = (struct write){
         .index = index, .key = key, .value = value, .hash = near__hash_keyed(&cache->client->secret, key)
     };
-    if (!writing->fill_l1) {
-        writing->n++;
-        return NEAR_OK;
-    }
-    write->entry = near__entry_new(key, write->hash, value.size, &bytes);
-    if (write->entry == NULL)
-        return NEAR_ERR_NOMEM;
-    if (value.size > 0)
-        memcpy(bytes, value.data, value.size);
-    near__entry_date(cache, write->entry, writing->now, writing->ttl);
-    if (!near__labels_copy(&write->entry->labels, writing->labels)) {
-        near__entry_release(&write->entry);
-        return NEAR_ERR_NOMEM;
+    if (writing->fill_l1) {
+        write->entry =
+            near__write_entry(cache, key, write->hash, value, writing->now, writing->ttl, writing->labels);
+        if (write->entry == NULL)
+            return NEAR_ERR_NOMEM;
     }
     writing->n++;
     return NEAR_OK;
@@ -400,7 +413,7 @@ add_remove(struct writing *writing, size_t index, near_bytes key)
 /* `values` NULL: removals. */
 static near_status
 write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, size_t n,
-           const near_put_options *options, near_status *statuses)
+           const near_put_options *options, uint64_t stamp, near_status *statuses)
 {
     near_put_options mine = NEAR_PUT_OPTIONS_INIT;
     struct writing   writing;
@@ -409,9 +422,11 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
     if (status != NEAR_OK || n == 0)
         return status;
     near__options_take(&mine, sizeof(mine), options);
-    writing         = (struct writing){ .cache = cache, .now = near__client_now(cache->client) };
+    writing = (struct writing){ .cache = cache, .now = near__client_now(cache->client), .stamp = stamp };
     writing.fill_l1 = !(mine.flags & NEAR_NO_FILL) && cache->settings.l1_max_bytes != 0;
-    status          = make_labels(&writing, &mine);
+    if (n > 1 && ((mine.flags & NEAR_IF_ABSENT) || mine.unchanged != NULL))
+        return near__refuse_all(statuses, n, NEAR_ERR_INVALID); /* one key at a time */
+    status = near__write_labels(cache, &mine, &writing.labels);
     if (status != NEAR_OK)
         return near__refuse_all(statuses, n, status);
     writing.ttl = near__duration(mine.ttl_ms, cache->settings.ttl);
@@ -446,7 +461,7 @@ near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *value
 {
     if (n > 0 && values == NULL)
         return statuses != NULL ? near__refuse_all(statuses, n, NEAR_ERR_INVALID) : NEAR_ERR_INVALID;
-    return write_many(cache, keys, values, n, options, statuses);
+    return write_many(cache, keys, values, n, options, 0, statuses);
 }
 
 /* Where L1 is all there is, a write is one step under its lock, and needs no memory of its own.  False: not so, or not so simple. */
@@ -477,17 +492,35 @@ put_alone(near_cache *cache, near_bytes key, near_bytes value)
 near_status
 near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_options *options)
 {
-    near_status status;
+    near_put_options mine = NEAR_PUT_OPTIONS_INIT;
+    near_status      status;
 
     if (options == NULL && put_alone(cache, key, value))
         return NEAR_OK;
-    return write_many(cache, &key, &value, 1, options, &status);
+    near__options_take(&mine, sizeof(mine), options);
+    if ((mine.flags & NEAR_IF_ABSENT) || mine.unchanged != NULL)
+        return near__put_conditional(cache, key, value, &mine);
+    return write_many(cache, &key, &value, 1, options, 0, &status);
+}
+
+near_status
+near__write_known(near_cache *cache, near_bytes key, near_bytes data, const near_put_options *options,
+                  uint64_t stamp)
+{
+    near_status status;
+
+    if (data.data == NULL)
+        return write_many(cache, &key, NULL, 1, NULL, 0, &status);
+    if (options->ttl_ms < 0 && options->tag_count == 0 && !(options->flags & NEAR_NO_FILL) &&
+        put_alone(cache, key, data))
+        return NEAR_OK;
+    return write_many(cache, &key, &data, 1, options, stamp, &status);
 }
 
 near_status
 near_remove_many(near_cache *cache, const near_bytes *keys, size_t n, near_status *statuses)
 {
-    return write_many(cache, keys, NULL, n, NULL, statuses);
+    return write_many(cache, keys, NULL, n, NULL, 0, statuses);
 }
 
 near_status
@@ -495,7 +528,7 @@ near_remove(near_cache *cache, near_bytes key)
 {
     near_status status;
 
-    return write_many(cache, &key, NULL, 1, NULL, &status);
+    return write_many(cache, &key, NULL, 1, NULL, 0, &status);
 }
 
 /* ---- clear and fence */
@@ -521,8 +554,11 @@ near_status
 near__clear_settle(near_cache *cache)
 {
     int64_t deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
-    near_status status = clear_others(cache, near__generation_fresh(cache), deadline);
+    near_status status;
 
+    if (cache->bare && cache->client->ops != NULL && cache->client->ops->remove_prefix != NULL)
+        return near__prefix_settle(cache, (near_bytes){ "", 0 }, NEAR_NEVER); /* no generation would do */
+    status = clear_others(cache, near__generation_fresh(cache), deadline);
     near__generation_doubt(cache, true);
     near__l1_flush(cache->l1);
     return status;

@@ -21,6 +21,7 @@
 #include "coherence/bus.h"
 #include "coherence/lag.h"
 #include "coherence/streams.h"
+#include "l2/stream.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,10 @@ struct counters {
         gaps, flushes, connects, late, beats, changed, storms;
 };
 
+/* The newest messages of a thread, one for each of some clients, by their sender. */
+#define POSITIONS 4
+static _Thread_local struct near__position positions[POSITIONS];
+
 struct near__coherence {
     const struct near__bus_ops *ops;
     void                       *bus;
@@ -49,6 +54,7 @@ struct near__coherence {
     bool                        forked;
     size_t                      copies; /* on how many links each message comes */
     _Atomic int64_t             gate;
+    _Atomic unsigned            applying; /* messages being taken */
     struct counters             counters; /* relaxed: they order nothing */
 
     struct near__lock lock;
@@ -177,10 +183,19 @@ dispatch(struct near__coherence *c, const struct near__message *m)
             sink->tagged(sink->ctx, m->cache, key, near__le64_get(tail), near__le64_get(tail + 8));
             break;
         }
+        case NEAR__MESSAGE_PREFIX:
+            sink->prefixed(sink->ctx, m->cache, key);
+            break;
         case NEAR__MESSAGE_BEAT:
             break; /* is not for the sink */
         }
     }
+}
+
+static bool
+is_ours(const struct near__coherence *c, const struct near__message *m)
+{
+    return m->sender == c->sender && near__stream_is_ours(m->stream);
 }
 
 /* Our own message, and its writer knew the outcome: nothing to do (race 10). */
@@ -190,7 +205,7 @@ is_settled_echo(struct near__coherence *c, const struct near__message *m)
     int64_t lag = -1, now;
     bool    doubted;
 
-    if (m->sender != c->sender)
+    if (!is_ours(c, m))
         return false;
     now = near__now(c->clock);
     near__lock(&c->lock);
@@ -208,7 +223,7 @@ news_of(struct near__coherence *c, const struct near__message *m)
 {
     enum near__stream_news news;
 
-    if (m->sender == c->sender)
+    if (is_ours(c, m))
         return NEAR__STREAM_NEXT; /* a doubted echo: applied, but our own numbers prove nothing to us */
     near__lock(&c->lock);
     news = near__streams_heard(c->streams, m->sender, m->stream, m->sequence);
@@ -247,11 +262,10 @@ check_beat(struct near__coherence *c, const struct near__message *m)
 }
 
 static void
-on_message(void *ctx, near_bytes bytes)
+take_message(struct near__coherence *c, near_bytes bytes)
 {
-    struct near__coherence *c = ctx;
-    struct near__message    m;
-    enum near__stream_news  news;
+    struct near__message   m;
+    enum near__stream_news news;
 
     if (!near__message_decode(&m, bytes) || m.stream == 0 || m.sequence == 0) {
         count(&c->counters.bad_messages, 1);
@@ -263,7 +277,7 @@ on_message(void *ctx, near_bytes bytes)
         return;
     }
     news = news_of(c, &m);
-    if (m.kind == NEAR__MESSAGE_BEAT && m.sender != c->sender && news != NEAR__STREAM_GAP)
+    if (m.kind == NEAR__MESSAGE_BEAT && !is_ours(c, &m) && news != NEAR__STREAM_GAP)
         news = check_beat(c, &m);
     switch (news) {
     case NEAR__STREAM_GAP: /* race 18: tolerance 0 */
@@ -281,6 +295,17 @@ on_message(void *ctx, near_bytes bytes)
     }
     if (m.kind != NEAR__MESSAGE_BEAT)
         dispatch(c, &m);
+}
+
+static void
+on_message(void *ctx, near_bytes bytes)
+{
+    struct near__coherence *c = ctx;
+
+    /* relaxed: the numbers are noted under the lock after it.  Release: pairs with the acquire in near__coherence_applied() */
+    atomic_fetch_add_explicit(&c->applying, 1, memory_order_relaxed);
+    take_message(c, bytes);
+    atomic_fetch_sub_explicit(&c->applying, 1, memory_order_release);
 }
 
 /* The server's own word.  Nothing tells our own writes from others' (race 10): all are applied. */
@@ -309,6 +334,7 @@ on_subscribed(void *ctx)
     c->listening = false;
     near__streams_forget(c->streams);
     near__unlock(&c->lock);
+    near__stream_disclaim_all(); /* we may be a copy: what was ours goes on elsewhere */
 
     distrust(c);
     count(&c->counters.connects, 1);
@@ -549,9 +575,48 @@ on_beat(void *ctx)
     free(told);
 }
 
+/* In the place of the same sender, or the oldest: they lie newest first. */
+static void
+note_position(const struct near__coherence *c, const uint8_t *message)
+{
+    size_t i = 0;
+
+    while (i < POSITIONS - 1 && positions[i].sender != c->sender)
+        i++;
+    memmove(positions + 1, positions, i * sizeof(positions[0]));
+    positions[0] = (struct near__position){ c->sender, near__le64_get(message + NEAR__MESSAGE_STAMP_AT),
+                                            near__le64_get(message + NEAR__MESSAGE_STAMP_AT + 8) };
+}
+
+void
+near__coherence_position(const struct near__coherence *c, struct near__position *position)
+{
+    *position = (struct near__position){ c->sender, 0, UINT64_MAX };
+    for (size_t i = 0; i < POSITIONS; i++)
+        if (positions[i].sender == c->sender)
+            *position = positions[i];
+}
+
+/* What is noted as heard has been applied when nobody is applying anything; at such a moment it takes no more than a look. */
+bool
+near__coherence_applied(struct near__coherence *c, const struct near__position *position)
+{
+    bool heard;
+
+    if (position->sender == c->sender && near__stream_is_ours(position->stream))
+        return true;
+    near__lock(&c->lock);
+    heard = c->listening &&
+            c->copies <= 1 && /* with several links what was acknowledged before may come after */
+            near__streams_has(c->streams, position->sender, position->stream, position->sequence);
+    near__unlock(&c->lock);
+    return heard && atomic_load_explicit(&c->applying, memory_order_acquire) == 0;
+}
+
 void
 near__coherence_announced(struct near__coherence *c, const uint8_t *message)
 {
+    note_position(c, message);
     if (!c->ops->beats)
         return;
     near__lock(&c->lock);

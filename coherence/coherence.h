@@ -31,6 +31,7 @@ struct near__coherence_sink {
         void *ctx); /* distrust everything: move all fences, drop all L1, forget known generations */
     /* The server says that what lies under this key of its own has changed, whoever did it.  NULL: not wanted. */
     void (*changed)(void *ctx, near_bytes server_key);
+    void (*prefixed)(void *ctx, near_bytes cache, near_bytes prefix); /* all keys that begin so are gone */
 };
 
 struct near__coherence_config {
@@ -83,6 +84,15 @@ void near__coherence_announced(struct near__coherence *coherence, const uint8_t 
 /* The same where it is known when it was begun, which tells how long messages take (coherence/lag.h). */
 void near__coherence_announced_since(struct near__coherence *coherence, const uint8_t *message,
                                      int64_t since);
+
+/* Where a message stands.  sequence 0: nowhere; UINT64_MAX: that is not known. */
+struct near__position {
+    uint64_t sender, stream, sequence;
+};
+/* Of the newest message that the calling thread has published here and knows to be acknowledged. */
+void near__coherence_position(const struct near__coherence *coherence, struct near__position *position);
+/* Has that message been applied here?  False: it is not known. */
+bool near__coherence_applied(struct near__coherence *coherence, const struct near__position *position);
 
 near_status near__coherence_fence(struct near__coherence *coherence, int64_t deadline, near_error *error);
 

@@ -22,6 +22,7 @@
 #include "base/hash.h"
 #include "base/le.h"
 #include "base/lock.h"
+#include "l2/stream.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
@@ -215,7 +216,9 @@ memory_publish(void *self, uint8_t *message, size_t size, size_t stamp_at, uint6
     if (random_stream(stream)) {
         near__le64_put(message + stamp_at, *stream);
         near__le64_put(message + stamp_at + 8, 1);
+        near__stream_claim(*stream);
         deliver_to_all(r, member->room, (near_bytes){ message, size });
+        near__stream_disclaim(*stream);
     }
     near__lock(&r->lock);
     put_down_locked(r, member);

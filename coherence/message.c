@@ -128,6 +128,8 @@ size_makes_sense(enum near__message_kind kind, uint32_t index, size_t size)
         return size == (index == 0 ? BEAT_NUMBER : NEAR__MESSAGE_BEAT_ENTRY);
     case NEAR__MESSAGE_TAG:
         return index == 0 && size > NEAR__MESSAGE_TAG_TAIL;
+    case NEAR__MESSAGE_PREFIX:
+        return index == 0;
     default:
         return true;
     }
@@ -159,7 +161,7 @@ near__message_decode(struct near__message *message, near_bytes bytes)
         return false;
     if (memcmp(at, magic, sizeof(magic)) != 0 || at[AT_VERSION] != MESSAGE_VERSION)
         return false;
-    if (at[AT_KIND] < NEAR__MESSAGE_INVALIDATE || at[AT_KIND] > NEAR__MESSAGE_TAG)
+    if (at[AT_KIND] < NEAR__MESSAGE_INVALIDATE || at[AT_KIND] > NEAR__MESSAGE_PREFIX)
         return false;
     if (near__le32_get(at + AT_SIZE) != bytes.size)
         return false;

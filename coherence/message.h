@@ -29,7 +29,8 @@ enum near__message_kind {
         4, /* what the sender has published since its last beat; of no cache.  The first key is the beat's number,
                               * 8 bytes; each further one 24 bytes: a stream, the first and the last number in it */
     NEAR__MESSAGE_TAG =
-        5 /* a tag was invalidated: its name, and behind it 16 bytes, lineage and moment, little-endian */
+        5, /* a tag was invalidated: its name, and behind it 16 bytes, lineage and moment, little-endian */
+    NEAR__MESSAGE_PREFIX = 6 /* all keys that begin with the one key were removed; it may be empty */
 };
 
 #define NEAR__MESSAGE_BEAT_CACHE "@" /* no cache has this name */

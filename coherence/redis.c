@@ -12,6 +12,7 @@
  */
 #include "coherence/redis_bus.h"
 
+#include "base/event.h"
 #include "base/thread.h"
 #include "coherence/message.h"
 #include "l2/redis_home.h"
@@ -19,8 +20,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #define PUBLISHERS                                                                                           \
     4 /* connections: a PUBLISH takes tens of microseconds, more would only queue in the server */
@@ -29,28 +28,6 @@
 #define TRACKED_MAX ((size_t)64 << 20) /* the server tells in one reply of all keys of one turn of its loop */
 
 /* ------------------------------------------------------------------------------------------- small talk */
-
-void
-near__bus_raise(int fd)
-{
-    uint64_t one = 1;
-    ssize_t  rc;
-
-    do {
-        rc = write(fd, &one, sizeof(one));
-    } while (rc < 0 && errno == EINTR); /* EAGAIN: it is as readable as can be */
-}
-
-void
-near__bus_drain(int fd)
-{
-    uint64_t count;
-    ssize_t  rc;
-
-    do {
-        rc = read(fd, &count, sizeof(count));
-    } while (rc < 0 && errno == EINTR);
-}
 
 bool
 near__bus_stopping(struct near__redis_bus *b)
@@ -73,13 +50,16 @@ near__bus_closed(near_error *error)
 void
 near__bus_tell(struct near__redis_bus *b)
 {
-    int64_t since = NEAR_NEVER;
+    int64_t since;
 
     near__lock(&b->lock);
+    since = b->mapped;
     for (size_t i = 0; i < b->n; i++) {
         const struct near__bus_link *l    = &b->links[i];
         int64_t                      mine = l->heard < l->vouched ? l->heard : l->vouched;
 
+        if (!l->used)
+            continue;
         if (!l->subscribed)
             mine = INT64_MIN;
         since = mine < since ? mine : since;
@@ -91,12 +71,20 @@ near__bus_tell(struct near__redis_bus *b)
 
 /* ---------------------------------------------------------------------------------------- publish and fence */
 
+near_status
+near__link_dial(struct near__redis_conn **conn, struct near__bus_link *l, int64_t deadline, near_error *error)
+{
+    if (l->tracker || l->bus->env.uri->layout != NEAR__LAYOUT_CLUSTER)
+        return near__redis_dial(conn, &l->server, deadline, error);
+    return near__redis_dial_home(conn, &l->server, l->bus->env.channel, deadline, error);
+}
+
 static near_status
 publisher_dial(void *ctx, void **conn, int64_t deadline, near_error *error)
 {
     struct near__bus_link   *l    = ctx;
     struct near__redis_conn *made = NULL;
-    near_status st = near__redis_dial_home(&made, &l->server, l->bus->env.channel, deadline, error);
+    near_status              st   = near__link_dial(&made, l, deadline, error);
 
     *conn = made;
     return st;
@@ -186,32 +174,39 @@ redis_publish(void *self, uint8_t *message, size_t size, size_t stamp_at, uint64
     near_status             st = NEAR_ERR_UNAVAILABLE;
 
     *stream = 0;
-    for (size_t i = 0; i < b->n && st == NEAR_ERR_UNAVAILABLE && *stream == 0; i++)
+    for (size_t i = 0; i < b->publishing && st == NEAR_ERR_UNAVAILABLE && *stream == 0; i++)
         st = publish_at(&b->links[i], message, size, stamp_at, stream, deadline, error);
     return st;
 }
 
-/* Wish for a PING on every link.  False: not all are subscribed. */
+/* Wish for a PING on every link, and for a look at the primaries.  False: not all are subscribed. */
 static bool
 wish(struct near__redis_bus *b, uint64_t *losses)
 {
-    bool up = true;
+    bool   up = true;
+    size_t n;
 
     near__lock(&b->lock);
+    n       = b->n;
     *losses = b->losses;
-    for (size_t i = 0; i < b->n; i++)
-        up &= b->links[i].subscribed && !b->stopping;
+    for (size_t i = 0; i < n; i++)
+        up &= (b->links[i].subscribed || !b->links[i].used) && !b->stopping;
+    if (up && b->mapped != NEAR_NEVER) {
+        b->probe_wanted = true;
+        pthread_cond_broadcast(&b->beat);
+    }
     near__unlock(&b->lock);
-    for (size_t i = 0; up && i < b->n; i++) {
+    for (size_t i = 0; up && i < n; i++) {
         struct near__bus_link *l = &b->links[i];
         bool                   first;
 
         near__lock(&b->lock);
-        first = !l->wanted; /* else somebody is already waking the thread, and its PING is still to be sent */
+        first = l->used &&
+                !l->wanted; /* else somebody is already waking the thread, and its PING is still to be sent */
         l->wanted = true;
         near__unlock(&b->lock);
         if (first)
-            near__bus_raise(l->wake);
+            near__event_raise(l->wake);
     }
     return up;
 }
@@ -220,9 +215,9 @@ static bool
 all_heard_locked(const struct near__redis_bus *b, int64_t asked)
 {
     for (size_t i = 0; i < b->n; i++)
-        if (!b->links[i].subscribed || b->links[i].heard < asked)
+        if (b->links[i].used && (!b->links[i].subscribed || b->links[i].heard < asked))
             return false;
-    return true;
+    return b->mapped >= asked;
 }
 
 /* Every link is asked, as an acknowledgement says only that the server it came from has executed the write.  Without a subscription
@@ -264,9 +259,15 @@ redis_state(void *self, struct near__bus_state *state)
     *state = (struct near__bus_state){ .tracking = true, .recognised = true };
     near__lock(&b->lock);
     for (size_t i = 0; i < b->n; i++) {
-        state->tracking &= b->links[i].tracking;
-        state->recognised &= b->links[i].subscribed && b->links[i].identity.told;
+        const struct near__bus_link *l = &b->links[i];
+
+        if (!l->used)
+            continue;
+        state->tracking &= l->tracking || (b->env.uri->layout == NEAR__LAYOUT_CLUSTER && !l->tracker);
+        state->recognised &= l->subscribed && l->identity.told;
     }
+    if (b->env.uri->layout == NEAR__LAYOUT_CLUSTER)
+        state->tracking &= b->mapped != NEAR_NEVER && b->mapped != INT64_MIN;
     state->suspicions = b->suspicions;
     near__unlock(&b->lock);
 }
@@ -283,20 +284,21 @@ redis_stop(void *self)
     pthread_cond_broadcast(&b->news);
     pthread_cond_broadcast(&b->beat);
     near__unlock(&b->lock);
-    near__bus_raise(b->cancel);
-    for (size_t i = 0; i < b->n; i++) {
+    near__event_raise(b->cancel);
+    for (size_t i = 0; i < b->publishing; i++)
         if (b->links[i].publishers != NULL)
             near__pool_close(b->links[i].publishers);
-        near__bus_raise(b->links[i].wake);
-    }
+    if (b->probing)
+        pthread_join(b->prober, NULL); /* first: it starts and ends links */
+    b->probing = false;
+    for (size_t i = 0; i < b->n; i++)
+        if (b->links[i].wake >= 0)
+            near__event_raise(b->links[i].wake);
     for (size_t i = 0; i < b->n; i++) {
         if (b->links[i].running)
             pthread_join(b->links[i].thread, NULL);
         b->links[i].running = false;
     }
-    if (b->probing)
-        pthread_join(b->prober, NULL);
-    b->probing = false;
     for (size_t i = 0; i < b->n; i++)
         if (b->links[i].publishers != NULL)
             near__pool_stop(b->links[i].publishers);
@@ -306,8 +308,7 @@ static void
 link_fini(struct near__bus_link *l)
 {
     near__pool_free(&l->publishers);
-    if (l->wake >= 0)
-        close(l->wake);
+    near__event_close(&l->wake);
 }
 
 static void
@@ -321,8 +322,7 @@ redis_fini(void *self)
         redis_stop(b);
     for (size_t i = 0; i < b->n; i++)
         link_fini(&b->links[i]);
-    if (b->cancel >= 0)
-        close(b->cancel);
+    near__event_close(&b->cancel);
     if (!b->forked) { /* in a child they are in whatever state other threads had left them: destroying may hang */
         pthread_cond_destroy(&b->news);
         pthread_cond_destroy(&b->beat);
@@ -344,41 +344,53 @@ redis_forked(void *self)
         struct near__bus_link *l = &b->links[i];
 
         l->running = false;
-        near__pool_forked(l->publishers);
+        if (l->publishers != NULL)
+            near__pool_forked(l->publishers);
         if (l->conn != NULL)
             near__redis_conn_abandon(l->conn);
         if (l->probe != NULL)
             near__redis_conn_abandon(l->probe);
-        if (l->wake >= 0)
-            close(l->wake);
-        l->wake = -1;
+        near__event_close(&l->wake);
     }
-    if (b->cancel >= 0)
-        close(b->cancel);
-    b->cancel = -1;
+    if (b->map_conn != NULL)
+        near__redis_conn_abandon(b->map_conn);
+    near__event_close(&b->cancel);
 }
 
-static near_status
-link_init(struct near__bus_link *l, struct near__redis_bus *b, size_t index, near_error *error)
+near_status
+near__link_init(struct near__bus_link *l, struct near__redis_bus *b, const struct near__address *address,
+                near_error *error)
 {
-    near_status st;
-
     l->bus      = b;
     l->back_off = NEAR__BACK_OFF_MIN;
     l->heard = l->vouched = INT64_MIN;
-    near__address_display(&b->env.uri->addresses[index], l->name, sizeof(l->name));
+    near__address_display(address != NULL ? address : &b->env.uri->addresses[0], l->name, sizeof(l->name));
     l->server = (struct near__redis_server){
         .uri         = b->env.uri,
-        .address     = b->n > 1 ? &b->env.uri->addresses[index] : NULL,
+        .address     = address,
         .access      = b->env.access,
         .clock       = b->env.clock,
         .client_name = b->env.client_name,
         .max_reply   = b->env.prefix != NULL ? TRACKED_MAX : REPLY_MAX,
         .cancel_fd   = &b->cancel,
     };
-    l->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (l->wake < 0)
-        return near__fail(error, NEAR_ERR_NOMEM, "bus: eventfd: %s", strerrordesc_np(errno));
+        l->wake = near__event_open();
+    if (l->wake < 0)
+        return near__fail(error, NEAR_ERR_NOMEM, "bus: no descriptor: %s", strerrordesc_np(errno));
+    return NEAR_OK;
+}
+
+static near_status
+first_link_init(struct near__bus_link *l, struct near__redis_bus *b, size_t index, near_error *error)
+{
+    const struct near__uri *uri  = b->env.uri;
+    bool                    many = uri->layout == NEAR__LAYOUT_SINGLE && uri->address_count > 1;
+    near_status             st   = near__link_init(l, b, many ? &uri->addresses[index] : NULL, error);
+
+    l->used = true;
+    if (st != NEAR_OK)
+        return st;
     st = near__pool_new(&l->publishers, &publisher_ops, l, PUBLISHERS, b->env.connect_timeout, b->env.clock);
     return st != NEAR_OK ? near__fail(error, st, "bus: out of memory") : NEAR_OK;
 }
@@ -400,9 +412,11 @@ static near_status
 redis_open(void **self, const struct near__bus_env *env, near_error *error)
 {
     /* of a cluster the home of the channel is listened to, of sentinels the master that they name */
-    size_t                  n  = env->uri->layout == NEAR__LAYOUT_SINGLE ? env->uri->address_count : 1;
-    struct near__redis_bus *b  = calloc(1, sizeof(*b) + n * sizeof(b->links[0]));
-    near_status             st = NEAR_OK;
+    size_t                  n        = env->uri->layout == NEAR__LAYOUT_SINGLE ? env->uri->address_count : 1;
+    bool                    maps     = env->uri->layout == NEAR__LAYOUT_CLUSTER && env->prefix != NULL;
+    size_t                  capacity = maps ? n + NEAR__TRACKERS_MAX : n;
+    struct near__redis_bus *b        = calloc(1, sizeof(*b) + capacity * sizeof(b->links[0]));
+    near_status             st       = NEAR_OK;
 
     *self = NULL;
     if (b == NULL)
@@ -410,15 +424,18 @@ redis_open(void **self, const struct near__bus_env *env, near_error *error)
     near__lock_init(&b->lock, NEAR__RANK_BUS);
     near__cond_init(&b->news);
     near__cond_init(&b->beat);
-    b->env = *env;
-    b->n   = n;
-    for (size_t i = 0; i < n; i++)
+    b->env        = *env;
+    b->n          = n;
+    b->publishing = n;
+    b->capacity   = capacity;
+    b->mapped     = maps ? INT64_MIN : NEAR_NEVER;
+    for (size_t i = 0; i < capacity; i++)
         b->links[i].wake = -1;
-    b->cancel = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    b->cancel = near__event_open();
     if (b->cancel < 0)
-        st = near__fail(error, NEAR_ERR_NOMEM, "bus: eventfd: %s", strerrordesc_np(errno));
+        st = near__fail(error, NEAR_ERR_NOMEM, "bus: no descriptor: %s", strerrordesc_np(errno));
     for (size_t i = 0; i < n && st == NEAR_OK; i++)
-        st = link_init(&b->links[i], b, i, error);
+        st = first_link_init(&b->links[i], b, i, error);
     if (st == NEAR_OK)
         st = start(b, error);
     if (st != NEAR_OK) {

@@ -16,7 +16,7 @@
 #include "coherence/redis_bus.h"
 
 #include "base/backoff.h"
-#include "l2/redis_home.h"
+#include "base/event.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -32,6 +32,17 @@
 
 /* ------------------------------------------------------------------------------------------- small talk */
 
+static bool
+is_over(struct near__bus_link *l)
+{
+    bool over;
+
+    near__lock(&l->bus->lock);
+    over = l->bus->stopping || l->retired;
+    near__unlock(&l->bus->lock);
+    return over;
+}
+
 /* Takes the wishes that came before this call: the time of a PING for them must be read after it.  Not NEAR_OK: the session ends. */
 static near_status
 take_wishes(struct near__bus_link *l, bool *owed, near_error *error)
@@ -43,7 +54,7 @@ take_wishes(struct near__bus_link *l, bool *owed, near_error *error)
     near__lock(&b->lock);
     *owed |= l->wanted;
     l->wanted = false;
-    stopping  = b->stopping;
+    stopping  = b->stopping || l->retired;
     suspect   = l->suspect;
     memcpy(why, l->suspicion, sizeof(why));
     near__unlock(&b->lock);
@@ -216,7 +227,7 @@ read_and_take(struct near__bus_link *l, int64_t deadline, near_error *error)
         freeReplyObject(reply);
         return st != NEAR_OK ? st : check_silence(l, BEHIND, error);
     case NEAR_ERR_BUSY:
-        near__bus_drain(l->wake);
+        near__event_drain(l->wake);
         return NEAR_OK;
     case NEAR_ERR_TIMEOUT:
         return check_silence(l, 1, error);
@@ -269,8 +280,8 @@ read_answer(struct near__bus_link *l, redisReply **reply, int64_t deadline, near
         }
         if (st != NEAR_ERR_BUSY)
             return st;
-        near__bus_drain(l->wake);
-        if (near__bus_stopping(l->bus))
+        near__event_drain(l->wake);
+        if (is_over(l))
             return near__bus_closed(error);
     }
 }
@@ -409,6 +420,19 @@ recognise(struct near__bus_link *l, struct near__identity *identity, int64_t dea
     return NEAR_OK;
 }
 
+/* A tracker hears nothing without it, and without one of them the others are worth nothing. */
+static near_status
+give_up_tracking(struct near__bus_link *l, near_error *error)
+{
+    struct near__redis_bus *b = l->bus;
+
+    near__lock(&b->lock);
+    b->refused = b->probe_wanted = true;
+    pthread_cond_broadcast(&b->beat);
+    near__unlock(&b->lock);
+    return near__fail(error, NEAR_ERR_DENIED, "redis %s: does not tell of keys", l->name);
+}
+
 static near_status
 subscribe(struct near__bus_link *l, struct near__identity *identity, bool *tracking, int64_t deadline,
           near_error *error)
@@ -416,9 +440,14 @@ subscribe(struct near__bus_link *l, struct near__identity *identity, bool *track
     near_status st = recognise(l, identity, deadline, error);
 
     *tracking = false;
-    if (st == NEAR_OK && l->bus->env.prefix != NULL)
+    if (st == NEAR_OK && l->bus->env.prefix != NULL &&
+        (l->tracker || l->bus->env.uri->layout != NEAR__LAYOUT_CLUSTER))
         st = track(l, tracking, deadline, error);
-    return st == NEAR_OK ? subscribe_to(l, l->bus->env.channel, NULL, deadline, error) : st;
+    if (st == NEAR_OK && l->tracker && !*tracking)
+        return give_up_tracking(l, error);
+    if (st != NEAR_OK || l->tracker)
+        return st;
+    return subscribe_to(l, l->bus->env.channel, NULL, deadline, error);
 }
 
 /* ------------------------------------------------------------------------------------- again and again */
@@ -450,7 +479,7 @@ session(struct near__bus_link *l, near_error *error)
     struct near__identity   identity;
     bool                    tracking;
 
-    if (near__redis_dial_home(&l->conn, &l->server, b->env.channel, deadline, error) != NEAR_OK)
+    if (near__link_dial(&l->conn, l, deadline, error) != NEAR_OK)
         return;
     if (subscribe(l, &identity, &tracking, deadline, error) == NEAR_OK) {
         b->env.listener.subscribed(b->env.listener.ctx);
@@ -464,17 +493,24 @@ static void
 report_loss(struct near__bus_link *l, const near_error *error)
 {
     struct near__redis_bus *b = l->bus;
+    bool                    retired;
 
     near__lock(&b->lock);
+    retired = l->retired;
     if (l->heard != INT64_MIN && !l->suspect)
         l->back_off = NEAR__BACK_OFF_MIN; /* this server worked */
     l->heard = l->vouched = INT64_MIN;
     l->subscribed = l->suspect = l->tracking = false;
     b->losses++;
     memcpy(b->reason, error->text, sizeof(b->reason));
+    if (b->mapped != NEAR_NEVER) {
+        b->map_wanted = b->probe_wanted = true;
+        pthread_cond_broadcast(&b->beat);
+    }
     pthread_cond_broadcast(&b->news);
     near__unlock(&b->lock);
-    b->env.listener.lost(b->env.listener.ctx, error->text);
+    if (!retired)
+        b->env.listener.lost(b->env.listener.ctx, error->text);
 }
 
 /* The back-off, which doubles. */
@@ -493,13 +529,13 @@ pause_before_retry(struct near__bus_link *l)
     int64_t       deadline = near__time_after(near__now(l->bus->env.clock), next_pause(l));
     struct pollfd pfd      = { .fd = l->wake, .events = POLLIN };
 
-    while (!near__bus_stopping(l->bus)) {
+    while (!is_over(l)) {
         int64_t now = near__now(l->bus->env.clock);
 
         if (now >= deadline)
             return;
         if (poll(&pfd, 1, near__poll_timeout(now, deadline)) > 0)
-            near__bus_drain(l->wake);
+            near__event_drain(l->wake);
     }
 }
 
@@ -509,10 +545,10 @@ near__link_run(void *ctx)
     struct near__bus_link *l = ctx;
     near_error             error;
 
-    while (!near__bus_stopping(l->bus)) {
+    while (!is_over(l)) {
         memset(&error, 0, sizeof(error));
         session(l, &error);
-        if (near__bus_stopping(l->bus))
+        if (is_over(l))
             break;
         report_loss(l, &error);
         pause_before_retry(l);

@@ -14,7 +14,7 @@
  */
 #include "coherence/redis_bus.h"
 
-#include "l2/redis_home.h"
+#include "base/event.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -101,7 +101,7 @@ have_connection(struct near__bus_link *l, int64_t now, bool *fresh, int64_t dead
     *fresh = l->probe == NULL;
     if (!*fresh)
         return NEAR_OK;
-    st = near__redis_dial_home(&l->probe, &l->server, l->bus->env.channel, deadline, error);
+    st = near__link_dial(&l->probe, l, deadline, error);
     if (st == NEAR_OK)
         l->probe_dialled = now;
     return st;
@@ -135,7 +135,7 @@ take_verdict(struct near__bus_link *l, uint64_t life, const char *wrong, int64_t
     }
     near__unlock(&b->lock);
     if (wrong != NULL)
-        near__bus_raise(l->wake);
+        near__event_raise(l->wake);
     else
         near__bus_tell(b);
 }
@@ -152,7 +152,7 @@ probe_link(struct near__bus_link *l)
     const char             *wrong;
 
     near__lock(&b->lock);
-    wanted = l->subscribed && l->identity.told && !l->suspect;
+    wanted = l->used && l->subscribed && l->identity.told && !l->suspect;
     life   = l->life;
     was    = l->identity;
     near__unlock(&b->lock);
@@ -194,7 +194,8 @@ near__probe_run(void *ctx)
     int64_t                 next = near__now(b->env.clock), now;
 
     while (rest(b, next)) {
-        for (size_t i = 0; i < b->n; i++)
+        near__topology_check(b);
+        for (size_t i = 0; i < b->n; i++) /* n: changed by this thread alone */
             probe_link(&b->links[i]);
         now = near__now(b->env.clock);
         if (now < next)
@@ -205,5 +206,6 @@ near__probe_run(void *ctx)
     }
     for (size_t i = 0; i < b->n; i++)
         near__redis_conn_free(&b->links[i].probe);
+    near__redis_conn_free(&b->map_conn);
     return NULL;
 }

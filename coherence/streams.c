@@ -142,6 +142,14 @@ near__streams_heard(struct near__streams *s, uint64_t sender, uint64_t stream, u
     return sequence - last == 1 ? NEAR__STREAM_NEXT : NEAR__STREAM_GAP;
 }
 
+bool
+near__streams_has(struct near__streams *s, uint64_t sender, uint64_t stream, uint64_t sequence)
+{
+    uint16_t at = find(s, *bucket_of(s, sender, stream), sender, stream);
+
+    return at != 0 && s->slots[at].first <= sequence && sequence <= s->slots[at].last;
+}
+
 enum near__stream_news
 near__streams_announced(struct near__streams *s, uint64_t sender, uint64_t stream, uint64_t first,
                         uint64_t last, bool whole)

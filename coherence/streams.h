@@ -38,6 +38,8 @@ void                   near__streams_free(struct near__streams **streams);  /* N
 void                   near__streams_forget(struct near__streams *streams); /* all of them */
 enum near__stream_news near__streams_heard(struct near__streams *streams, uint64_t sender, uint64_t stream,
                                            uint64_t sequence);
+/* Was this number heard, or is it between two that were?  (What a gap has swallowed a flush has paid for.) */
+bool near__streams_has(struct near__streams *streams, uint64_t sender, uint64_t stream, uint64_t sequence);
 /* A beat says: `first` to `last` were published in this stream since the beat before.  `whole`: we have heard that one, so a stream
  * that we know nothing of should have been heard.  FIRST: it sets the baseline; NEXT: all of them were heard; GAP: some are
  * missing, and counting goes on after them. */

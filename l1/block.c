@@ -2,7 +2,7 @@
 
 enum {
     SLOW_SHIFT  = 4, /* births of what does not expire: units of 16 ms */
-    LABELS_HEAD = 6  /* clock and how many */
+    LABELS_HEAD = 6  /* clock and how many; stripes and names follow */
 };
 
 #define DAY (INT64_C(24) * 3600 * 1000 * NEAR_MS)
@@ -47,7 +47,8 @@ near__block_size(const struct near__entry *entry, unsigned flags)
 
     if (!(flags & NEAR__BLOCK_LABELS))
         return end;
-    return ((end + 3) & ~(size_t)3) + LABELS_HEAD + entry->labels->n * sizeof(entry->labels->stripes[0]);
+    return ((end + 3) & ~(size_t)3) + LABELS_HEAD + entry->labels->n * sizeof(entry->labels->stripes[0]) +
+           entry->labels->names_size;
 }
 
 static unsigned char *
@@ -63,6 +64,7 @@ put_labels(unsigned char *at, const struct near__labels *labels)
     memcpy(at, &labels->clock, sizeof(labels->clock));
     memcpy(at + sizeof(labels->clock), &labels->n, sizeof(labels->n));
     memcpy(at + LABELS_HEAD, labels->stripes, labels->n * sizeof(labels->stripes[0]));
+    memcpy(at + LABELS_HEAD + labels->n * sizeof(labels->stripes[0]), labels->names, labels->names_size);
 }
 
 /* What must be refreshed whatever its age (INT64_MIN) lies farther back than anything else can. */
@@ -119,6 +121,20 @@ near__block_take_labels(const struct near__block *block, struct near__labels *la
     memcpy(&labels->clock, at, sizeof(labels->clock));
     memcpy(&labels->n, at + sizeof(labels->clock), sizeof(labels->n));
     memcpy(labels->stripes, at + LABELS_HEAD, labels->n * sizeof(labels->stripes[0]));
+}
+
+near_bytes
+near__block_names(const struct near__block *block)
+{
+    const unsigned char *at = near__block_labels(block), *names;
+    uint16_t             n;
+    size_t               size = 0;
+
+    memcpy(&n, at + sizeof(uint32_t), sizeof(n));
+    names = at + LABELS_HEAD + n * sizeof(uint16_t);
+    for (; n > 0; n--)
+        size += (size_t)1 + names[size];
+    return (near_bytes){ names, size };
 }
 
 bool

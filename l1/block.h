@@ -109,6 +109,8 @@ near__block_labels(const struct near__block *block)
 
 /* Clock and stripes of such a block. */
 void near__block_take_labels(const struct near__block *block, struct near__labels *labels);
+/* Its tags' names, as in near__labels. */
+near_bytes near__block_names(const struct near__block *block);
 /* Whether a tag of the block was invalidated since it was asked for. */
 bool near__block_outdated(const struct near__block *block, const struct near__label_clock *clock);
 

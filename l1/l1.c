@@ -1732,6 +1732,19 @@ near__l1_value_outdated(const struct near__l1 *l1, const near_value *value, uint
     return near__label_after(until, labels.clock) && outdated(l1, &labels);
 }
 
+near_bytes
+near__value_names(const near_value *value)
+{
+    const struct near__entry *entry = near__value_address(value);
+    const struct near__block *block;
+
+    if (near__value_slot(value) == NULL)
+        return entry->labels != NULL ? (near_bytes){ entry->labels->names, entry->labels->names_size }
+                                     : (near_bytes){ NULL, 0 };
+    block = near__slot_block(near__value_slot(value));
+    return block->flags & NEAR__BLOCK_LABELS ? near__block_names(block) : (near_bytes){ NULL, 0 };
+}
+
 void
 near__value_ref(near_value *value)
 {

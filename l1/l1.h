@@ -87,6 +87,8 @@ void near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash);
 /* Whether a tag of a value was invalidated since its value was asked for, and perhaps before `until`, a clock captured later (a
  * stripe remembers only its last move, so with two of them the answer is yes). */
 bool near__l1_value_outdated(const struct near__l1 *l1, const near_value *value, uint32_t until);
+/* The names of its tags, as in near__labels; borrowed while the value is held. */
+near_bytes near__value_names(const near_value *value);
 
 /*
  * A write of this process brackets its L2 write with these two (G1).  begin: invalidates.  end: admits the new entry if no

@@ -1,138 +1,13 @@
 /*
- * The contract between nearcache and a shared tier.  memory.c, redis.c and memcached.c implement exactly this; a new backend is
- * one new file and one row in l2/backends.c.
- *
- * The vtable is batch-shaped.  Every call carries an absolute deadline (near__now() of env->clock, ns) and every item gets its own
- * answer.  "Absent" is said only on the server's positive word; a fault is never an absence (rule L6).
- *
- * Stored bytes are opaque but for one thing: bytes 8..15 are a little-endian 64-bit *stamp*, the entry's version (see
- * l2/envelope.h).  The conditional modes compare it on the server's side, or on ours between `gets` and `cas`; stored bytes
- * shorter than 16 match no stamp.  A stamp is never 0.
+ * The library's own backends: memory.c, redis.c, redis_cluster.c and memcached.c implement exactly the table of <nearcache/backend.h>, which says what a
+ * backend must do; a new one is one new file and one row in l2/backends.c.
  */
 #ifndef NEAR_L2_BACKEND_H
 #define NEAR_L2_BACKEND_H
 
 #include "base/clock.h"
 #include "base/uri.h"
-
-#define NEAR_L2_OPS_V1   1
-#define NEAR_L2_BATCH    512 /* the most items of one call: callers cut larger batches */
-#define NEAR_L2_STAMP_AT 8
-
-enum near_l2_answer {
-    NEAR_L2_NOT_TRIED =
-        0, /* what callers put in; also left by a call whose deadline passed before the item was sent */
-    NEAR_L2_DONE, /* get: found, `deliver` was called; set: stored; remove: is gone */
-    NEAR_L2_ABSENT, /* get: the server says it has no such key; conditional set or remove: the condition did not hold */
-    NEAR_L2_ERROR, /* refused or unreachable: certainly not done.  `status` says why */
-    NEAR_L2_UNKNOWN /* writes only: sent, and no word of the outcome.  May have been done, or may be done yet */
-};
-
-struct near_l2_item {
-    /* asked */
-    near_bytes key;      /* as near_l2_traits allows */
-    near_bytes value;    /* set */
-    uint64_t   expected; /* IF_STAMP: the stamp that must be there */
-    /* set: 0 never expires, below 0 it is gone at once (or within a millisecond).  Rounded up to what the server
-     * can express, never to "expired" */
-    int64_t ttl_ms;
-    void   *user; /* the caller's */
-    bool
-        plain; /* shared with programs that know nothing of us: stored and read without marks of the backend's own */
-    /* answered */
-    enum near_l2_answer answer;
-    near_status         status; /* ERROR, UNKNOWN: why; else NEAR_OK */
-};
-
-/* Called at most once per item, in the calling thread, with no lock held.  `stored` is borrowed for the call. */
-typedef void (*near_l2_deliver_fn)(void *ctx, struct near_l2_item *item, near_bytes stored);
-
-enum near_l2_mode {
-    NEAR_L2_ALWAYS,
-    NEAR_L2_IF_ABSENT, /* set only: memcached add, Redis SET NX.  The holder of a lease is made by it */
-    NEAR_L2_IF_STAMP   /* only over (or: remove only) an entry whose stamp is item->expected */
-};
-
-/*
- * A message to publish in the same atomic step as a write, by backends whose traits say `announces`.  Either all of the call's
- * items are written and the message is published, or neither.  The backend stamps 16 bytes at message + stamp_at: two
- * little-endian 64-bit numbers, the stream (one connection's life, random) and the message's number in it (1, 2, ...), so that
- * a receiver sees each stream in order and notices a gap.
- */
-struct near_l2_announce {
-    near_bytes channel;
-    uint8_t   *message;
-    size_t     size;
-    size_t     stamp_at;
-    /* answered: the stream the message was (or may yet be) published in; 0 when it certainly was not sent */
-    uint64_t stream;
-};
-
-struct near_l2_traits {
-    bool    shared;       /* other clients may write the same data */
-    bool    announces;    /* honours near_l2_announce */
-    bool    binary_keys;  /* else keys are bytes 0x21..0x7E only */
-    size_t  max_key;      /* bytes */
-    size_t  max_value;    /* stored bytes the server takes, 0: not known */
-    int64_t min_lease_ms; /* shortest TTL that is kept reliably: 3000 on memcached's one-second clock */
-};
-
-struct near__access;
-
-struct near_l2_env {
-    const struct near__uri    *uri;
-    const struct near__access *access; /* l2/access.h; NULL: nothing special is needed to get in */
-    const struct near__clock  *clock;
-    const struct near__log    *log;
-    int64_t                    connect_timeout; /* ns: one dial, handshake included */
-    unsigned                   pool_size;       /* connections per server */
-    size_t      max_stored;  /* a stored entry larger than this is refused, sent or received.  Never 0 */
-    const char *client_name; /* for CLIENT SETNAME: no blanks */
-    const char *key_prefix;  /* of every key: for what a backend itself keeps on its servers.  NULL: none */
-    /* memcached: where the keys of a server go that cannot be reached, and for how long (ns).  NULL: nowhere */
-    const struct near__uri *gutter;
-    int64_t                 gutter_ttl;
-    /* A server turned out to have missed writes of another process: what was read from it and kept may be as
-     * old.  Called in the thread of a call, no lock held.  May be NULL */
-    void (*outdated)(void *ctx);
-    void *outdated_ctx;
-};
-
-struct near_l2_stats {
-    uint64_t connects, disconnects;
-};
-
-struct near_l2_ops {
-    unsigned    version; /* NEAR_L2_OPS_V1; anything else is refused */
-    const char *scheme;  /* picks the row, names the errors */
-
-    /* Checks the settings and sets up; does not dial, so an absent server is no failure.  env and what it points to outlive
-     * self.  On failure *self stays NULL.  No lock held. */
-    near_status (*open)(void **self, const struct near_l2_env *env, struct near_l2_traits *traits,
-                        near_error *error);
-
-    /* Many threads at once, no nearcache lock held.  n is 1 .. NEAR_L2_BATCH.  Back by `deadline` (plus scheduling). */
-    void (*get_many)(void *self, struct near_l2_item *items, size_t n, near_l2_deliver_fn deliver, void *ctx,
-                     int64_t deadline);
-    /* `announce` may be NULL; it is given with NEAR_L2_ALWAYS only. */
-    void (*set_many)(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
-                     struct near_l2_announce *announce, int64_t deadline);
-    /* NEAR_L2_ALWAYS or NEAR_L2_IF_STAMP.  A key that was not there counts as DONE (ALWAYS) or ABSENT (IF_STAMP). */
-    void (*remove_many)(void *self, enum near_l2_mode mode, struct near_l2_item *items, size_t n,
-                        struct near_l2_announce *announce, int64_t deadline);
-
-    /* One line about the server ("redis 7.0.15, maxmemory 0, noeviction") into `text`; dials if need be. */
-    near_status (*health)(void *self, char *text, size_t size, int64_t deadline, near_error *error);
-    void (*stats)(void *self, struct near_l2_stats *stats);
-
-    void (*close)(
-        void *self); /* no new calls; wakes blocked ones (NEAR_ERR_CLOSED); returns at once; idempotent */
-    void (*stop)(void *self); /* returns when no call is in flight */
-    void (*fini)(
-        void *self); /* frees self; NULL is fine.  Goodbyes to servers only if `forked` was not called */
-    void (*forked)(
-        void *self); /* in a child: close descriptors without a byte on the wire, so that fini only frees */
-};
+#include "nearcache/backend.h"
 
 extern const struct near_l2_ops near__l2_memory, near__l2_redis, near__l2_rediss, near__l2_redis_unix,
     near__l2_redis_sentinel, near__l2_rediss_sentinel, near__l2_redis_cluster, near__l2_rediss_cluster,
@@ -154,5 +29,11 @@ bool near__l2_valid_set(enum near_l2_mode mode, struct near_l2_item *items, size
                         const struct near_l2_announce *announce);
 bool near__l2_valid_remove(enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                            const struct near_l2_announce *announce);
+bool near__l2_valid_increment(struct near_l2_item *items, size_t n);
+
+/* A counter's text.  read: false when it is none, to the last byte.  write: at most NEAR_L2_DECIMAL bytes, no NUL; how many. */
+#define NEAR_L2_DECIMAL 20
+bool   near__l2_decimal_read(near_bytes text, int64_t *number);
+size_t near__l2_decimal_write(int64_t number, char *out);
 
 #endif

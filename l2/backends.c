@@ -69,3 +69,62 @@ near__l2_valid_remove(enum near_l2_mode mode, struct near_l2_item *items, size_t
 {
     return valid_call(items, n, mode == NEAR_L2_ALWAYS || (mode == NEAR_L2_IF_STAMP && announce == NULL));
 }
+
+bool
+near__l2_valid_increment(struct near_l2_item *items, size_t n)
+{
+    bool possible = true;
+
+    for (size_t i = 0; i < n && i < NEAR_L2_BATCH; i++)
+        possible = possible && items[i].sum != NULL;
+    return valid_call(items, n, possible);
+}
+
+size_t
+near__l2_decimal_write(int64_t number, char *out)
+{
+    uint64_t left = number < 0 ? -(uint64_t)number : (uint64_t)number;
+    char     digits[NEAR_L2_DECIMAL];
+    size_t   n = 0, size = 0;
+
+    do
+        digits[n++] = (char)('0' + left % 10);
+    while ((left /= 10) > 0);
+    if (number < 0)
+        out[size++] = '-';
+    while (n > 0)
+        out[size++] = digits[--n];
+    return size;
+}
+
+bool
+near__l2_decimal_read(near_bytes text, int64_t *number)
+{
+    const char *at       = text.data;
+    bool        negative = text.size > 0 && at[0] == '-';
+    uint64_t    sum      = 0;
+    char        again[NEAR_L2_DECIMAL];
+
+    if (text.size == 0 || text.size > NEAR_L2_DECIMAL)
+        return false;
+    for (size_t i = negative; i < text.size; i++) {
+        if (at[i] < '0' || at[i] > '9')
+            return false;
+        sum = sum * 10 +
+              (uint64_t)(at[i] - '0'); /* may wrap: then what is written below is not what was read */
+    }
+    *number = (int64_t)(negative ? -sum : sum);
+    return near__l2_decimal_write(*number, again) == text.size && memcmp(again, at, text.size) == 0;
+}
+
+int64_t
+near_l2_now(const struct near_l2_env *env)
+{
+    return near__now(env->clock);
+}
+
+void
+near_l2_log(const struct near_l2_env *env, near_log_level level, const char *text)
+{
+    near__log(env->log, level, "l2 %s", text);
+}

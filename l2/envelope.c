@@ -28,7 +28,8 @@ enum {
     AT_CHECKSUM   = 56
 };
 
-#define KNOWN_FLAGS (NEAR__ENVELOPE_NEGATIVE | NEAR__ENVELOPE_LEASE | NEAR__ENVELOPE_COMPRESSED)
+#define KNOWN_FLAGS                                                                                          \
+    (NEAR__ENVELOPE_NEGATIVE | NEAR__ENVELOPE_LEASE | NEAR__ENVELOPE_COMPRESSED | NEAR__ENVELOPE_MARK)
 
 static const uint8_t magic[4] = { 'N', 'r', 'C', 1 };
 
@@ -93,6 +94,8 @@ sizes_are_sound(unsigned flags, uint32_t raw, uint32_t stored)
 {
     unsigned algorithm = flags & NEAR__ENVELOPE_COMPRESSED;
 
+    if ((flags & NEAR__ENVELOPE_MARK) != 0 && flags != NEAR__ENVELOPE_MARK)
+        return false;
     if (algorithm == 0)
         return raw == stored && ((flags & NEAR__ENVELOPE_NEGATIVE) == 0 || stored == 0);
     return algorithm != NEAR__ENVELOPE_COMPRESSED && flags == algorithm && stored > 0 && stored < raw;

@@ -27,7 +27,8 @@ enum {
     NEAR__ENVELOPE_NEGATIVE = 1u << 0,
     NEAR__ENVELOPE_LEASE    = 1u << 1,
     NEAR__ENVELOPE_LZ4      = 1u << 2,
-    NEAR__ENVELOPE_ZSTD     = 1u << 3
+    NEAR__ENVELOPE_ZSTD     = 1u << 3,
+    NEAR__ENVELOPE_MARK     = 1u << 4 /* no value: the store is being written (client/mark.h) */
 };
 #define NEAR__ENVELOPE_COMPRESSED (NEAR__ENVELOPE_LZ4 | NEAR__ENVELOPE_ZSTD)
 

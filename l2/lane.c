@@ -57,10 +57,11 @@
 #define IMPOLITE   50
 #define LOOK       (NEAR_MS / 4) /* how often who waits at several lanes looks whether one needs a leader */
 #define READ_SIZE  ((size_t)64 * 1024)
-#define PIECES     128 /* per sendmsg() */
-#define TURNS      16  /* reads or writes before the leader looks at the time and at his own call */
-#define GROUP      64  /* calls of one run that are under way together */
-#define TRIES      3   /* connections that one call may lose */
+#define PIECES     128           /* per sendmsg() */
+#define TURNS      16            /* reads or writes before the leader looks at the time and at his own call */
+#define GROUP      64            /* calls of one run that are under way together */
+#define LATELY     (NEAR_MS / 4) /* a connection that was heard of since then is in use, not idle */
+#define TRIES      3             /* connections that one call may lose */
 #define SPARE      (500 * NEAR_MS) /* between dials of a server that refused one and works on other connections */
 /* A server that says nothing for as long as a dial may take is down, within these bounds: shorter are pauses and lost packets, and
  * for longer nobody should pay. */
@@ -135,6 +136,7 @@ struct run {
     size_t                 led_count;
     bool                   ending; /* it is giving up: nothing is begun any more */
     bool                   moved;  /* a call was put on another lane: look before sleeping */
+    bool                   slow;   /* it has slept in vain: no more of near__transport_await() */
     near_error            *error;  /* the caller's; filled by the first failure */
 };
 
@@ -579,7 +581,8 @@ open_connection(struct near__lane *lane, int64_t until, near_error *error)
     }
     out_reset(&lane->out);
     lane->transport = lanes->env.codec->transport(lane->conn);
-    lanes->hurried  = 0;
+    near__transport_make_patient(lane->transport); /* or it is polled */
+    lanes->hurried = 0;
     atomic_store_explicit(&lane->connected, true, memory_order_relaxed);
     atomic_fetch_add_explicit(&lanes->connects, 1, memory_order_relaxed);
     return NEAR_OK;
@@ -666,11 +669,27 @@ forget_abandoned(struct near__lane *lane)
     put_before(&lane->waiting, &kept);
 }
 
-/* An idle connection is looked at before it is used (rule P5). */
-static void
-check_idle(struct near__lane *lane)
+static bool
+has_writes(const struct queue *queue)
 {
-    if (lane->conn != NULL && lane->outstanding.first == NULL && !lane->lanes->env.codec->usable(lane->conn))
+    for (struct near__lane_call *call = queue->first; call != NULL; call = call->next)
+        if (!call->idempotent)
+            return true;
+    return false;
+}
+
+/* An idle connection is looked at before it is used (rule P5).  One that was heard of a moment ago is not idle: what could have happened
+ * to it since then can as well happen after the look.  Reads are asked again where it did; writes are worth the look. */
+static void
+check_idle(struct near__lane *lane, int64_t now)
+{
+    bool lately;
+
+    if (lane->conn == NULL || lane->outstanding.first != NULL)
+        return;
+    lately = now - atomic_load_explicit(&lane->alive, memory_order_relaxed) < LATELY &&
+             !has_writes(&lane->waiting);
+    if (!lane->lanes->env.codec->usable(lane->conn, lately))
         drop_connection(lane, false, true);
 }
 
@@ -771,16 +790,17 @@ note_heard(struct near__lane *lane, const struct run *run)
     atomic_store_explicit(&lane->alive, run->now, memory_order_relaxed);
 }
 
-/* Receive what is there. */
+/* Receive what is there; `sleep`: sleep until there is something, if it does not take long. */
 static void
-receive_some(struct near__lane *lane, struct run *run)
+receive_some(struct near__lane *lane, struct run *run, bool sleep)
 {
     ssize_t n;
     bool    heard = false;
     int     turns = 0;
 
     do {
-        n = near__transport_receive(lane->transport, lane->in, READ_SIZE);
+        n = sleep && turns == 0 ? near__transport_await(lane->transport, lane->in, READ_SIZE)
+                                : near__transport_receive(lane->transport, lane->in, READ_SIZE);
         if (n < 0) {
             lose_io(lane, run, errno);
             return;
@@ -793,13 +813,15 @@ receive_some(struct near__lane *lane, struct run *run)
              ((size_t)n == READ_SIZE || near__transport_pending(lane->transport)));
     if (heard)
         note_heard(lane, run);
+    else
+        run->slow |= sleep;
 }
 
 /* What had arrived before tells which calls, and how much of them, were executed. */
 static void
 send_failed(struct near__lane *lane, struct run *run, int code)
 {
-    receive_some(lane, run);
+    receive_some(lane, run, false);
     if (lane->conn != NULL)
         lose_io(lane, run, code);
 }
@@ -862,7 +884,7 @@ push_on(struct near__lane *lane, struct run *run, bool may_dial, size_t share)
     near_error error = { 0 };
 
     while (lane->waiting.first != NULL) {
-        check_idle(lane);
+        check_idle(lane, run->now);
         check_silent(lane, run);
         if (lane->conn == NULL && may_dial)
             connect_lane(lane, run, share);
@@ -879,13 +901,13 @@ push_on(struct near__lane *lane, struct run *run, bool may_dial, size_t share)
     }
 }
 
-/* The descriptor had an event, or may have something without one. */
+/* The descriptor had an event, or may have something without one; or, `sleep`, nothing is known of it. */
 static void
-move_on(struct near__lane *lane, struct run *run)
+move_on(struct near__lane *lane, struct run *run, bool sleep)
 {
     send_some(lane, run);
     if (lane->conn != NULL)
-        receive_some(lane, run);
+        receive_some(lane, run, sleep);
     if (lane->conn != NULL && sendable(&lane->out) > 0)
         send_some(lane, run); /* what a reply has released */
     if (lane->outstanding.first == NULL)
@@ -1225,7 +1247,7 @@ serves_somebody(const struct run *run)
     return false;
 }
 
-/* Sleep until a led lane can go on, or it is time to look after the others.  False: cancelled. */
+/* As wait_for_led(), for several of them or for long. */
 static bool
 poll_led(struct run *run, int64_t until)
 {
@@ -1260,7 +1282,32 @@ poll_led(struct run *run, int64_t until)
         return false;
     for (nfds_t i = 0; i < n; i++)
         if ((got > 0 && fds[i].revents != 0) || near__transport_pending(lanes[i]->transport))
-            move_on(lanes[i], run);
+            move_on(lanes[i], run, false);
+    return true;
+}
+
+/* A run that waits for nothing but what one lane will receive soon need not be told by poll() when that is. */
+static struct near__lane *
+may_await(const struct run *run, int64_t until)
+{
+    struct near__lane *lane = run->led[0];
+
+    return run->led_count == 1 && !run->slow && lane->transport->patient && sendable(&lane->out) == 0 &&
+                   until - run->now >= 2 * NEAR__TRANSPORT_PATIENCE
+               ? lane
+               : NULL;
+}
+
+/* Sleep until a led lane can go on, or it is time to look after the others.  False: cancelled. */
+static bool
+wait_for_led(struct run *run, int64_t until)
+{
+    struct near__lane *lane = may_await(run, until);
+
+    if (lane == NULL)
+        return poll_led(run, until);
+    wake_touched(lane);
+    move_on(lane, run, true);
     return true;
 }
 
@@ -1331,15 +1378,6 @@ is_behind(struct near__lane *lane, int64_t now)
     int64_t since = atomic_load_explicit(&lane->since, memory_order_relaxed);
 
     return since != 0 && now - since >= lane->lanes->silence;
-}
-
-static bool
-has_writes(const struct queue *queue)
-{
-    for (struct near__lane_call *call = queue->first; call != NULL; call = call->next)
-        if (!call->idempotent)
-            return true;
-    return false;
 }
 
 /* Nobody but this run waits for what is outstanding on this lane.  The connection goes if it is far behind, or if a write is outstanding;
@@ -1584,7 +1622,7 @@ go(struct run *run)
         if (serves_somebody(run)) {
             int64_t look = near__time_after(run->now, LOOK);
 
-            if (!poll_led(run, followed != NULL && look < run->deadline ? look : run->deadline))
+            if (!wait_for_led(run, followed != NULL && look < run->deadline ? look : run->deadline))
                 end = NEAR_ERR_CLOSED;
             collect_all(run);
             leave_served(run);
@@ -1628,8 +1666,8 @@ run_group(struct near__lane_ask *asks, size_t n, int64_t deadline, near_error *e
     run.began = run.now = near__now(asks[0].lanes->env.clock);
     run.deadline        = deadline;
     run.led_count       = 0;
-    run.ending          = false;
-    run.error           = error;
+    run.ending = run.slow = false;
+    run.error             = error;
     for (size_t i = 0; i < n; i++) {
         asks[i].lane    = NULL;
         asks[i].settled = asks[i].refused = false;

@@ -99,7 +99,9 @@ struct near__lane_codec {
     void (*drop)(void *conn, bool goodbye); /* goodbye false: only the descriptor, not a byte on the wire */
     void (*abandon)(void *conn);            /* in a forked child: close the descriptor, touch nothing else */
     struct near__transport *(*transport)(void *conn);
-    bool (*usable)(void *conn); /* idle since its last call: still sound (rule P5)?  Nothing is outstanding */
+    /* Idle since its last call: still sound (rule P5)?  Nothing is outstanding.  `lately`: it was heard of a moment ago, nothing is gained
+     * by looking at its socket. */
+    bool (*usable)(void *conn, bool lately);
 
     /* `call` is the next to go out on this connection: put its bytes with near__lane_put(), and note what its replies will be.  A codec
      * that fuses calls may keep it back until a later begin() or flush().  NEAR_OK; NEAR_ERR_BUSY: not before everything ahead of it

@@ -24,6 +24,8 @@
  *
  * Calls are counted in `calls`; nothing else here changes after open, and no lock is held while a call runs.
  */
+#include "base/backoff.h"
+#include "base/event.h"
 #include "base/le.h"
 #include "base/lock.h"
 #include "l2/backend.h"
@@ -33,8 +35,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 /* A clock of whole seconds, the server's and ours out of step: a shorter lease may last a moment only. */
 #define MIN_LEASE_MS 3000
@@ -57,7 +57,7 @@ struct ring {
 struct backend {
     const struct near_l2_env *env;
     struct ring              *primary, *gutter; /* gutter: NULL without */
-    int                       cancel_fd;        /* eventfd: readable once closed.  -1 in a forked child */
+    int                       cancel_fd;        /* event: raised once closed.  -1 in a forked child */
     bool                      forked;
     near_bytes                epoch_key;
     char                      epoch_name[80];
@@ -742,6 +742,28 @@ is_oversize(const struct part *part, const struct near_l2_item *item)
            (max > 0 && item->value.size + item->key.size > max);
 }
 
+/* The counter that lies there becomes the item's value, the sum.  False: the item is answered with why not. */
+static bool
+sum_up(const struct part *part, size_t i)
+{
+    const struct near__memcached_record *r    = &part->call->talk.records[i];
+    struct near_l2_item                 *item = part->items[i];
+    struct near_l2_sum                  *sum  = item->sum;
+
+    sum->created = r->word != NEAR__MEMCACHED_DONE || !is_of_epoch(part, i); /* to be */
+    if (sum->created || !near__l2_decimal_read(r->value, &sum->result)) {
+        answer(item, NEAR_L2_ABSENT, NEAR_OK);
+        return false;
+    }
+    if (__builtin_add_overflow(sum->result, sum->delta, &sum->result)) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_INVALID);
+        return false;
+    }
+    /* the room is the caller's, for as many digits as there can be */
+    item->value.size = near__l2_decimal_write(sum->result, (char *)(uintptr_t)item->value.data);
+    return true;
+}
+
 /* Answer those and take them off the part. */
 static void
 refuse_oversize(struct part *part)
@@ -763,7 +785,7 @@ value_bytes(const struct part *part)
     size_t sum = 0;
 
     for (size_t i = 0; i < part->n; i++)
-        sum += part->items[i]->value.size;
+        sum += part->items[i]->sum != NULL ? NEAR_L2_DECIMAL : part->items[i]->value.size;
     return sum;
 }
 
@@ -948,11 +970,11 @@ choose_writes(const struct writing *writing, struct part *part, struct part *err
     }
     errand->call->life = part->call->lives;
     for (size_t i = 0; i < part->n; i++) {
-        if (holds_stamp(part, i)) {
+        if (part->items[i]->sum != NULL ? sum_up(part, i) : holds_stamp(part, i)) {
             add_write(writing, errand, NEAR__MEMCACHED_CAS, part->items[i],
                       part->call->talk.records[i].unique);
             part->items[chosen++] = part->items[i];
-        } else {
+        } else if (part->items[i]->sum == NULL) {
             answer(part->items[i], NEAR_L2_ABSENT, NEAR_OK);
         }
     }
@@ -1063,7 +1085,8 @@ write_many(struct writing writing, struct near_l2_item *items, size_t n, int64_t
     write_to(&writing, b->primary, &list, deadline);
     if (b->gutter != NULL)
         clean_gutter(writing, items, n, deadline);
-    if (keep_unreachable(b, &list)) {
+    if (items->sum == NULL &&
+        keep_unreachable(b, &list)) { /* a counter that began anew there would be no counter */
         note_in_gutter(b, &list);
         writing.in_gutter = true;
         write_to(&writing, b->gutter, &list, deadline);
@@ -1089,6 +1112,56 @@ memcached_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *i
         announce->stream = 0; /* certainly not sent: the traits say so */
     if (near__l2_valid_remove(mode, items, n, announce))
         write_many((struct writing){ .backend = self, .mode = mode, .remove = true }, items, n, deadline);
+}
+
+/* ---- counters: `gets` and `cas`, which also renews the TTL, or `add`; until nobody comes in between */
+
+#define SUM_PAUSE (100 * INT64_C(1000)) /* ns, the first; about an exchange */
+
+/* Whether the item has its answer. */
+static bool
+increment_once(struct backend *b, struct near_l2_item *item, int64_t deadline)
+{
+    struct near_l2_sum *sum = item->sum;
+    char                text[NEAR_L2_DECIMAL + 1];
+    bool                lost;
+
+    *sum         = (struct near_l2_sum){ .delta = sum->delta, .initial = sum->initial };
+    item->answer = NEAR_L2_NOT_TRIED;
+    item->value  = (near_bytes){ text, sizeof(text) };
+    write_many((struct writing){ .backend = b, .mode = NEAR_L2_IF_STAMP }, item, 1, deadline);
+    /* refused by `cas`, whose text is written: somebody was quicker */
+    lost = item->answer == NEAR_L2_ABSENT && item->value.size < sizeof(text);
+    if (item->answer == NEAR_L2_ABSENT && sum->created) {
+        item->answer = NEAR_L2_NOT_TRIED;
+        item->value  = (near_bytes){ text, near__l2_decimal_write(sum->initial, text) };
+        sum->result  = sum->initial;
+        write_many((struct writing){ .backend = b, .mode = NEAR_L2_IF_ABSENT }, item, 1, deadline);
+        lost = item->answer == NEAR_L2_ABSENT;
+    }
+    item->value = (near_bytes){ NULL, 0 };
+    return !lost;
+}
+
+static void
+memcached_increment(void *self, struct near_l2_item *items, size_t n, int64_t deadline)
+{
+    struct backend *b = self;
+
+    if (!near__l2_valid_increment(items, n))
+        return;
+    for (size_t i = 0; i < n; i++) {
+        for (unsigned lost = 1; !increment_once(b, &items[i], deadline); lost++) {
+            int64_t pause = near__backoff(lost, SUM_PAUSE, 5 * NEAR_MS);
+
+            if (near__time_after(near__now(b->env->clock), pause) >= deadline) {
+                answer(&items[i], NEAR_L2_ERROR,
+                       NEAR_ERR_BUSY); /* others are always quicker; ours was never done */
+                break;
+            }
+            nanosleep(&(struct timespec){ .tv_nsec = (long)pause }, NULL);
+        }
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------ seeing */
@@ -1165,12 +1238,10 @@ each_lanes(struct backend *b, void (*what)(struct near__lanes *lanes))
 static void
 memcached_close(void *self)
 {
-    const uint64_t  one = 1;
-    struct backend *b   = self;
+    struct backend *b = self;
 
     atomic_fetch_or_explicit(&b->calls, 1, memory_order_relaxed);
-    if (b->cancel_fd >= 0 && write(b->cancel_fd, &one, sizeof(one)) < 0)
-        (void)0; /* it is readable all the same */
+    near__event_raise(b->cancel_fd);
     each_lanes(b, near__lanes_close);
 }
 
@@ -1211,8 +1282,7 @@ memcached_fini(void *self)
         return;
     free_ring(b->primary);
     free_ring(b->gutter);
-    if (b->cancel_fd >= 0)
-        close(b->cancel_fd);
+    near__event_close(&b->cancel_fd);
     if (!b->forked) {
         pthread_cond_destroy(&b->idle);
         near__lock_fini(&b->lock);
@@ -1227,9 +1297,7 @@ memcached_forked(void *self)
 
     b->forked = true;
     atomic_store_explicit(&b->calls, 1, memory_order_relaxed); /* those calls' threads are not here */
-    if (b->cancel_fd >= 0)
-        close(b->cancel_fd); /* shared with the parent: writing to it would end the parent's calls */
-    b->cancel_fd = -1;
+    near__event_close(&b->cancel_fd);
     near__lock_init(&b->lock, NEAR__RANK_LEAF);
     each_lanes(b, near__lanes_forked);
 }
@@ -1291,7 +1359,7 @@ build(struct backend *b)
 
     near__lock_init(&b->lock, NEAR__RANK_LEAF);
     near__cond_init(&b->idle);
-    b->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    b->cancel_fd = near__event_open();
     if (b->cancel_fd < 0)
         return NEAR_ERR_NOMEM;
     size = snprintf(b->epoch_name, sizeof(b->epoch_name), "%s" EPOCH_KEY,
@@ -1339,8 +1407,9 @@ memcached_open(void **self, const struct near_l2_env *env, struct near_l2_traits
 #define MEMCACHED_OPS(name)                                                                                  \
     {                                                                                                        \
         .version = NEAR_L2_OPS_V1, .scheme = name, .open = memcached_open, .get_many = memcached_get_many,   \
-        .set_many = memcached_set_many, .remove_many = memcached_remove_many, .health = memcached_health,    \
-        .stats = memcached_stats, .close = memcached_close, .stop = memcached_stop, .fini = memcached_fini,  \
+        .set_many = memcached_set_many, .remove_many = memcached_remove_many,                                \
+        .increment = memcached_increment, .health = memcached_health, .stats = memcached_stats,              \
+        .close = memcached_close, .stop = memcached_stop, .fini = memcached_fini,                            \
         .forked = memcached_forked,                                                                          \
     }
 

@@ -68,11 +68,34 @@ near__memcached_call_new(struct near__memcached_server *server, enum near__memca
     return call;
 }
 
+static bool
+reads(const struct near__memcached_call *call)
+{
+    return call->talk.kind == NEAR__MEMCACHED_READS || call->talk.kind == NEAR__MEMCACHED_READS_NUMBERS;
+}
+
+static bool
+reads_large(const struct near__memcached_call *call)
+{
+    for (size_t i = 0; reads(call) && i < call->talk.n; i++)
+        if (near__large_has(&call->server->large, call->talk.records[i].key))
+            return true;
+    return false;
+}
+
+static void
+note_large(const struct near__memcached_call *call)
+{
+    for (size_t i = 0; reads(call) && i < call->talk.n; i++)
+        near__large_note(&call->server->large, call->talk.records[i].key, call->talk.records[i].value.size);
+}
+
 void
 near__memcached_call_free(struct near__memcached_call *call)
 {
     if (call == NULL)
         return;
+    note_large(call);
     near__memcached_talk_fini(&call->talk);
     free(call);
 }
@@ -81,7 +104,7 @@ struct near__lane_ask
 near__memcached_ask(struct near__memcached_call *call)
 {
     near__memcached_talk_ready(&call->talk);
-    call->lane.bulk      = call->talk.size >= BULK;
+    call->lane.bulk      = call->talk.size >= BULK || reads_large(call);
     call->lane.operation = near__memcached_talk_name(&call->talk);
     return (struct near__lane_ask){ .lanes = call->server->lanes, .call = &call->lane };
 }
@@ -388,11 +411,11 @@ codec_transport(void *self)
 }
 
 static bool
-codec_usable(void *self)
+codec_usable(void *self, bool lately)
 {
     struct near__memcached_conn *conn = self;
 
-    return !conn->broken && conn->tail_size == 0 && near__transport_quiet(&conn->transport);
+    return !conn->broken && conn->tail_size == 0 && (lately || near__transport_quiet(&conn->transport));
 }
 
 /* With something unanswered, no goodbye: it might become the end of a value that was half sent; and reset, so

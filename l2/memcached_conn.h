@@ -17,6 +17,7 @@
 #define NEAR_L2_MEMCACHED_CONN_H
 
 #include "l2/lane.h"
+#include "l2/large.h"
 #include "l2/memcached_epoch.h"
 #include "l2/memcached_talk.h"
 
@@ -33,6 +34,7 @@ struct near__memcached_server {
     atomic_bool                  no_stats;   /* does not answer `stats settings`: not asked again */
     atomic_uint                  stats_lost; /* how often it has hung up when asked */
     _Atomic uint64_t             lives;      /* connections that were made, ever */
+    struct near__large           large;
 };
 
 extern const struct near__lane_codec near__memcached_lane;

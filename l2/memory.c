@@ -616,6 +616,120 @@ memory_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *item
     call_end(h);
 }
 
+/* Slots under one hold of the lock. */
+#define WALK 256
+
+/* Slots in rising order: when the table doubles meanwhile, what was in a slot is in it or in one further on, so none is passed over. */
+static near_status
+memory_remove_prefix(void *self, near_bytes prefix, near_l2_progress_fn progress, void *ctx, int64_t deadline,
+                     near_error *error)
+{
+    struct handle *h    = self;
+    bool           more = true;
+
+    if (!call_begin(h, NULL, 0))
+        return near__fail(error, NEAR_ERR_CLOSED, "memory: closed");
+    for (size_t at = 0; more && near__now(h->env->clock) < deadline;) {
+        struct store *s = h->store;
+        size_t        removed;
+
+        near__lock(&s->lock);
+        removed = s->count;
+        for (size_t end = at + WALK; at < end && at <= s->mask; at++)
+            for (struct entry **place = &s->slots[at]; *place != NULL;)
+                if ((*place)->key_size >= prefix.size && memcmp((*place)->key, prefix.data, prefix.size) == 0)
+                    remove_locked(s, place);
+                else
+                    place = &(*place)->next;
+        removed -= s->count;
+        more = at <= s->mask;
+        near__unlock(&s->lock);
+        if (removed > 0)
+            progress(ctx, removed);
+    }
+    call_end(h);
+    return more ? near__fail(error, NEAR_ERR_TIMEOUT, "memory: not all keys were looked at in time")
+                : NEAR_OK;
+}
+
+/* What a counter becomes; NULL: the item is answered instead. */
+static struct blob *
+sum_up(struct near_l2_item *item, const struct blob *old)
+{
+    struct near_l2_sum *sum = item->sum;
+    char                text[NEAR_L2_DECIMAL];
+    struct blob        *blob;
+
+    if (!near__l2_decimal_read((near_bytes){ old->bytes, old->size }, &sum->result)) {
+        answer(item, NEAR_L2_ABSENT, NEAR_OK);
+        return NULL;
+    }
+    if (__builtin_add_overflow(sum->result, sum->delta, &sum->result)) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_INVALID);
+        return NULL;
+    }
+    blob = blob_new((near_bytes){ text, near__l2_decimal_write(sum->result, text) });
+    if (blob == NULL)
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_NOMEM);
+    else
+        answer(item, NEAR_L2_DONE, NEAR_OK);
+    return blob;
+}
+
+static void
+increment_one(struct handle *h, struct near_l2_item *item)
+{
+    struct store       *s    = h->store;
+    struct near_l2_sum *sum  = item->sum;
+    uint64_t            hash = near__hash_keyed(&s->secret, item->key);
+    int64_t             now  = near__now(h->env->clock);
+    char                text[NEAR_L2_DECIMAL];
+    near_bytes          first = { text, near__l2_decimal_write(sum->initial, text) };
+    struct entry       *fresh = entry_new(hash, item->key, first, expiry(now, item->ttl_ms)), *e;
+    struct blob        *blob  = NULL;
+
+    if (fresh == NULL) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_NOMEM);
+        return;
+    }
+    near__lock(&s->lock);
+    e            = *find_locked(s, hash, item->key, now);
+    sum->created = e == NULL;
+    if (e == NULL) {
+        link_locked(s, fresh);
+        sum->result = sum->initial;
+        answer(item, NEAR_L2_DONE, NEAR_OK);
+    } else if ((blob = sum_up(item, e->blob)) != NULL) {
+        struct blob *old = e->blob;
+
+        s->bytes -= entry_bytes(e);
+        e->blob = blob;
+        s->bytes += entry_bytes(e);
+        blob = old;
+    }
+    near__unlock(&s->lock);
+    blob_release(&blob);
+    if (!sum->created) {
+        blob_release(&fresh->blob);
+        free(fresh);
+    }
+}
+
+static void
+memory_increment(void *self, struct near_l2_item *items, size_t n, int64_t deadline)
+{
+    struct handle *h = self;
+
+    (void)deadline;
+    if (!near__l2_valid_increment(items, n) || !call_begin(h, items, n))
+        return;
+    for (size_t i = 0; i < n; i++) {
+        if (key_is_fit(&items[i]))
+            increment_one(h, &items[i]);
+    }
+    call_end(h);
+}
+
 static near_status
 memory_health(void *self, char *text, size_t size, int64_t deadline, near_error *error)
 {
@@ -686,16 +800,18 @@ memory_forked(void *self)
 }
 
 const struct near_l2_ops near__l2_memory = {
-    .version     = NEAR_L2_OPS_V1,
-    .scheme      = "memory",
-    .open        = memory_open,
-    .get_many    = memory_get_many,
-    .set_many    = memory_set_many,
-    .remove_many = memory_remove_many,
-    .health      = memory_health,
-    .stats       = memory_stats,
-    .close       = memory_close,
-    .stop        = memory_stop,
-    .fini        = memory_fini,
-    .forked      = memory_forked,
+    .version       = NEAR_L2_OPS_V1,
+    .scheme        = "memory",
+    .open          = memory_open,
+    .get_many      = memory_get_many,
+    .set_many      = memory_set_many,
+    .remove_many   = memory_remove_many,
+    .remove_prefix = memory_remove_prefix,
+    .increment     = memory_increment,
+    .health        = memory_health,
+    .stats         = memory_stats,
+    .close         = memory_close,
+    .stop          = memory_stop,
+    .fini          = memory_fini,
+    .forked        = memory_forked,
 };

@@ -4,6 +4,7 @@
  *     get      one read of all keys: MGETs, packed together with other callers' reads
  *     set      pipelined SET [NX] [PX]; under a stamp a constant script by EVALSHA; with an announcement
  *              MULTI ... PUBLISH EXEC
+ *     increment  a constant script by EVALSHA
  *     remove   one UNLINK of all keys; under a stamp a script; with an announcement inside MULTI,
  *              or in a script where the server is out of memory
  *
@@ -14,9 +15,12 @@
  * What can never happen: "absent" without the server's word for it; ERROR for a write that may have been
  * executed (an item is refused, or its command did not leave in full, or it is UNKNOWN).
  */
+#include "base/event.h"
+#include "base/le.h"
 #include "l2/backend.h"
 #include "l2/redis_node.h"
 #include "l2/redis_ops.h"
+#include "l2/redis_sweep.h"
 #include "l2/transport.h"
 
 #include "base/le.h"
@@ -24,8 +28,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #define MGET_BYTES   ((size_t)64 * 1024 * 1024) /* the most one reply may hold: MGETs are cut by it */
 #define ITEM_FRAMING 64                         /* what RESP and a handshake add to a reply, generously */
@@ -36,7 +38,7 @@ struct redis {
     struct near__redis_node  *node;
     size_t                    max_stored;
     unsigned                  mget;      /* keys per MGET */
-    int                       cancel_fd; /* eventfd: readable once closed.  -1 in a forked child */
+    int                       cancel_fd; /* event: raised once closed.  -1 in a forked child */
     char                      name[300];
 };
 
@@ -275,12 +277,6 @@ redis_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_deliver
 
 /* --------------------------------------------------------------------------- writes, one command per item */
 
-static bool
-is_conditional(const struct batch *b)
-{
-    return b->mode == NEAR_L2_IF_STAMP;
-}
-
 static near_status
 add_write(const struct batch *b, const struct near_l2_item *item)
 {
@@ -293,12 +289,7 @@ add_write(const struct batch *b, const struct near_l2_item *item)
 static void
 expect_write(const struct batch *b)
 {
-    unsigned status = NEAR__REDIS_KIND(REDIS_REPLY_STATUS), nil = NEAR__REDIS_KIND(REDIS_REPLY_NIL);
-
-    if (is_conditional(b))
-        near__redis_call_expects(b->call, NEAR__REDIS_KIND(REDIS_REPLY_INTEGER));
-    else
-        near__redis_call_expects(b->call, b->mode == NEAR_L2_IF_ABSENT ? status | nil : status);
+    near__redis_call_expects(b->call, near__redis_kinds(b->verb, b->mode));
 }
 
 static void
@@ -500,10 +491,12 @@ in_doubt(const struct batch *b, const struct fate *fate, size_t commands)
 }
 
 static void
-settle(struct batch *b, const struct fate *fate, size_t commands, uint64_t stream)
+settle(struct batch *b, const struct fate *fate, size_t commands, uint64_t stream, uint64_t number)
 {
     if (b->executed && b->published) {
         b->announce->stream = stream;
+        near__le64_put(b->announce->message + b->announce->stamp_at, stream);
+        near__le64_put(b->announce->message + b->announce->stamp_at + 8, number);
     } else if (b->executed) { /* written, but nobody was told: let the caller take it for the worst */
         answer_todo(b, NEAR_L2_UNKNOWN, refusal(b));
     } else if (in_doubt(b, fate, commands)) {
@@ -581,11 +574,7 @@ announced_call(struct batch *b, add_fn add, bool script)
     }
     call_end(b);
     stream = near__redis_note_read(note, fate.outcome == NEAR__LANE_GIVEN_UP, &number);
-    if (stream != 0) { /* the call stamped a copy; what was announced is told again by its stamp (beats) */
-        near__le64_put(b->announce->message + b->announce->stamp_at, stream);
-        near__le64_put(b->announce->message + b->announce->stamp_at + 8, number);
-    }
-    settle(b, &fate, commands, stream);
+    settle(b, &fate, commands, stream, number);
 }
 
 /* At its memory's limit Redis 7.0 refuses every command inside MULTI, removals and messages as well, but
@@ -650,6 +639,20 @@ redis_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *items
         write_all(&b);
     else
         unlink_all(&b);
+}
+
+/* By its mode like what depends on a stamp: a script, and not to be repeated. */
+static void
+redis_increment(void *self, struct near_l2_item *items, size_t n, int64_t deadline)
+{
+    struct batch b;
+
+    if (!near__l2_valid_increment(items, n))
+        return;
+    batch_init(&b, self, NEAR__REDIS_INCREMENT, items, n, deadline);
+    b.mode = NEAR_L2_IF_STAMP;
+    sift(&b);
+    write_all(&b);
 }
 
 /* ---------------------------------------------------------------------------------------------- health */
@@ -746,6 +749,23 @@ redis_health(void *self, char *text, size_t size, int64_t deadline, near_error *
     return NEAR_OK;
 }
 
+static struct near__redis_node_env node_env(struct redis *r);
+
+static near_status
+redis_remove_prefix(void *self, near_bytes prefix, near_l2_progress_fn progress, void *ctx, int64_t deadline,
+                    near_error *error)
+{
+    struct redis            *r     = self;
+    struct near__redis_sweep sweep = { .server          = node_env(r).server,
+                                       .prefix          = prefix,
+                                       .progress        = progress,
+                                       .ctx             = ctx,
+                                       .deadline        = deadline,
+                                       .connect_timeout = r->env->connect_timeout };
+
+    return near__redis_sweep(&sweep, error);
+}
+
 static void
 redis_stats(void *self, struct near_l2_stats *stats)
 {
@@ -768,8 +788,7 @@ redis_fini(void *self)
         return;
     if (r->node != NULL)
         near__redis_node_free(&r->node);
-    if (r->cancel_fd >= 0)
-        close(r->cancel_fd);
+    near__event_close(&r->cancel_fd);
     free(r);
 }
 
@@ -835,7 +854,7 @@ redis_open(void **self, const struct near_l2_env *env, struct near_l2_traits *tr
     if (r == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "redis: out of memory");
     r->env       = env;
-    r->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    r->cancel_fd = near__event_open();
     near__uri_display(env->uri, r->name, sizeof(r->name));
     set_limits(r);
     node   = node_env(r);
@@ -857,12 +876,10 @@ redis_open(void **self, const struct near_l2_env *env, struct near_l2_traits *tr
 static void
 redis_close(void *self)
 {
-    struct redis  *r   = self;
-    const uint64_t one = 1;
+    struct redis *r = self;
 
     near__lanes_close(near__redis_node_lanes(r->node));
-    if (r->cancel_fd >= 0 && write(r->cancel_fd, &one, sizeof(one)) < 0)
-        return; /* EAGAIN: it is readable already */
+    near__event_raise(r->cancel_fd);
 }
 
 static void
@@ -874,24 +891,21 @@ redis_stop(void *self)
     near__lanes_stop(near__redis_node_lanes(r->node));
 }
 
-/* The eventfd is shared with the parent: writing to it here would cancel the parent's calls. */
 static void
 redis_forked(void *self)
 {
     struct redis *r = self;
 
     near__lanes_forked(near__redis_node_lanes(r->node));
-    if (r->cancel_fd >= 0)
-        close(r->cancel_fd);
-    r->cancel_fd = -1;
+    near__event_close(&r->cancel_fd);
 }
 
 #define REDIS_OPS(name)                                                                                      \
     {                                                                                                        \
         .version = NEAR_L2_OPS_V1, .scheme = (name), .open = redis_open, .get_many = redis_get_many,         \
-        .set_many = redis_set_many, .remove_many = redis_remove_many, .health = redis_health,                \
-        .stats = redis_stats, .close = redis_close, .stop = redis_stop, .fini = redis_fini,                  \
-        .forked = redis_forked                                                                               \
+        .set_many = redis_set_many, .remove_many = redis_remove_many, .remove_prefix = redis_remove_prefix,  \
+        .increment = redis_increment, .health = redis_health, .stats = redis_stats, .close = redis_close,    \
+        .stop = redis_stop, .fini = redis_fini, .forked = redis_forked                                       \
     }
 
 const struct near_l2_ops near__l2_redis           = REDIS_OPS("redis");

@@ -25,11 +25,13 @@
  * matched by position, and lanes keep positions).
  */
 #include "base/backoff.h"
+#include "base/event.h"
 #include "base/hash.h"
 #include "base/lock.h"
 #include "l2/backend.h"
 #include "l2/redis_ops.h"
 #include "l2/redis_slots.h"
+#include "l2/redis_sweep.h"
 
 #include <poll.h>
 #include <stdatomic.h>
@@ -37,8 +39,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #define NODES_MAX     1024 /* addresses ever seen: ten full changes of a large cluster */
 #define GROUPS        64   /* nodes asked at once in a round; what is over takes the next */
@@ -69,7 +69,7 @@ struct cluster {
     const struct near_l2_env *env;
     struct near__redis_server server;
     size_t                    max_stored;
-    int                       cancel_fd; /* eventfd: readable once closed.  -1 in a forked child */
+    int                       cancel_fd; /* event: raised once closed.  -1 in a forked child */
     char                      name[300];
 
     _Atomic(struct node *) nodes[NODES_MAX]; /* [0 .. node_count), never taken away */
@@ -330,33 +330,40 @@ apply_map(struct cluster *c, const struct near__slot_map *map)
             set_owner(c, slot, nodes[map->owner[slot]]); /* of the others the last known owner may know */
 }
 
-/* Ask one node for the map. */
-static bool
-refresh_from(struct cluster *c, struct node *node, int64_t deadline)
+/* Ask one node for the map.  NULL: it has none to give. */
+static struct near__slot_map *
+fetch_map(struct node *node, int64_t deadline)
 {
     near_bytes               argv[2] = { near_key("CLUSTER"), near_key("SLOTS") };
     struct near__redis_call *call    = near__redis_call_new(node->redis, 0);
     struct near__slot_map   *map     = NULL;
     struct near__lane_ask    ask;
-    bool                     good;
 
     if (call == NULL || near__redis_call_add(call, 2, argv) != NEAR_OK) {
         near__redis_call_free(call);
-        return false;
+        return NULL;
     }
     near__redis_call_idempotent(call, true);
     ask = near__redis_ask(call);
     near__lanes_run(&ask, 1, deadline, NULL);
     if (ask.call == NULL) /* the lane's now */
-        return false;
+        return NULL;
     if (ask.outcome == NEAR__LANE_ANSWERED &&
         near__slot_map_parse(&map, near__redis_call_reply(call, 0), &node->address) == NEAR_OK &&
         map->covered == 0)
         near__slot_map_free(&map); /* it belongs to no cluster (any more) */
-    good = map != NULL;
+    near__redis_call_free(call);
+    return map;
+}
+
+static bool
+refresh_from(struct cluster *c, struct node *node, int64_t deadline)
+{
+    struct near__slot_map *map  = fetch_map(node, deadline);
+    bool                   good = map != NULL;
+
     if (good)
         apply_map(c, map);
-    near__redis_call_free(call);
     near__slot_map_free(&map);
     return good;
 }
@@ -916,6 +923,18 @@ cluster_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *ite
     converse(&b, n);
 }
 
+/* By its mode like what depends on a stamp: not to be repeated. */
+static void
+cluster_increment(void *self, struct near_l2_item *items, size_t n, int64_t deadline)
+{
+    struct batch b;
+
+    if (!near__l2_valid_increment(items, n))
+        return;
+    batch_init(&b, self, NEAR__REDIS_INCREMENT, NEAR_L2_IF_STAMP, items, deadline);
+    converse(&b, n);
+}
+
 /* ---------------------------------------------------------------------------------------------- health */
 
 /* The value of `field` in the text of an INFO reply, when it is there and short. */
@@ -1009,6 +1028,98 @@ cluster_health(void *self, char *text, size_t size, int64_t deadline, near_error
     return status;
 }
 
+/* ------------------------------------------------------------------------------------- all keys with a prefix */
+
+#define PASSES     5 /* over all primaries, when slots move */
+#define PASS_PAUSE (200 * NEAR_MS)
+
+static struct near__slot_map *
+fetch_any_map(struct cluster *c, int64_t deadline)
+{
+    struct near__slot_map *map  = NULL;
+    struct node           *node = NULL;
+
+    for (int tries = 0; map == NULL && tries < REFRESH_TRIES; tries++) {
+        int64_t soon = near__time_after(now_of(c), c->env->connect_timeout);
+
+        node = some_node(c, node);
+        map  = fetch_map(node, soon < deadline ? soon : deadline);
+    }
+    return map;
+}
+
+/* The same primary for every slot?  The order of the primaries may differ. */
+static bool
+is_same_map(const struct near__slot_map *a, const struct near__slot_map *b)
+{
+    for (unsigned slot = 0; slot < NEAR__SLOTS; slot++) {
+        uint16_t                    i = a->owner[slot], j = b->owner[slot];
+        const struct near__address *x, *y;
+
+        if (i == NEAR__SLOT_NOBODY || j == NEAR__SLOT_NOBODY)
+            return false;
+        if (slot > 0 && i == a->owner[slot - 1] && j == b->owner[slot - 1])
+            continue;
+        x = &a->nodes[i];
+        y = &b->nodes[j];
+        if (x->port != y->port || strcmp(x->host, y->host) != 0)
+            return false;
+    }
+    return true;
+}
+
+/* Every primary once.  *again: a slot moved meanwhile, and keys with it, perhaps from where we had not been to where we had. */
+static near_status
+sweep_primaries(struct cluster *c, struct near__redis_sweep *sweep, bool *again, near_error *error)
+{
+    struct near__slot_map *before = fetch_any_map(c, sweep->deadline), *after = NULL;
+    near_status            status = NEAR_OK;
+
+    *again = false;
+    if (before == NULL)
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: no node tells who serves the slots", c->name);
+    for (size_t i = 0; i < before->node_count && status == NEAR_OK; i++) {
+        sweep->server.address = &before->nodes[i];
+        status                = near__redis_sweep(sweep, error);
+        *again |= sweep->moving;
+    }
+    if (status == NEAR_OK)
+        after = fetch_any_map(c, sweep->deadline);
+    *again |= after == NULL || !is_same_map(before, after);
+    near__slot_map_free(&before);
+    near__slot_map_free(&after);
+    return status;
+}
+
+static near_status
+cluster_remove_prefix(void *self, near_bytes prefix, near_l2_progress_fn progress, void *ctx,
+                      int64_t deadline, near_error *error)
+{
+    struct cluster          *c      = self;
+    near_status              status = NEAR_OK;
+    bool                     again  = true;
+    struct near__redis_sweep sweep  = { .server          = c->server,
+                                        .prefix          = prefix,
+                                        .cluster         = true,
+                                        .progress        = progress,
+                                        .ctx             = ctx,
+                                        .deadline        = deadline,
+                                        .connect_timeout = c->env->connect_timeout };
+
+    enter(c);
+    for (int pass = 0; status == NEAR_OK && again && pass < PASSES; pass++) {
+        if (pass > 0 && !sleep_for(c, near__time_after(now_of(c), PASS_PAUSE)))
+            status = near__fail(error, NEAR_ERR_CLOSED, "%s: closed", c->name);
+        else
+            status = sweep_primaries(c, &sweep, &again, error);
+    }
+    leave(c);
+    if (status == NEAR_OK && again)
+        status =
+            near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: slots are being moved, or are nobody's", c->name);
+    return status;
+}
+
 static void
 cluster_stats(void *self, struct near_l2_stats *stats)
 {
@@ -1036,8 +1147,7 @@ cluster_fini(void *self)
         return;
     for (unsigned i = 0; i < NODES_MAX; i++)
         node_free(node_at(c, i));
-    if (c->cancel_fd >= 0)
-        close(c->cancel_fd);
+    near__event_close(&c->cancel_fd);
     near__refresh_fini(&c->refresh);
     pthread_cond_destroy(&c->idle);
     near__lock_fini(&c->lock);
@@ -1071,7 +1181,7 @@ set_up(struct cluster *c, const struct near_l2_env *env)
     near__cond_init(&c->idle);
     near__refresh_init(&c->refresh);
     c->env        = env;
-    c->cancel_fd  = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    c->cancel_fd  = near__event_open();
     c->max_stored = most == 0 || most > NEAR__REDIS_MAX_STORED ? NEAR__REDIS_MAX_STORED : most;
     near__uri_display(env->uri, c->name, sizeof(c->name));
     for (unsigned slot = 0; slot < NEAR__SLOTS; slot++)
@@ -1120,8 +1230,7 @@ cluster_open(void **self, const struct near_l2_env *env, struct near_l2_traits *
 static void
 cluster_close(void *self)
 {
-    struct cluster *c   = self;
-    const uint64_t  one = 1;
+    struct cluster *c = self;
     unsigned        count;
 
     near__lock(&c->lock);
@@ -1130,8 +1239,7 @@ cluster_close(void *self)
     near__unlock(&c->lock);
     for (unsigned i = 0; i < count; i++)
         near__lanes_close(lanes_of(node_at(c, i)));
-    if (c->cancel_fd >= 0 && write(c->cancel_fd, &one, sizeof(one)) < 0)
-        return; /* EAGAIN: it is readable already */
+    near__event_raise(c->cancel_fd);
 }
 
 static void
@@ -1148,7 +1256,6 @@ cluster_stop(void *self)
         near__lanes_stop(lanes_of(node_at(c, i)));
 }
 
-/* The eventfd is shared with the parent: writing to it here would cancel the parent's calls. */
 static void
 cluster_forked(void *self)
 {
@@ -1161,17 +1268,15 @@ cluster_forked(void *self)
     c->closed = true;
     for (unsigned i = 0; i < atomic_load_explicit(&c->node_count, memory_order_acquire); i++)
         near__lanes_forked(lanes_of(node_at(c, i)));
-    if (c->cancel_fd >= 0)
-        close(c->cancel_fd);
-    c->cancel_fd = -1;
+    near__event_close(&c->cancel_fd);
 }
 
 #define CLUSTER_OPS(name)                                                                                    \
     {                                                                                                        \
         .version = NEAR_L2_OPS_V1, .scheme = (name), .open = cluster_open, .get_many = cluster_get_many,     \
-        .set_many = cluster_set_many, .remove_many = cluster_remove_many, .health = cluster_health,          \
-        .stats = cluster_stats, .close = cluster_close, .stop = cluster_stop, .fini = cluster_fini,          \
-        .forked = cluster_forked                                                                             \
+        .set_many = cluster_set_many, .remove_many = cluster_remove_many, .increment = cluster_increment,    \
+        .remove_prefix = cluster_remove_prefix, .health = cluster_health, .stats = cluster_stats,            \
+        .close = cluster_close, .stop = cluster_stop, .fini = cluster_fini, .forked = cluster_forked         \
     }
 
 const struct near_l2_ops near__l2_redis_cluster  = CLUSTER_OPS("redis-cluster");

@@ -19,6 +19,7 @@
 #include "l2/access.h"
 #include "l2/redis_sentinel.h"
 #include "l2/resp.h"
+#include "l2/stream.h"
 #include "l2/transport.h"
 
 #include <errno.h>
@@ -548,6 +549,7 @@ near__redis_conn_stream(const struct near__redis_conn *conn)
 void
 near__redis_conn_stamp(struct near__redis_conn *conn, uint8_t *at)
 {
+    near__stream_claim(conn->stream);
     near__le64_put(at, conn->stream);
     near__le64_put(at + 8, ++conn->numbered);
 }

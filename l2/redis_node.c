@@ -16,6 +16,7 @@
  */
 #include "l2/redis_node.h"
 
+#include "l2/large.h"
 #include "l2/resp.h"
 
 #include "base/hash.h"
@@ -135,6 +136,7 @@ struct near__redis_node {
     struct near__lanes         *lanes;
     char                        name[300];
     unsigned                    mget;
+    struct near__large          large; /* keys, or whole GETs where these travel alone */
 };
 
 /* ----------------------------------------------------------------------------------------- a call's memory */
@@ -378,10 +380,25 @@ near__redis_call_idempotent(struct near__redis_call *call, bool idempotent)
     call->lane.idempotent = idempotent;
 }
 
+static near_bytes
+asked(const struct slot *slot)
+{
+    return (near_bytes){ slot->bytes, slot->size };
+}
+
+static bool
+reads_large(const struct near__redis_call *call)
+{
+    for (size_t i = 0; call->lane.idempotent && i < call->count; i++)
+        if (near__large_has(&call->node->large, asked(&call->slots[i])))
+            return true;
+    return false;
+}
+
 struct near__lane_ask
 near__redis_ask(struct near__redis_call *call)
 {
-    call->lane.bulk = call->bytes > BULK;
+    call->lane.bulk = call->bytes > BULK || reads_large(call);
     return (struct near__lane_ask){ .lanes = call->node->lanes, .call = &call->lane };
 }
 
@@ -733,12 +750,12 @@ codec_transport(void *self)
 }
 
 static bool
-codec_usable(void *self)
+codec_usable(void *self, bool lately)
 {
     struct codec_conn *conn = self;
 
     return conn->reader->len == conn->reader->pos && conn->mgets == NULL &&
-           near__redis_conn_usable(conn->conn);
+           (lately ? !near__redis_conn_outdated(conn->conn) : near__redis_conn_usable(conn->conn));
 }
 
 static bool
@@ -980,11 +997,14 @@ deal_root(struct codec_conn *conn, struct target *target)
 static bool
 end_target(struct codec_conn *conn, struct target *target, bool many)
 {
+    const struct slot *slot = &target->call->slots[target->key];
+
     if (!many && !deal_root(conn, target)) {
         conn->no_memory = true;
         return false;
     }
-    return has_kind(&target->call->slots[target->key].reply, VALUE_KINDS);
+    near__large_note(&conn->node->large, asked(slot), slot->reply.size);
+    return has_kind(&slot->reply, VALUE_KINDS);
 }
 
 /* The oldest MGET is answered.  False: by something that no MGET can have for an answer, or no memory. */
@@ -1062,6 +1082,8 @@ end_reply(struct codec_conn *conn, struct near__redis_call *call, size_t *ends)
     if (!has_kind(&slot->reply, slot->kinds))
         return false;
     conn->spent |= says_no(conn, &slot->reply);
+    if (call->lane.idempotent)
+        near__large_note(&conn->node->large, asked(slot), slot->reply.size);
     call->replies++;
     if (conn->held == call && (call->replies == 1 || call->replies + 2 == call->count)) {
         near__lane_release(conn->out);

@@ -72,7 +72,7 @@ near_status near__redis_call_get(struct near__redis_call *call, const near_bytes
  * connection, so that receivers see no gap.  NEAR_OK, with a note that outlives the call; NEAR_ERR_NOMEM. */
 near_status near__redis_call_stamped(struct near__redis_call *call, size_t message_size, size_t stamp_at,
                                      struct near__redis_note **note);
-/* In which stream the message was, or may yet be, published, and its number there; 0: it never left.  Frees the note.  given_up: of a call that was GIVEN_UP,
+/* In which stream the message was, or may yet be, published, and as which number; 0: it never left.  Frees the note.  given_up: of a call that was GIVEN_UP,
  * which its leader may be stamping right now; one that was not SENT is never stamped again. */
 uint64_t near__redis_note_read(struct near__redis_note *note, bool given_up, uint64_t *number);
 

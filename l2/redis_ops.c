@@ -19,12 +19,22 @@ static const struct script {
                        "else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end return 1" },
   remove_script = { "618a3994cfdc607807dc3e260eea7389c4a09a89",
                     "if redis.call('GETRANGE', KEYS[1], 8, 15) ~= ARGV[1] then return 0 end "
-                    "return redis.call('UNLINK', KEYS[1])" };
+                    "return redis.call('UNLINK', KEYS[1])" },
+  /* ARGV: delta, initial, ttl in ms or 0.  A status: it was not there; a string: the sum (a number would pass through a double); 0: no
+ * counter; 1: too large. */
+    increment_script = { "ae421f756be2fc215f852fbd49ae6041873f102c",
+                         "if redis.call('EXISTS', KEYS[1]) == 0 then if ARGV[3] == '0' then "
+                         "redis.call('SET', KEYS[1], ARGV[2]) else redis.call('SET', KEYS[1], ARGV[2], "
+                         "'PX', ARGV[3]) end return redis.status_reply(ARGV[2]) end local r = "
+                         "redis.pcall('INCRBY', KEYS[1], ARGV[1]) if type(r) ~= 'table' then return "
+                         "redis.call('GET', KEYS[1]) end if string.find(r.err, 'would overflow', 1, true) "
+                         "then return 1 end if string.find(r.err, 'not an integer', 1, true) or "
+                         "string.find(r.err, 'WRONGTYPE', 1, true) then return 0 end return r" };
 
 const char *
 near__redis_verb_name(enum near__redis_verb verb)
 {
-    static const char *const names[] = { "get", "set", "remove" };
+    static const char *const names[] = { "get", "set", "remove", "increment" };
 
     return names[verb];
 }
@@ -79,12 +89,32 @@ script_args(struct near__redis_args *a, bool set, const struct near_l2_item *ite
     arg(a, ttl_text(a, item->ttl_ms));
 }
 
+static near_bytes
+number_text(char *out, int64_t number)
+{
+    return (near_bytes){ out, near__l2_decimal_write(number, out) };
+}
+
+static void
+increment_args(struct near__redis_args *a, const struct near_l2_item *item, bool eval)
+{
+    arg(a, near_key(eval ? "EVAL" : "EVALSHA"));
+    arg(a, near_key(eval ? increment_script.text : increment_script.sha));
+    arg(a, near_key("1"));
+    arg(a, item->key);
+    arg(a, number_text(a->delta, item->sum->delta));
+    arg(a, number_text(a->initial, item->sum->initial));
+    arg(a, item->ttl_ms == 0 ? near_key("0") : ttl_text(a, item->ttl_ms));
+}
+
 void
 near__redis_args(struct near__redis_args *args, enum near__redis_verb verb, enum near_l2_mode mode,
                  const struct near_l2_item *item, bool eval)
 {
     args->argc = 0;
-    if (verb != NEAR__REDIS_GET && mode == NEAR_L2_IF_STAMP) {
+    if (verb == NEAR__REDIS_INCREMENT) {
+        increment_args(args, item, eval);
+    } else if (verb != NEAR__REDIS_GET && mode == NEAR_L2_IF_STAMP) {
         script_args(args, verb == NEAR__REDIS_SET, item, eval);
     } else if (verb == NEAR__REDIS_SET) {
         set_args(args, item, mode == NEAR_L2_IF_ABSENT);
@@ -101,6 +131,9 @@ near__redis_kinds(enum near__redis_verb verb, enum near_l2_mode mode)
 {
     if (verb == NEAR__REDIS_GET)
         return NEAR__REDIS_KIND(REDIS_REPLY_STRING) | NEAR__REDIS_KIND(REDIS_REPLY_NIL);
+    if (verb == NEAR__REDIS_INCREMENT)
+        return NEAR__REDIS_KIND(REDIS_REPLY_STATUS) | NEAR__REDIS_KIND(REDIS_REPLY_STRING) |
+               NEAR__REDIS_KIND(REDIS_REPLY_INTEGER);
     if (verb == NEAR__REDIS_REMOVE || mode == NEAR_L2_IF_STAMP)
         return NEAR__REDIS_KIND(REDIS_REPLY_INTEGER);
     if (mode == NEAR_L2_IF_ABSENT)
@@ -127,6 +160,24 @@ is_noscript(const struct near__redis_reply *reply)
     return reply->size >= 8 && memcmp(reply->text, "NOSCRIPT", 8) == 0;
 }
 
+static enum near__redis_meaning
+increment_meaning(struct near_l2_item *item, const struct near__redis_reply *reply)
+{
+    struct near_l2_sum *sum = item->sum;
+
+    if (reply->type == REDIS_REPLY_INTEGER && reply->integer == 0)
+        return said(item, NEAR_L2_ABSENT);
+    if (reply->type == REDIS_REPLY_INTEGER) {
+        near__redis_answer(item, NEAR_L2_ERROR, NEAR_ERR_INVALID);
+        return NEAR__REDIS_SAID;
+    }
+    if ((reply->type != REDIS_REPLY_STATUS && reply->type != REDIS_REPLY_STRING) ||
+        !near__l2_decimal_read((near_bytes){ reply->text, reply->size }, &sum->result))
+        return NEAR__REDIS_NONSENSE;
+    sum->created = reply->type == REDIS_REPLY_STATUS;
+    return said(item, NEAR_L2_DONE);
+}
+
 enum near__redis_meaning
 near__redis_meaning(enum near__redis_verb verb, enum near_l2_mode mode, struct near_l2_item *item,
                     const struct near__redis_reply *reply)
@@ -135,6 +186,8 @@ near__redis_meaning(enum near__redis_verb verb, enum near_l2_mode mode, struct n
 
     if (reply->type == REDIS_REPLY_ERROR)
         return script && is_noscript(reply) ? NEAR__REDIS_NOSCRIPT : NEAR__REDIS_REFUSED;
+    if (verb == NEAR__REDIS_INCREMENT)
+        return increment_meaning(item, reply);
     if (verb == NEAR__REDIS_GET && reply->type == REDIS_REPLY_STRING)
         return NEAR__REDIS_VALUE;
     if (verb == NEAR__REDIS_GET && reply->type == REDIS_REPLY_NIL)

@@ -13,18 +13,18 @@
     ((size_t)511 * 1024 * 1024) /* leaves room for the command around it (rule H4) */
 #define NEAR__REDIS_MAX_KEY ((size_t)128 * 1024)
 
-enum near__redis_verb { NEAR__REDIS_GET, NEAR__REDIS_SET, NEAR__REDIS_REMOVE };
+enum near__redis_verb { NEAR__REDIS_GET, NEAR__REDIS_SET, NEAR__REDIS_REMOVE, NEAR__REDIS_INCREMENT };
 const char *near__redis_verb_name(enum near__redis_verb verb);
 
 /* A command's arguments and the numbers in them.  Borrows from the item. */
 struct near__redis_args {
     near_bytes argv[8];
     size_t     argc;
-    char       ttl[24];
+    char       ttl[24], delta[NEAR_L2_DECIMAL], initial[NEAR_L2_DECIMAL];
     uint8_t    stamp[8];
 };
 
-/* `eval`: a conditional write's script with its text, else by its SHA-1 (rule R5). */
+/* `eval`: a conditional write's or an increment's script with its text, else by its SHA-1 (rule R5). */
 void near__redis_args(struct near__redis_args *args, enum near__redis_verb verb, enum near_l2_mode mode,
                       const struct near_l2_item *item, bool eval);
 

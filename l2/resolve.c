@@ -6,7 +6,7 @@
  *
  * One lock (rank LEAF) covers everything that is static here and what hangs on it; it is not held while asking, waiting or starting
  * threads.  A lookup is counted: one reference of the queue or its worker, one of each caller; who drops the last frees it.  Its
- * eventfd is raised once, when it is done, and never drained, so that everybody sees it.  A name with a lookup is not removed.
+ * event is raised once, when it is done, and never drained, so that everybody sees it.  A name with a lookup is not removed.
  *
  * In a forked child there are no workers: the lookups of the parent are forgotten there, the answers are kept.
  *
@@ -15,6 +15,7 @@
  */
 #include "l2/resolve.h"
 
+#include "base/event.h"
 #include "base/lock.h"
 #include "base/thread.h"
 
@@ -25,8 +26,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #define NAMES 64 /* the most that is remembered: a URI has that many at most */
 /* How long an answer is not asked for again: dials come in bursts when a server has gone, and an address that changed may be found out
@@ -103,7 +102,7 @@ drop_locked(struct lookup *lookup)
 {
     if (--lookup->refs > 0)
         return;
-    close(lookup->fd);
+    near__event_close(&lookup->fd);
     free(lookup);
 }
 
@@ -169,8 +168,6 @@ is_trouble(int code)
 static void
 finish_locked(struct lookup *lookup, int code, const struct near__resolved *found)
 {
-    const uint64_t one = 1;
-
     lookup->done = true;
     lookup->code = code;
     if (code == 0) {
@@ -181,8 +178,7 @@ finish_locked(struct lookup *lookup, int code, const struct near__resolved *foun
     }
     lookup->found        = lookup->name->good;
     lookup->name->lookup = NULL;
-    if (write(lookup->fd, &one, sizeof(one)) < 0)
-        lookup->code = code; /* cannot be: the counter was 0 */
+    near__event_raise(lookup->fd);
     drop_locked(lookup);
 }
 
@@ -267,7 +263,7 @@ new_lookup_locked(struct name *name)
 
     if (lookup == NULL)
         return NULL;
-    lookup->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    lookup->fd = near__event_open();
     if (lookup->fd < 0) {
         free(lookup);
         return NULL;

@@ -1,7 +1,7 @@
 /*
  * The transport is one descriptor and, under TLS, what l2/tls.c keeps for it; whoever holds the struct owns
- * both.  No lock: what can never happen is that a call here sleeps past its deadline (poll is the only sleep,
- * and it is told the time that is left), that a signal is raised (MSG_NOSIGNAL), or that a child process
+ * both.  No lock: what can never happen is that a call here sleeps past its deadline (poll is told the time that
+ * is left, and await() sleeps no longer than it says), that a signal is raised (MSG_NOSIGNAL), or that a child process
  * inherits the descriptor through exec (SOCK_CLOEXEC).
  */
 #include "l2/transport.h"
@@ -10,6 +10,7 @@
 #include "l2/tls.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -226,8 +227,9 @@ near_status
 near__transport_open(struct near__transport *transport, const struct near__address *address, int64_t deadline,
                      near_error *error)
 {
-    transport->fd  = -1;
-    transport->tls = NULL;
+    transport->fd      = -1;
+    transport->tls     = NULL;
+    transport->patient = false;
     if (address->port == 0)
         return open_unix(transport, address->host, deadline, error);
     return open_tcp(transport, address, deadline, error);
@@ -263,22 +265,50 @@ near__transport_send(struct near__transport *transport, const struct iovec *piec
 
     if (transport->tls != NULL)
         return near__tls_send(transport->tls, pieces, n);
-    return outcome(sendmsg(transport->fd, &message, MSG_NOSIGNAL));
+    if (n == 1)
+        return outcome(send(transport->fd, pieces->iov_base, pieces->iov_len, MSG_NOSIGNAL | MSG_DONTWAIT));
+    return outcome(sendmsg(transport->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
 }
 
-ssize_t
-near__transport_receive(struct near__transport *transport, void *buffer, size_t size)
+static ssize_t
+receive(struct near__transport *transport, void *buffer, size_t size, int flags)
 {
-    ssize_t n;
+    ssize_t n = recv(transport->fd, buffer, size, flags);
 
-    if (transport->tls != NULL)
-        return near__tls_receive(transport->tls, buffer, size);
-    n = recv(transport->fd, buffer, size, 0);
     if (n == 0) {
         errno = ECONNRESET;
         return -1;
     }
     return outcome(n);
+}
+
+ssize_t
+near__transport_receive(struct near__transport *transport, void *buffer, size_t size)
+{
+    if (transport->tls != NULL)
+        return near__tls_receive(transport->tls, buffer, size);
+    return receive(transport, buffer, size, MSG_DONTWAIT);
+}
+
+bool
+near__transport_make_patient(struct near__transport *transport)
+{
+    struct timeval patience = { .tv_usec = NEAR__TRANSPORT_PATIENCE / 1000 };
+    int            flags;
+
+    if (transport->tls != NULL)
+        return false;
+    flags = fcntl(transport->fd, F_GETFL);
+    transport->patient =
+        flags >= 0 && setsockopt(transport->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)) == 0 &&
+        fcntl(transport->fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
+    return transport->patient;
+}
+
+ssize_t
+near__transport_await(struct near__transport *transport, void *buffer, size_t size)
+{
+    return receive(transport, buffer, size, 0);
 }
 
 bool

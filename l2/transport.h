@@ -2,8 +2,8 @@
  * A byte stream to one server: our own socket, so that deadlines are absolute and nothing of the process
  * is changed (rules H6, H8 - H12).  tcp and unix sockets, and TLS over either.
  *
- * The descriptor never blocks: send and receive do what can be done now, wait() sleeps until more can be
- * done.  Descriptors are close-on-exec from birth; no SIGPIPE is ever raised.  One thread at a time.
+ * Send and receive never block: they do what can be done now, wait() sleeps until more can be done.  Only await() sleeps in
+ * the system call that also receives, which halves what a lone small call costs.  Descriptors are close-on-exec from birth; no SIGPIPE is ever raised.  One thread at a time.
  *
  * Who polls several transports himself: sleep only when near__transport_pending() of none of them says
  * yes, on the events that near__transport_events() names, and after any event call receive (and send, if
@@ -30,7 +30,12 @@ struct near__transport {
     const struct near__clock *clock;
     struct near__tls_context *tls_context; /* open() makes a TLS connection.  NULL: a plain one.  Borrowed */
     struct near__tls         *tls;         /* NULL: plain */
+    bool                      patient;     /* the descriptor blocks where MSG_DONTWAIT does not forbid it */
 };
+
+/* How long near__transport_await() sleeps at most.  Whoever sleeps there hears of nothing else, so it is short beside what a
+ * deadline may be missed by; answers that take longer than this do not mind what a poll() costs. */
+#define NEAR__TRANSPORT_PATIENCE (8 * NEAR_MS)
 
 /* The longest path of a unix socket, without its NUL (rule H10). */
 #define NEAR__UNIX_PATH 107
@@ -51,6 +56,11 @@ void near__transport_abandon(struct near__transport *transport);
  * peer's close, too). */
 ssize_t near__transport_send(struct near__transport *transport, const struct iovec *pieces, size_t n);
 ssize_t near__transport_receive(struct near__transport *transport, void *buffer, size_t size);
+/* Once, on a connection that is open: await() may be called from now on.  False: not on this one (TLS). */
+bool near__transport_make_patient(struct near__transport *transport);
+/* As receive, but sleeps until there is something, NEAR__TRANSPORT_PATIENCE is over (rounded up to the kernel's ticks) or a signal
+ * arrives: 0. */
+ssize_t near__transport_await(struct near__transport *transport, void *buffer, size_t size);
 /* Why send or receive said -1, in words: `code` is errno.  Before close. */
 void near__transport_fault(const struct near__transport *transport, int code, char *out, size_t size);
 

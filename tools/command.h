@@ -35,5 +35,6 @@ int run_config(int argc, char **argv);
 int run_doctor(int argc, char **argv);
 int run_metrics(int argc, char **argv);
 int run_simulate(int argc, char **argv);
+int run_journal(int argc, char **argv);
 
 #endif

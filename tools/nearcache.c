@@ -55,6 +55,15 @@ static const struct command commands[] = {
       "Exit status 3: a trace that cannot be read or makes no sense (file and line are named), or a file "
       "that cannot be\n"
       "written; then none is left behind.\n" },
+    { "journal", "inspect [--records] [--json] DIR | verify DIR | salvage DIR",
+      "look into the journal of unfinished writes", run_journal,
+      "  inspect DIR        what is there: files, what is not done by cache, dead letters, damage\n"
+      "  --records          besides, each record that is not done and each dead letter, without its value\n"
+      "  --json             for programs\n"
+      "  verify DIR         whether every byte is what was written; exit status 3 where it is not\n"
+      "  salvage DIR        save what can be read of a damaged journal that no program has open; the "
+      "damaged\n"
+      "                     files are kept as *.bad\n" },
 };
 
 int

@@ -6,6 +6,7 @@
 packages_build="gcc libc6-dev make autoconf automake libtool pkg-config libhiredis-dev libmemcached-dev libssl-dev libxxhash-dev liblz4-dev libzstd-dev"
 packages_examples="libsqlite3-dev libzstd-dev"
 packages_tests="libcmocka-dev redis-server memcached"
+packages_models="spin gcc"
 modules="hiredis libmemcached libxxhash openssl liblz4 sqlite3 libzstd cmocka"
 
 jobs=$(nproc 2>/dev/null || echo 2)

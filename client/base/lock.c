@@ -33,7 +33,7 @@ near__lock_init(struct near__lock *lock, enum near__rank rank)
      * fail for these attributes.) */
     pthread_mutexattr_init(&attributes);
 #ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP
-    if (rank == NEAR__RANK_SHARD || rank == NEAR__RANK_LEAF)
+    if (rank == NEAR__RANK_SHARD || rank == NEAR__RANK_DIRTY || rank == NEAR__RANK_LEAF)
         pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ADAPTIVE_NP);
 #endif
     pthread_mutex_init(&lock->mutex, &attributes);

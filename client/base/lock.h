@@ -19,6 +19,7 @@ enum near__rank {
     NEAR__RANK_SHARD,      /* one L1 shard */
     NEAR__RANK_STORE,      /* one memory: backend */
     NEAR__RANK_POOL,       /* a connection pool */
+    NEAR__RANK_DIRTY,      /* what a cache has accepted and its store has not */
     NEAR__RANK_LEAF        /* log callback, small state: nothing is taken under it */
 };
 

@@ -535,6 +535,19 @@ unknown_scheme(struct parse *p, struct span name)
                   ACCEPTED);
 }
 
+/* "x-" and a name: an application's own backend, which alone knows how to read the rest. */
+static bool
+is_foreign(struct span name)
+{
+    bool fits =
+        name.size > 2 && name.size < sizeof(((struct near__uri *)0)->scheme) && memcmp(name.at, "x-", 2) == 0;
+
+    for (size_t i = 0; fits && i < name.size; i++)
+        fits = (name.at[i] >= 'a' && name.at[i] <= 'z') || (name.at[i] >= '0' && name.at[i] <= '9') ||
+               name.at[i] == '-';
+    return fits;
+}
+
 static near_status
 parse_text(struct parse *p, struct span text)
 {
@@ -549,6 +562,11 @@ parse_text(struct parse *p, struct span text)
     }
     if (rest.at == NULL)
         return refuse(p, NEAR_ERR_INVALID, "this is no URI, it has no ':'; accepts %s", ACCEPTED);
+    if (scheme == NULL && is_foreign(name)) {
+        p->uri->kind = NEAR__URI_OTHER;
+        copy(p->uri->scheme, name);
+        return NEAR_OK;
+    }
     if (scheme == NULL)
         return unknown_scheme(p, name);
     p->uri->kind = scheme->kind;

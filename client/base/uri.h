@@ -7,6 +7,7 @@
  *   redis-cluster://[user:pass@]h1[:port],h2...
  *   rediss://, rediss-sentinel://, rediss-cluster://: the same over TLS
  *   memcached://h1[:port[:weight]],h2...   memcached+unix:///path
+ *   x-NAME:whatever (a backend of an application's, <nearcache/backend.h>)
  *
  * Of a redis-sentinel URI the hosts are sentinels, and user and password are the Redis server's.
  * IPv6 addresses stand in brackets.  User and password may hold %XX.  The text of a URI may hold a password:
@@ -22,7 +23,7 @@ enum near__uri_kind {
     NEAR__URI_MEMORY,
     NEAR__URI_REDIS,
     NEAR__URI_MEMCACHED,
-    NEAR__URI_OTHER /* a scheme of somebody's own: only `scheme` is filled in */
+    NEAR__URI_OTHER /* x-NAME, a scheme of somebody's own: only `scheme` is filled in */
 };
 
 /* What the addresses of a Redis URI are. */

@@ -6,6 +6,7 @@
  * In `make check` each row is short.  Under `make check-long` and `make soak` (NEAR_TEST_LEVEL) the rows with load go on for their share of
  * NEAR_TEST_SECONDS and say how far they came.
  */
+#include "harness/long.h"
 #include "harness/test.h"
 
 #include "base/le.h"
@@ -25,22 +26,13 @@
 #define MAX_STORED   ((size_t)1 << 20)
 #define NODE_TIMEOUT 500 /* ms: a dead primary is replaced after one to two seconds */
 
-static bool
-is_long(void)
-{
-    const char *level = getenv("NEAR_TEST_LEVEL");
-
-    return level != NULL && *level != '\0' && strcmp(level, "check") != 0;
-}
-
 /* When a row with load ends: at once in `make check`, else after its share of the time. */
 static int64_t
 row_end(void)
 {
-    const char *seconds = getenv("NEAR_TEST_SECONDS");
-    int64_t     budget  = seconds != NULL && atoi(seconds) > 0 ? atoi(seconds) : 120;
+    int64_t now = test_now_ms();
 
-    return test_now_ms() + (is_long() ? budget * 1000 / 3 : 0);
+    return test_level() == TEST_CHECK ? now : now + (test_budget_ends() - now) / 3;
 }
 
 /* ---------------------------------------------------------------------------------------------- a backend */
@@ -1359,7 +1351,7 @@ figures_cpu_per_request_beside_single_servers(void **state)
     uint64_t                 calls[KINDS];
 
     (void)state;
-    if (!is_long())
+    if (test_level() == TEST_CHECK)
         skip();
     need_cluster();
     assert_true(test_wait_for(everybody_is_well, NULL, 20000 * test_slack()));

@@ -353,6 +353,109 @@ a_clear_that_could_not_be_sent_is_made_good(void **state)
     assert_false(is_stale("k"));
 }
 
+/* ------------------------------------------------------------------------------------------------- tags */
+
+/* The old value with a tag, in L2 and in the reader's L1. */
+static void
+have_old_tagged(const char *key)
+{
+    near_put_options options = NEAR_PUT_OPTIONS_INIT;
+
+    options.tags      = (const char *[]){ "t" };
+    options.tag_count = 1;
+    assert_int_equal(near_put(reader.cache, near_key(key), near_key("old"), &options), NEAR_OK);
+    assert_string_equal(get(&reader, key), "old");
+}
+
+/* Four exchanges with L2 and a message, some 900 bytes up and 700 down in all. */
+static struct outcome
+cut_tags_everywhere(const char *pending, int64_t step)
+{
+    bool           kept    = strcmp(pending, "0") != 0;
+    struct outcome outcome = { 0, 0, 0 };
+
+    open_instance(&reader, server->uri, "auto", "10000");
+    open_instance(&writer, test_proxy_uri(proxy), "auto", pending);
+    for (int64_t at = 0; at < 900; at += step)
+        for (int way = 0; way < 2; way++) {
+            near_status status;
+
+            have_old_tagged("k");
+            assert_true(test_wait_for(is_connected, &writer, SOON));
+            test_proxy_fault(proxy,
+                             (struct test_fault){ TEST_FAULT_CUT, way == 0 ? TEST_UP : TEST_DOWN, 0, at });
+            status = near_invalidate_tag(writer.cache, "t");
+            if (status != NEAR_OK)
+                assert_string_not_equal(get(&writer, "k"), "old"); /* the writer does not believe L2 */
+            test_proxy_heal(proxy);
+            outcome.acknowledged += status == NEAR_OK;
+            outcome.failed += status != NEAR_OK;
+            if (kept)
+                assert_true(test_wait_for(owes_nothing, &writer, SOON));
+            outcome.stale += is_stale("k");
+        }
+    return outcome;
+}
+
+static void
+test_race9_a_tag_cut_off_after_any_byte_leaves_no_old_value(void **state)
+{
+    struct outcome o = cut_tags_everywhere("10000", test_scale(100) < 100 ? 90 : 20);
+
+    (void)state;
+    print_message("[          ] %u cuts: %u acknowledged, %u failed, %llu kept, %u stale\n",
+                  o.acknowledged + o.failed, o.acknowledged, o.failed,
+                  (unsigned long long)stats(&writer).invalidations_kept, o.stale);
+    assert_int_equal(o.stale, 0);
+    assert_true(o.failed > 0);
+    assert_true(stats(&writer).invalidations_kept > 0);
+    assert_int_equal(stats(&writer).invalidations_kept, stats(&writer).invalidations_settled);
+}
+
+static int
+writer_reads_old(void *ctx)
+{
+    (void)ctx;
+    return strcmp(get(&writer, "k"), "old") == 0;
+}
+
+static void
+race9_control_tags_without_the_table(void **state)
+{
+    (void)state;
+    open_instance(&reader, server->uri, "auto", "10000");
+    open_instance(&writer, test_proxy_uri(proxy), "auto", "0");
+    have_old_tagged("k");
+    test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_REFUSE, TEST_BOTH, 0, 0 });
+    assert_true(near_invalidate_tag(writer.cache, "t") < 0);
+    test_proxy_heal(proxy);
+    assert_true(test_wait_for(is_connected, &writer, SOON));
+    assert_true(is_stale("k"));
+    assert_true(test_wait_for(writer_reads_old, NULL, SOON)); /* the writer, too */
+}
+
+/* Twice the same is owed once; two tags are two; keys beside them are paid as well. */
+static void
+tags_and_keys_are_owed_side_by_side(void **state)
+{
+    (void)state;
+    open_instance(&reader, server->uri, "auto", "10000");
+    open_instance(&writer, test_proxy_uri(proxy), "auto", "10000");
+    have_old_tagged("k");
+    have_old("l");
+    test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_REFUSE, TEST_BOTH, 0, 0 });
+    assert_true(near_invalidate_tag(writer.cache, "t") < 0);
+    assert_true(near_invalidate_tag(writer.cache, "t") < 0);
+    assert_true(near_invalidate_tag(writer.cache, "u") < 0);
+    assert_true(put(&writer, "l", "new") < 0);
+    assert_int_equal(stats(&writer).invalidations_pending, 3);
+    test_proxy_heal(proxy);
+    assert_true(test_wait_for(owes_nothing, &writer, SOON));
+    assert_false(is_stale("k"));
+    assert_false(is_stale("l"));
+    assert_int_equal(stats(&writer).invalidations_settled, 3);
+}
+
 /* The server stops for longer than the write waits, and executes it afterwards. */
 static void
 test_race9_a_stopped_server_executes_late_and_is_tidied_up_after(void **state)
@@ -490,6 +593,9 @@ main(void)
         WITH_SERVER(race9_control_a_refused_link_without_the_table),
         WITH_SERVER(too_many_kept_invalidate_the_whole_cache_and_no_other),
         WITH_SERVER(a_clear_that_could_not_be_sent_is_made_good),
+        WITH_SERVER(test_race9_a_tag_cut_off_after_any_byte_leaves_no_old_value),
+        WITH_SERVER(race9_control_tags_without_the_table),
+        WITH_SERVER(tags_and_keys_are_owed_side_by_side),
         WITH_SERVER(test_race9_a_stopped_server_executes_late_and_is_tidied_up_after),
         WITH_SERVER(a_killed_server_that_comes_back_is_told),
         WITH_SERVER(what_is_owed_is_not_read_from_l2),

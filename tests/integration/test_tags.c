@@ -137,6 +137,47 @@ a_get_does_not_see_what_a_tag_took(void **state)
 }
 
 static void
+renew_tagged(struct store *store, near_load *load)
+{
+    if (near_load_previous(load) == NULL || store->newer > 0) {
+        near_load_ttl(load, 60); /* of the first one only */
+        answer_tagged(load, 1 + store->newer);
+    } else if (near_load_tag(load, "renewed") != NEAR_OK || near_load_unchanged(load) != NEAR_OK) {
+        abort();
+    }
+}
+
+/* A renewed value has its own tags still, and the ones that the load named. */
+static void
+a_renewed_value_keeps_its_tags(void **state)
+{
+    static const char *const keys[][2] = {
+        { "a1", "a" }, { "large", "l" }, { "c1", "all" }, { "d1", "renewed" }
+    };
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = renew_tagged);
+    struct instance a;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s", "grace", "60s", "loader.soft_timeout", "10s", "early_refresh.beta", "0");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    for (size_t i = 0; i < NEAR_COUNT_OF(keys); i++)
+        assert_string_equal(starts(a.cache, keys[i][0]), "v1");
+    sleep_ms(100);
+    for (size_t i = 0; i < NEAR_COUNT_OF(keys); i++)
+        assert_string_equal(starts(a.cache, keys[i][0]), "v1");
+    assert_int_equal(store.keys, 2 * NEAR_COUNT_OF(keys)); /* renewed */
+    for (size_t i = 0; i < NEAR_COUNT_OF(keys); i++)
+        assert_string_equal(starts(a.cache, keys[i][0]), "v1");
+    assert_int_equal(store.keys, 2 * NEAR_COUNT_OF(keys)); /* control: and good for long */
+    for (size_t i = 0; i < NEAR_COUNT_OF(keys); i++) {
+        change(&store, a.cache, keys[i][1]);
+        assert_string_equal(starts(a.cache, keys[i][0]), ((const char *[]){ "v2", "v3", "v4", "v5" })[i]);
+    }
+    close_instance(&a);
+}
+
+static void
 puts_have_tags(void **state)
 {
     struct world    *w       = *state;
@@ -693,6 +734,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         OVER_ALL(an_invalidated_tag_takes_its_values_and_no_others),
         OVER_ALL(a_get_does_not_see_what_a_tag_took),
+        OVER_ALL(a_renewed_value_keeps_its_tags),
         OVER_ALL(puts_have_tags),
         OVER(memory, tags_have_limits),
         OVER_ALL(a_load_that_its_tag_overtook_is_not_kept),

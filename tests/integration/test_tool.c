@@ -5,6 +5,7 @@
 #include "harness/server.h"
 
 #include "config.h"
+#include "journal.h"
 
 #include <fcntl.h>
 #include <nearcache.h>
@@ -462,6 +463,65 @@ test_doctor_never_shows_a_password(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
 
+/* ---- journal */
+
+/* Three records of which one is not done, and a dead letter. */
+static void
+write_journal(const char *directory)
+{
+    struct near__journal_options options = { .directory = directory, .max_bytes = 1 << 20, .manual = true };
+    struct near__journal_record  record  = { NEAR__JOURNAL_PUT, near_key("users"), near_key("user:42"),
+                                             near_key("not shown") };
+    uint64_t                     sequences[3];
+    struct near__journal        *journal;
+    near_error                   error;
+
+    assert_int_equal(near__journal_open(&journal, &options, &error), NEAR_OK);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(near__journal_write(journal, &record, &sequences[i]), NEAR_OK);
+    near__journal_done(journal, sequences, 2);
+    assert_int_equal(near__journal_dead(journal, &record, sequences[0], NEAR_ERR_CONFLICT), NEAR_OK);
+    assert_int_equal(near__journal_close(journal, &error), NEAR_OK);
+}
+
+static void
+test_journal(void **state)
+{
+    struct world *world       = *state;
+    char          directory[] = "/tmp/near-tool-XXXXXX", path[100], command[100];
+    int           fd;
+
+    assert_non_null(mkdtemp(directory));
+    write_journal(directory);
+    assert_int_equal(RUN("journal", "inspect", "--records", directory), 0);
+    assert_says(world->out, "cache       users: 1 puts, 0 erases, 0 intents");
+    assert_says(world->out, "\"user:42\" 9 bytes: another write came first");
+    assert_null(strstr(world->out, "not shown"));
+    assert_int_equal(RUN("journal", "inspect", "--json", directory), 0);
+    assert_says(world->out, "\"not_done\": 1");
+    assert_int_equal(RUN("journal", "verify", directory), 0);
+    assert_says(world->out, "whole: ");
+    assert_int_equal(RUN("journal", "salvage", directory), 0);
+    assert_says(world->out, "nothing to do");
+
+    snprintf(path, sizeof(path), "%s/0000000000000001.seg", directory);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, "!", 1, 600), 1);
+    close(fd);
+    assert_int_equal(RUN("journal", "verify", directory), 3);
+    assert_says(world->err, "0000000000000001.seg: damaged at offset ");
+    assert_int_equal(RUN("journal", "inspect", directory), 3);
+    assert_int_equal(RUN("journal", "salvage", directory), 0);
+    assert_says(world->out, "*.bad");
+    assert_int_equal(RUN("journal", "verify", directory), 0);
+
+    assert_int_equal(RUN("journal", "verify", "/no/such/place"), 3);
+    assert_int_equal(RUN("journal", "verify", "--json", directory), 2);
+    assert_int_equal(RUN("journal", "mend", directory), 2);
+    snprintf(command, sizeof(command), "rm -rf '%s'", directory);
+    assert_int_equal(system(command), 0);
+}
+
 int
 main(void)
 {
@@ -481,6 +541,7 @@ main(void)
         TEST(test_doctor_finds_memcached),
         TEST(test_doctor_says_why_not),
         TEST(test_doctor_never_shows_a_password),
+        TEST(test_journal),
     };
 
     return TEST_MAIN(tests, NULL, NULL);

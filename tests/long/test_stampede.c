@@ -10,38 +10,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "harness/long.h"
+
 WORLD(none, TIER_NONE)
 WORLD(memory, TIER_MEMORY)
 WORLD(redis, TIER_REDIS)
 WORLD(both, TIER_MEMCACHED_BUS)
 WORLD(memcached, TIER_MEMCACHED)
-
-/* ---- how long */
-
-enum level { CHECK, LONG, SOAK };
-
-static enum level
-level(void)
-{
-    const char *text = getenv("NEAR_TEST_LEVEL");
-
-    return text == NULL ? CHECK : strcmp(text, "soak") == 0 ? SOAK : strcmp(text, "long") == 0 ? LONG : CHECK;
-}
-
-/* How many rounds, how much of a time: the three sizes of a row. */
-static size_t
-sized(size_t check, size_t check_long, size_t soak)
-{
-    return level() == SOAK ? soak : level() == LONG ? check_long : test_scale(check);
-}
-
-static int64_t
-budget_ends(void)
-{
-    const char *text = getenv("NEAR_TEST_SECONDS");
-
-    return test_now_ms() + (text != NULL ? atoll(text) * 1000 : 120000);
-}
 
 /* ---- 1,000 threads in one process */
 
@@ -80,7 +55,7 @@ run_crowd(struct crowd *crowd, size_t threads)
     pthread_t     *ids = calloc(threads, sizeof(*ids));
     pthread_attr_t small;
 
-    crowd->until = budget_ends();
+    crowd->until = test_budget_ends();
     pthread_attr_init(&small);
     pthread_attr_setstacksize(&small, 256 << 10);
     pthread_barrier_init(&crowd->barrier, NULL, (unsigned)threads);
@@ -99,7 +74,7 @@ test_G8_a_thousand_threads_load_once(void **state)
 {
     struct world   *w     = *state;
     struct store    store = STORE(.delay_ms = 2);
-    struct crowd    crowd = { .rounds = sized(3, 200, 10000) };
+    struct crowd    crowd = { .rounds = test_sized(3, 200, 10000) };
     struct instance a;
     size_t          threads = TEST_UNDER_TSAN ? 100 : 1000, rounds;
 
@@ -211,7 +186,7 @@ run_fleet(const struct world *w, size_t rounds)
         assert_int_equal(near_config_set(config, settings[i], settings[i + 1], NULL), NEAR_OK);
     memset(page, 0, sizeof(*page));
     page->rounds = rounds;
-    page->until  = budget_ends();
+    page->until  = test_budget_ends();
     pthread_barrierattr_init(&shared);
     pthread_barrierattr_setpshared(&shared, PTHREAD_PROCESS_SHARED);
     pthread_barrier_init(&page->barrier, &shared, PROCESSES * THREADS);
@@ -256,7 +231,7 @@ test_G8_a_fleet_loads_once(void **state)
     NEEDS(w);
     if (TEST_UNDER_TSAN)
         skip();
-    run_fleet(w, sized(10, 500, MOST_ROUNDS));
+    run_fleet(w, test_sized(10, 500, MOST_ROUNDS));
     assert_true(count_rounds(&least, &most) > 0);
     assert_int_equal(least, 1);
     assert_int_equal(most, 1);
@@ -270,7 +245,7 @@ control_without_leases_each_process_loads_once(void **state)
 
     if (TEST_UNDER_TSAN)
         skip();
-    run_fleet(*state, sized(10, 100, 1000));
+    run_fleet(*state, test_sized(10, 100, 1000));
     assert_true(count_rounds(&least, &most) > 0);
     assert_int_equal(least, PROCESSES);
     assert_int_equal(most, PROCESSES);
@@ -328,9 +303,9 @@ early_refreshes_of_a_fleet_are_one_at_a_time(void **state)
         near_cache_set_loader(in[i].cache, load_from_store, &store);
     }
     assert_fetch(in[0].cache, "hot", "v1");
-    until = test_now_ms() + (level() == SOAK   ? 300
-                             : level() == LONG ? 20
-                                               : 3) *
+    until = test_now_ms() + (test_level() == TEST_SOAK   ? 300
+                             : test_level() == TEST_LONG ? 20
+                                                         : 3) *
                                 1000; /* lives of one second */
     for (size_t i = 0; i < INSTANCES; i++) {
         readers[i] = (struct reader){ .cache = in[i].cache, .until = until };
@@ -378,7 +353,7 @@ read_all(void *ctx)
         answer = fetch(outage->cache, text);
         outage->reads++;
         outage->failed += answer.status != NEAR_OK;
-        usleep(level() == CHECK ? 2000 : 200);
+        usleep(test_level() == TEST_CHECK ? 2000 : 200);
     }
     return NULL;
 }
@@ -450,7 +425,7 @@ no_read_fails_while_the_origin_is_down(void **state)
 {
     struct world *w      = *state;
     struct outage outage = { .stop = false }, control = { .stop = false };
-    int64_t       seconds = (int64_t)sized(3, 60, 60), recovery;
+    int64_t       seconds = (int64_t)test_sized(3, 60, 60), recovery;
     unsigned      attempts;
 
     NEEDS(w);
@@ -519,7 +494,7 @@ pour(const struct world *w, const char *most, unsigned keys)
     struct instance a;
     unsigned        answered = 0, busy = 0, other = 0;
     uint32_t       *took  = calloc(keys, sizeof(*took));
-    int64_t         until = budget_ends();
+    int64_t         until = test_budget_ends();
 
     OPEN(w, &a, "load.max_concurrent", most, "load.queue_timeout", "2s", "l1.max_bytes", "256MiB");
     near_cache_set_loader(a.cache, load_from_store, &store);
@@ -556,7 +531,7 @@ a_flush_of_many_keys_stays_within_the_budget(void **state)
     struct world *w = *state;
 
     NEEDS(w);
-    assert_in_range(pour(w, "16", (unsigned)sized(20000, 1000000, 1000000)), 1, 16);
+    assert_in_range(pour(w, "16", (unsigned)test_sized(20000, 1000000, 1000000)), 1, 16);
     assert_true(pour(w, "0", 5000) > 16); /* the control */
 }
 
@@ -610,8 +585,8 @@ deadlines_are_kept_while_loader_and_L2_hang(void **state)
     struct store    store = STORE(.mode = HOLD);
     struct instance a;
     struct late     lates[WAITERS];
-    unsigned        rounds = (unsigned)sized(50, 1000, 10000);
-    int64_t        *all = calloc((size_t)WAITERS * rounds, sizeof(*all)), until = budget_ends();
+    unsigned        rounds = (unsigned)test_sized(50, 1000, 10000);
+    int64_t        *all = calloc((size_t)WAITERS * rounds, sizeof(*all)), until = test_budget_ends();
     size_t          n = 0;
 
     NEEDS(w);
@@ -636,7 +611,7 @@ deadlines_are_kept_while_loader_and_L2_hang(void **state)
                   "most %lld us\n",
                   n, (long long)all[n / 2], (long long)all[n * 999 / 1000], (long long)all[n - 1]);
     /* the promise is 20 ms; `make check` runs beside other programs, on any machine */
-    assert_true(all[n * 999 / 1000] <= (level() == CHECK ? 200000 : 20000) * (int64_t)test_slack());
+    assert_true(all[n * 999 / 1000] <= (test_level() == TEST_CHECK ? 200000 : 20000) * (int64_t)test_slack());
     free(all);
     if (w->tier != TIER_NONE)
         test_server_resume(w->memcached != NULL ? w->memcached : w->redis);

@@ -9,6 +9,7 @@
 #include "coherence/bus.h"
 #include "coherence/coherence.h"
 #include "coherence/streams.h"
+#include "l2/stream.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -55,6 +56,7 @@ fake_publish(void *self, uint8_t *message, size_t size, size_t stamp_at, uint64_
 {
     (void)self;
     (void)deadline;
+    near__stream_claim(fake.publish_stream);
     near__le64_put(message + stamp_at, fake.publish_stream);
     near__le64_put(message + stamp_at + 8, ++fake.publish_sequence);
     fake.published_size = size < sizeof(fake.published) ? size : sizeof(fake.published);
@@ -304,6 +306,14 @@ static void
 send_invalidate(uint64_t sender, uint64_t stream, uint64_t sequence)
 {
     send(NEAR__MESSAGE_INVALIDATE, sender, stream, sequence, "k");
+}
+
+/* In a stream of this process. */
+static void
+send_own(uint64_t stream, uint64_t sequence)
+{
+    near__stream_claim(stream);
+    send_invalidate(near__coherence_sender(coherence), stream, sequence);
 }
 
 struct beat_entry {
@@ -853,19 +863,19 @@ test_race10_own_echo_is_skipped_only_while_its_outcome_is_known(void **state)
     bring_up();
     self = near__coherence_sender(coherence);
     assert_true(self != 0);
-    send_invalidate(self, 1, 1);
+    send_own(1, 1);
     assert_string_equal(told, "");
     assert_int_equal(stats().echoes, 1);
     near__coherence_doubt(coherence, 1);
-    send_invalidate(self, 1, 2);
+    send_own(1, 2);
     assert_string_equal(told, "I");
-    send_invalidate(self, 2, 1); /* control: another stream of ours is not doubted */
+    send_own(2, 1); /* control: another stream of ours is not doubted */
     assert_string_equal(told, "I");
     send_invalidate(self + 1, 2, 1); /* nor does our stream's number cover anybody else */
     assert_string_equal(told, "II");
     bus_lost("test");
     bring_up();
-    send_invalidate(self, 1, 3); /* a doubt outlives the subscription: the server may execute it any time */
+    send_own(1, 3); /* a doubt outlives the subscription: the server may execute it any time */
     assert_string_equal(told, "I");
 }
 
@@ -873,17 +883,14 @@ test_race10_own_echo_is_skipped_only_while_its_outcome_is_known(void **state)
 static void
 own_echoes_advance_nothing(void **state)
 {
-    uint64_t self;
-
     (void)state;
     bring_up();
-    self = near__coherence_sender(coherence);
     near__coherence_doubt(coherence, 7);
-    send_invalidate(self, 1, 1);
-    send_invalidate(self, 1, 5);
-    send_invalidate(self, 7, 1);
-    send_invalidate(self, 7, 9);
-    send_invalidate(self, 7, 2);
+    send_own(1, 1);
+    send_own(1, 5);
+    send_own(7, 1);
+    send_own(7, 9);
+    send_own(7, 2);
     assert_int_equal(stats().gaps + stats().late, 0);
     assert_string_equal(told, "III");
 }
@@ -891,25 +898,80 @@ own_echoes_advance_nothing(void **state)
 static void
 too_many_doubts_doubt_everything(void **state)
 {
-    uint64_t self;
-
     (void)state;
     bring_up();
-    self = near__coherence_sender(coherence);
     for (uint64_t i = 1; i <= NEAR__DOUBTS_MAX; i++)
         near__coherence_doubt(coherence, i);
     near__coherence_doubt(coherence, 1); /* known: takes no room */
-    send_invalidate(self, 5000, 1);
+    send_own(5000, 1);
     assert_string_equal(told, "");
     for (uint64_t i = 1; i <= NEAR__DOUBTS_MAX; i++)
-        send_invalidate(self, i, 1);
+        send_own(i, 1);
     assert_int_equal(told_count, NEAR__DOUBTS_MAX);
     log_lines = 0;
     near__coherence_doubt(coherence, 4000);
     near__coherence_doubt(coherence, 4001);
     assert_int_equal(log_lines, 1);
-    send_invalidate(self, 5000, 2);
+    send_own(5000, 2);
     assert_int_equal(told_count, NEAR__DOUBTS_MAX + 1);
+}
+
+/* A machine was copied while it ran: two processes have one sender's name.  What the other one publishes, over connections of its
+ * own, is nobody's echo; nor is what goes on in a stream that was ours before we subscribed anew, for that is where a copy begins. */
+static void
+a_twin_with_our_name_is_heard(void **state)
+{
+    struct beat_entry twin = { 901, 1, 2 };
+    uint64_t          self;
+
+    (void)state;
+    bring_up();
+    self = near__coherence_sender(coherence);
+    send_own(900, 1);
+    assert_string_equal(told, ""); /* control: our own */
+    send_invalidate(self, 901, 1);
+    assert_string_equal(told, "I");
+    send_invalidate(self, 901, 3); /* and its numbers count */
+    assert_int_equal(stats().gaps, 1);
+    send_beat(self, 1, NULL, 0);
+    send_beat(self, 2, &twin, 1);
+    assert_int_equal(stats().gaps, 1);
+    twin = (struct beat_entry){ 901, 4, 5 };
+    send_beat(self, 3, &twin, 1);
+    assert_int_equal(stats().gaps, 2);
+    bus_lost("woken up somewhere else");
+    bring_up();
+    send_invalidate(self, 900, 2); /* the original goes on with what was ours, too */
+    assert_string_equal(told, "I");
+    send_own(902, 1); /* control */
+    assert_string_equal(told, "I");
+}
+
+static void
+a_position_is_applied_when_it_was_heard_and_taken(void **state)
+{
+    struct near__position at = { 5, 1, 3 };
+
+    (void)state;
+    bring_up();
+    assert_false(near__coherence_applied(coherence, &at)); /* nobody has heard of it */
+    send_invalidate(5, 1, 2);
+    assert_false(near__coherence_applied(coherence, &at));
+    send_invalidate(5, 1, 3);
+    assert_true(near__coherence_applied(coherence, &at));
+    at.sequence = 1; /* from before we began to listen: a flush covers it, but who knows */
+    assert_false(near__coherence_applied(coherence, &at));
+    at.sequence = UINT64_MAX;
+    assert_false(near__coherence_applied(coherence, &at));
+    at = (struct near__position){ 6, 1, 3 };
+    assert_false(near__coherence_applied(coherence, &at));
+    at.sender = 5;
+    bus_lost("test");
+    assert_false(near__coherence_applied(coherence, &at));
+    bring_up();
+    assert_false(near__coherence_applied(coherence, &at));
+    send_invalidate(5, 1, 9);
+    assert_false(near__coherence_applied(coherence, &at));
 }
 
 static near_status
@@ -1151,6 +1213,8 @@ main(void)
         WITH_BUS(what_makes_no_sense_flushes),
         WITH_BUS(test_race10_own_echo_is_skipped_only_while_its_outcome_is_known),
         WITH_BUS(own_echoes_advance_nothing),
+        WITH_BUS(a_twin_with_our_name_is_heard),
+        WITH_BUS(a_position_is_applied_when_it_was_heard_and_taken),
         WITH_BUS(too_many_doubts_doubt_everything),
         WITH_BUS(a_publish_of_unknown_outcome_is_doubted_at_once),
         WITH_BUS(the_log_says_each_change_once),

@@ -4,15 +4,18 @@
 #include "harness/test.h"
 
 #include "l2/lane.h"
+#include "l2/large.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define HEAD        8
@@ -31,11 +34,25 @@ static struct {
     atomic_int dials, dialling, most_dialling, requests;
 } server;
 
+static atomic_int polls,
+    looks; /* calls of ppoll() by the lanes, and of usable() that were to look at the socket */
+
 static struct near__lanes *lanes;
 static int                 cancel_fd, logged_down, logged_up;
 static pthread_mutex_t     threads_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_t           threads[CONNECTIONS];
 static size_t              thread_count;
+
+/* The lanes' own; the test and its servers use poll(). */
+int
+ppoll(struct pollfd *fds, nfds_t n, const struct timespec *time, const sigset_t *mask)
+{
+    struct timespec left = time != NULL ? *time : (struct timespec){ 0 };
+
+    (void)mask;
+    atomic_fetch_add(&polls, 1);
+    return (int)syscall(SYS_ppoll, fds, n, time != NULL ? &left : NULL, NULL, 8);
+}
 
 /* ---------------------------------------------------------------------------------------------- the server */
 
@@ -227,9 +244,10 @@ transport(void *self)
 }
 
 static bool
-usable(void *self)
+usable(void *self, bool lately)
 {
-    return near__transport_quiet(&((struct conn *)self)->transport);
+    atomic_fetch_add(&looks, !lately);
+    return lately || near__transport_quiet(&((struct conn *)self)->transport);
 }
 
 static near_status
@@ -320,7 +338,8 @@ setup(void **state)
 
     (void)state;
     memset(&server, 0, sizeof(server));
-    server.cut  = -1;
+    polls = looks = 0;
+    server.cut    = -1;
     logged_down = logged_up = 0;
     cancel_fd               = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return near__lanes_new(&lanes, &env) == NEAR_OK ? 0 : -1;
@@ -451,6 +470,42 @@ a_lone_caller_is_answered_over_one_connection(void **state)
         assert_true(echo(i, i, true, false, 1000).right);
     assert_int_equal(stats().connects, 1);
     assert_int_equal(stats().disconnects, 0);
+}
+
+/* What the others pay for is not asked of him: that the connection lives, what else might happen meanwhile. */
+static void
+a_lone_caller_sends_and_receives_and_nothing_else(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 1000; i++)
+        assert_true(echo(i, 10, true, false, 1000).right);
+    assert_int_equal(stats().connects, 1);
+    assert_true(polls < 200); /* a busy machine may take long over some */
+    assert_true(looks < 500);
+}
+
+static void
+control_an_idle_connection_is_looked_at_and_a_slow_answer_polled_for(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 5; i++) {
+        assert_true(echo(i, 10, true, false, 1000).right);
+        usleep(1000);
+    }
+    assert_int_equal(looks, 4);
+    for (uint32_t i = 0; i < 5; i++)
+        assert_true(
+            echo(i, 10, false, false, 1000).right); /* writes: it might not be known what became of them */
+    assert_int_equal(looks, 9);
+    server.delay_ms = 30;
+    polls           = 0;
+    assert_true(echo(10, 10, true, false, 1000).right);
+    assert_true(polls > 0);
+    polls = 0;
+    assert_int_equal(echo(11, 10, true, false, 10).status,
+                     NEAR_ERR_TIMEOUT); /* too short to sleep without poll */
+    assert_true(polls > 0);
+    assert_true(echo(12, 10, true, false, 1000).right);
 }
 
 static void
@@ -840,6 +895,41 @@ close_wakes_everybody(void **state)
     }
 }
 
+/* Ten times as many keys as there are places: none is known that was not noted, and all can be forgotten. */
+static void
+large_values_are_remembered_until_they_are_small(void **state)
+{
+    static struct near__large large;
+    char                      key[16];
+    unsigned                  known = 0;
+
+    (void)state;
+    near__large_note(&large, near_key("small"), NEAR__LARGE - 1);
+    assert_int_equal(large.n, 0);
+    near__large_note(&large, near_key("k"), NEAR__LARGE);
+    near__large_note(&large, near_key("k"), NEAR__LARGE);
+    assert_true(near__large_has(&large, near_key("k")));
+    assert_false(near__large_has(&large, near_key("small")));
+    near__large_note(&large, near_key("other"), 1);
+    assert_true(near__large_has(&large, near_key("k")));
+    near__large_note(&large, near_key("k"), 1);
+    assert_false(near__large_has(&large, near_key("k")));
+    assert_int_equal(large.n, 0);
+    for (unsigned i = 0; i < 10 * NEAR__LARGE_PLACES; i++) {
+        snprintf(key, sizeof(key), "key%u", i);
+        assert_false(near__large_has(&large, near_key(key)));
+        near__large_note(&large, near_key(key), NEAR__LARGE);
+    }
+    assert_true(large.n <= NEAR__LARGE_PLACES && large.n > NEAR__LARGE_PLACES / 2);
+    for (unsigned i = 0; i < 10 * NEAR__LARGE_PLACES; i++) {
+        snprintf(key, sizeof(key), "key%u", i);
+        known += near__large_has(&large, near_key(key));
+        near__large_note(&large, near_key(key), 0);
+    }
+    assert_true(known > NEAR__LARGE_PLACES / 2);
+    assert_int_equal(large.n, 0);
+}
+
 #define LANE_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int
@@ -847,6 +937,8 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         LANE_TEST(a_lone_caller_is_answered_over_one_connection),
+        LANE_TEST(a_lone_caller_sends_and_receives_and_nothing_else),
+        LANE_TEST(control_an_idle_connection_is_looked_at_and_a_slow_answer_polled_for),
         LANE_TEST(many_callers_get_their_own_replies_and_share_sendings),
         LANE_TEST(control_a_reply_of_anothers_would_be_seen),
         LANE_TEST(a_reply_cut_at_any_byte_is_asked_again),
@@ -868,6 +960,7 @@ main(void)
         LANE_TEST(large_calls_both_ways_do_not_block_each_other),
         LANE_TEST(small_calls_do_not_wait_for_a_large_one),
         LANE_TEST(close_wakes_everybody),
+        cmocka_unit_test(large_values_are_remembered_until_they_are_small),
     };
 
     return TEST_MAIN(tests, NULL, NULL);

@@ -1,0 +1,827 @@
+/*
+ * Write-back: what readers see before the store has it, order, coalescing, batches, refusals, back-pressure, flush and close, and what
+ * the caches hold afterwards.
+ */
+#include "integration/world.h"
+
+#include "harness/sink.h"
+
+WORLD(none, TIER_NONE)
+WORLD(memory, TIER_MEMORY)
+WORLD(redis, TIER_REDIS)
+WORLD(memcached, TIER_MEMCACHED)
+
+#define NEVER "1h" /* an interval that no test waits for: what is due goes by a batch or by near_flush() */
+
+static void
+open_back(const struct world *w, struct instance *in, struct sink *sink, const char *const *settings)
+{
+    const char *all[40] = { "write.policy", "back" };
+    size_t      n       = 2;
+
+    for (size_t i = 0; settings[i] != NULL; i++)
+        all[n++] = settings[i];
+    open_with(w, in, all);
+    near_cache_set_store(in->cache, sink_store, sink);
+}
+#define OPEN_BACK(w, in, sink, ...) open_back(w, in, sink, (const char *const[]){ __VA_ARGS__, NULL })
+
+static void
+update(struct instance *in, const char *key, const char *value)
+{
+    assert_int_equal(near_update(in->cache, near_key(key), near_key(value), NULL), NEAR_OK);
+}
+
+static void
+flush(struct instance *in)
+{
+    assert_int_equal(near_flush(in->client, 10000 * test_slack()), NEAR_OK);
+}
+
+/* "" for NEAR_NOT_FOUND, "-" for NEAR_MISS. */
+static const char *
+read_with(struct instance *in, const char *key, unsigned flags)
+{
+    static _Thread_local char text[64];
+    near_get_options          options = NEAR_GET_OPTIONS_INIT;
+    near_value               *value;
+    near_status               status;
+
+    options.flags = flags;
+    status        = near_get_with(in->cache, near_key(key), &options, &value);
+    if (status == NEAR_NOT_FOUND || status == NEAR_MISS)
+        return status == NEAR_MISS ? "-" : "";
+    assert_int_equal(status, NEAR_OK);
+    sink_text(near_value_bytes(value), text, sizeof(text));
+    near_value_release(value);
+    return text;
+}
+
+static const char *
+read_one(struct instance *in, const char *key)
+{
+    return read_with(in, key, 0);
+}
+
+static int
+nothing_pending(void *ctx)
+{
+    return stats_of(ctx).write_back_pending == 0;
+}
+
+static int
+is_held(void *ctx)
+{
+    struct sink *sink = ctx;
+    size_t       n;
+
+    pthread_mutex_lock(&sink->lock);
+    n = sink->n_held;
+    pthread_mutex_unlock(&sink->lock);
+    return n > 0;
+}
+
+/* The last thing that the origin said: a loader over the sink, so that who loads gets what the store has. */
+static void
+load_from_sink(near_load *loads[], size_t n, void *ctx)
+{
+    for (size_t i = 0; i < n; i++) {
+        char key[48];
+
+        sink_text(near_load_key(loads[i]), key, sizeof(key));
+        if (sink_value(ctx, key)[0] == '\0')
+            near_load_not_found(loads[i]);
+        else
+            near_load_set(loads[i], near_key(sink_value(ctx, key)));
+    }
+}
+
+static const char *
+fetch_one(struct instance *in, const char *key)
+{
+    static _Thread_local char text[64];
+    near_value               *value;
+    near_status               status = near_fetch(in->cache, near_key(key), NULL, &value);
+
+    if (status == NEAR_NOT_FOUND)
+        return "";
+    assert_int_equal(status, NEAR_OK);
+    sink_text(near_value_bytes(value), text, sizeof(text));
+    near_value_release(value);
+    return text;
+}
+
+/* ---- what readers see */
+
+static void
+test_readers_see_what_the_store_has_not(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+    char            buffer[16];
+    size_t          size;
+    near_bytes      keys[] = { near_key("k"), near_key("other"), near_key("gone") };
+    near_value     *values[3];
+    near_status     statuses[3];
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    near_cache_set_loader(a.cache, load_from_sink, sink);
+    update(&a, "k", "v1");
+    assert_int_equal(near_erase(a.cache, near_key("gone")), NEAR_OK);
+    near_put(a.cache, near_key("other"), near_key("o"), NULL);
+    assert_int_equal(sink->calls, 0);
+    assert_string_equal(read_one(&a, "k"), "v1");
+    assert_string_equal(read_with(&a, "k", NEAR_ONLY_L1), "v1");
+    assert_string_equal(read_with(&a, "k", NEAR_SKIP_L1), "v1");
+    assert_string_equal(read_one(&a, "gone"), "");
+    assert_string_equal(fetch_one(&a, "k"), "v1");
+    assert_string_equal(fetch_one(&a, "gone"), "");
+    assert_int_equal(near_get_copy(a.cache, near_key("k"), buffer, sizeof(buffer), &size, NULL), NEAR_OK);
+    assert_memory_equal(buffer, "v1", 2);
+    assert_int_equal(near_get_many(a.cache, keys, 3, values, statuses), NEAR_OK);
+    assert_int_equal(statuses[0], NEAR_OK);
+    assert_int_equal(statuses[1], NEAR_OK);
+    assert_int_equal(statuses[2], NEAR_NOT_FOUND);
+    assert_memory_equal(near_value_bytes(values[0]).data, "v1", 2);
+    near_value_release(values[0]);
+    near_value_release(values[1]);
+    assert_int_equal(near_fetch_many(a.cache, keys, 3, NULL, values, statuses), NEAR_OK);
+    assert_int_equal(statuses[2], NEAR_NOT_FOUND);
+    assert_memory_equal(near_value_bytes(values[0]).data, "v1", 2);
+    near_value_release(values[0]);
+    near_value_release(values[1]);
+    /* nothing takes it away */
+    near_clear(a.cache);
+    assert_string_equal(read_one(&a, "k"), "v1");
+    near_remove(a.cache, near_key("k"));
+    assert_string_equal(read_one(&a, "k"), "v1");
+    near_put(a.cache, near_key("k"), near_key("not the store's"), NULL);
+    near_put(a.cache, near_key("gone"), near_key("not the store's"), NULL);
+    assert_string_equal(fetch_one(&a, "k"), "v1");
+    assert_string_equal(fetch_one(&a, "gone"), "");
+    assert_int_equal(sink->calls, 0);
+    flush(&a);
+    assert_string_equal(sink_value(sink, "k"), "v1");
+    assert_string_equal(fetch_one(&a, "k"), "v1");
+    assert_string_equal(fetch_one(&a, "gone"), "");
+    close_instance(&a);
+}
+
+static void
+test_a_value_survives_eviction(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+    char            key[32], value[1001];
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "l1.max_bytes", "256KiB", "write_back.batch", "4096",
+              "ttl", "50ms");
+    memset(value, 'x', 1000);
+    value[1000] = '\0';
+    for (unsigned i = 0; i < 1000; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        update(&a, key, value);
+    }
+    sleep_ms(60); /* past every TTL, too */
+    for (unsigned i = 0; i < 1000; i++) {
+        near_value *found;
+
+        snprintf(key, sizeof(key), "k%u", i);
+        assert_int_equal(near_get(a.cache, near_key(key), &found), NEAR_OK);
+        assert_int_equal(near_value_bytes(found).size, 1000);
+        near_value_release(found);
+    }
+    assert_int_equal(sink->calls, 0);
+    flush(&a);
+    assert_int_equal(sink->writes, 1000);
+    assert_string_equal(read_with(&a, "k0", NEAR_ONLY_L1),
+                        "-"); /* the control: without the table it is gone */
+    close_instance(&a);
+}
+
+/* Race 38. */
+static void
+test_a_foreign_write_does_not_hide_ours(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a, b;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    OPEN(w, &b, "write.policy", "through");
+    near_cache_set_loader(a.cache, load_from_sink, sink);
+    near_cache_set_loader(b.cache, load_from_sink, sink);
+    update(&a, "k", "ours");
+    assert_int_equal(near_fence(b.client, -1), NEAR_OK);
+    assert_string_equal(read_one(&b, "k"), "ours"); /* by L2 */
+    assert_int_equal(near_put(b.cache, near_key("k"), near_key("theirs"), NULL), NEAR_OK);
+    assert_int_equal(near_fence(a.client, -1), NEAR_OK);
+    assert_string_equal(read_one(&a, "k"), "ours");
+    assert_string_equal(read_one(&b, "k"), "theirs");
+    flush(&a);
+    assert_int_equal(sink->conflicts, 1);
+    assert_int_equal(stats_of(&a).write_back_conflicts, 1);
+    /* the store has ours: so must everybody */
+    assert_int_equal(near_fence(b.client, -1), NEAR_OK);
+    assert_string_equal(fetch_one(&b, "k"), "ours");
+    assert_string_equal(fetch_one(&a, "k"), "ours");
+    close_instance(&a);
+    close_instance(&b);
+}
+
+static void
+test_a_store_may_keep_the_other_ones_value(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.keep_on_conflict = true);
+    struct instance a, b;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    OPEN_BACK(w, &b, sink, "write_back.interval", NEVER);
+    near_cache_set_loader(a.cache, load_from_sink, sink);
+    update(&a, "k", "first");
+    update(&b, "k", "second");
+    flush(&b);
+    assert_int_equal(near_fence(a.client, -1), NEAR_OK);
+    assert_string_equal(read_one(&a, "k"), "first");
+    flush(&a);
+    assert_int_equal(sink->conflicts, 1);
+    assert_string_equal(sink_value(sink, "k"), "second");
+    assert_string_equal(fetch_one(&a, "k"), "second");
+    close_instance(&a);
+    close_instance(&b);
+}
+
+/* While a change waits, L2 loses it, and another instance loads the store's old value into L2 and into its own L1. */
+static void
+test_G7_nothing_old_stays_behind(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a, b;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    OPEN(w, &b, "l1.max_ttl", "60s");
+    near_cache_set_loader(a.cache, load_from_sink, sink);
+    near_cache_set_loader(b.cache, load_from_sink, sink);
+    update(&a, "k", "old");
+    update(&a, "gone", "old");
+    flush(&a);
+    update(&a, "k", "new");
+    assert_int_equal(near_erase(a.cache, near_key("gone")), NEAR_OK);
+    near_remove(b.cache, near_key("k")); /* an eviction, for example */
+    assert_string_equal(fetch_one(&b, "k"), "old");
+    assert_string_equal(fetch_one(&b, "gone"), "old"); /* the control: this is how old values get there */
+    assert_string_equal(read_with(&b, "k", NEAR_SKIP_L1), "old");
+    assert_string_equal(fetch_one(&a, "k"), "new");
+    assert_string_equal(fetch_one(&a, "gone"), "");
+    flush(&a);
+    if (w->tier != TIER_MEMCACHED)
+        assert_int_equal(near_fence(b.client, -1), NEAR_OK);
+    if (w->tier == TIER_MEMCACHED) /* nobody tells b: G4 */
+        near_cache_resize(b.cache, 64 << 20, 0, NULL);
+    if (w->tier != TIER_MEMCACHED) {
+        assert_string_equal(fetch_one(&b, "k"), "new");
+        assert_string_equal(fetch_one(&b, "gone"), "");
+    } else {
+        near_fetch_options past = NEAR_FETCH_OPTIONS_INIT;
+        near_value        *value;
+
+        past.flags = NEAR_SKIP_L1;
+        assert_int_equal(near_fetch(b.cache, near_key("k"), &past, &value), NEAR_OK);
+        assert_memory_equal(near_value_bytes(value).data, "new", 3);
+        near_value_release(value);
+        assert_int_equal(near_fetch(b.cache, near_key("gone"), &past, &value), NEAR_NOT_FOUND);
+    }
+    assert_string_equal(fetch_one(&a, "k"), "new");
+    assert_string_equal(fetch_one(&a, "gone"), "");
+    close_instance(&a);
+    close_instance(&b);
+}
+
+/* What nobody disturbed stays where it is: in L2, and in L1. */
+static void
+test_an_undisturbed_value_stays_cached(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    update(&a, "k", "v1");
+    flush(&a);
+    assert_string_equal(read_with(&a, "k", NEAR_ONLY_L1), "v1");
+    if (w->tier != TIER_NONE)
+        assert_string_equal(read_with(&a, "k", NEAR_SKIP_L1), "v1");
+    assert_int_equal(stats_of(&a).write_back_settled, 0);
+    close_instance(&a);
+}
+
+/* ---- order, coalescing, batches */
+
+static void
+test_changes_of_a_key_coalesce(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    for (unsigned i = 0; i < 100; i++) {
+        char value[16];
+
+        snprintf(value, sizeof(value), "v%u", i);
+        update(&a, "k", value);
+    }
+    assert_int_equal(near_erase(a.cache, near_key("k")), NEAR_OK);
+    update(&a, "k", "last");
+    flush(&a);
+    assert_int_equal(sink_writes(sink, "k"), 1);
+    assert_string_equal(sink_value(sink, "k"), "last");
+    assert_int_equal(stats_of(&a).write_back_coalesced, 101);
+    close_instance(&a);
+}
+
+static void
+test_every_change_is_kept_where_that_is_asked_for(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.coalesce", "no");
+    for (unsigned i = 0; i < 100; i++) {
+        char value[16];
+
+        snprintf(value, sizeof(value), "v%u", i);
+        update(&a, i % 2 == 0 ? "even" : "odd", value);
+    }
+    flush(&a);
+    assert_int_equal(sink_writes(sink, "even"), 50);
+    assert_int_equal(sink_writes(sink, "odd"), 50);
+    assert_int_equal(sink->misordered, 0);
+    assert_string_equal(sink_value(sink, "odd"), "v99");
+    close_instance(&a);
+}
+
+static void
+test_batches_by_size_and_by_time(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+    char            key[16];
+    int64_t         began;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.batch", "50");
+    for (unsigned i = 0; i < 100; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        update(&a, key, "v");
+    }
+    assert_true(test_wait_for(nothing_pending, &a, 5000 * test_slack()));
+    assert_int_equal(sink->most, 50);
+    assert_int_equal(sink->writes, 100);
+    close_instance(&a);
+    OPEN_BACK(w, &a, sink, "write_back.interval", "100ms", "write_back.batch", "50");
+    began = test_now_ms();
+    update(&a, "one", "v");
+    assert_true(test_wait_for(nothing_pending, &a, 5000 * test_slack()));
+    assert_in_range(test_now_ms() - began, 95, 100 + 900 * test_slack());
+    close_instance(&a);
+}
+
+struct crowd {
+    struct instance *in;
+    unsigned         id, rounds, failed;
+};
+
+static void *
+write_in_crowd(void *ctx)
+{
+    struct crowd *crowd  = ctx;
+    uint64_t      random = crowd->id;
+    char          key[32], value[32];
+
+    for (unsigned i = 1; i <= crowd->rounds; i++) {
+        near_status status;
+
+        snprintf(key, sizeof(key), "t%u.%u", crowd->id, (unsigned)(test_random(&random) % 8));
+        snprintf(value, sizeof(value), "%u", i);
+        if (i % 50 == 0)
+            status = near_erase(crowd->in->cache, near_key(key));
+        else
+            status = near_update(crowd->in->cache, near_key(key), near_key(value), NULL);
+        crowd->failed += status != NEAR_OK;
+        crowd->failed += strcmp(fetch_one(crowd->in, key), i % 50 == 0 ? "" : value) != 0;
+        /* all at one key, too: whose value is last nobody can say, but the order of numbers must hold */
+        near_update(crowd->in->cache, near_key("shared"), near_key(value), NULL);
+    }
+    return NULL;
+}
+
+/* The sink is slow, refuses now and then, and checks that numbers grow; each thread reads its own writes all the time. */
+static void
+run_crowd(const struct world *w, struct sink *sink, const char *coalesce, const char *full, unsigned rounds)
+{
+    struct crowd    crowd[8];
+    pthread_t       threads[8];
+    struct instance a;
+    uint64_t        most = 0;
+
+    sink->refusal = NEAR_ERR_UNAVAILABLE;
+    OPEN_BACK(w, &a, sink, "write_back.interval", "1ms", "write_back.coalesce", coalesce, "write_back.batch",
+              "16", "write_back.max_pending", "16KiB", "write_back.on_full", full, "write_back.retries", "0",
+              "store.timeout", "60s");
+    near_cache_set_loader(a.cache, load_from_sink, sink);
+    for (unsigned i = 0; i < 8; i++) {
+        crowd[i] = (struct crowd){ &a, i, rounds, 0 };
+        pthread_create(&threads[i], NULL, write_in_crowd, &crowd[i]);
+    }
+    for (unsigned i = 0; i < 100; i++) {
+        near_stats stats = stats_of(&a);
+
+        most = stats.write_back_bytes > most ? stats.write_back_bytes : most;
+        sleep_ms(1);
+    }
+    for (unsigned i = 0; i < 8; i++)
+        pthread_join(threads[i], NULL);
+    flush(&a);
+    for (unsigned i = 0; i < 8; i++) {
+        assert_int_equal(crowd[i].failed, 0);
+        for (unsigned k = 0; k < 8; k++) {
+            char key[32];
+
+            snprintf(key, sizeof(key), "t%u.%u", i, k);
+            assert_string_equal(sink_value(sink, key), fetch_one(&a, key));
+        }
+    }
+    assert_int_equal(sink->misordered, 0);
+    assert_in_range(most, 1, (16 << 10) + 8 * 1024); /* one more each who is let through */
+    assert_int_equal(stats_of(&a).write_back_pending, 0);
+    assert_int_equal(stats_of(&a).write_back_bytes, 0);
+    close_instance(&a);
+}
+
+static void
+test_G7_order_under_a_crowd(void **state)
+{
+    struct world *w      = *state;
+    unsigned      rounds = (unsigned)test_scale(400);
+
+    NEEDS(w);
+    run_crowd(w, &(struct sink)SINK(.delay_us = 200), "yes", "wait", rounds);
+    run_crowd(w, &(struct sink)SINK(.refuse_per_1000 = 10), "no", "wait", rounds);
+    run_crowd(w, &(struct sink)SINK(.refuse_per_1000 = 10, .delay_us = 200), "yes", "through", rounds / 2);
+}
+
+/* ---- refusals */
+
+static void
+test_poison_is_put_aside_and_others_go_on(void **state)
+{
+    struct world *w = *state;
+    struct sink  *sink =
+        &(struct sink)SINK(.poison = "bad", .all_or_nothing = true, .refusal = NEAR_ERR_UNAVAILABLE);
+    struct instance a;
+    char            key[16];
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.retries", "5", "write_back.batch",
+              "4096");
+    near_cache_set_loader(a.cache, load_from_sink, sink);
+    update(&a, "bad", "v");
+    for (unsigned i = 0; i < 20; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        update(&a, key, "v");
+    }
+    /* the store refuses whole batches: the others are to get through all the same, and something must be said of the one that does not */
+    for (unsigned i = 0; i < 40 && stats_of(&a).write_back_dead == 0; i++) {
+        snprintf(key, sizeof(key), "more%u", i);
+        update(&a, key, "v");
+        near_flush(a.client, 200);
+    }
+    assert_true(test_wait_for(nothing_pending, &a, 10000 * test_slack()));
+    assert_int_equal(stats_of(&a).write_back_dead, 1);
+    for (unsigned i = 0; i < 20; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        assert_string_equal(sink_value(sink, key), "v");
+    }
+    assert_string_equal(fetch_one(&a, "bad"), ""); /* the caches hold what the store has */
+    sink->poison = NULL;
+    update(&a, "bad", "good");
+    flush(&a);
+    assert_string_equal(sink_value(sink, "bad"), "good");
+    close_instance(&a);
+}
+
+static void
+test_flush_says_what_was_put_aside(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.poison = "bad", .refusal = NEAR_ERR_INVALID);
+    struct instance a;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.retries", "2");
+    update(&a, "bad", "v");
+    update(&a, "k", "v");
+    assert_int_equal(near_flush(a.client, 10000), NEAR_ERR_UNAVAILABLE);
+    assert_string_equal(sink_value(sink, "k"), "v");
+    assert_int_equal(stats_of(&a).write_back_dead, 1);
+    close_instance(&a);
+}
+
+static void
+test_an_outage_puts_nothing_aside(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.mode = SINK_REFUSE);
+    struct instance a;
+    char            key[16];
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", "1ms", "write_back.retries", "2");
+    for (unsigned i = 0; i < 300; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        update(&a, key, "v");
+    }
+    sleep_ms(300);
+    assert_in_range(stats_of(&a).write_back_retries, 600, UINT32_MAX);
+    assert_int_equal(stats_of(&a).write_back_dead, 0);
+    sink->mode = SINK_TAKE;
+    flush(&a);
+    for (unsigned i = 0; i < 300; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        assert_string_equal(sink_value(sink, key), "v");
+    }
+    close_instance(&a);
+}
+
+/* One answer in two never comes, or comes when nobody waits for it any more. */
+static void
+test_unknown_outcomes(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.mode = SINK_HOLD);
+    struct instance a;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", "1ms", "store.timeout", "100ms", "close.timeout", "200ms");
+    update(&a, "k", "v1");
+    assert_true(test_wait_for(is_held, sink, 5000 * test_slack()));
+    update(&a, "k", "v2"); /* waits until the first one's outcome is known, or given up */
+    assert_string_equal(read_one(&a, "k"), "v2");
+    assert_int_equal(sink->writes, 1);
+    sleep_ms(150);
+    sink->mode = SINK_TAKE;
+    flush(&a);
+    assert_string_equal(sink_value(sink, "k"), "v2");
+    sink->misordered = 0;
+    pthread_mutex_lock(&sink->lock);
+    for (size_t i = 0; i < sink->n_held; i++)
+        near_write_done(sink->held[i]); /* the store has done it long ago */
+    sink->n_held = 0;
+    pthread_mutex_unlock(&sink->lock);
+    assert_string_equal(read_one(&a, "k"), "v2");
+    /* the late answer is in time to spare the next try */
+    sink->mode = SINK_HOLD;
+    update(&a, "late", "v");
+    assert_true(test_wait_for(is_held, sink, 5000 * test_slack()));
+    sleep_ms(110);
+    sink_release(sink);
+    sink->mode = SINK_TAKE;
+    flush(&a);
+    assert_string_equal(sink_value(sink, "late"), "v");
+    close_instance(&a);
+}
+
+static void
+test_a_hanging_store_holds_up_its_own_keys_only(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.mode = SINK_HOLD);
+    struct instance a;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", "1ms", "store.timeout", "60s");
+    update(&a, "hangs", "v");
+    assert_true(test_wait_for(is_held, sink, 5000 * test_slack()));
+    sink->mode = SINK_TAKE;
+    for (unsigned i = 0; i < 100; i++) {
+        char key[16];
+
+        snprintf(key, sizeof(key), "k%u", i);
+        update(&a, key, "v");
+    }
+    assert_int_equal(near_flush(a.client, 50), NEAR_ERR_TIMEOUT);
+    for (int64_t until = test_now_ms() + 5000;
+         strcmp(sink_value(sink, "k99"), "v") != 0 && test_now_ms() < until;)
+        sleep_ms(1);
+    assert_string_equal(sink_value(sink, "k99"), "v");
+    assert_string_equal(sink_value(sink, "hangs"), "");
+    assert_int_equal(sink_release(sink), 1);
+    flush(&a);
+    assert_string_equal(sink_value(sink, "hangs"), "v");
+    close_instance(&a);
+}
+
+/* ---- room */
+
+static void
+test_full_fail(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.mode = SINK_REFUSE);
+    struct instance a;
+    char            key[16];
+    unsigned        accepted = 0, refused = 0;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", "1ms", "write_back.max_pending", "16KiB",
+              "write_back.on_full", "fail");
+    for (unsigned i = 0; i < 1000; i++) {
+        near_status status;
+
+        snprintf(key, sizeof(key), "k%u", i);
+        status = near_update(a.cache, near_key(key), near_key("v"), NULL);
+        assert_true(status == NEAR_OK || status == NEAR_ERR_BUSY);
+        accepted += status == NEAR_OK;
+        refused += status == NEAR_ERR_BUSY;
+    }
+    assert_in_range(accepted, 20, 200);
+    assert_in_range(stats_of(&a).write_back_bytes, 1, 16 << 10);
+    assert_int_equal(stats_of(&a).write_back_refused, refused);
+    update(&a, "k0", "w"); /* in the place of another */
+    assert_string_equal(read_with(&a, "k999", NEAR_ONLY_L1), "-");
+    sink->mode = SINK_TAKE;
+    flush(&a);
+    assert_int_equal(sink->n, accepted);
+    close_instance(&a);
+}
+
+static void
+test_full_wait(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.delay_us = 1000);
+    struct instance a;
+    char            key[16];
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.max_pending", "16KiB",
+              "write_back.batch", "4096", "store.timeout", "300ms");
+    for (unsigned i = 0; i < 1000; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        update(&a, key, "v");
+        assert_in_range(stats_of(&a).write_back_bytes, 0, 16 << 10);
+    }
+    flush(&a);
+    sink->mode = SINK_REFUSE;
+    for (unsigned i = 0;; i++) {
+        int64_t     began = test_now_ms();
+        near_status status;
+
+        snprintf(key, sizeof(key), "w%u", i);
+        status = near_update(a.cache, near_key(key), near_key("v"), NULL);
+        if (status == NEAR_OK)
+            continue;
+        assert_int_equal(status, NEAR_ERR_BUSY);
+        assert_in_range(test_now_ms() - began, 295, 300 + 700 * test_slack());
+        break;
+    }
+    sink->mode = SINK_TAKE;
+    close_instance(&a);
+}
+
+static void
+test_full_through(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+    char            key[16], value[2001];
+    unsigned        direct = 0;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.max_pending", "16KiB",
+              "write_back.batch", "4096", "write_back.on_full", "through", "store.timeout", "200ms",
+              "close.timeout", "100ms");
+    near_cache_set_loader(a.cache, load_from_sink, sink);
+    memset(value, 'x', sizeof(value) - 1);
+    value[sizeof(value) - 1] = '\0';
+    sink->delay_us           = 20000; /* so that there is no room at once */
+    for (unsigned i = 0; i < 30; i++) {
+        snprintf(key, sizeof(key), "k%u", i);
+        update(&a, key, value);
+        direct += sink_value(sink, key)[0] == 'x';
+    }
+    assert_in_range(direct, 1, 29);
+    sink->delay_us = 0;
+    flush(&a);
+    sink->mode = SINK_HOLD; /* and now it hangs: nothing more is kept than room is for */
+    for (unsigned i = 0; i < 12; i++) {
+        snprintf(key, sizeof(key), "h%u", i);
+        near_update(a.cache, near_key(key), near_key(value), NULL);
+    }
+    assert_in_range(stats_of(&a).write_back_bytes, 1, 3 * (16 << 10));
+    sink->mode = SINK_TAKE;
+    sink_release(sink);
+    flush(&a);
+    close_instance(&a);
+}
+
+/* ---- flush and close */
+
+static void
+test_close_says_how_many(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.mode = SINK_REFUSE);
+    struct instance a;
+    near_error      error;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "close.timeout", "200ms");
+    for (unsigned i = 0; i < 7; i++) {
+        char key[16];
+
+        snprintf(key, sizeof(key), "k%u", i);
+        update(&a, key, "v");
+    }
+    assert_int_equal(near_flush(a.client, 0), NEAR_ERR_TIMEOUT);
+    assert_int_equal(near_client_close(a.client, &error), NEAR_ERR_BUSY);
+    assert_non_null(strstr(error.text, "7 changes"));
+    sink->mode = SINK_TAKE;
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    update(&a, "k", "v");
+    close_instance(&a); /* drains */
+    assert_string_equal(sink_value(sink, "k"), "v");
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    update(&a, "k2", "v");
+    near_cache_close(a.cache);
+    assert_string_equal(sink_value(sink, "k2"), "v");
+    assert_int_equal(near_client_close(a.client, &error), NEAR_OK);
+}
+
+static void
+test_refusals_of_arguments(void **state)
+{
+    struct world    *w       = *state;
+    near_put_options options = NEAR_PUT_OPTIONS_INIT;
+    struct sink     *sink    = &(struct sink)SINK();
+    struct instance  a;
+
+    OPEN(w, &a, "write.policy", "back", "l2.max_value", "1KiB");
+    assert_int_equal(near_update(a.cache, near_key("k"), near_key("v"), NULL), NEAR_ERR_UNSUPPORTED);
+    near_cache_set_store(a.cache, sink_store, sink);
+    options.flags = NEAR_IF_ABSENT;
+    assert_true(near_update(a.cache, near_key("k"), near_key("v"), &options) < 0);
+    assert_int_equal(near_update(a.cache, near_key("k"), (near_bytes){ options.tags, 2048 }, NULL),
+                     NEAR_ERR_INVALID);
+    assert_int_equal(near_update(a.cache, (near_bytes){ NULL, 3 }, near_key("v"), NULL), NEAR_ERR_INVALID);
+    assert_int_equal(near_flush(NULL, 0), NEAR_ERR_INVALID);
+    assert_int_equal(near_flush(a.client, 0), NEAR_OK);
+    update(&a, "empty", "");
+    flush(&a);
+    pthread_mutex_lock(&sink->lock);
+    assert_true(sink_row_locked(sink, "empty")->present);
+    pthread_mutex_unlock(&sink->lock);
+    close_instance(&a);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        OVER(none, test_readers_see_what_the_store_has_not),
+        OVER(memory, test_readers_see_what_the_store_has_not),
+        OVER(redis, test_readers_see_what_the_store_has_not),
+        OVER(none, test_a_value_survives_eviction),
+        OVER(memory, test_a_foreign_write_does_not_hide_ours),
+        OVER(redis, test_a_foreign_write_does_not_hide_ours),
+        OVER(memory, test_a_store_may_keep_the_other_ones_value),
+        OVER(redis, test_a_store_may_keep_the_other_ones_value),
+        OVER(memory, test_G7_nothing_old_stays_behind),
+        OVER(redis, test_G7_nothing_old_stays_behind),
+        OVER(memcached, test_G7_nothing_old_stays_behind),
+        OVER(none, test_an_undisturbed_value_stays_cached),
+        OVER(memory, test_an_undisturbed_value_stays_cached),
+        OVER(redis, test_an_undisturbed_value_stays_cached),
+        OVER(memcached, test_an_undisturbed_value_stays_cached),
+        OVER(memory, test_changes_of_a_key_coalesce),
+        OVER(memory, test_every_change_is_kept_where_that_is_asked_for),
+        OVER(memory, test_batches_by_size_and_by_time),
+        OVER(none, test_G7_order_under_a_crowd),
+        OVER(memory, test_G7_order_under_a_crowd),
+        OVER(none, test_poison_is_put_aside_and_others_go_on),
+        OVER(memory, test_flush_says_what_was_put_aside),
+        OVER(none, test_an_outage_puts_nothing_aside),
+        OVER(memory, test_unknown_outcomes),
+        OVER(none, test_a_hanging_store_holds_up_its_own_keys_only),
+        OVER(none, test_full_fail),
+        OVER(none, test_full_wait),
+        OVER(memory, test_full_through),
+        OVER(memory, test_close_says_how_many),
+        OVER(memory, test_refusals_of_arguments),
+    };
+
+    return TEST_MAIN(tests, NULL, NULL);
+}

@@ -1,0 +1,1226 @@
+/*
+ * The journal, piece by piece: on the disk in memory, where calls fail and pages are lost on command, and on a real directory.  What
+ * crashes leave is tests/long/test_journal_images.
+ *
+ * Linked with --wrap for the allocator.
+ */
+#include "harness/disk.h"
+#include "harness/test.h"
+
+#include "base/crc32c.h"
+#include "journal.h"
+#include "journal_file.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define ALL_KINDS (1u << NEAR__JOURNAL_PUT | 1u << NEAR__JOURNAL_ERASE | 1u << NEAR__JOURNAL_INTENT)
+
+/* ---- memory that runs out */
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *old, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *old, size_t size);
+
+static unsigned long allocations, allocation_fails_at; /* tests that set it have one thread */
+
+static bool
+is_refused(void)
+{
+    return allocation_fails_at != 0 && test_disk_allocating == 0 && ++allocations >= allocation_fails_at;
+}
+
+void *
+__wrap_malloc(size_t size)
+{
+    return is_refused() ? NULL : __real_malloc(size);
+}
+
+void *
+__wrap_calloc(size_t n, size_t size)
+{
+    return is_refused() ? NULL : __real_calloc(n, size);
+}
+
+void *
+__wrap_realloc(void *old, size_t size)
+{
+    return is_refused() ? NULL : __real_realloc(old, size);
+}
+
+/* ---- help */
+
+static char place[64]; /* a directory of our own, for each test */
+
+static int
+make_place(void **state)
+{
+    (void)state;
+    snprintf(place, sizeof(place), "/tmp/near-journal-XXXXXX");
+    return mkdtemp(place) == NULL ? -1 : 0;
+}
+
+static int
+remove_place(void **state)
+{
+    char command[128];
+
+    (void)state;
+    snprintf(command, sizeof(command), "rm -rf '%s'", place);
+    return system(command);
+}
+
+static struct near__journal_options
+real_options(enum near__journal_fsync fsync)
+{
+    return (struct near__journal_options){
+        .directory = place, .fsync = fsync, .interval = 5 * NEAR_MS, .max_bytes = 1 << 20
+    };
+}
+
+static struct near__journal_options
+memory_options(struct test_disk *disk)
+{
+    return (struct near__journal_options){
+        .directory = "journal", .max_bytes = 1 << 20, .manual = true, .disk = &disk->disk
+    };
+}
+
+static struct near__journal *
+opened(const struct near__journal_options *options)
+{
+    struct near__journal *journal;
+    near_error            error = { .text = "" };
+
+    if (near__journal_open(&journal, options, &error) != NEAR_OK)
+        fail_msg("%s", error.text);
+    return journal;
+}
+
+static near_status
+open_status(const struct near__journal_options *options, near_error *error)
+{
+    struct near__journal *journal;
+    near_status           status = near__journal_open(&journal, options, error);
+
+    assert_true((journal != NULL) == (status == NEAR_OK));
+    near__journal_close(journal, NULL);
+    return status;
+}
+
+static struct near__journal_record
+put_of(const char *key, const char *data)
+{
+    return (struct near__journal_record){ NEAR__JOURNAL_PUT, near_key("cache"), near_key(key),
+                                          near_key(data) };
+}
+
+static near_status
+try_put(struct near__journal *journal, const char *key, const char *data, uint64_t *sequence)
+{
+    struct near__journal_record record = put_of(key, data);
+
+    return near__journal_write(journal, &record, sequence);
+}
+
+static uint64_t
+put(struct near__journal *journal, const char *key, const char *data)
+{
+    uint64_t sequence;
+
+    assert_int_equal(try_put(journal, key, data, &sequence), NEAR_OK);
+    return sequence;
+}
+
+static uint64_t
+put_now(struct near__journal *journal, const char *key, const char *data)
+{
+    uint64_t sequence = put(journal, key, data);
+
+    assert_int_equal(near__journal_commit(journal, sequence, NEAR_NEVER), NEAR_OK);
+    return sequence;
+}
+
+/* "key=data key=data ..." in the order of the replay. */
+struct told {
+    char     text[4096];
+    uint64_t sequences[256];
+    size_t   n, most;
+};
+
+static bool
+tell(void *ctx, const struct near__journal_record *record, uint64_t sequence)
+{
+    struct told *told = ctx;
+    size_t       used = strlen(told->text);
+    char sign = record->kind == NEAR__JOURNAL_PUT ? '=' : record->kind == NEAR__JOURNAL_ERASE ? '-' : '?';
+
+    snprintf(told->text + used, sizeof(told->text) - used, "%s%.*s%c%.*s", used > 0 ? " " : "",
+             (int)record->key.size, (const char *)record->key.data, sign, (int)record->data.size,
+             (const char *)record->data.data);
+    if (told->n < NEAR_COUNT_OF(told->sequences))
+        told->sequences[told->n] = sequence;
+    return ++told->n != told->most;
+}
+
+static struct told
+replay(struct near__journal *journal)
+{
+    struct told told = { .text = "" };
+
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, &told), NEAR_OK);
+    return told;
+}
+
+static struct near__journal_state
+state_of(struct near__journal *journal)
+{
+    struct near__journal_state state;
+
+    near__journal_state(journal, &state);
+    return state;
+}
+
+/* ---- bytes */
+
+static void
+test_checksum(void **state)
+{
+    uint8_t  bytes[300], zeros[32] = { 0 };
+    uint64_t dice = 1;
+
+    (void)state;
+    assert_int_equal(near__crc32c(0, "123456789", 9), 0xe3069283);
+    assert_int_equal(near__crc32c_table(0, "123456789", 9), 0xe3069283);
+    assert_int_equal(near__crc32c(0, zeros, 32), 0x8a9136aa);
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (uint8_t)test_random(&dice);
+    for (size_t size = 0; size < sizeof(bytes); size++) {
+        uint32_t whole = near__crc32c_table(0, bytes, size);
+
+        assert_int_equal(near__crc32c(0, bytes, size), whole);
+        assert_int_equal(near__crc32c(near__crc32c(0, bytes, size / 3), bytes + size / 3, size - size / 3),
+                         whole);
+    }
+}
+
+static void
+test_record(void **state)
+{
+    struct near__journal_record record = put_of("key", "some data");
+    struct near__record_view    view;
+    uint8_t                     bytes[128], *exact;
+    size_t                      size = near__record_size(&record);
+
+    (void)state;
+    assert_int_equal(size, 64); /* 40 and 5 + 3 + 9, to a multiple of 8 */
+    near__record_encode(bytes, &record, 77, NEAR_OK);
+    near__record_seal(bytes, 0x1122334455667788, 5, 512);
+    assert_true(near__record_decode(&view, bytes, size, 0x1122334455667788));
+    assert_int_equal(view.sequence, 77);
+    assert_int_equal(view.previous, 5);
+    assert_int_equal(view.synced, 512);
+    assert_int_equal(view.record.kind, NEAR__JOURNAL_PUT);
+    assert_true(near__bytes_equal(view.record.cache, near_key("cache")));
+    assert_true(near__bytes_equal(view.record.key, near_key("key")));
+    assert_true(near__bytes_equal(view.record.data, near_key("some data")));
+    assert_false(near__record_decode(&view, bytes, size, 0x1122334455667789)); /* another segment's */
+    for (size_t cut = 0; cut < size; cut++) {
+        exact = malloc(cut + 1); /* a read behind it is seen by the sanitizer */
+        memcpy(exact, bytes, cut);
+        assert_false(near__record_decode(&view, exact, cut, 0x1122334455667788));
+        free(exact);
+    }
+    for (size_t bit = 0; bit < size * 8; bit++) {
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        assert_false(near__record_decode(&view, bytes, size, 0x1122334455667788));
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    }
+}
+
+static void
+test_record_limits(void **state)
+{
+    struct near__journal_record record = put_of("key", "");
+    static char                 name[70];
+
+    (void)state;
+    record.cache = (near_bytes){ name, 64 };
+    assert_true(near__record_size(&record) > 0);
+    record.cache.size = 65;
+    assert_int_equal(near__record_size(&record), 0);
+    record.cache.size = 0;
+    assert_int_equal(near__record_size(&record), 0);
+    record      = put_of("key", "data");
+    record.kind = NEAR__JOURNAL_ERASE;
+    assert_int_equal(near__record_size(&record), 0);
+    record.data.size = 0;
+    assert_int_equal(near__record_size(&record), 48);
+    record.key.size = (64 << 10) + 1;
+    assert_int_equal(near__record_size(&record), 0);
+    record           = put_of("key", "data");
+    record.data.size = SIZE_MAX - 20; /* sums that would overflow */
+    assert_int_equal(near__record_size(&record), 0);
+}
+
+static void
+test_header(void **state)
+{
+    struct near__segment_header header = { .size        = 65536,
+                                           .segment     = 9,
+                                           .origin      = 4,
+                                           .predecessor = 8,
+                                           .floor       = 3 },
+                                again;
+    uint8_t bytes[NEAR__SEGMENT_HEADER];
+
+    (void)state;
+    near__segment_encode(bytes, &header);
+    assert_true(near__segment_decode(&again, bytes, sizeof(bytes)));
+    assert_memory_equal(&header, &again,
+                        offsetof(struct near__segment_header, checksum) + 4); /* padding follows */
+    assert_false(near__segment_decode(&again, bytes, sizeof(bytes) - 1));
+    for (size_t bit = 0; bit < sizeof(bytes) * 8; bit++) {
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        assert_false(near__segment_decode(&again, bytes, sizeof(bytes)));
+        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    }
+    header.predecessor = 9; /* its own: a chain without an end */
+    near__segment_encode(bytes, &header);
+    assert_false(near__segment_decode(&again, bytes, sizeof(bytes)));
+}
+
+/* ---- a life after the other */
+
+static void
+check_lives(const struct near__journal_options *options)
+{
+    struct near__journal       *journal = opened(options);
+    uint64_t                    origin  = near__journal_origin(journal), first, last;
+    struct near__journal_record other   = {
+          NEAR__JOURNAL_INTENT, near_key("other"), near_key("b"), { NULL, 0 }
+    };
+    struct near__journal_record erase = {
+        NEAR__JOURNAL_ERASE, near_key("cache"), near_key("a"), { NULL, 0 }
+    };
+    struct told told;
+
+    assert_true(origin != 0);
+    first = put_now(journal, "a", "1");
+    put_now(journal, "b", "2");
+    assert_int_equal(near__journal_write(journal, &other, &last), NEAR_OK);
+    assert_int_equal(near__journal_write(journal, &erase, &last), NEAR_OK);
+    assert_int_equal(near__journal_commit(journal, last, NEAR_NEVER), NEAR_OK);
+    told = replay(journal);
+    assert_string_equal(told.text, ""); /* this life's own are no replay */
+    near__journal_done(journal, &first, 1);
+    assert_int_equal(state_of(journal).live, 3);
+    assert_int_equal(near__journal_close(journal, NULL), NEAR_OK);
+
+    journal = opened(options);
+    assert_int_equal(near__journal_origin(journal), origin);
+    assert_int_equal(state_of(journal).recovered, 3);
+    told = replay(journal);
+    assert_string_equal(told.text, "b=2 a-");
+    assert_int_equal(put_now(journal, "c", "3"), last + 1); /* a clean end leaves no gap */
+    told = replay(journal);
+    assert_string_equal(told.text, "b=2 a-"); /* until it is done, as often as one likes */
+    near__journal_done(journal, told.sequences, 1);
+    assert_int_equal(near__journal_close(journal, NULL), NEAR_OK);
+
+    journal = opened(options);
+    told    = replay(journal);
+    assert_string_equal(told.text, "a- c=3");
+    near__journal_done(journal, told.sequences, 2);
+    near__journal_done(journal, told.sequences, 2); /* twice is nothing */
+    assert_int_equal(state_of(journal).live, 1);    /* the other cache's */
+    assert_int_equal(near__journal_close(journal, NULL), NEAR_OK);
+}
+
+static void
+test_lives(void **state)
+{
+    (void)state;
+    for (int fsync = NEAR__FSYNC_ALWAYS; fsync <= NEAR__FSYNC_NONE; fsync++) {
+        struct near__journal_options options = real_options((enum near__journal_fsync)fsync);
+        struct test_disk             disk;
+
+        check_lives(&options);
+        assert_int_equal(remove_place(NULL) | mkdir(place, 0700), 0);
+        test_disk_init(&disk);
+        options       = memory_options(&disk);
+        options.fsync = (enum near__journal_fsync)fsync;
+        check_lives(&options);
+        test_disk_free(&disk);
+    }
+}
+
+static void
+test_replay_stops(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_ALWAYS);
+    struct near__journal        *journal = opened(&options);
+    struct told                  told    = { .most = 2 };
+
+    (void)state;
+    for (int i = 0; i < 5; i++)
+        put(journal, "k", "v");
+    near__journal_close(journal, NULL);
+    journal = opened(&options);
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, &told), NEAR_OK);
+    assert_int_equal(told.n, 2);
+    told = (struct told){ .n = 0 };
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), 1 << NEAR__JOURNAL_INTENT, tell, &told),
+                     NEAR_OK);
+    assert_int_equal(told.n, 0);
+    near__journal_close(journal, NULL);
+}
+
+/* The process is killed: under `always` and `none` what was committed is there, and numbers go on far above. */
+static void
+test_killed(void **state)
+{
+    (void)state;
+    for (int fsync = NEAR__FSYNC_ALWAYS; fsync <= NEAR__FSYNC_NONE; fsync += 2) {
+        struct near__journal_options options = real_options((enum near__journal_fsync)fsync);
+        struct near__journal        *journal;
+        struct told                  told;
+        int                          status;
+        pid_t                        child = fork();
+
+        if (child == 0) {
+            journal = opened(&options);
+            put_now(journal, "a", "1");
+            put_now(journal, "b", "2");
+            put(journal, "c", "3");
+            _exit(0);
+        }
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+        journal = opened(&options);
+        told    = replay(journal);
+        assert_memory_equal(told.text, "a=1 b=2", 7);
+        assert_true(put(journal, "d", "4") > 1000000);
+        near__journal_close(journal, NULL);
+        assert_int_equal(remove_place(NULL) | mkdir(place, 0700), 0);
+    }
+}
+
+/* ---- who may */
+
+static void
+test_locked(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_ALWAYS);
+    struct near__journal        *journal = opened(&options);
+    near_error                   error;
+    char                         expected[200];
+    pid_t                        child;
+    int                          status;
+
+    (void)state;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_BUSY);
+    snprintf(expected, sizeof(expected), "journal %s: is open in process %ld already", place, (long)getpid());
+    assert_string_equal(error.text, expected);
+    child = fork();
+    if (child == 0)
+        _exit(open_status(&options, &error) == NEAR_ERR_BUSY ? 0 : 1);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    near__journal_close(journal, NULL);
+    assert_int_equal(open_status(&options, &error), NEAR_OK);
+}
+
+static void
+test_refused_places(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_ALWAYS);
+    char                         path[200], other[200];
+    struct stat                  stat;
+    near_error                   error;
+
+    (void)state;
+    near__journal_close(opened(&options), NULL);
+    snprintf(path, sizeof(path), "%s/0000000000000001.seg", place);
+    assert_int_equal(lstat(path, &stat), 0);
+    assert_int_equal(stat.st_mode & 0777, 0600);
+    assert_int_equal(chmod(path, 0622), 0);
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_DENIED);
+    assert_non_null(strstr(error.text, "0000000000000001.seg"));
+    assert_int_equal(chmod(path, 0600), 0);
+    snprintf(other, sizeof(other), "%s/elsewhere", place);
+    assert_int_equal(rename(path, other) | symlink(other, path), 0);
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_DENIED);
+    assert_int_equal(unlink(path) | rename(other, path), 0);
+    assert_int_equal(open_status(&options, &error), NEAR_OK);
+
+    snprintf(path, sizeof(path), "%s/lock", place);
+    assert_int_equal(rename(path, other) | symlink(other, path), 0);
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_DENIED);
+    assert_int_equal(unlink(path) | mkfifo(path, 0600), 0);
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_DENIED);
+    assert_int_equal(unlink(path), 0);
+
+    assert_int_equal(chmod(place, 0707), 0);
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_DENIED);
+    assert_int_equal(chmod(place, 0700), 0);
+    snprintf(path, sizeof(path), "%s/a/b", place);
+    options.directory = path;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_UNAVAILABLE); /* only the last part is made */
+    snprintf(path, sizeof(path), "%s/new", place);
+    assert_int_equal(open_status(&options, &error), NEAR_OK);
+    assert_int_equal(lstat(path, &stat), 0);
+    assert_int_equal(stat.st_mode & 0777, 0700);
+    assert_int_equal(unlink(other) | symlink(path, other), 0);
+    options.directory = other;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_UNAVAILABLE);
+}
+
+static size_t
+open_descriptors(void)
+{
+    size_t n = 0;
+
+    for (int fd = 0; fd < 256; fd++)
+        n += fcntl(fd, F_GETFD) >= 0;
+    return n;
+}
+
+/* The child has no descriptor of it, writes nothing, and does not keep the lock when the parent is gone. */
+static void
+test_fork(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_ALWAYS);
+    size_t                       before  = open_descriptors();
+    struct near__journal        *journal = opened(&options);
+    uint64_t                     first   = put_now(journal, "a", "1");
+    near_error                   error;
+    int                          to_child[2], status;
+    pid_t                        child;
+    char                         byte;
+
+    (void)state;
+    assert_int_equal(open_descriptors(), before + 3); /* directory, lock, segment */
+    assert_int_equal(pipe(to_child), 0);
+    child = fork();
+    if (child == 0) {
+        uint64_t sequence;
+        bool     good =
+            open_descriptors() == before + 2 && try_put(journal, "b", "2", &sequence) == NEAR_ERR_FORKED;
+
+        good = good && near__journal_commit(journal, first, NEAR_NEVER) == NEAR_ERR_FORKED;
+        good = good && near__journal_sync(journal, first, NEAR_NEVER) == NEAR_ERR_FORKED;
+        good = good && near__journal_tick(journal) == NEAR_ERR_FORKED && near__journal_synced(journal) == 0;
+        near__journal_done(journal, &first, 1);
+        good = good &&
+               near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, NULL) == NEAR_ERR_FORKED;
+        good = good && near__journal_close(journal, NULL) == NEAR_OK;
+        close(to_child[1]);
+        good = good && read(to_child[0], &byte, 1) == 0; /* until the parent has opened it again */
+        _exit(good ? 0 : 1);
+    }
+    close(to_child[0]);
+    put_now(journal, "c", "3");
+    assert_int_equal(near__journal_close(journal, NULL), NEAR_OK);
+    assert_int_equal(open_status(&options, &error), NEAR_OK); /* the child lives */
+    close(to_child[1]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    journal = opened(&options);
+    assert_string_equal(replay(journal).text, "a=1 c=3");
+    near__journal_close(journal, NULL);
+}
+
+/* ---- groups */
+
+/* The system's disk, with a sync that takes as long as the test says. */
+static struct {
+    struct near__disk disk;
+    atomic_int        syncs, writes, hold; /* while `hold` is set no sync returns */
+    atomic_int        inside;
+    unsigned          slow_us;
+} slow;
+
+static int
+slow_sync(void *ctx, int fd)
+{
+    int result = near__disk_system.sync(ctx, fd);
+
+    atomic_fetch_add(&slow.syncs, 1);
+    atomic_fetch_add(&slow.inside, 1);
+    while (atomic_load(&slow.hold))
+        usleep(200);
+    usleep(slow.slow_us);
+    atomic_fetch_sub(&slow.inside, 1);
+    return result;
+}
+
+static ssize_t
+counted_write(void *ctx, int fd, const void *buffer, size_t size, uint64_t at)
+{
+    atomic_fetch_add(&slow.writes, 1);
+    return near__disk_system.write(ctx, fd, buffer, size, at);
+}
+
+static struct near__journal *
+open_slowly(enum near__journal_fsync fsync, unsigned slow_us)
+{
+    struct near__journal_options options = real_options(fsync);
+    struct near__journal        *journal;
+
+    slow.disk       = near__disk_system;
+    slow.disk.sync  = slow_sync;
+    slow.disk.write = counted_write;
+    slow.slow_us    = 0;
+    atomic_store(&slow.hold, 0);
+    options.disk = &slow.disk;
+    journal      = opened(&options);
+    slow.slow_us = slow_us;
+    atomic_store(&slow.syncs, 0);
+    atomic_store(&slow.writes, 0);
+    return journal;
+}
+
+enum { WRITERS = 16, COMMITS = 20 };
+
+static void *
+commit_some(void *ctx)
+{
+    for (int i = 0; i < COMMITS; i++) {
+        uint64_t sequence = 0;
+
+        if (try_put(ctx, "key", "value", &sequence) != NEAR_OK ||
+            near__journal_commit(ctx, sequence, NEAR_NEVER) != NEAR_OK ||
+            near__journal_synced(ctx) < sequence)
+            return ctx;
+    }
+    return NULL;
+}
+
+static void
+test_group_commit(void **state)
+{
+    struct near__journal *journal = open_slowly(NEAR__FSYNC_ALWAYS, 1000);
+    pthread_t             threads[WRITERS];
+    void                 *failed;
+    int                   syncs;
+
+    (void)state;
+    for (int i = 0; i < WRITERS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, commit_some, journal), 0);
+    for (int i = 0; i < WRITERS; i++) {
+        assert_int_equal(pthread_join(threads[i], &failed), 0);
+        assert_null(failed);
+    }
+    syncs = atomic_load(&slow.syncs);
+    print_message("%d commits in %d fsyncs\n", WRITERS * COMMITS, syncs);
+    assert_true(syncs * 4 < WRITERS * COMMITS);
+    atomic_store(&slow.syncs, 0);
+    assert_null(commit_some(journal)); /* the control: alone, each has its own */
+    assert_int_equal(atomic_load(&slow.syncs), COMMITS);
+    near__journal_close(journal, NULL);
+}
+
+static void *
+commit_one(void *ctx)
+{
+    put_now(ctx, "held", "up");
+    return NULL;
+}
+
+/* While an fsync hangs everybody may write, be done, and give up waiting. */
+static void
+test_no_lock_while_syncing(void **state)
+{
+    struct near__journal *journal = open_slowly(NEAR__FSYNC_ALWAYS, 0);
+    pthread_t             thread;
+    uint64_t              sequence;
+    int64_t               begun;
+
+    (void)state;
+    atomic_store(&slow.hold, 1);
+    assert_int_equal(pthread_create(&thread, NULL, commit_one, journal), 0);
+    while (atomic_load(&slow.inside) == 0)
+        usleep(200);
+    begun    = test_now_ms();
+    sequence = put(journal, "free", "to go");
+    near__journal_done(journal, &sequence, 1);
+    sequence = put(journal, "free", "again");
+    assert_int_equal(near__journal_commit(journal, sequence, near__now(&near__clock_system) + 20 * NEAR_MS),
+                     NEAR_ERR_TIMEOUT);
+    assert_true(test_now_ms() - begun < 1000 * test_slack());
+    atomic_store(&slow.hold, 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(near__journal_commit(journal, sequence, NEAR_NEVER), NEAR_OK);
+    near__journal_close(journal, NULL);
+}
+
+static int
+is_synced(void *ctx)
+{
+    return near__journal_synced(ctx) > 0;
+}
+
+static void
+test_interval(void **state)
+{
+    struct near__journal *journal = open_slowly(NEAR__FSYNC_INTERVAL, 0);
+    uint64_t              sequence;
+
+    (void)state;
+    atomic_store(&slow.hold, 1);
+    sequence = put_now(journal, "a", "1"); /* waits for nothing */
+    assert_int_equal(near__journal_synced(journal), 0);
+    while (atomic_load(&slow.inside) == 0) /* the journal's thread is at it */
+        usleep(200);
+    assert_int_equal(near__journal_sync(journal, sequence, near__now(&near__clock_system) + 20 * NEAR_MS),
+                     NEAR_ERR_TIMEOUT);
+    atomic_store(&slow.hold, 0);
+    assert_true(test_wait_for(is_synced, journal, 2000));
+    sequence = put_now(journal, "b", "2");
+    assert_int_equal(near__journal_sync(journal, sequence, NEAR_NEVER), NEAR_OK);
+    assert_int_equal(near__journal_synced(journal), sequence);
+    near__journal_close(journal, NULL);
+}
+
+static void
+test_none(void **state)
+{
+    struct near__journal *journal = open_slowly(NEAR__FSYNC_NONE, 0);
+
+    (void)state;
+    put_now(journal, "a", "1");
+    assert_int_equal(atomic_load(&slow.writes), 1);
+    assert_int_equal(atomic_load(&slow.syncs), 0);
+    near__journal_close(journal, NULL);
+    assert_true(atomic_load(&slow.syncs) > 0);
+}
+
+/* ---- bounds */
+
+/* One record is never done; a hundred times the bound goes through all the same, and it is never lost. */
+static void
+test_bounded(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[4000];
+    uint64_t                     most = 0;
+
+    (void)state;
+    test_disk_init(&disk);
+    options       = memory_options(&disk);
+    options.fsync = NEAR__FSYNC_NONE;
+    journal       = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    put_now(journal, "pinned", "since ever");
+    for (int i = 0; i < 1500; i++) {
+        uint64_t sequence = put_now(journal, "k", value);
+
+        near__journal_done(journal, &sequence, 1);
+        most = state_of(journal).bytes > most ? state_of(journal).bytes : most;
+        if (i % 100 == 99)
+            test_disk_settle(&disk); /* what it remembers is not wanted here */
+    }
+    print_message("%llu bytes at most, %llu copied\n", (unsigned long long)most,
+                  (unsigned long long)state_of(journal).rewritten);
+    assert_true(most <= options.max_bytes);
+    assert_true(test_disk_bytes(&disk) <= options.max_bytes);
+    assert_true(state_of(journal).rewritten > 0);
+    near__journal_close(journal, NULL);
+    journal = opened(&options);
+    assert_string_equal(replay(journal).text, "pinned=since ever");
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+static void
+test_full(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[20000], large[140 << 10];
+    uint64_t                     sequences[100];
+    size_t                       n = 0;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    memset(large, 'l', sizeof(large) - 1);
+    while (try_put(journal, "k", value, &sequences[n]) == NEAR_OK) {
+        assert_int_equal(near__journal_commit(journal, sequences[n], NEAR_NEVER), NEAR_OK);
+        assert_true(++n < 100);
+    }
+    assert_int_equal(try_put(journal, "k", value, &sequences[n]), NEAR_ERR_BUSY);
+    assert_true(n * sizeof(value) > options.max_bytes / 4);
+    assert_true(state_of(journal).bytes <= options.max_bytes);
+    near__journal_done(journal, sequences, 7);
+    assert_int_equal(try_put(journal, "k", value, &sequences[0]), NEAR_OK);
+    assert_int_equal(try_put(journal, "k", large, &sequences[0]), NEAR_ERR_TOO_LARGE);
+    large[100 << 10] = '\0'; /* larger than a segment: gets one of its own */
+    assert_int_equal(try_put(journal, "large", large, &sequences[0]), NEAR_OK);
+    assert_int_equal(near__journal_commit(journal, sequences[0], NEAR_NEVER), NEAR_OK);
+    near__journal_close(journal, NULL);
+    journal = opened(&options);
+    assert_int_equal(state_of(journal).recovered, n - 7 + 2);
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+/* ---- failures */
+
+static void
+test_failed_fsync(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    uint64_t                     sequence;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    put_now(journal, "a", "1");
+    sequence     = put(journal, "b", "2");
+    disk.trouble = TEST_FAIL_AND_DROP;
+    disk.fail_at = disk.calls + 2; /* write, then sync */
+    assert_int_equal(near__journal_commit(journal, sequence, NEAR_NEVER), NEAR_ERR_UNAVAILABLE);
+    assert_int_equal(disk.failed_call, TEST_SYNC);
+    assert_int_equal(near__journal_commit(journal, sequence, NEAR_NEVER),
+                     NEAR_OK); /* by now it is on disk elsewhere */
+    put_now(journal, "c", "3");
+    assert_int_equal(disk.touched, 0);
+    assert_int_equal(state_of(journal).failures, 1);
+    assert_int_equal(state_of(journal).failed, NEAR_OK);
+    near__journal_close(journal, NULL);
+    journal = opened(&options);
+    assert_string_equal(replay(journal).text, "a=1 b=2 c=3");
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+static void
+test_sticky_failure(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    uint64_t                     sequence;
+    near_error                   error;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    put_now(journal, "a", "1");
+    sequence        = put(journal, "b", "2");
+    disk.fail_errno = ENOSPC;
+    disk.fail_at    = disk.calls + 1;
+    disk.sticky     = true;
+    assert_int_equal(near__journal_commit(journal, sequence, NEAR_NEVER), NEAR_ERR_UNAVAILABLE);
+    disk.fail_at = 0; /* the disk is well again; the journal is not */
+    assert_int_equal(try_put(journal, "c", "3", &sequence), NEAR_ERR_UNAVAILABLE);
+    assert_int_equal(near__journal_tick(journal), NEAR_ERR_UNAVAILABLE);
+    assert_int_equal(state_of(journal).failed, NEAR_ERR_UNAVAILABLE);
+    assert_int_equal(near__journal_close(journal, &error), NEAR_ERR_UNAVAILABLE);
+    assert_non_null(strstr(error.text, "No space left"));
+    journal = opened(&options);
+    assert_string_equal(replay(journal).text, "a=1");
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+/* A life with a bit of everything; what it was told is on disk counts, whatever fails. */
+struct trial {
+    char kept[20];    /* keys whose commit returned NEAR_OK */
+    char written[20]; /* keys that were given to the journal */
+    char done[20];
+};
+
+static void
+trial_put(struct trial *trial, struct near__journal *journal, char key, const char *data)
+{
+    char     name[2] = { key, '\0' };
+    uint64_t sequence;
+
+    strcat(trial->written, name);
+    if (try_put(journal, name, data, &sequence) != NEAR_OK ||
+        near__journal_commit(journal, sequence, NEAR_NEVER) != NEAR_OK)
+        return;
+    strcat(trial->kept, name);
+}
+
+static void
+live_a_bit(struct trial *trial, const struct near__journal_options *options)
+{
+    static char                 value[9000];
+    struct near__journal_record poison = put_of("p", "poison");
+    struct near__journal       *journal;
+    struct told                 told = { .text = "" };
+    near_error                  error;
+
+    memset(value, 'v', sizeof(value) - 1);
+    if (near__journal_open(&journal, options, &error) != NEAR_OK)
+        return;
+    trial_put(trial, journal, 'a', "1");
+    for (char key = 'b'; key <= 'h'; key++) /* more than a segment */
+        trial_put(trial, journal, key, value);
+    near__journal_dead(journal, &poison, 1, NEAR_ERR_INVALID);
+    near__journal_close(journal, &error);
+    if (near__journal_open(&journal, options, &error) != NEAR_OK)
+        return;
+    if (near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, &told) == NEAR_OK && told.n > 0) {
+        near__journal_done(journal, told.sequences, 1);
+        strcat(trial->done, "a");
+    }
+    trial_put(trial, journal, 'i', value);
+    near__journal_tick(journal);
+    trial_put(trial, journal, 'j', "end");
+    near__journal_close(journal, &error);
+}
+
+static bool
+tell_keys(void *ctx, const struct near__journal_record *record, uint64_t sequence)
+{
+    char *keys = ctx;
+
+    (void)sequence;
+    keys[strlen(keys) + 1] = 0; /* room for 39 */
+    keys[strlen(keys)]     = *(const char *)record->key.data;
+    return true;
+}
+
+static void
+check_trial(const struct trial *trial, struct test_disk *disk, const char *what)
+{
+    struct near__journal_options options  = memory_options(disk);
+    struct near__journal        *journal;
+    char                         keys[40] = "";
+    near_error                   error;
+
+    if (near__journal_open(&journal, &options, &error) != NEAR_OK)
+        fail_msg("%s: %s", what, error.text);
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell_keys, keys), NEAR_OK);
+    for (const char *key = trial->kept; *key != '\0'; key++)
+        if (strchr(keys, *key) == NULL && strchr(trial->done, *key) == NULL)
+            fail_msg("%s: '%c' was acknowledged (%s) and is not there: %s", what, *key, trial->kept, keys);
+    for (const char *key = keys; *key != '\0'; key++)
+        if (strchr(trial->written, *key) == NULL)
+            fail_msg("%s: '%c' was never written", what, *key);
+    near__journal_close(journal, NULL);
+}
+
+/* Fail the n-th call, for all n: what was acknowledged is there when the machine goes on, and when it dies that moment. */
+static size_t
+fail_each_call(enum test_trouble_kind kind, int number, bool sticky)
+{
+    size_t failures = 0;
+
+    for (unsigned long n = 1;; n++) {
+        struct trial                 trial = { .kept = "" };
+        struct near__journal_options options;
+        struct test_disk             disk, image;
+        uint64_t                     dice = n;
+        char                         what[100];
+        bool                         beyond;
+
+        test_disk_init(&disk);
+        disk.trouble    = kind;
+        disk.fail_errno = number;
+        disk.fail_at    = n;
+        disk.sticky     = sticky;
+        options         = memory_options(&disk);
+        live_a_bit(&trial, &options);
+        beyond = disk.calls < n;
+        failures += disk.failed > 0;
+        snprintf(what, sizeof(what), "call %lu (kind %d), %s, %s", n, (int)disk.failed_call, strerror(number),
+                 sticky ? "sticky" : "once");
+        if (disk.touched > 0)
+            fail_msg("%s: a file was touched after it had failed", what);
+        disk.fail_at = 0;
+        test_disk_crash(&image, &disk, test_disk_changes(&disk), 0, &dice);
+        if (trial.kept[0] != '\0' || test_disk_name(&image, 0) != NULL)
+            check_trial(&trial, &image, what);
+        strcat(what, ", alive");
+        check_trial(&trial, &disk, what);
+        test_disk_free(&image);
+        test_disk_free(&disk);
+        if (beyond)
+            return failures;
+    }
+}
+
+static void
+test_each_call_fails(void **state)
+{
+    size_t failures = 0;
+
+    (void)state;
+    for (int sticky = 0; sticky < 2; sticky++) {
+        failures += fail_each_call(TEST_FAIL, EIO, sticky);
+        failures += fail_each_call(TEST_FAIL, ENOSPC, sticky);
+        failures += fail_each_call(TEST_FAIL, EINTR, sticky);
+        failures += fail_each_call(TEST_FAIL_AND_DROP, EIO, sticky);
+        fail_each_call(TEST_SHORT, EIO, sticky);
+    }
+    print_message("%zu failures survived\n", failures);
+}
+
+static void
+test_each_allocation_fails(void **state)
+{
+    unsigned long n;
+
+    (void)state;
+    for (n = 1;; n++) {
+        struct trial                 trial = { .kept = "" };
+        struct near__journal_options options;
+        struct test_disk             disk;
+        near_error                   error;
+        struct near__journal        *journal;
+        char                         keys[40] = "";
+        bool                         beyond;
+
+        test_disk_init(&disk);
+        options = memory_options(&disk);
+        journal = opened(&options);
+        trial_put(&trial, journal, 'a', "1");
+        trial_put(&trial, journal, 'b', "2");
+        near__journal_close(journal, NULL);
+        allocations         = 0;
+        allocation_fails_at = n;
+        if (near__journal_open(&journal, &options, &error) == NEAR_OK) {
+            uint64_t sequence;
+
+            near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell_keys, keys);
+            if (try_put(journal, "c", "3", &sequence) == NEAR_OK) {
+                near__journal_done(journal, &sequence, 1);
+                near__journal_commit(journal, sequence, NEAR_NEVER);
+            }
+            allocation_fails_at = 0; /* it can be closed with none */
+            near__journal_close(journal, NULL);
+        } else {
+            assert_int_equal(error.code, NEAR_ERR_NOMEM);
+        }
+        beyond              = allocations < n;
+        allocation_fails_at = 0;
+        strcat(trial.written, "c");
+        check_trial(&trial, &disk, "memory");
+        test_disk_free(&disk);
+        if (beyond)
+            break;
+    }
+    print_message("%lu allocations\n", n);
+    assert_true(n > 8);
+}
+
+/* ---- damage */
+
+static void
+write_three_segments(struct test_disk *disk)
+{
+    struct near__journal_options options = memory_options(disk);
+    struct near__journal        *journal = opened(&options);
+    static char                  value[9000];
+    char                         key[2] = "a";
+
+    memset(value, 'v', sizeof(value) - 1);
+    for (; key[0] <= 'i'; key[0]++)
+        put_now(journal, key, value);
+    near__journal_close(journal, NULL);
+}
+
+static char *
+keys_of(const struct near__journal_options *options, char keys[40])
+{
+    struct near__journal *journal = opened(options);
+
+    keys[0] = '\0';
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell_keys, keys), NEAR_OK);
+    near__journal_close(journal, NULL);
+    return keys;
+}
+
+static void
+test_damage(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    near_error                   error;
+    size_t                       size;
+    char                         keys[40];
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    write_three_segments(&disk);
+    test_disk_file(&disk, "0000000000000002.seg", &size)[512 + 9048 + 5000] ^=
+        1; /* the second of three in it */
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_PROTOCOL);
+    assert_non_null(strstr(error.text, "0000000000000002.seg: damaged at offset 9560"));
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_PROTOCOL); /* looking has changed nothing */
+    options.salvage = true;
+    assert_string_equal(keys_of(&options, keys), "abcdfghi");
+    options.salvage = false;
+    assert_string_equal(keys_of(&options, keys), "abcdfghi");
+    assert_non_null(test_disk_file(&disk, "0000000000000002.bad", &size));
+    test_disk_free(&disk);
+}
+
+static void
+test_missing_segment(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    near_error                   error;
+    char                         keys[40];
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    write_three_segments(&disk);
+    assert_int_equal(
+        disk.disk.unlink(&disk, disk.disk.open_directory(&disk, "journal", false), "0000000000000002.seg"),
+        0);
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_PROTOCOL);
+    assert_non_null(strstr(error.text, "0000000000000002.seg: missing"));
+    options.salvage = true;
+    assert_string_equal(keys_of(&options, keys), "abcghi");
+    test_disk_free(&disk);
+}
+
+static void
+test_damaged_header(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    near_error                   error;
+    size_t                       size;
+    char                         keys[40];
+
+    (void)state;
+    for (int segment = 1; segment <= 3; segment++) {
+        char name[40];
+
+        test_disk_init(&disk);
+        options = memory_options(&disk);
+        write_three_segments(&disk);
+        near__segment_name(name, (uint64_t)segment, "seg");
+        memset(test_disk_file(&disk, name, &size), 0, 512);
+        assert_int_equal(open_status(&options, &error), NEAR_ERR_PROTOCOL);
+        assert_non_null(strstr(error.text, name));
+        options.salvage = true;
+        assert_string_equal(keys_of(&options, keys), "abcdefghi");
+        options.salvage = false;
+        assert_string_equal(keys_of(&options, keys), "abcdefghi");
+        test_disk_free(&disk);
+    }
+}
+
+/* ---- dead letters */
+
+struct dead {
+    char        text[200];
+    near_status status;
+};
+
+static near_status
+see_dead(void *ctx, const struct near__record_view *view)
+{
+    struct dead *dead = ctx;
+
+    snprintf(dead->text, sizeof(dead->text), "%.*s=%.*s", (int)view->record.key.size,
+             (const char *)view->record.key.data, (int)view->record.data.size,
+             (const char *)view->record.data.data);
+    dead->status = view->status;
+    return NEAR_OK;
+}
+
+static void
+test_dead_letters(void **state)
+{
+    struct test_disk                disk;
+    struct near__journal_options    options;
+    struct near__journal           *journal;
+    struct near__journal_record     record  = put_of("poison", "cup");
+    struct dead                     dead    = { .text = "" };
+    const struct near__scan_visitor visitor = { NULL, NULL, see_dead, NULL, &dead };
+    struct near__scan_report        report;
+    struct near__journal_dir        dir;
+    near_error                      error;
+    static char                     value[20000];
+    near_status                     status = NEAR_OK;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    assert_int_equal(near__journal_dead(journal, &record, 7, NEAR_ERR_CONFLICT), NEAR_OK);
+    near__journal_close(journal, NULL);
+    journal = opened(&options);
+    assert_int_equal(state_of(journal).dead_letters, 1);
+    assert_int_equal(near__journal_dir_open(&dir, &disk.disk, "journal", false, &error), NEAR_OK);
+    assert_int_equal(near__journal_scan(&dir, false, &visitor, &report, &error), NEAR_OK);
+    assert_int_equal(report.dead_letters, 1);
+    assert_string_equal(dead.text, "poison=cup");
+    assert_int_equal(dead.status, NEAR_ERR_CONFLICT);
+    disk.disk.close(&disk, dir.fd);
+    memset(value, 'v', sizeof(value) - 1);
+    record = put_of("poison", value);
+    for (int i = 0; i < 20 && status == NEAR_OK; i++)
+        status = near__journal_dead(journal, &record, 8, NEAR_ERR_INVALID);
+    assert_int_equal(status, NEAR_ERR_BUSY); /* they are bounded, too */
+    put_now(journal, "a", "1");
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_checksum),
+        cmocka_unit_test(test_record),
+        cmocka_unit_test(test_record_limits),
+        cmocka_unit_test(test_header),
+        cmocka_unit_test_setup_teardown(test_lives, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_replay_stops, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_killed, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_locked, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_refused_places, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_fork, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_group_commit, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_no_lock_while_syncing, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_interval, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_none, make_place, remove_place),
+        cmocka_unit_test(test_bounded),
+        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_failed_fsync),
+        cmocka_unit_test(test_sticky_failure),
+        cmocka_unit_test(test_each_call_fails),
+        cmocka_unit_test(test_each_allocation_fails),
+        cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_missing_segment),
+        cmocka_unit_test(test_damaged_header),
+        cmocka_unit_test(test_dead_letters),
+    };
+
+    if (getenv("NEAR_TEST_ROWS") != NULL)
+        cmocka_set_test_filter(getenv("NEAR_TEST_ROWS"));
+    return TEST_MAIN(tests, NULL, NULL);
+}
