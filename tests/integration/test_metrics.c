@@ -547,6 +547,36 @@ json_has_each_cache_and_its_times(void **state)
     close_instance(&in);
 }
 
+static void
+store_slowly(near_write *writes[], size_t n, void *ctx)
+{
+    (void)ctx;
+    sleep_ms(20);
+    for (size_t i = 0; i < n; i++)
+        near_write_done(writes[i]);
+}
+
+static void
+the_store_is_timed(void **state)
+{
+    struct world   *w = *state;
+    struct instance in;
+    char           *text, *at;
+    double          seconds;
+
+    NEEDS(w);
+    OPEN(w, &in, "l1.max_entries", "1000");
+    near_cache_set_store(in.cache, store_slowly, NULL);
+    assert_int_equal(near_update(in.cache, near_key("k"), near_key("v"), NULL), NEAR_OK);
+    text = near_stats_json(in.client);
+    at   = strstr(text, "\"store\":{\"count\":1,\"sum\":");
+    assert_non_null(at);
+    seconds = strtod(at + strlen("\"store\":{\"count\":1,\"sum\":"), NULL);
+    assert_true(seconds >= 0.02 && seconds < 5);
+    near_free(text);
+    close_instance(&in);
+}
+
 static int
 heard_itself(void *ctx)
 {
@@ -748,6 +778,7 @@ main(void)
         OVER(memory, contributed_files_name_what_there_is),
         OVER(memory, json_has_each_cache_and_its_times),
         OVER(redis, json_has_each_cache_and_its_times),
+        OVER(memory, the_store_is_timed),
         OVER(redis, the_lag_is_measured_by_our_own_echo),
         OVER(redis, the_time_that_the_gate_was_closed_is_told),
         OVER(memory, hot_keys_are_found_among_many),
