@@ -166,7 +166,7 @@ near_expire(near_cache *cache, near_bytes key)
     }
     token = near__l1_write_begin(cache->l1, hash, key);
     near__last_note(&cache->last, hash, NEAR__LAST_WRITE, now);
-    if (token.fence != fence + 1) /* our own begin moves it by one */
+    if (near__l1_fence_moves(fence, token.fence) != 1) /* our own begin moves it by one */
         near__entry_release(&aged);
     if (cache->client->ops != NULL)
         status = age_in_l2(cache, key, deadline);

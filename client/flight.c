@@ -145,7 +145,7 @@ remember_locked(near_cache *cache, struct near__flight_stripe *stripe, const str
     failure = at != NULL ? *at : failure_new_locked(stripe, flight, now - retry);
     if (failure == NULL)
         return;
-    if (now - failure->until > retry || failure->fence != flight->fence)
+    if (now - failure->until > retry || !near__l1_fence_same(failure->fence, flight->fence))
         failure->count = 0; /* not in a row */
     failure->count++;
     failure->fence  = flight->fence;
@@ -172,7 +172,7 @@ near__flight_throttled(near_cache *cache, const struct near__flight *flight, int
     near__lock(&stripe->lock);
     at = find_failure_locked(stripe, flight);
     /* a write of the key since then is news: then the load may well succeed */
-    if (at != NULL && now < (*at)->until && (*at)->fence == flight->fence)
+    if (at != NULL && now < (*at)->until && near__l1_fence_same((*at)->fence, flight->fence))
         status = (*at)->status;
     near__unlock(&stripe->lock);
     return status;
@@ -279,8 +279,8 @@ board(near_cache *cache, near_bytes key, uint64_t hash, const void *call, bool a
                            hash); /* under the lock: a later comer's is never older than the flight's */
     clock = near__l1_label_clock(cache->l1);
     found = find_locked(stripe, key, hash);
-    if (found != NULL &&
-        (found->fence != fence || (anew && found->label_clock != clock) || !may_join(cache, found, now))) {
+    if (found != NULL && (!near__l1_fence_same(found->fence, fence) ||
+                          (anew && found->label_clock != clock) || !may_join(cache, found, now))) {
         unlink_locked(stripe, found);
         detached = true;
         found    = NULL;
@@ -492,7 +492,7 @@ static bool
 may_fall_back(const near_cache *cache, const struct near__flight *flight, int64_t now)
 {
     return flight->fallback.value != NULL && now < flight->fallback.expires &&
-           near__l1_fence(cache->l1, flight->hash) == flight->fence &&
+           near__l1_fence_same(near__l1_fence(cache->l1, flight->hash), flight->fence) &&
            !near__l1_value_outdated(cache->l1, flight->fallback.value, near__l1_label_clock(cache->l1));
 }
 

@@ -217,7 +217,8 @@ static bool
 is_for_l1(near_cache *cache, const near_load *load)
 {
     return load->keep && load->fill_l1 &&
-           !(load->ask.refused && near__l1_fence(cache->l1, load->ask.hash) == load->ask.fence);
+           !(load->ask.refused &&
+             near__l1_fence_same(near__l1_fence(cache->l1, load->ask.hash), load->ask.fence));
 }
 
 static void

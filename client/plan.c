@@ -543,7 +543,7 @@ near__refresh(near_cache *cache, near_bytes key, uint64_t hash, int64_t lead, ui
     }
     leg       = near__plan_add(plan, flight, cache->settings.ttl, true);
     leg->lead = lead;
-    if (flight->fence == fence)
+    if (near__l1_fence_same(flight->fence, fence))
         near__plan_fall_back(plan, leg, fallback);
     else
         near_value_release(fallback.value);

@@ -47,8 +47,8 @@ static bool
 may_join(const near_cache *cache, const struct near__shared *leader, const struct near__ask *ask, int64_t now)
 {
     return leader->ask->hash == ask->hash && near__bytes_equal(leader->ask->key, ask->key) &&
-           leader->ask->fence == ask->fence && leader->ask->label_clock == ask->label_clock &&
-           is_young_enough(cache, leader, now);
+           near__l1_fence_same(leader->ask->fence, ask->fence) &&
+           leader->ask->label_clock == ask->label_clock && is_young_enough(cache, leader, now);
 }
 
 /* The record in the cell, kept there as long as we have the lock; NULL: there is none. */

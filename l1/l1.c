@@ -106,8 +106,9 @@ enum {
     SWEEP_LAPS = 40 /* calls of upkeep for one lap of looking for expired entries: 4 s at ten a second */
 };
 
-#define GROWN_MAX ((size_t)32 << 30) /* ... up to here: what references to 8 bytes can name */
-#define BYTES_MAX ((size_t)1 << 40)  /* more is as good as unbounded */
+#define GROWN_MAX ((size_t)32 << 30)    /* ... up to here: what references to 8 bytes can name */
+#define BYTES_MAX ((size_t)1 << 40)     /* more is as good as unbounded */
+#define READ_MAX  (60 * 1000 * NEAR_MS) /* the longest l2.timeout */
 #define SLEEP_MAX                                                                                            \
     (INT64_C(4) * 24 * 3600 * 1000 *                                                                         \
      NEAR_MS) /* what is left of half the circle beyond the longest TTL here */
@@ -115,6 +116,8 @@ enum {
 struct stripe {
     _Atomic uint64_t fence;   /* written under the shard's lock, read by anybody */
     uint32_t         writers; /* local writes between begin and end; shard's lock */
+    _Atomic uint32_t
+        fills; /* admitted since the beginning; written under the shard's lock, read by anybody */
 };
 
 /* Counted entries to be let go once the lock was dropped. */
@@ -1142,9 +1145,14 @@ near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes
 uint64_t
 near__l1_fence(const struct near__l1 *l1, uint64_t hash)
 {
+    const struct stripe *stripe = stripe_of(l1, hash);
     /* acquire: the stripe's pairs with fence_move(), the epoch's with near__l1_flush() */
-    return atomic_load_explicit(&stripe_of(l1, hash)->fence, memory_order_acquire) +
-           atomic_load_explicit(&l1->epoch, memory_order_acquire);
+    uint64_t moves = atomic_load_explicit(&stripe->fence, memory_order_acquire) +
+                     atomic_load_explicit(&l1->epoch, memory_order_acquire);
+
+    /* acquire: pairs with near__l1_insert(); who sees a fill asks L2 after it, and gets nothing older */
+    return moves << NEAR__L1_FENCE_FILLS |
+           (atomic_load_explicit(&stripe->fills, memory_order_acquire) & ((1u << NEAR__L1_FENCE_FILLS) - 1));
 }
 
 /* ---- tags */
@@ -1338,6 +1346,29 @@ ahead_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
     settle_locked(l1, sh, dead);
 }
 
+/* Two reads of L2 under way at once, of which the older may end last: since this one asked, another has filled the key with another
+ * version.  Which of them is the newer one cannot be told by their stamps.  What is there for longer than any read takes is only
+ * being refreshed. */
+static bool
+is_overtaken_locked(const struct near__l1 *l1, const struct shard *sh, const struct near__entry *entry,
+                    uint64_t fence, int64_t now)
+{
+    struct near__place        place;
+    const struct near__block *block;
+    struct near__meta         meta;
+
+    if (entry->stamp == 0 || near__l1_fence(l1, entry->hash) == fence ||
+        !lookup_locked(l1, sh, entry->hash, near__entry_key(entry), &place))
+        return false;
+    block = block_at(l1, near__place_ref(place));
+    if (block->flags & NEAR__BLOCK_EXTERNAL)
+        meta = (struct near__meta){ .stamp = near__block_external(block)->stamp,
+                                    .born  = near__block_external(block)->born };
+    else
+        near__block_meta(block, now, &meta);
+    return meta.stamp != 0 && meta.stamp != entry->stamp && entry->born - meta.born < READ_MAX;
+}
+
 enum near__l1_admission
 near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
 {
@@ -1350,11 +1381,22 @@ near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, 
         return NEAR__L1_TOO_LARGE;
     do {
         near__lock(&sh->lock);
-        if (near__l1_fence(l1, entry->hash) != fence || stripe_of(l1, entry->hash)->writers > 0) {
+        if (!near__l1_fence_same(near__l1_fence(l1, entry->hash), fence) ||
+            stripe_of(l1, entry->hash)->writers > 0) {
+            sh->stats.fills_refused++;
+            verdict = NEAR__L1_FENCED;
+        } else if (is_overtaken_locked(l1, sh, entry, fence,
+                                       now)) { /* neither, and no third one from before */
+            fence_move(l1, entry->hash);
+            drop_locked(l1, sh, entry->hash, near__entry_key(entry), &dead);
+            settle_locked(l1, sh, &dead);
             sh->stats.fills_refused++;
             verdict = NEAR__L1_FENCED;
         } else {
             verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
+            /* release: pairs with near__l1_fence() */
+            atomic_fetch_add_explicit(&stripe_of(l1, entry->hash)->fills, verdict == NEAR__L1_ADMITTED,
+                                      memory_order_release);
             ahead_locked(l1, sh, &dead);
         }
         near__unlock(&sh->lock);
@@ -1438,13 +1480,13 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
         return;
     }
     near__lock(&sh->lock);
-    alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
+    alone = !write.overlapped && near__l1_fence_same(near__l1_fence(l1, hash), write.fence);
     while (entry != NULL && alone &&
            admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead) == AGAIN) {
         near__unlock(&sh->lock);
         let_go(&dead);
         near__lock(&sh->lock);
-        alone = !write.overlapped && near__l1_fence(l1, hash) == write.fence;
+        alone = !write.overlapped && near__l1_fence_same(near__l1_fence(l1, hash), write.fence);
     }
     stripe_of(l1, hash)->writers--;
     fence_move(l1, hash);

@@ -55,9 +55,23 @@ near_value *near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, in
 void near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n,
                         int64_t now, near_value **values);
 
-/* The fence of a key: opaque, compared for equality only.  Capture it before the slower tier is asked.
+/* The fence of a key: how often it has moved, and in the low bits how many fills there were.  Capture it before the slower tier is asked.
  * Acquire: pairs with the release of whoever moves it, so what is asked afterwards is at least as new as that invalidation. */
 uint64_t near__l1_fence(const struct near__l1 *l1, uint64_t hash);
+#define NEAR__L1_FENCE_FILLS 16
+
+/* How often it has moved between the two captures; fills do not move it. */
+static inline uint64_t
+near__l1_fence_moves(uint64_t before, uint64_t after)
+{
+    return (after >> NEAR__L1_FENCE_FILLS) - (before >> NEAR__L1_FENCE_FILLS);
+}
+
+static inline bool
+near__l1_fence_same(uint64_t before, uint64_t after)
+{
+    return near__l1_fence_moves(before, after) == 0;
+}
 
 enum near__l1_admission {
     NEAR__L1_ADMITTED,
@@ -69,6 +83,8 @@ enum near__l1_admission {
 /*
  * Admit an entry, in place of an older one of the same key, if `fence` has not moved and no local write of the stripe is under
  * way (its end would drop the entry anyway, and until then two fills could show a reader the new value and then the old one).
+ * Not admitted either, and what is there dropped, where another version came in from L2 since `fence` was captured: the two reads
+ * overlapped, and which is newer is not known (G1: reads never go backwards).
  * Takes its own reference; the caller keeps his.  Evicts until the bounds hold.  TOO_LARGE and EXPIRED leave the key absent:
  * what is there is no newer than what was offered.
  */

@@ -164,6 +164,67 @@ test_race15_flush_moves_every_fence(void **state)
 }
 
 /* An invalidation of one key should not cost the others their fills. */
+/* ---- two reads of L2 at once */
+
+static enum near__l1_admission
+fill_version(struct near__l1 *l1, uint64_t stamp, int64_t born, uint64_t fence)
+{
+    struct near__entry *entry = entry_of(text(KEY), hash_of(text(KEY)), text(stamp == 480 ? "480" : "481"));
+    enum near__l1_admission verdict;
+
+    entry->expires = LATER;
+    entry->stamp   = stamp;
+    entry->born    = born;
+    verdict        = near__l1_insert(l1, entry, fence, born);
+    near__entry_release(&entry);
+    return verdict;
+}
+
+static void
+test_G1_of_two_reads_at_once_the_older_does_not_replace_the_newer(void **state)
+{
+    struct near__l1 *l1   = l1_open(1 << 20, 0, 0);
+    uint64_t         slow = fence_of(l1, KEY), quick = slow, third = slow;
+
+    (void)state;
+    assert_int_equal(fill_version(l1, 481, NEAR_MS, quick), NEAR__L1_ADMITTED); /* and handed out */
+    assert_int_equal(fill_version(l1, 480, NEAR_MS, slow), NEAR__L1_FENCED);
+    assert_true(finds(l1, KEY, NULL)); /* which is the newer one nobody can tell */
+    assert_int_equal(fill_version(l1, 480, NEAR_MS, third), NEAR__L1_FENCED);
+    assert_int_equal(fill_version(l1, 481, NEAR_MS, fence_of(l1, KEY)), NEAR__L1_ADMITTED);
+    assert_true(finds(l1, KEY, "481"));
+    near__l1_free(&l1);
+}
+
+static void
+test_G1_reads_of_one_version_and_refreshes_replace(void **state)
+{
+    struct near__l1 *l1     = l1_open(1 << 20, 0, 0);
+    int64_t          minute = 60 * 1000 * NEAR_MS;
+    uint64_t         one = fence_of(l1, KEY), other = one;
+
+    (void)state;
+    assert_int_equal(fill_version(l1, 480, NEAR_MS, one), NEAR__L1_ADMITTED);
+    assert_int_equal(fill_version(l1, 480, NEAR_MS, other), NEAR__L1_ADMITTED);
+    assert_int_equal(fill_version(l1, 481, 2 * NEAR_MS, fence_of(l1, KEY)), NEAR__L1_ADMITTED);
+    assert_int_equal(fill_version(l1, 480, 2 * minute, one),
+                     NEAR__L1_ADMITTED); /* what is there is from long ago */
+    near__l1_free(&l1);
+}
+
+static void
+test_G1_control_a_fence_that_knows_no_fills_goes_backwards(void **state)
+{
+    struct near__l1 *l1   = l1_open(1 << 20, 0, 0);
+    uint64_t         slow = fence_of(l1, KEY);
+
+    (void)state;
+    assert_int_equal(fill_version(l1, 481, NEAR_MS, slow), NEAR__L1_ADMITTED);
+    assert_int_equal(fill_version(l1, 480, NEAR_MS, fence_of(l1, KEY)), NEAR__L1_ADMITTED);
+    assert_true(finds(l1, KEY, "480"));
+    near__l1_free(&l1);
+}
+
 static void
 test_other_keys_fences_stay(void **state)
 {
@@ -918,6 +979,9 @@ main(void)
         cmocka_unit_test(test_race5_absent_key_moves_fence),
         cmocka_unit_test(test_race15_flush_moves_every_fence),
         cmocka_unit_test(test_other_keys_fences_stay),
+        cmocka_unit_test(test_G1_of_two_reads_at_once_the_older_does_not_replace_the_newer),
+        cmocka_unit_test(test_G1_reads_of_one_version_and_refreshes_replace),
+        cmocka_unit_test(test_G1_control_a_fence_that_knows_no_fills_goes_backwards),
         cmocka_unit_test(test_G1_own_write_is_read_back),
         cmocka_unit_test(test_G1_fill_from_within_a_write_is_refused),
         cmocka_unit_test(test_G1_overlapping_writers_admit_nothing),
