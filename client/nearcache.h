@@ -787,7 +787,7 @@ NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, 
     X(l2_write, c, "one exchange with L2 that writes or removes, its message included")                      \
     X(load, c, "from calling the loader to its answer, for each key")                                        \
     X(fetch, c, "a near_fetch or near_fetch_many that L1 could not answer alone")                            \
-    X(store, c, "one exchange with the application's store: writing through, around or back")                \
+    X(store, c, "from calling the store to its last answer, or to store.timeout")                            \
     X(coherence_lag, C, "from sending an invalidation to hearing it oneself, by one clock")                  \
     X(gate_closed, C, "how long L1 could not answer as fresh, each time that ended")
 

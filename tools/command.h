@@ -33,6 +33,7 @@ int run_set(int argc, char **argv);
 int run_remove(int argc, char **argv);
 int run_config(int argc, char **argv);
 int run_doctor(int argc, char **argv);
+int run_metrics(int argc, char **argv);
 int run_simulate(int argc, char **argv);
 int run_journal(int argc, char **argv);
 

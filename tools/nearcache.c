@@ -29,6 +29,9 @@ static const struct command commands[] = {
       "  -o NAME=VALUE      any option that `nearcache config --list` shows\n"
       "  --config FILE      options from a file\n"
       "Reads only; no key is written.\n" },
+    { "metrics", "--list [--json]", "show every counter and histogram", run_metrics,
+      "  --list             names as in near_stats_prometheus(), kind, unit and meaning\n"
+      "  --list --json      the same for programs\n" },
     { "simulate", "[OPTION]... TRACE...", "hit ratios of L1 over a trace, at many sizes and policies",
       run_simulate,
       "  --sizes LIST       up to 64 of 1000, 10k, 2M entries, 5% of the keys, 64MiB of memory; by default "

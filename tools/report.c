@@ -100,6 +100,14 @@ highest(const struct study *study)
     return study->requests == 0 ? 0 : 1 - (double)study->keys / (double)study->requests;
 }
 
+/* Whether twice the knee is known to bring less than a point. */
+static bool
+is_enough(const struct study *study)
+{
+    return study->knee + 1 < study->n_sizes ||
+           highest(study) - result_at(study, study->best_policy, study->knee)->ratio < WORTH;
+}
+
 static void
 advice(FILE *out, const struct study *study)
 {
@@ -109,7 +117,7 @@ advice(FILE *out, const struct study *study)
     fprintf(out, "%.2f %% hits with l1.policy = %s and room for %zu entries, %s: l1.max_bytes = %s.",
             100 * at->ratio, at->policy, at->entries, human_bytes(at->bytes, bytes),
             setting_bytes(at->bytes, setting));
-    if (study->knee + 1 < study->n_sizes)
+    if (is_enough(study))
         fputs(" Twice that brings less than a point.", out);
     else
         fputs(" More would still bring something: try larger sizes.", out);
@@ -183,7 +191,7 @@ report_json(FILE *out, const struct study *study)
     fprintf(
         out,
         "],\n\"advice\":{\"policy\":\"%s\",\"entries\":%zu,\"bytes\":%.0f,\"ratio\":%.6f,\"enough\":%s}}\n",
-        at->policy, at->entries, at->bytes, at->ratio, study->knee + 1 < study->n_sizes ? "true" : "false");
+        at->policy, at->entries, at->bytes, at->ratio, is_enough(study) ? "true" : "false");
 }
 
 /* ---- the picture */

@@ -450,6 +450,41 @@ the_text_is_openmetrics_and_counts_by_cache(void **state)
     close_instance(&in);
 }
 
+/* What the dashboard and the alerts ask for is there. */
+static void
+contributed_files_name_what_there_is(void **state)
+{
+    static const char *const files[] = { TEST_DATA "/../../contrib/alerts.yml",
+                                         TEST_DATA "/../../contrib/grafana.json" };
+    struct world            *w       = *state;
+    struct instance          in;
+    char                    *text, line[2048], name[96];
+    unsigned                 names = 0;
+
+    NEEDS(w);
+    OPEN(w, &in, "l1.max_entries", "1000");
+    text = near_stats_prometheus(in.client);
+    for (size_t i = 0; i < NEAR_COUNT_OF(files); i++) {
+        FILE *file = fopen(files[i], "re");
+
+        assert_non_null(file);
+        while (fgets(line, sizeof(line), file) != NULL)
+            for (char *at = line; (at = strstr(at, "nearcache_")) != NULL; names++) {
+                size_t size = strspn(at, "abcdefghijklmnopqrstuvwxyz0123456789_");
+
+                snprintf(name, sizeof(name), "\n%.*s", (int)size, at);
+                assert_has(text, name);
+                at += size;
+            }
+        fclose(file);
+    }
+    assert_true(names > 30);
+    near_free(text);
+    close_instance(&in);
+    if (system("command -v promtool >/dev/null 2>&1") == 0)
+        assert_int_equal(system("promtool check rules " TEST_DATA "/../../contrib/alerts.yml >/dev/null"), 0);
+}
+
 /* Brackets and quotes match; enough to see that nothing was left out. */
 static void
 assert_is_json(const char *text)
@@ -508,6 +543,36 @@ json_has_each_cache_and_its_times(void **state)
     at = strstr(text, "\"fetch\":{\"count\":1,\"sum\":");
     assert_non_null(at);
     assert_true(strtod(at + strlen("\"fetch\":{\"count\":1,\"sum\":"), NULL) >= 0.02);
+    near_free(text);
+    close_instance(&in);
+}
+
+static void
+store_slowly(near_write *writes[], size_t n, void *ctx)
+{
+    (void)ctx;
+    sleep_ms(20);
+    for (size_t i = 0; i < n; i++)
+        near_write_done(writes[i]);
+}
+
+static void
+the_store_is_timed(void **state)
+{
+    struct world   *w = *state;
+    struct instance in;
+    char           *text, *at;
+    double          seconds;
+
+    NEEDS(w);
+    OPEN(w, &in, "l1.max_entries", "1000");
+    near_cache_set_store(in.cache, store_slowly, NULL);
+    assert_int_equal(near_update(in.cache, near_key("k"), near_key("v"), NULL), NEAR_OK);
+    text = near_stats_json(in.client);
+    at   = strstr(text, "\"store\":{\"count\":1,\"sum\":");
+    assert_non_null(at);
+    seconds = strtod(at + strlen("\"store\":{\"count\":1,\"sum\":"), NULL);
+    assert_true(seconds >= 0.02 && seconds < 5);
     near_free(text);
     close_instance(&in);
 }
@@ -689,8 +754,8 @@ the_application_may_have_a_locale(void **state)
     struct instance in;
     char           *text;
 
-    if (setlocale(LC_ALL, "de_DE.UTF-8") == NULL)
-        skip();
+    if (setlocale(LC_ALL, "de_DE.UTF-8") == NULL && setlocale(LC_ALL, "fr_FR.UTF-8") == NULL)
+        print_message("no locale with a decimal comma is installed\n");
     OPEN(w, &in, "l1.max_entries", "1000");
     put_and_get(in.cache, "k", 1);
     text = text_of(in.client);
@@ -710,8 +775,10 @@ main(void)
         cmocka_unit_test(label_values_are_escaped),
         OVER(memory, the_text_is_openmetrics_and_counts_by_cache),
         OVER(redis, the_text_is_openmetrics_and_counts_by_cache),
+        OVER(memory, contributed_files_name_what_there_is),
         OVER(memory, json_has_each_cache_and_its_times),
         OVER(redis, json_has_each_cache_and_its_times),
+        OVER(memory, the_store_is_timed),
         OVER(redis, the_lag_is_measured_by_our_own_echo),
         OVER(redis, the_time_that_the_gate_was_closed_is_told),
         OVER(memory, hot_keys_are_found_among_many),
