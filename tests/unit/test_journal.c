@@ -486,13 +486,20 @@ test_refused_places(void **state)
     assert_int_equal(open_status(&options, &error), NEAR_ERR_UNAVAILABLE);
 }
 
+/* Those that lead to the journal's directory: a sanitizer has some of its own, now and then. */
 static size_t
 open_descriptors(void)
 {
+    char   link[64], target[256];
     size_t n = 0;
 
-    for (int fd = 0; fd < 256; fd++)
-        n += fcntl(fd, F_GETFD) >= 0;
+    for (int fd = 0; fd < 256; fd++) {
+        ssize_t size;
+
+        snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+        size = readlink(link, target, sizeof(target));
+        n += size >= (ssize_t)strlen(place) && memcmp(target, place, strlen(place)) == 0;
+    }
     return n;
 }
 
@@ -501,7 +508,6 @@ static void
 test_fork(void **state)
 {
     struct near__journal_options options = real_options(NEAR__FSYNC_ALWAYS);
-    size_t                       before  = open_descriptors();
     struct near__journal        *journal = opened(&options);
     uint64_t                     first   = put_now(journal, "a", "1");
     near_error                   error;
@@ -510,13 +516,12 @@ test_fork(void **state)
     char                         byte;
 
     (void)state;
-    assert_int_equal(open_descriptors(), before + 3); /* directory, lock, segment */
+    assert_int_equal(open_descriptors(), 3); /* directory, lock, segment */
     assert_int_equal(pipe(to_child), 0);
     child = fork();
     if (child == 0) {
         uint64_t sequence;
-        bool     good =
-            open_descriptors() == before + 2 && try_put(journal, "b", "2", &sequence) == NEAR_ERR_FORKED;
+        bool     good = open_descriptors() == 0 && try_put(journal, "b", "2", &sequence) == NEAR_ERR_FORKED;
 
         good = good && near__journal_commit(journal, first, NEAR_NEVER) == NEAR_ERR_FORKED;
         good = good && near__journal_sync(journal, first, NEAR_NEVER) == NEAR_ERR_FORKED;
