@@ -132,7 +132,7 @@ put_once_in_l1(struct putting *putting, struct near__entry *entry)
     if (!holds)
         return NEAR_ERR_CONFLICT;
     token = near__l1_write_begin(l1, putting->hash, putting->key);
-    holds = token.fence == fence + 1; /* our own begin moves it by one */
+    holds = near__l1_fence_moves(fence, token.fence) == 1; /* our own begin moves it by one */
     near__l1_write_end(l1, token, putting->hash, putting->key, holds ? entry : NULL, putting->now);
     return holds ? NEAR_OK : NEAR_MISS;
 }
