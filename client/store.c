@@ -30,6 +30,7 @@ struct call {
     bool                      over;    /* lock: `done` is told, or somebody is about to */
     bool                      timed;   /* the timer has a reference; lock */
     near_cache               *cache;   /* a reference */
+    int64_t                   began;
     struct near__store_ending ending;
     struct near__timer        timer;
     size_t                    n;
@@ -95,6 +96,7 @@ call_new(near_cache *cache, const struct near__store_item *items, size_t n,
     call->refs     = (unsigned)n + 1;
     call->pending  = n;
     call->cache    = cache;
+    call->began    = near__client_now(cache->client);
     call->n        = n;
     call->ending   = *ending;
     call->items    = (struct near__store_item *)&call->writes[n];
@@ -141,6 +143,8 @@ end_locked(struct call *call)
 {
     bool first = !call->over;
 
+    if (first)
+        near__time(call->cache, NEAR__TIME_store, near__client_now(call->cache->client) - call->began);
     call->over = true;
     pthread_cond_broadcast(&call->over_changed);
     return first;
