@@ -1316,9 +1316,9 @@ __wrap_near__l1_fence(const struct near__l1 *l1, uint64_t hash)
     uint64_t        fence = __real_near__l1_fence(l1, hash);
 
     if (dst_without == DST_NO_EPOCH)
-        fence -= *flushes_of(l1);
+        fence -= *flushes_of(l1) << NEAR__L1_FENCE_FILLS;
     if (dst_without == DST_NO_FLIGHTS)
-        fence += ++calls << 32;
+        fence += ++calls << 40;
     return fence;
 }
 
@@ -1329,9 +1329,9 @@ __wrap_near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t 
                (dst_without == DST_FENCE_IN_ENTRY && !is_present(l1, entry->hash, near__entry_key(entry)));
 
     if (dst_without == DST_NO_EPOCH)
-        fence += *flushes_of(l1);
+        fence += *flushes_of(l1) << NEAR__L1_FENCE_FILLS;
     if (dst_without == DST_NO_FLIGHTS)
-        fence &= UINT32_MAX;
+        fence &= (UINT64_C(1) << 40) - 1;
     return __real_near__l1_insert(l1, entry, any ? __real_near__l1_fence(l1, entry->hash) : fence, now);
 }
 
