@@ -57,9 +57,9 @@ record_some(void *ctx)
 static void
 recorded_by_many_threads_nothing_is_lost(void **state)
 {
-    struct near__histogram_sums *sums = calloc(1, sizeof(*sums));
-    struct near__histogram       rest = { 0 };
-    pthread_t                    threads[4];
+    struct near__histogram_sums  *sums = calloc(1, sizeof(*sums));
+    static struct near__histogram rest;
+    pthread_t                     threads[4];
 
     (void)state;
     for (uintptr_t i = 0; i < 4; i++)
