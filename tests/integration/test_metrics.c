@@ -722,7 +722,7 @@ a_key_is_explained_on_every_level(void **state)
     assert_has(text, "\"l1\":{\"present\":false},\"l2\":{\"answer\":\"absent\"}");
     assert_null(strstr(text, "invalidated"));
     near_free(text);
-    options.ttl_ms    = 50000;
+    options.ttl_ms    = 49500;
     options.tags      = tags;
     options.tag_count = 2;
     assert_int_equal(near_put(in.cache, near_key("k"), near_key("value"), &options), NEAR_OK);
