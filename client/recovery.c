@@ -15,6 +15,7 @@
     (250 *                                                                                                   \
      NEAR_MS) /* readers of owed keys are refused until then: a server is to be back for all within a second */
 #define PART        256             /* keys paid at a time */
+#define WIDE_MAX    64              /* tags and prefixes owed: each read of L2 looks at all of them */
 #define CLOSE_TRIES (500 * NEAR_MS) /* of a close: who is down for longer is not waited for */
 
 enum kind { KEY, TAG, PREFIX };
@@ -201,6 +202,7 @@ link_wide_locked(struct near__recovery *r, struct near__owed *owed)
 {
     owed->next = r->wide;
     r->wide    = owed;
+    r->wide_n++;
     atomic_fetch_add_explicit(&owed->cache->refs, 1, memory_order_relaxed);
     count_pending_locked(r, 1);
 }
@@ -219,7 +221,8 @@ keep(near_cache *cache, enum kind kind, near_bytes key, uint64_t hash)
     spare = make(cache, kind, key, hash);
     near__lock(&r->lock);
     at   = kind == KEY ? find_locked(r, cache, key, hash) : find_wide_locked(r, cache, kind, key);
-    full = spare == NULL || r->closed || pending(r) >= client->settings.coherence_max_pending;
+    full = spare == NULL || r->closed || pending(r) >= client->settings.coherence_max_pending ||
+           (kind != KEY && r->wide_n >= WIDE_MAX);
     if (*at != NULL) {
         (*at)->kept = ++r->kept;
     } else if (full || cache->owes_clear != 0) {
@@ -374,6 +377,7 @@ pay_wide(struct near__recovery *r, int64_t deadline, bool *some)
         ;
     if (gone) {
         *at = owed->next;
+        r->wide_n--;
         count_pending_locked(r, -1);
     }
     near__unlock(&r->lock);
@@ -387,7 +391,7 @@ pay_wide(struct near__recovery *r, int64_t deadline, bool *some)
 
 /* Keys of the cache that are owed besides are paid as well: that is simpler than to find them. */
 static near_status
-pay_clear(struct near__recovery *r, bool *some)
+pay_clear(struct near__recovery *r, int64_t deadline, bool *some)
 {
     near_cache *cache;
     uint64_t    kept_by = 0;
@@ -402,7 +406,7 @@ pay_clear(struct near__recovery *r, bool *some)
     *some = cache != NULL;
     if (cache == NULL)
         return NEAR_OK;
-    status = near__clear_settle(cache);
+    status = near__clear_settle(cache, deadline);
     if (status != NEAR_OK)
         return status;
     near__lock(&r->lock);
@@ -431,7 +435,7 @@ pay(struct near__recovery *r, int64_t deadline)
     bool        keys = true, clears = true, wide = true;
 
     while (status == NEAR_OK && (keys || clears || wide) && near__client_now(r->client) < deadline) {
-        status = pay_clear(r, &clears);
+        status = pay_clear(r, deadline, &clears);
         if (status == NEAR_OK)
             status = pay_keys(r, &keys);
         if (status == NEAR_OK && !keys) /* the many first */
@@ -442,13 +446,13 @@ pay(struct near__recovery *r, int64_t deadline)
 
 /* The right to pay; one at a time. */
 static bool
-begin(struct near__recovery *r, bool wait)
+begin(struct near__recovery *r, int64_t until)
 {
-    bool mine;
+    bool mine, more = true;
 
     near__lock(&r->lock);
-    while (wait && r->busy)
-        near__cond_wait(&r->rested, &r->lock, NEAR_NEVER); /* every exchange of its has a deadline */
+    while (r->busy && more)
+        more = near__cond_wait(&r->rested, &r->lock, until);
     mine    = !r->busy;
     r->busy = true;
     near__unlock(&r->lock);
@@ -503,7 +507,7 @@ due(void *ctx)
 {
     struct near__recovery *r = ctx;
 
-    if (pending(r) == 0 || !begin(r, false))
+    if (pending(r) == 0 || !begin(r, 0))
         return;
     atomic_fetch_add_explicit(&r->client->refs, 1, memory_order_relaxed);
     if (near__workers_submit(r->client->workers, &r->job) == NEAR_OK)
@@ -545,7 +549,8 @@ near__recovery_close(near_client *client, int64_t deadline)
         return 0;
     if (deadline > near__time_after(near__client_now(client), CLOSE_TRIES))
         deadline = near__time_after(near__client_now(client), CLOSE_TRIES);
-    begin(r, true);
+    if (!begin(r, deadline)) /* a sweep for a prefix may take longer: it ends with the backend */
+        return pending(r);
     while (pay(r, deadline) != NEAR_OK && near__client_now(client) < deadline) {
         near__lock(&r->lock); /* nobody else pays: this is a pause */
         near__cond_wait(&r->rested, &r->lock, near__time_after(near__client_now(client), BACK_OFF_MIN));
@@ -562,7 +567,7 @@ near__recovery_drop(near_client *client)
     struct near__owed     *owed;
     near_cache            *cache;
 
-    begin(r, true);
+    begin(r, NEAR_NEVER); /* the backend is closed by now: nothing takes long */
     near__lock(&r->lock);
     r->closed = true;
     *r->last  = r->wide;
@@ -571,6 +576,7 @@ near__recovery_drop(near_client *client)
     r->first  = NULL;
     r->last   = &r->first;
     r->wide   = NULL;
+    r->wide_n = 0;
     r->owing  = NULL;
     memset(r->buckets, 0, sizeof(r->buckets));
     near__unlock(&r->lock);

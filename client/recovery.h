@@ -32,9 +32,10 @@ struct near__recovery {
     _Atomic size_t      pending; /* keys, and clears: 0 means that nothing is owed */
     struct near__owed  *buckets[NEAR__OWED_BUCKETS];
     struct near__owed  *first, **last; /* all keys, oldest first */
-    struct near__owed  *wide;          /* tags and prefixes, newest first */
-    struct near_cache  *owing;         /* caches that owe a clear */
-    uint64_t            kept;          /* counts: tells what was kept anew while it was being paid */
+    struct near__owed  *wide;          /* tags and prefixes, newest first; of more the whole cache is owed */
+    size_t              wide_n;
+    struct near_cache  *owing; /* caches that owe a clear */
+    uint64_t            kept;  /* counts: tells what was kept anew while it was being paid */
     bool                busy, closed;
     int64_t             back_off;
     struct near__timer  timer;

@@ -248,7 +248,7 @@ begin(struct writing *writing, size_t at, size_t n)
     for (size_t i = at; i < at + n; i++) {
         struct write *write = &writing->writes[i];
 
-        write->token  = near__l1_write_begin(writing->cache->l1, write->hash, write->key);
+        write->token = near__l1_write_begin(writing->cache->l1, write->hash, write->key);
         near__last_note(&writing->cache->last, write->hash, NEAR__LAST_WRITE, writing->now);
         write->status = writing->refused;
     }
@@ -551,14 +551,14 @@ clear_others(near_cache *cache, uint64_t fresh, int64_t deadline)
 }
 
 near_status
-near__clear_settle(near_cache *cache)
+near__clear_settle(near_cache *cache, int64_t deadline)
 {
-    int64_t deadline = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
+    int64_t     end = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
     near_status status;
 
     if (cache->bare && cache->client->ops != NULL && cache->client->ops->remove_prefix != NULL)
-        return near__prefix_settle(cache, (near_bytes){ "", 0 }, NEAR_NEVER); /* no generation would do */
-    status = clear_others(cache, near__generation_fresh(cache), deadline);
+        return near__prefix_settle(cache, (near_bytes){ "", 0 }, deadline); /* no generation would do */
+    status = clear_others(cache, near__generation_fresh(cache), end < deadline ? end : deadline);
     near__generation_doubt(cache, true);
     near__l1_flush(cache->l1);
     return status;

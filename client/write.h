@@ -19,6 +19,6 @@ near_status near__write_settle(near_cache *cache, const near_bytes *keys, size_t
 near_status near__write_known(near_cache *cache, near_bytes key, near_bytes data,
                               const near_put_options *options, uint64_t stamp);
 /* A new generation, in L2 and for the others, and an empty L1. */
-near_status near__clear_settle(near_cache *cache);
+near_status near__clear_settle(near_cache *cache, int64_t deadline);
 
 #endif

@@ -334,7 +334,8 @@ on_subscribed(void *ctx)
     c->listening = false;
     near__streams_forget(c->streams);
     near__unlock(&c->lock);
-    near__stream_disclaim_all(); /* we may be a copy: what was ours goes on elsewhere */
+    if (c->ops->beats) /* it leaves the process, and we may be a copy: what was ours goes on elsewhere */
+        near__stream_disclaim_all();
 
     distrust(c);
     count(&c->counters.connects, 1);
@@ -603,8 +604,6 @@ near__coherence_applied(struct near__coherence *c, const struct near__position *
 {
     bool heard;
 
-    if (position->sender == c->sender && near__stream_is_ours(position->stream))
-        return true;
     near__lock(&c->lock);
     heard = c->listening &&
             c->copies <= 1 && /* with several links what was acknowledged before may come after */

@@ -22,7 +22,7 @@ find(uint64_t stream, uint64_t what)
 bool
 near__stream_is_ours(uint64_t stream)
 {
-    return find(stream, stream) != NULL;
+    return stream != 0 && find(stream, stream) != NULL; /* 0: an empty place */
 }
 
 void

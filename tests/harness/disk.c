@@ -70,7 +70,8 @@ put_bytes(struct file *file, size_t at, const uint8_t *bytes, size_t size)
 {
     if (at + size > file->size)
         set_size(file, at + size);
-    memcpy(file->bytes + at, bytes, size);
+    if (size > 0)
+        memcpy(file->bytes + at, bytes, size);
 }
 
 static int
