@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "back.h"
 #include "client.h"
 #include "metrics.h"
 #include "read.h"
@@ -66,13 +67,27 @@ print_tags(FILE *out, const struct near__labels *labels)
     fputc(']', out);
 }
 
+/* Whether the store is still to get a change of it (write.policy = back). */
+static bool
+is_pending(near_cache *cache, uint64_t hash, near_bytes key)
+{
+    struct near__entry *entry =
+        near__back_may(cache, hash) ? near__dirty_find(&cache->back->dirty, hash, key) : NULL;
+    bool pending = entry != NULL;
+
+    near__entry_release(&entry);
+    return pending;
+}
+
 static void
 explain_l2(FILE *out, near_cache *cache, uint64_t hash, near_bytes key, int64_t now)
 {
     static const char *const found[] = {
-        [NEAR__UNASKED] = "not asked",     [NEAR__FOUND] = "present",           [NEAR__STALE] = "stale",
-        [NEAR__ABSENT] = "absent",         [NEAR__LEASED] = "leased",           [NEAR__OUTDATED] = "outdated",
+        [NEAR__UNASKED] = "not asked",     [NEAR__FOUND] = "present",
+        [NEAR__STALE] = "stale",           [NEAR__ABSENT] = "absent",
+        [NEAR__LEASED] = "leased",         [NEAR__OUTDATED] = "outdated",
         [NEAR__UNREADABLE] = "unreadable", [NEAR__UNREACHABLE] = "unreachable",
+        [NEAR__MARKED] = "being written",
     };
     struct near__ask  ask = { .key = key, .hash = hash };
     struct near__ask *one = &ask;
@@ -142,8 +157,9 @@ near_explain(near_cache *cache, near_bytes key)
     now  = near__client_now_exact(cache->client);
     fputs("{\"cache\":", out);
     near__json_string(out, near_key(cache->name));
-    fprintf(out, ",\"hash\":\"%016" PRIx64 "\",\"gate\":\"%s\",\"owed\":%s", near__hash_fixed(key),
-            gate_name(near__cache_gate(cache, now)), boolean(near__recovery_owes(cache, key, hash)));
+    fprintf(out, ",\"hash\":\"%016" PRIx64 "\",\"gate\":\"%s\",\"owed\":%s,\"pending\":%s",
+            near__hash_fixed(key), gate_name(near__cache_gate(cache, now)),
+            boolean(near__recovery_owes(cache, key, hash)), boolean(is_pending(cache, hash, key)));
     explain_l1(out, cache, hash, key, now);
     explain_l2(out, cache, hash, key, now);
     explain_last(out, cache, hash, now);

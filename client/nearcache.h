@@ -21,7 +21,10 @@
  *  - How stale may a hit be?  With a Redis L2: an L1 hit is never older than `coherence.serve_window` (500 ms
  *    by default) against acknowledged writes, typically one message's delivery.  With memcached and no bus:
  *    never older than `l1.max_ttl` (1 s there).  doc/guarantees.md states every promise, G0 to G8.
- *  - Writes that bypass nearcache are not seen before the entry's TTL (at most `l1.max_ttl` in L1).
+ *  - Writes that bypass nearcache are not seen before the entry's TTL (at most `l1.max_ttl` in L1), unless Redis is asked to tell of them:
+ *    coherence.mode = tracking or both.
+ *  - Without write_back.journal, what write.policy = back has acknowledged and not yet stored is lost with the process.  With
+ *    write.policy = around or write.fast = yes a writer that dies may leave the old value cached until its TTL.
  *  - L1 looks at the time as often as it can afford: a TTL may end some milliseconds late there.  One of more than 20 days
  *    counts as 20 days in L1 (large and adopted values keep theirs).
  *  - Names: a server given by name is resolved by the system's resolver when a connection is made, and no deadline ends
@@ -652,7 +655,8 @@ NEAR_API near_status near_flush(near_client *client, int64_t timeout_ms);
  * Add to a counter that lives in L2, in one step on its server: of concurrent callers, each gets a result of its own.
  *
  * A counter's entry is its decimal text alone, without envelope (on Redis and memcached other programs may read it, and INCRBY it).
- * near_get() and near_fetch() answer that text, from L2 each time: counters are not kept in L1.  near_remove() removes it, a put
+ * near_get() and near_fetch() answer that text, from L2 each time: counters are not kept in L1 (but with l2.envelope =
+ * none they are values like all).  near_remove() removes it, a put
  * replaces it.  Having no envelope it has no tags, is not forgotten by near_clear(), and is not known by checksum or key.
  * @param delta    added when there is a counter; may be negative, or 0 to read it.
  * @param initial  the counter's value when there is none; `delta` is not added to it then.  It gets the cache's `ttl`, from its
@@ -661,7 +665,8 @@ NEAR_API near_status near_flush(near_client *client, int64_t timeout_ms);
  * @return NEAR_OK; NEAR_ERR_CONFLICT: there is a value that is no counter, or the key is being changed by near_update();
  *         NEAR_ERR_INVALID also where the sum does not fit into 64 bits, and the counter is as it was;
  *         NEAR_ERR_TIMEOUT: not known whether it was added: it is never tried again; NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED,
- *         NEAR_ERR_PROTOCOL: it was not; NEAR_ERR_UNSUPPORTED without L2; NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ *         NEAR_ERR_PROTOCOL: it was not; NEAR_ERR_BUSY: nor, as others were always quicker; NEAR_ERR_UNSUPPORTED without L2, and where
+ *         the backend cannot; NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: up to l2.timeout.
  */
 NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, int64_t initial,
@@ -843,7 +848,8 @@ enum {
 NEAR_API char *near_hot_keys(near_cache *cache, unsigned flags);
 
 /**
- * One key on every level, as one JSON object, for a person who wonders: `gate` (may L1 answer?), `owed` (an invalidation of it could not
+ * One key on every level, as one JSON object, for a person who wonders: `gate` (may L1 answer?), `hash` (XXH64 of the whole key), `pending`
+ * (write-back: the store has not got its newest change yet), `owed` (an invalidation of it could not
  * be sent yet), `l1` and `l2` (present or not, age, size, what is left of its TTL and until it is dropped, tags, what its load took),
  * and `invalidated`: by whom last, and when, if that is remembered.  Asks L2 as a read would; changes nothing.  Freed with near_free().
  * NULL: as near_hot_keys(), and for a key that the cache cannot have.  Threads: any.  Blocks: up to l2.timeout.

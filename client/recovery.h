@@ -29,7 +29,7 @@ struct near_cache;
 struct near__recovery {
     struct near__lock   lock;
     pthread_cond_t      rested;  /* `busy` has ended */
-    _Atomic size_t      pending; /* keys, and clears: 0 means that nothing is owed */
+    _Atomic size_t      pending; /* keys, tags, prefixes and clears: 0 means that nothing is owed */
     struct near__owed  *buckets[NEAR__OWED_BUCKETS];
     struct near__owed  *first, **last; /* all keys, oldest first */
     struct near__owed  *wide;          /* tags and prefixes, newest first; of more the whole cache is owed */

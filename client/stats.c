@@ -151,8 +151,8 @@ collect_cache_locked(near_cache *cache, uint64_t n[], int64_t *oldest)
     struct near__l1_stats    l1;
     struct near__back_levels back;
 
+    collect_counters(n, &cache->counters); /* first: some are corrected by what L1 has counted too much */
     near__l1_stats(cache->l1, &l1);
-    collect_counters(n, &cache->counters);
     collect_l1(n, &l1);
     n[NEAR__l1_max_bytes]   = cache->wanted_bytes;
     n[NEAR__l1_max_entries] = cache->wanted_entries;

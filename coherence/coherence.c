@@ -240,7 +240,7 @@ check_beat(struct near__coherence *c, const struct near__message *m)
     enum near__stream_news news;
     near_bytes             key;
     size_t                 at = 0;
-    bool                   gap;
+    bool                   gap, whole;
 
     near__message_next(m, &at, &key);
     near__lock(&c->lock);
@@ -250,12 +250,14 @@ check_beat(struct near__coherence *c, const struct near__message *m)
     }
     news = near__streams_heard(c->streams, m->sender, 0, near__le64_get(key.data));
     gap  = news == NEAR__STREAM_GAP;
+    /* also when it comes again with more in it, since its sender did not know that it had left */
+    whole = news == NEAR__STREAM_NEXT || news == NEAR__STREAM_LATE;
     while (near__message_next(m, &at, &key)) {
         const uint8_t *entry = key.data;
 
-        gap |= near__streams_announced(c->streams, m->sender, near__le64_get(entry),
-                                       near__le64_get(entry + 8), near__le64_get(entry + 16),
-                                       news == NEAR__STREAM_NEXT) == NEAR__STREAM_GAP;
+        gap |=
+            near__streams_announced(c->streams, m->sender, near__le64_get(entry), near__le64_get(entry + 8),
+                                    near__le64_get(entry + 16), whole) == NEAR__STREAM_GAP;
     }
     near__unlock(&c->lock);
     return gap ? NEAR__STREAM_GAP : NEAR__STREAM_NEXT;

@@ -30,7 +30,8 @@ struct primaries {
 };
 
 struct text_answer {
-    char *text; /* malloc'ed */
+    char       *text;    /* malloc'ed */
+    near_status refused; /* what an error reply means */
 };
 
 static void
@@ -41,6 +42,19 @@ take_text(void *ctx, size_t index, redisReply *reply)
     (void)index;
     if (reply->type == REDIS_REPLY_STRING)
         answer->text = strdup(reply->str);
+    else if (reply->type == REDIS_REPLY_ERROR)
+        answer->refused = near__redis_error_class(reply);
+}
+
+/* Messages alone remain: do_without() follows. */
+static void
+note_refusal(struct near__redis_bus *b, const char *why)
+{
+    near__log(b->env.log, NEAR_LOG_WARN,
+              "bus: %s: only messages of other instances are heard, no foreign writers", why);
+    near__lock(&b->lock);
+    b->refused = true;
+    near__unlock(&b->lock);
 }
 
 /* The reply to CLUSTER `word`; NULL: none. */
@@ -48,7 +62,7 @@ static char *
 ask(struct near__redis_bus *b, const char *word, int64_t deadline)
 {
     near_bytes         argv[2] = { near_key("CLUSTER"), near_key(word) };
-    struct text_answer answer  = { NULL };
+    struct text_answer answer  = { NULL, NEAR_OK };
 
     if (b->map_conn == NULL &&
         near__redis_dial_home(&b->map_conn, &b->links[0].server, b->env.channel, deadline, NULL) != NEAR_OK)
@@ -57,6 +71,8 @@ ask(struct near__redis_bus *b, const char *word, int64_t deadline)
         near__redis_exchange(b->map_conn, take_text, &answer, NULL, NULL, deadline, NULL) == NEAR_OK &&
         answer.text != NULL)
         return answer.text;
+    if (answer.refused == NEAR_ERR_DENIED)
+        note_refusal(b, "the cluster does not tell us its nodes (CLUSTER INFO, CLUSTER NODES)");
     near__redis_conn_free(&b->map_conn);
     return NULL;
 }
@@ -275,16 +291,8 @@ read_nodes(struct near__redis_bus *b, int64_t deadline)
         parse_node(line, size, &b->env.uri->addresses[0], primaries);
         line += size + (line[size] == '\n');
     }
-    if (good && primaries->too_many) {
-        near__log(
-            b->env.log, NEAR_LOG_WARN,
-            "bus: the cluster has more than %d primaries: only messages of other instances are heard, no "
-            "foreign writers",
-            NEAR__TRACKERS_MAX);
-        near__lock(&b->lock);
-        b->refused = true;
-        near__unlock(&b->lock);
-    }
+    if (good && primaries->too_many)
+        note_refusal(b, "the cluster has too many primaries to listen to each");
     good = good && !primaries->too_many && primaries->n > 0 && adopt(b, primaries);
     free(nodes);
     free(primaries);

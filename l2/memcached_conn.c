@@ -87,7 +87,9 @@ static void
 note_large(const struct near__memcached_call *call)
 {
     for (size_t i = 0; reads(call) && i < call->talk.n; i++)
-        near__large_note(&call->server->large, call->talk.records[i].key, call->talk.records[i].value.size);
+        if (call->talk.records[i].word != NEAR__MEMCACHED_UNANSWERED)
+            near__large_note(&call->server->large, call->talk.records[i].key,
+                             call->talk.records[i].value.size);
 }
 
 void

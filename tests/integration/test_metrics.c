@@ -728,7 +728,8 @@ a_key_is_explained_on_every_level(void **state)
     assert_int_equal(near_put(in.cache, near_key("k"), near_key("value"), &options), NEAR_OK);
     text = near_explain(in.cache, near_key("k"));
     assert_is_json(text);
-    assert_has(text, "\"gate\":\"open\",\"owed\":false,\"l1\":{\"present\":true,\"size\":5,\"stale\":false,");
+    assert_has(text, "\"gate\":\"open\",\"owed\":false,\"pending\":false,\"l1\":{\"present\":true,\"size\":5,"
+                     "\"stale\":false,");
     assert_has(text, "\"ttl_ms\":4");
     assert_has(text, "\"l2\":{\"answer\":\"present\",");
     assert_has(text, "\"tags\":[\"red\",\"a\\\"b\"]");
