@@ -10,7 +10,7 @@
  *                 because what the kernel says of the first one can never be believed again
  *
  * A group is everything that was pending when its writer began.  Before a segment is followed by the next it is on disk, under every
- * policy; so only the last one can end torn.  A segment is free when it and all older ones hold nothing that is not done; that is written down
+ * policy; so only the last one can end torn.  A segment is free when it and all older ones hold nothing but what is done and known on disk to be; that is written down
  * as the `floor` in the header of the next one, and only then is the file taken for another segment or removed.  When space is short the oldest
  * segments' records are copied to the end.
  *
@@ -56,6 +56,7 @@ enum { FD_DIRECTORY, FD_LOCK, FD_SEGMENT, FD_DEAD, FD_COUNT };
 struct chunk {
     struct chunk *next;
     uint64_t      last;   /* highest number in it that is the callers'; 0: none */
+    uint64_t      turn;   /* DONE records: whose they are, see near__index_take_done(); 0: none */
     uint32_t      begin;  /* what lies before is on disk */
     uint32_t      placed; /* what lies before is in the last segment, or on disk */
     uint32_t      used;
@@ -98,6 +99,7 @@ struct near__journal {
     uint64_t failures, failed_upto; /* the last failed write or fsync, and the records that it concerned */
     char     failure[200];
     struct near__index         index;
+    uint64_t                   done_synced; /* the DONE records of this turn and those before are on disk */
     struct near__segment      *oldest, *last;
     struct near__journal_state counts;
 
@@ -291,7 +293,7 @@ static void
 settle_synced(struct near__journal *journal)
 {
     struct chunks done = { NULL, NULL };
-    uint64_t      last = 0;
+    uint64_t      last = 0, turn = 0;
 
     while (journal->unsynced.first != NULL &&
            journal->unsynced.first->placed == journal->unsynced.first->used) {
@@ -301,6 +303,7 @@ settle_synced(struct near__journal *journal)
         if (chunk->next == NULL)
             journal->unsynced.last = NULL;
         last = chunk->last > last ? chunk->last : last;
+        turn = chunk->turn > turn ? chunk->turn : turn;
         append_chunk(&done, chunk);
     }
     if (journal->unsynced.first != NULL)
@@ -308,6 +311,8 @@ settle_synced(struct near__journal *journal)
     near__lock(&journal->lock);
     if (last > journal->synced)
         journal->synced = last;
+    if (turn > journal->done_synced)
+        journal->done_synced = turn;
     journal->counts.fsyncs++;
     recycle_chunks_locked(journal, &done);
     near__unlock(&journal->lock);
@@ -332,12 +337,13 @@ sync_segment(struct near__journal *journal)
     return 0;
 }
 
-/* The lowest segment that is not free, or the one that comes. */
+/* The lowest segment that is not free, or the one that comes.  That its records are done is not enough: until that is on disk, and
+ * with it whatever replaced them (it stands before), a crash needs them. */
 static uint64_t
 floor_locked(const struct near__journal *journal, uint64_t coming)
 {
     for (const struct near__segment *segment = journal->oldest; segment != NULL; segment = segment->next)
-        if (segment->live > 0)
+        if (segment->live > 0 || segment->turn > journal->done_synced)
             return segment->id;
     return coming;
 }
@@ -599,7 +605,8 @@ take_done_locked(struct near__journal *journal, struct chunks *group)
         free(ranges);
         return;
     }
-    used = near__index_take_done(&journal->index, ranges);
+    used        = near__index_take_done(&journal->index, ranges);
+    chunk->turn = journal->index.turn;
     for (size_t at = 0, part; at < used; at += part) {
         struct near__journal_record record = { .kind = NEAR__JOURNAL_DONE };
 
@@ -642,17 +649,31 @@ is_short_of_space(struct near__journal *journal)
     return answer;
 }
 
-/* Space is short: the oldest segments' records go to the end, a segment's worth and more, then a new segment says that they are free. */
+/* A new segment, which says what is free.  False in `*freed`: nothing was, so another one would only take space. */
+static int
+free_some(struct near__journal *journal, bool *freed)
+{
+    const struct near__segment *oldest = journal->oldest; /* only the writer takes it out of the list */
+    int                         result = rotate(journal, 0);
+
+    *freed = journal->oldest != oldest;
+    return result;
+}
+
+/* Space is short: the oldest segments' records go to the end, a segment's worth and more, then a new segment says that they are free.  What was done only
+ * since this group began holds its segment until the next one. */
 static int
 make_room(struct near__journal *journal)
 {
-    int result = 0;
+    bool goes_on = true;
+    int  result  = 0;
 
-    for (int rounds = 0; rounds < 2 * SEGMENTS && result == 0 && is_short_of_space(journal); rounds++) {
+    for (int rounds = 0; rounds < 2 * SEGMENTS && result == 0 && goes_on && is_short_of_space(journal);
+         rounds++) {
         struct near__segment *segment = oldest_in_use(journal);
 
         if (segment == NULL || journal->end > journal->last->size / 4 * 3)
-            result = rotate(journal, 0);
+            result = free_some(journal, &goes_on);
         else if (!copy_segment(journal, segment))
             return 0;
         else

@@ -788,6 +788,76 @@ test_full(void **state)
     test_disk_free(&disk);
 }
 
+static bool
+see_a(void *ctx, const struct near__journal_record *record, uint64_t sequence)
+{
+    bool *seen = ctx;
+
+    (void)sequence;
+    *seen = *seen || near__bytes_equal(record->key, near_key("a"));
+    return true;
+}
+
+/* "a" has its newest acknowledged value after a crash behind each change from `first` on, or the one that replaced it. */
+static void
+check_crashes(struct test_disk *disk, const struct near__journal_options *options, size_t first)
+{
+    struct near__journal_options later = *options;
+    struct near__journal        *journal;
+    struct test_disk             image;
+    uint64_t                     dice = 1;
+
+    for (size_t changes = first; changes <= test_disk_changes(disk); changes++) {
+        bool seen;
+
+        test_disk_crash(&image, disk, changes, 0, &dice);
+        later.disk = &image.disk;
+        journal    = opened(&later);
+        seen       = false;
+        near__journal_replay(journal, near_key("cache"), ALL_KINDS, see_a, &seen);
+        if (!seen)
+            fail_msg("a crash behind change %zu of %zu: a is lost", changes, test_disk_changes(disk));
+        near__journal_close(journal, NULL);
+        test_disk_free(&image);
+    }
+}
+
+/* A record was replaced by one that is in memory only, and is done therefore: its segment stays until both are on disk, however many segments
+ * the group fills before. */
+static void
+test_replaced(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[9000];
+    uint64_t                     first, fillers[3];
+    size_t                       acknowledged;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    first = put_now(journal, "a", "old");
+    for (int i = 0; i < 3; i++)
+        fillers[i] = put_now(journal, "k", value);
+    near__journal_done(journal, fillers, 3);
+    near__journal_tick(journal);
+    acknowledged = test_disk_changes(&disk);
+    for (int i = 0; i < 8; i++)
+        put(journal, "k", value);
+    put(journal, "a", "new");
+    near__journal_done(journal, &first, 1);
+    near__journal_tick(journal);
+    check_crashes(&disk, &options, acknowledged);
+    for (int i = 0; i < 8; i++)
+        put_now(journal, "k", value);
+    assert_null(test_disk_file(&disk, "0000000000000001.seg", &acknowledged)); /* then it goes */
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
 /* ---- failures */
 
 static void
@@ -1218,6 +1288,7 @@ main(void)
         cmocka_unit_test_setup_teardown(test_none, make_place, remove_place),
         cmocka_unit_test(test_bounded),
         cmocka_unit_test(test_full),
+        cmocka_unit_test(test_replaced),
         cmocka_unit_test(test_failed_fsync),
         cmocka_unit_test(test_sticky_failure),
         cmocka_unit_test(test_each_call_fails),
