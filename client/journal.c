@@ -1562,9 +1562,13 @@ recover(struct near__journal *journal, near_error *error)
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "journal %s: the system gives no random bytes",
                           journal->path);
     take_report(journal, &report);
-    near__journal_sweep(&dir, journal->oldest);
     journal->floor = report.floor;
-    result         = next_segment(journal, journal->tail.size, report.gaps == 0, &journal->tail);
+    /* A killed process may have left the last segment's name to the kernel alone: what it makes free goes once it is on disk. */
+    result = journal->disk->sync_directory(journal->disk->ctx, dir.fd);
+    if (result == 0)
+        near__journal_sweep(&dir, journal->oldest);
+    if (result == 0)
+        result = next_segment(journal, journal->tail.size, report.gaps == 0, &journal->tail);
     if (result == 0)
         take_over_tail(journal);
     if (result == 0 && report.gaps > 0)
