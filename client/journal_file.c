@@ -354,7 +354,8 @@ note_record(struct scan *scan, const struct near__record_view *view)
         report->next_sequence = next;
 }
 
-/* How far the last segment was on disk by its last record's word, and what follows, which a kernel that lived on may have shown us from memory. */
+/* How far the last segment was on disk by its last record's word, and what follows, which a kernel that lived on may have shown us from memory.
+ * What lies before `end` was verified, without a gap. */
 static near_status
 find_tail(struct scan *scan, const struct near__segment_header *header, const uint8_t *bytes, uint32_t end)
 {
@@ -376,10 +377,28 @@ find_tail(struct scan *scan, const struct near__segment_header *header, const ui
                : NEAR_OK;
 }
 
-/* One segment's records.  `next` is the header that says where they end; NULL: the last segment. */
+/* The last segment ends at `at`.  Behind damage nothing is handed out as its tail: there may be bytes in it that are no records, and whoever
+ * salvages copies all that verified. */
+static near_status
+end_log(struct scan *scan, const struct near__scan_segment *segment, const uint8_t *bytes, uint32_t at,
+        uint32_t checksum)
+{
+    struct near__scan_report *report = scan->report;
+
+    report->last          = segment->header.segment;
+    report->last_end      = at;
+    report->last_checksum = checksum;
+    if (report->gaps == 0)
+        return find_tail(scan, &segment->header, bytes, at);
+    report->last_synced          = at;
+    report->last_synced_checksum = checksum;
+    return NEAR_OK;
+}
+
+/* One segment's records.  `next` is the header that says where they end; NULL: nobody does.  `last`: of the log. */
 static near_status
 walk(struct scan *scan, struct near__scan_segment *segment, const uint8_t *bytes, size_t size,
-     const struct near__segment_header *next)
+     const struct near__segment_header *next, bool last)
 {
     uint64_t                 stamp    = near__segment_stamp(segment->header.origin, segment->header.segment);
     uint32_t                 previous = segment->header.checksum;
@@ -413,13 +432,8 @@ walk(struct scan *scan, struct near__scan_segment *segment, const uint8_t *bytes
         at += view.size;
     }
     segment->end = (uint32_t)at;
-    if (next == NULL) {
-        scan->report->last          = segment->header.segment;
-        scan->report->last_end      = (uint32_t)at;
-        scan->report->last_checksum = previous;
-        if (status == NEAR_OK)
-            status = find_tail(scan, &segment->header, bytes, (uint32_t)at);
-    }
+    if (status == NEAR_OK && last)
+        status = end_log(scan, segment, bytes, (uint32_t)at, previous);
     if (status == NEAR_OK && next != NULL && next->predecessor_checksum != previous)
         status = damaged(scan, name, at, "another end than its successor knows of");
     return status;
@@ -427,7 +441,7 @@ walk(struct scan *scan, struct near__scan_segment *segment, const uint8_t *bytes
 
 static near_status
 read_segment(struct scan *scan, const struct near__segment_header *header,
-             const struct near__segment_header *next)
+             const struct near__segment_header *next, bool last)
 {
     struct near__scan_segment segment = { .header = *header };
     char                      name[NEAR__SEGMENT_NAME];
@@ -455,7 +469,7 @@ read_segment(struct scan *scan, const struct near__segment_header *header,
     if (status == NEAR_OK && scan->visitor->segment != NULL)
         status = scan->visitor->segment(scan->visitor->ctx, &segment, true);
     if (status == NEAR_OK)
-        status = walk(scan, &segment, bytes, size, next);
+        status = walk(scan, &segment, bytes, size, next, last);
     if (status == NEAR_OK && scan->visitor->segment != NULL)
         status = scan->visitor->segment(scan->visitor->ctx, &segment, false);
     free(bytes);
@@ -543,7 +557,7 @@ read_log(struct scan *scan, const struct numbers *found)
 
         if (header->first_sequence > scan->report->next_sequence)
             scan->report->next_sequence = header->first_sequence;
-        status = read_segment(scan, header, knows ? &scan->chain[i - 2] : NULL);
+        status = read_segment(scan, header, knows ? &scan->chain[i - 2] : NULL, i == 1);
     }
     free(scan->chain);
     return status;

@@ -1134,6 +1134,18 @@ keys_of(const struct near__journal_options *options, char keys[40])
     return keys;
 }
 
+/* 64 bytes each, in one segment. */
+static void
+write_three_puts(const struct near__journal_options *options)
+{
+    struct near__journal *journal = opened(options);
+
+    put_now(journal, "a", "some data, 18 byte");
+    put_now(journal, "b", "some data, 18 byte");
+    put_now(journal, "c", "some data, 18 byte");
+    near__journal_close(journal, NULL);
+}
+
 static void
 test_damage(void **state)
 {
@@ -1158,6 +1170,34 @@ test_damage(void **state)
     assert_string_equal(keys_of(&options, keys), "abcdfghi");
     assert_non_null(test_disk_file(&disk, "0000000000000002.bad", &size));
     test_disk_free(&disk);
+}
+
+/* The same in the last segment, anywhere: of three records what is whole is saved, and is there in every life that follows. */
+static void
+test_damage_at_the_end(void **state)
+{
+    struct near__journal_options options;
+    char                         keys[40], again[40];
+
+    (void)state;
+    for (size_t at = NEAR__SEGMENT_HEADER; at < NEAR__SEGMENT_HEADER + 3 * 64; at++)
+        for (int flip = 0; flip < 3; flip++) {
+            struct test_disk disk;
+            size_t           size, which = (at - NEAR__SEGMENT_HEADER) / 64;
+            uint8_t         *bytes;
+
+            test_disk_init(&disk);
+            options = memory_options(&disk);
+            write_three_puts(&options);
+            bytes = test_disk_file(&disk, "0000000000000001.seg", &size);
+            bytes[at] ^= (uint8_t)(flip == 0 ? 1 : flip == 1 ? 0x80 : bytes[at] != 0 ? bytes[at] : 255);
+            options.salvage = true;
+            keys_of(&options, keys);
+            assert_string_equal(keys, which == 0 ? "bc" : which == 1 ? "ac" : "ab");
+            options.salvage = false;
+            assert_string_equal(keys_of(&options, again), keys);
+            test_disk_free(&disk);
+        }
 }
 
 static void
@@ -1294,6 +1334,7 @@ main(void)
         cmocka_unit_test(test_each_call_fails),
         cmocka_unit_test(test_each_allocation_fails),
         cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_damage_at_the_end),
         cmocka_unit_test(test_missing_segment),
         cmocka_unit_test(test_damaged_header),
         cmocka_unit_test(test_dead_letters),
