@@ -112,6 +112,8 @@ struct near__journal {
     uint32_t      dead_end, dead_checksum;
     uint64_t      dead_stamp, dead_bytes;
     struct near__segment_start tail; /* while it opens: what only the kernel may know of the last segment */
+    struct chunks
+        rescued; /* while it opens, salvaging: of each damaged file of dead letters, `last`, what could be read */
 };
 
 /* ---- forks: descriptors close in the child before anybody runs there */
@@ -1445,6 +1447,50 @@ on_tail(void *ctx, const uint8_t *bytes, uint32_t size)
     return NEAR_OK;
 }
 
+/* A damaged file of dead letters. */
+static near_status
+on_spoiled(void *ctx, uint64_t id, const uint8_t *bytes, size_t size, uint64_t stamp)
+{
+    struct near__journal    *journal = ctx;
+    struct chunk            *chunk   = new_chunk(size);
+    struct near__record_view view;
+    size_t                   at;
+
+    if (chunk == NULL)
+        return NEAR_ERR_NOMEM;
+    chunk->last = id;
+    append_chunk(&journal->rescued, chunk);
+    for (at = near__record_search(&view, bytes, size, NEAR__SEGMENT_HEADER, stamp); at < size;
+         at = near__record_search(&view, bytes, size, at + view.size, stamp)) {
+        memcpy(chunk->bytes + chunk->used, bytes + at, view.size);
+        chunk->used += view.size;
+    }
+    return NEAR_OK;
+}
+
+/* What could be read of damaged dead letters goes into a file of its own, then they are put aside.  Killed in between, it is there twice. */
+static int
+leave_spoiled_behind(struct near__journal *journal)
+{
+    char name[NEAR__SEGMENT_NAME], aside[NEAR__SEGMENT_NAME];
+    int  directory = journal->fds[FD_DIRECTORY], result = 0;
+
+    for (struct chunk *chunk = journal->rescued.first; chunk != NULL && result == 0; chunk = chunk->next) {
+        for (uint32_t at = 0, size; at < chunk->used && result == 0; at += size) {
+            size   = near__record_encoded_size(chunk->bytes + at);
+            result = append_dead(journal, chunk->bytes + at, size);
+        }
+        near__segment_name(name, chunk->last, "dead");
+        near__segment_name(aside, chunk->last, "bad");
+        if (result == 0)
+            result = journal->disk->rename(journal->disk->ctx, directory, name, aside);
+        if (result == 0)
+            result = journal->disk->sync_directory(journal->disk->ctx, directory);
+    }
+    free_chunks(&journal->rescued);
+    return result;
+}
+
 /* The new segment has begun with it: what it holds lies there now. */
 static void
 take_over_tail(struct near__journal *journal)
@@ -1534,6 +1580,7 @@ destroy(struct near__journal *journal)
     near__index_fini(&journal->index);
     free_chunks(&journal->pending);
     free_chunks(&journal->unsynced);
+    free_chunks(&journal->rescued);
     free_chunks(&(struct chunks){ journal->spares, NULL });
     pthread_cond_destroy(&journal->changed);
     pthread_cond_destroy(&journal->work);
@@ -1548,7 +1595,7 @@ static near_status
 recover(struct near__journal *journal, near_error *error)
 {
     struct near__journal_dir        dir     = dir_of(journal);
-    const struct near__scan_visitor visitor = { on_segment, on_record, NULL, on_tail, journal };
+    const struct near__scan_visitor visitor = { on_segment, on_record, NULL, on_tail, on_spoiled, journal };
     struct near__scan_report        report;
     near_status status = near__journal_scan(&dir, journal->options.salvage, &visitor, &report, error);
     int         result;
@@ -1568,11 +1615,13 @@ recover(struct near__journal *journal, near_error *error)
     if (result == 0)
         near__journal_sweep(&dir, journal->oldest);
     if (result == 0)
-        result = next_segment(journal, journal->tail.size, report.gaps == 0, &journal->tail);
+        result = next_segment(journal, journal->tail.size, report.gaps == report.dead_gaps, &journal->tail);
     if (result == 0)
         take_over_tail(journal);
-    if (result == 0 && report.gaps > 0)
+    if (result == 0 && report.gaps > report.dead_gaps)
         result = leave_damage_behind(journal);
+    if (result == 0)
+        result = leave_spoiled_behind(journal);
     if (result < 0)
         return near__fail(error, result == -ENOMEM ? NEAR_ERR_NOMEM : NEAR_ERR_UNAVAILABLE,
                           "journal %s: cannot make a segment: %s", journal->path, strerror(-result));

@@ -480,44 +480,61 @@ read_segment(struct scan *scan, const struct near__segment_header *header,
 
 /* ---- dead letters */
 
+/* Its records, from the first one behind the header on.  Where the chain breaks and something that verifies follows there is damage. */
 static near_status
-read_dead(struct scan *scan, uint64_t id)
+walk_dead(struct scan *scan, const struct near__segment_header *header, const char *name,
+          const uint8_t *bytes)
 {
-    struct near__segment_header header;
-    struct near__record_view    view;
-    char                        name[NEAR__SEGMENT_NAME];
-    uint64_t                    file_size, stamp;
-    uint32_t                    previous;
-    uint8_t                    *bytes  = NULL;
-    near_status                 status = load_header(scan, id, "dead", &header);
-    int                         fd, result;
+    uint64_t                 stamp    = near__segment_stamp(header->origin, header->segment);
+    uint32_t                 previous = header->checksum;
+    size_t                   at       = NEAR__SEGMENT_HEADER, found;
+    struct near__record_view view;
+    near_status              status = NEAR_OK;
 
-    scan->report->dead_files++;
-    scan->report->dead_bytes += header.size;
-    if (status != NEAR_OK || header.size <= NEAR__SEGMENT_HEADER)
-        return status;
-    near__segment_name(name, id, "dead");
-    status = open_file(scan, name, &fd, &file_size);
-    if (status != NEAR_OK)
-        return status;
-    bytes  = header.size <= file_size ? malloc(header.size) : NULL;
-    result = bytes != NULL ? near__disk_read_all(scan->dir->disk, fd, bytes, header.size, 0) : -ENOMEM;
-    scan->dir->disk->close(scan->dir->disk->ctx, fd);
-    if (result < 0)
-        status = fail_file(scan, name, result);
-    stamp    = near__segment_stamp(header.origin, id);
-    previous = header.checksum;
-    for (size_t at = NEAR__SEGMENT_HEADER; status == NEAR_OK && at < header.size; at += view.size) {
-        if (!near__record_decode(&view, bytes + at, header.size - at, stamp) || view.previous != previous) {
-            if (near__record_search(&view, bytes, header.size, at, stamp) < header.size)
-                status = damaged(scan, name, at, "damaged");
-            break; /* else a torn end */
-        }
+    for (; status == NEAR_OK && at < header->size; at = found + view.size) {
+        found = near__record_search(&view, bytes, header->size, at, stamp);
+        if (found == header->size)
+            return NEAR_OK; /* a torn end */
+        if (found > at || view.previous != previous)
+            status = damaged(scan, name, at, "damaged");
+        if (status != NEAR_OK)
+            return status;
         previous = view.checksum;
         scan->report->dead_letters++;
         if (scan->visitor->dead != NULL)
             status = scan->visitor->dead(scan->visitor->ctx, &view);
     }
+    return status;
+}
+
+static near_status
+read_dead(struct scan *scan, uint64_t id)
+{
+    struct near__segment_header header;
+    char                        name[NEAR__SEGMENT_NAME];
+    uint64_t                    file_size, gaps = scan->report->gaps;
+    uint8_t                    *bytes  = NULL;
+    near_status                 status = load_header(scan, id, "dead", &header);
+    int                         fd, result = 0;
+
+    if (status != NEAR_OK)
+        return status;
+    scan->report->dead_files++;
+    scan->report->dead_bytes += header.size;
+    near__segment_name(name, id, "dead");
+    if (header.size > NEAR__SEGMENT_HEADER) {
+        status = open_file(scan, name, &fd, &file_size);
+        if (status != NEAR_OK)
+            return status;
+        bytes  = header.size <= file_size ? malloc(header.size) : NULL;
+        result = bytes != NULL ? near__disk_read_all(scan->dir->disk, fd, bytes, header.size, 0) : -ENOMEM;
+        scan->dir->disk->close(scan->dir->disk->ctx, fd);
+        status = result < 0 ? fail_file(scan, name, result) : walk_dead(scan, &header, name, bytes);
+    }
+    scan->report->dead_gaps += scan->report->gaps - gaps;
+    if (status == NEAR_OK && scan->report->gaps > gaps && scan->visitor->spoiled != NULL)
+        status = scan->visitor->spoiled(scan->visitor->ctx, id, bytes, bytes != NULL ? header.size : 0,
+                                        near__segment_stamp(header.origin, id));
     free(bytes);
     return status;
 }

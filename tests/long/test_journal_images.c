@@ -558,7 +558,7 @@ test_every_bit(void **state)
 {
     struct run                      run;
     struct rot                      rot     = { .run = &run };
-    const struct near__scan_visitor visitor = { NULL, rot_record, NULL, NULL, &rot };
+    const struct near__scan_visitor visitor = { NULL, rot_record, NULL, NULL, NULL, &rot };
     struct near__scan_report        report;
     struct near__journal_dir        dir;
     near_error                      error;

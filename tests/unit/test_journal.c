@@ -1277,7 +1277,7 @@ test_dead_letters(void **state)
     struct near__journal           *journal;
     struct near__journal_record     record  = put_of("poison", "cup");
     struct dead                     dead    = { .text = "" };
-    const struct near__scan_visitor visitor = { NULL, NULL, see_dead, NULL, &dead };
+    const struct near__scan_visitor visitor = { NULL, NULL, see_dead, NULL, NULL, &dead };
     struct near__scan_report        report;
     struct near__journal_dir        dir;
     near_error                      error;
@@ -1306,6 +1306,52 @@ test_dead_letters(void **state)
     put_now(journal, "a", "1");
     near__journal_close(journal, NULL);
     test_disk_free(&disk);
+}
+
+static size_t
+dead_letters_in(const struct near__journal_options *options)
+{
+    struct near__journal *journal = opened(options);
+    size_t                n       = state_of(journal).dead_letters;
+
+    near__journal_close(journal, NULL);
+    return n;
+}
+
+/* Damaged dead letters are damage like any other: named, refused, and left behind by salvaging, with all else where it was. */
+static void
+test_damaged_dead_letters(void **state)
+{
+    struct near__journal_record record = put_of("poison", "a cup");
+
+    (void)state;
+    for (size_t at = 8; at < NEAR__SEGMENT_HEADER + 2 * 56; at += at < NEAR__SEGMENT_HEADER ? 100 : 3) {
+        struct test_disk             disk;
+        struct near__journal_options options;
+        struct near__journal        *journal;
+        near_error                   error;
+        size_t                       size, left = at < NEAR__SEGMENT_HEADER ? 3 : 2;
+        char                         keys[40];
+
+        test_disk_init(&disk);
+        options = memory_options(&disk);
+        journal = opened(&options);
+        put_now(journal, "a", "1");
+        for (uint64_t i = 0; i < 3; i++)
+            assert_int_equal(near__journal_dead(journal, &record, i, NEAR_ERR_CONFLICT), NEAR_OK);
+        near__journal_close(journal, NULL);
+        test_disk_file(&disk, "0000000000000002.dead", &size)[at] ^= 1;
+        assert_int_equal(open_status(&options, &error), NEAR_ERR_PROTOCOL);
+        assert_non_null(strstr(error.text, "0000000000000002.dead: "));
+        options.salvage = true;
+        assert_string_equal(keys_of(&options, keys), "a");
+        options.salvage = false;
+        assert_string_equal(keys_of(&options, keys), "a");
+        assert_int_equal(dead_letters_in(&options), left);
+        assert_non_null(test_disk_file(&disk, "0000000000000002.bad", &size));
+        assert_null(test_disk_file(&disk, "0000000000000001.bad", &size)); /* the log was whole */
+        test_disk_free(&disk);
+    }
 }
 
 int
@@ -1338,6 +1384,7 @@ main(void)
         cmocka_unit_test(test_missing_segment),
         cmocka_unit_test(test_damaged_header),
         cmocka_unit_test(test_dead_letters),
+        cmocka_unit_test(test_damaged_dead_letters),
     };
 
     if (getenv("NEAR_TEST_ROWS") != NULL)
