@@ -561,7 +561,7 @@ stick(struct near__journal *journal, int result, const char *what)
               strerror(-result));
 }
 
-/* A write or fsync failed: the file is never touched again.  Those who wait are told; what memory still has goes into another file. */
+/* A write or fsync failed: the file is never touched again.  Those who wait for records up to `concerned` are told; what memory still has goes into another file. */
 static int
 move_on(struct near__journal *journal, int failure, uint64_t concerned)
 {
@@ -571,7 +571,8 @@ move_on(struct near__journal *journal, int failure, uint64_t concerned)
     near__lock(&journal->lock);
     journal->counts.failures++;
     journal->failures++;
-    journal->failed_upto  = concerned;
+    if (concerned > journal->failed_upto)
+        journal->failed_upto = concerned;
     journal->last->failed = true;
     near__unlock(&journal->lock);
     near__log(&journal->options.log, NEAR_LOG_ERROR,
@@ -704,8 +705,11 @@ write_group_locked(struct near__journal *journal, bool sync)
         result = first = sync_segment(journal);
     if (result < 0)
         result = move_on(journal, result, last);
-    if (result == 0 && first == 0)
+    if (result == 0 && first == 0) {
         result = make_room(journal);
+        if (result < 0) /* the group itself is in a file, and goes into the next with what was to be copied */
+            result = move_on(journal, result, 0);
+    }
     if (result < 0)
         stick(journal, result, "cannot write");
 

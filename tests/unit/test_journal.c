@@ -922,6 +922,62 @@ test_sticky_failure(void **state)
     test_disk_free(&disk);
 }
 
+/* Until a record was copied forward, or `most` groups: how many there were.  The call `fail_at` fails. */
+static unsigned
+write_until_short(struct test_disk *disk, unsigned long fail_at, unsigned most, unsigned long *calls_before)
+{
+    struct near__journal_options options = memory_options(disk);
+    struct near__journal        *journal = opened(&options);
+    static char                  value[16000];
+    uint64_t                     sequence;
+    unsigned                     n = 0;
+
+    disk->trouble = TEST_FAIL_AND_DROP;
+    disk->fail_at = fail_at;
+    memset(value, 'v', sizeof(value) - 1);
+    put_now(journal, "pinned", "since ever");
+    for (; n < most && (fail_at != 0 || state_of(journal).rewritten == 0); n++) {
+        *calls_before = disk->calls;
+        if (try_put(journal, "k", value, &sequence) != NEAR_OK)
+            fail_msg("call %lu failed, and the journal with it", fail_at);
+        near__journal_commit(journal, sequence, NEAR_NEVER);
+        near__journal_done(journal, &sequence, 1);
+    }
+    assert_int_equal(state_of(journal).failed, NEAR_OK);
+    assert_int_equal(disk->touched, 0);
+    near__journal_close(journal, NULL);
+    return n;
+}
+
+/* Every call of a group that makes room fails once: another segment takes over. */
+static void
+test_failed_room(void **state)
+{
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    struct test_disk             disk;
+    unsigned long                before = 0, end, ignored, failures = 0;
+    unsigned                     groups;
+
+    (void)state;
+    test_disk_init(&disk);
+    groups = write_until_short(&disk, 0, 1000, &before);
+    end    = disk.calls - 6; /* the close is another matter */
+    test_disk_free(&disk);
+    for (unsigned long at = before + 1; at <= end; at++) {
+        test_disk_init(&disk);
+        write_until_short(&disk, at, groups + 3, &ignored);
+        failures += disk.failed; /* a close never does */
+        disk.fail_at = 0;
+        options      = memory_options(&disk);
+        journal      = opened(&options);
+        assert_string_equal(replay(journal).text, "pinned=since ever");
+        near__journal_close(journal, NULL);
+        test_disk_free(&disk);
+    }
+    assert_true(failures >= 6);
+}
+
 /* A life with a bit of everything; what it was told is on disk counts, whatever fails. */
 struct trial {
     char kept[20];    /* keys whose commit returned NEAR_OK */
@@ -1377,6 +1433,7 @@ main(void)
         cmocka_unit_test(test_replaced),
         cmocka_unit_test(test_failed_fsync),
         cmocka_unit_test(test_sticky_failure),
+        cmocka_unit_test(test_failed_room),
         cmocka_unit_test(test_each_call_fails),
         cmocka_unit_test(test_each_allocation_fails),
         cmocka_unit_test(test_damage),
