@@ -39,10 +39,12 @@ enum {
     SEGMENT_LEAST  = 32 << 10,
     SEGMENT_MOST   = 16 << 20, /* what is read into memory in one piece at open */
     SPARE_SEGMENTS = 2,
-    URGENT         = 1 << 20,                 /* pending bytes that the thread does not let wait */
-    DONE_DATA      = 1024 * NEAR__DONE_RANGE, /* of one record: fits into the smallest segment */
-    BATCH          = 1 << 20,                 /* bytes that a replay reads before it delivers */
-    WINDOW         = 256 << 10                /* bytes that it reads at once */
+    URGENT =
+        1
+        << 20, /* pending bytes that the thread does not let wait; less where the bound is small, see is_urgent_locked() */
+    DONE_DATA = 1024 * NEAR__DONE_RANGE, /* of one record: fits into the smallest segment */
+    BATCH     = 1 << 20,                 /* bytes that a replay reads before it delivers */
+    WINDOW    = 256 << 10                /* bytes that it reads at once */
 };
 #define DEFAULT_BYTES (UINT64_C(1) << 30)
 #define GATHER        (2 * NEAR_MS)    /* on slow disks, where half an fsync would be long */
@@ -760,11 +762,18 @@ patience(const struct near__journal *journal)
     return journal->options.fsync == NEAR__FSYNC_INTERVAL ? journal->options.interval : LAZY;
 }
 
+/* Half of what may be pending at all is early enough to have it written before anybody is refused. */
+static bool
+is_urgent_locked(const struct near__journal *journal)
+{
+    return journal->pending_bytes >= URGENT || journal->pending_bytes >= journal->max_bytes / 16;
+}
+
 /* Something is there to be written by and by. */
 static void
 note_work_locked(struct near__journal *journal)
 {
-    if (journal->idle || (journal->pending_bytes >= URGENT && !journal->writing)) {
+    if (journal->idle || (is_urgent_locked(journal) && !journal->writing)) {
         if (journal->idle)
             journal->pending_since = near__now(journal->clock);
         journal->idle = false;
@@ -793,7 +802,7 @@ run_thread(void *ctx)
         if (journal->failed != NEAR_OK || !has_work_locked(journal)) {
             journal->idle = true;
             near__cond_wait(&journal->work, &journal->lock, NEAR_NEVER);
-        } else if (journal->pending_bytes < URGENT && near__now(journal->clock) < due) {
+        } else if (!is_urgent_locked(journal) && near__now(journal->clock) < due) {
             near__cond_wait(&journal->work, &journal->lock, due);
         } else {
             take_turn_locked(journal);
@@ -834,6 +843,8 @@ write_locked(struct near__journal *journal, const struct near__journal_record *r
 
     if (journal->failed != NEAR_OK)
         return journal->failed;
+    if (journal->pending_bytes > journal->max_bytes / 8)
+        note_work_locked(journal); /* whoever was writing when it became so much has not heard of it */
     if (journal->index.live_bytes + size > journal->max_bytes / 3 ||
         journal->pending_bytes > journal->max_bytes / 8)
         return NEAR_ERR_BUSY;

@@ -700,6 +700,33 @@ test_interval(void **state)
     near__journal_close(journal, NULL);
 }
 
+/* A small journal has little room for what is pending: the thread does not wait for the interval then. */
+static void
+test_interval_of_a_small_one(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_INTERVAL);
+    struct near__journal        *journal;
+    static char                  value[1000];
+    uint64_t                     sequence;
+    int64_t                      ends = test_now_ms() + 5000;
+
+    (void)state;
+    options.interval = 3600 * 1000 * NEAR_MS;
+    journal          = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    for (int i = 0; i < 300;) {
+        near_status status = try_put(journal, "k", value, &sequence);
+
+        i += status == NEAR_OK;
+        if (status != NEAR_OK)
+            assert_int_equal(status, NEAR_ERR_BUSY); /* for the moment: the loop is faster than any disk */
+        if (status == NEAR_OK || test_now_ms() < ends)
+            continue;
+        fail_msg("busy after %d records, for good", i);
+    }
+    near__journal_close(journal, NULL);
+}
+
 static void
 test_none(void **state)
 {
@@ -1427,6 +1454,7 @@ main(void)
         cmocka_unit_test_setup_teardown(test_group_commit, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_no_lock_while_syncing, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_interval, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_interval_of_a_small_one, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_none, make_place, remove_place),
         cmocka_unit_test(test_bounded),
         cmocka_unit_test(test_full),
