@@ -87,6 +87,7 @@ struct near__journal {
     pthread_cond_t    gathered;
     pthread_t         thread;
     bool              threaded, stopping, idle;
+    bool              cramped; /* no room could be made when the last group was written */
     struct chunks     pending;
     uint64_t          pending_bytes;
     int64_t           pending_since;
@@ -641,15 +642,21 @@ oldest_in_use(struct near__journal *journal)
 }
 
 static bool
+is_short_of_space_locked(const struct near__journal *journal)
+{
+    return journal->counts.bytes > journal->max_bytes / 4 * 3 && journal->oldest != journal->last &&
+           journal->index.live_bytes <
+               journal->max_bytes /
+                   2; /* a smaller bound than in a former life: writing is refused, that must do */
+}
+
+static bool
 is_short_of_space(struct near__journal *journal)
 {
     bool answer;
 
     near__lock(&journal->lock);
-    answer = journal->counts.bytes > journal->max_bytes / 4 * 3 && journal->oldest != journal->last &&
-             journal->index.live_bytes <
-                 journal->max_bytes /
-                     2; /* a smaller bound than in a former life: writing is refused, that must do */
+    answer = is_short_of_space_locked(journal);
     near__unlock(&journal->lock);
     return answer;
 }
@@ -716,6 +723,7 @@ write_group_locked(struct near__journal *journal, bool sync)
         stick(journal, result, "cannot write");
 
     near__lock(&journal->lock);
+    journal->cramped = is_short_of_space_locked(journal);
     if (journal->failed == NEAR_OK)
         journal->written = last;
     if (journal->failed == NEAR_OK && journal->unsynced.first == NULL)
@@ -762,11 +770,12 @@ patience(const struct near__journal *journal)
     return journal->options.fsync == NEAR__FSYNC_INTERVAL ? journal->options.interval : LAZY;
 }
 
-/* Half of what may be pending at all is early enough to have it written before anybody is refused. */
+/* Half of what may be pending at all is early enough to have it written before anybody is refused.  Where there is no room, what is done may make some. */
 static bool
 is_urgent_locked(const struct near__journal *journal)
 {
-    return journal->pending_bytes >= URGENT || journal->pending_bytes >= journal->max_bytes / 16;
+    return journal->pending_bytes >= URGENT || journal->pending_bytes >= journal->max_bytes / 16 ||
+           (journal->cramped && journal->index.done_pages > 0);
 }
 
 /* Something is there to be written by and by. */
@@ -835,6 +844,15 @@ is_the_callers(const struct near__journal_record *record)
            record->kind == NEAR__JOURNAL_INTENT;
 }
 
+/* The oldest segments cannot be freed (one that cannot be read is still needed): no more is taken than fits behind them, a few segments are
+ * left for what is done. */
+static bool
+has_no_room_locked(const struct near__journal *journal, size_t size)
+{
+    return journal->cramped &&
+           journal->counts.bytes + journal->pending_bytes + size > journal->max_bytes / 8 * 7;
+}
+
 static near_status
 write_locked(struct near__journal *journal, const struct near__journal_record *record, size_t size,
              uint64_t *sequence)
@@ -846,7 +864,7 @@ write_locked(struct near__journal *journal, const struct near__journal_record *r
     if (journal->pending_bytes > journal->max_bytes / 8)
         note_work_locked(journal); /* whoever was writing when it became so much has not heard of it */
     if (journal->index.live_bytes + size > journal->max_bytes / 3 ||
-        journal->pending_bytes > journal->max_bytes / 8)
+        journal->pending_bytes > journal->max_bytes / 8 || has_no_room_locked(journal, size))
         return NEAR_ERR_BUSY;
     chunk = chunk_for_locked(journal, size);
     if (chunk == NULL || !near__index_add(&journal->index, journal->next_sequence, (uint32_t)size, NULL, 0))
@@ -1077,7 +1095,7 @@ window_bytes(struct near__journal *journal, struct window *window, uint64_t segm
 
 /* A segment's file up to the end of its records; NULL: it cannot be read, or there is no memory. */
 static uint8_t *
-read_segment(struct near__journal *journal, const struct near__segment *segment)
+read_segment(struct near__journal *journal, struct near__segment *segment)
 {
     char     name[NEAR__SEGMENT_NAME];
     uint8_t *bytes = malloc(segment->end);
@@ -1093,8 +1111,10 @@ read_segment(struct near__journal *journal, const struct near__segment *segment)
     }
     if (result >= 0)
         return bytes;
-    near__log(&journal->options.log, NEAR_LOG_ERROR, "journal %s: %s cannot be copied: %s", journal->path,
-              name, strerror(-result));
+    if (!segment->unreadable)
+        near__log(&journal->options.log, NEAR_LOG_ERROR, "journal %s: %s cannot be copied: %s", journal->path,
+                  name, strerror(-result));
+    segment->unreadable = true;
     free(bytes);
     return NULL;
 }
@@ -1122,7 +1142,6 @@ copy_segment(struct near__journal *journal, struct near__segment *segment)
     size_t                   at;
 
     near__lock(&journal->lock);
-    live = segment->live;
     room = segment->live_bytes;
     near__unlock(&journal->lock);
     chunk = bytes != NULL ? new_chunk(room) : NULL;
@@ -1131,6 +1150,7 @@ copy_segment(struct near__journal *journal, struct near__segment *segment)
         return false;
     }
     near__lock(&journal->lock);
+    live = segment->live; /* only less than it was */
     for (at = near__record_search(&view, bytes, segment->end, NEAR__SEGMENT_HEADER, stamp); at < segment->end;
          at = near__record_search(&view, bytes, segment->end, at + view.size, stamp)) {
         if (!is_live_at_locked(journal, segment, &view, (uint32_t)at) ||
@@ -1144,10 +1164,11 @@ copy_segment(struct near__journal *journal, struct near__segment *segment)
     near__unlock(&journal->lock);
     append_chunk(&journal->unsynced, chunk);
     free(bytes);
-    if (copied < live)
+    if (copied < live && !segment->unreadable)
         near__log(&journal->options.log, NEAR_LOG_ERROR,
                   "journal %s: segment %016" PRIx64 " has records that cannot be read again", journal->path,
                   segment->id);
+    segment->unreadable = copied < live;
     return copied >= live;
 }
 

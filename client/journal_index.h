@@ -22,7 +22,8 @@ struct near__segment {
     uint64_t              live, live_bytes;
     uint64_t
          turn; /* the turn of near__index_take_done() that says the last of what was here is done; on disk before the file goes */
-    bool failed; /* a write or fsync of it did: its file is not used again */
+    bool failed;     /* a write or fsync of it did: its file is not used again */
+    bool unreadable; /* was logged */
 };
 
 struct near__index_place {

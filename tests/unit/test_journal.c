@@ -779,6 +779,49 @@ test_bounded(void **state)
     test_disk_free(&disk);
 }
 
+/* A segment that is needed and cannot be read any more holds all that follow: then writes are refused, before the bound is passed; until it is
+ * done with. */
+static void
+test_bounded_behind_damage(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[4000];
+    uint64_t                     pinned, sequence;
+    size_t                       size, refused = 0;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    pinned = put_now(journal, "pinned", "since ever");
+    test_disk_file(&disk, "0000000000000001.seg", &size)[NEAR__SEGMENT_HEADER + 50] ^= 1;
+    for (int i = 0; i < 1500; i++) {
+        near_status status = try_put(journal, "k", value, &sequence);
+
+        if (status == NEAR_OK)
+            assert_int_equal(near__journal_commit(journal, sequence, NEAR_NEVER), NEAR_OK);
+        else
+            assert_int_equal(status, NEAR_ERR_BUSY);
+        refused += status != NEAR_OK;
+        near__journal_done(journal, &sequence, 1);
+        if (i % 10 == 0)
+            near__journal_tick(journal);
+        if (i % 100 == 99)
+            test_disk_settle(&disk); /* what it remembers is not wanted here */
+        assert_true(test_disk_bytes(&disk) <= options.max_bytes);
+    }
+    assert_true(refused > 1000);
+    near__journal_done(journal, &pinned, 1);
+    near__journal_tick(journal);
+    put_now(journal, "k", value);
+    assert_true(state_of(journal).bytes < options.max_bytes / 2);
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
 static void
 test_full(void **state)
 {
@@ -1457,6 +1500,7 @@ main(void)
         cmocka_unit_test_setup_teardown(test_interval_of_a_small_one, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_none, make_place, remove_place),
         cmocka_unit_test(test_bounded),
+        cmocka_unit_test(test_bounded_behind_damage),
         cmocka_unit_test(test_full),
         cmocka_unit_test(test_replaced),
         cmocka_unit_test(test_failed_fsync),
