@@ -10,7 +10,7 @@
  *                 because what the kernel says of the first one can never be believed again
  *
  * A group is everything that was pending when its writer began.  Before a segment is followed by the next it is on disk, under every
- * policy; so only the last one can end torn.  A segment is free when it and all older ones hold nothing that is not done; that is written down
+ * policy; so only the last one can end torn.  A segment is free when it and all older ones hold nothing but what is done and known on disk to be; that is written down
  * as the `floor` in the header of the next one, and only then is the file taken for another segment or removed.  When space is short the oldest
  * segments' records are copied to the end.
  *
@@ -39,10 +39,12 @@ enum {
     SEGMENT_LEAST  = 32 << 10,
     SEGMENT_MOST   = 16 << 20, /* what is read into memory in one piece at open */
     SPARE_SEGMENTS = 2,
-    URGENT         = 1 << 20,                 /* pending bytes that the thread does not let wait */
-    DONE_DATA      = 1024 * NEAR__DONE_RANGE, /* of one record: fits into the smallest segment */
-    BATCH          = 1 << 20,                 /* bytes that a replay reads before it delivers */
-    WINDOW         = 256 << 10                /* bytes that it reads at once */
+    URGENT =
+        1
+        << 20, /* pending bytes that the thread does not let wait; less where the bound is small, see is_urgent_locked() */
+    DONE_DATA = 1024 * NEAR__DONE_RANGE, /* of one record: fits into the smallest segment */
+    BATCH     = 1 << 20,                 /* bytes that a replay reads before it delivers */
+    WINDOW    = 256 << 10                /* bytes that it reads at once */
 };
 #define DEFAULT_BYTES (UINT64_C(1) << 30)
 #define GATHER        (2 * NEAR_MS)    /* on slow disks, where half an fsync would be long */
@@ -56,6 +58,7 @@ enum { FD_DIRECTORY, FD_LOCK, FD_SEGMENT, FD_DEAD, FD_COUNT };
 struct chunk {
     struct chunk *next;
     uint64_t      last;   /* highest number in it that is the callers'; 0: none */
+    uint64_t      turn;   /* DONE records: whose they are, see near__index_take_done(); 0: none */
     uint32_t      begin;  /* what lies before is on disk */
     uint32_t      placed; /* what lies before is in the last segment, or on disk */
     uint32_t      used;
@@ -84,6 +87,7 @@ struct near__journal {
     pthread_cond_t    gathered;
     pthread_t         thread;
     bool              threaded, stopping, idle;
+    bool              cramped; /* no room could be made when the last group was written */
     struct chunks     pending;
     uint64_t          pending_bytes;
     int64_t           pending_since;
@@ -98,6 +102,7 @@ struct near__journal {
     uint64_t failures, failed_upto; /* the last failed write or fsync, and the records that it concerned */
     char     failure[200];
     struct near__index         index;
+    uint64_t                   done_synced; /* the DONE records of this turn and those before are on disk */
     struct near__segment      *oldest, *last;
     struct near__journal_state counts;
 
@@ -110,6 +115,8 @@ struct near__journal {
     uint32_t      dead_end, dead_checksum;
     uint64_t      dead_stamp, dead_bytes;
     struct near__segment_start tail; /* while it opens: what only the kernel may know of the last segment */
+    struct chunks
+        rescued; /* while it opens, salvaging: of each damaged file of dead letters, `last`, what could be read */
 };
 
 /* ---- forks: descriptors close in the child before anybody runs there */
@@ -291,7 +298,7 @@ static void
 settle_synced(struct near__journal *journal)
 {
     struct chunks done = { NULL, NULL };
-    uint64_t      last = 0;
+    uint64_t      last = 0, turn = 0;
 
     while (journal->unsynced.first != NULL &&
            journal->unsynced.first->placed == journal->unsynced.first->used) {
@@ -301,6 +308,7 @@ settle_synced(struct near__journal *journal)
         if (chunk->next == NULL)
             journal->unsynced.last = NULL;
         last = chunk->last > last ? chunk->last : last;
+        turn = chunk->turn > turn ? chunk->turn : turn;
         append_chunk(&done, chunk);
     }
     if (journal->unsynced.first != NULL)
@@ -308,6 +316,8 @@ settle_synced(struct near__journal *journal)
     near__lock(&journal->lock);
     if (last > journal->synced)
         journal->synced = last;
+    if (turn > journal->done_synced)
+        journal->done_synced = turn;
     journal->counts.fsyncs++;
     recycle_chunks_locked(journal, &done);
     near__unlock(&journal->lock);
@@ -332,12 +342,13 @@ sync_segment(struct near__journal *journal)
     return 0;
 }
 
-/* The lowest segment that is not free, or the one that comes. */
+/* The lowest segment that is not free, or the one that comes.  That its records are done is not enough: until that is on disk, and
+ * with it whatever replaced them (it stands before), a crash needs them. */
 static uint64_t
 floor_locked(const struct near__journal *journal, uint64_t coming)
 {
     for (const struct near__segment *segment = journal->oldest; segment != NULL; segment = segment->next)
-        if (segment->live > 0)
+        if (segment->live > 0 || segment->turn > journal->done_synced)
             return segment->id;
     return coming;
 }
@@ -553,7 +564,7 @@ stick(struct near__journal *journal, int result, const char *what)
               strerror(-result));
 }
 
-/* A write or fsync failed: the file is never touched again.  Those who wait are told; what memory still has goes into another file. */
+/* A write or fsync failed: the file is never touched again.  Those who wait for records up to `concerned` are told; what memory still has goes into another file. */
 static int
 move_on(struct near__journal *journal, int failure, uint64_t concerned)
 {
@@ -563,7 +574,8 @@ move_on(struct near__journal *journal, int failure, uint64_t concerned)
     near__lock(&journal->lock);
     journal->counts.failures++;
     journal->failures++;
-    journal->failed_upto  = concerned;
+    if (concerned > journal->failed_upto)
+        journal->failed_upto = concerned;
     journal->last->failed = true;
     near__unlock(&journal->lock);
     near__log(&journal->options.log, NEAR_LOG_ERROR,
@@ -599,7 +611,8 @@ take_done_locked(struct near__journal *journal, struct chunks *group)
         free(ranges);
         return;
     }
-    used = near__index_take_done(&journal->index, ranges);
+    used        = near__index_take_done(&journal->index, ranges);
+    chunk->turn = journal->index.turn;
     for (size_t at = 0, part; at < used; at += part) {
         struct near__journal_record record = { .kind = NEAR__JOURNAL_DONE };
 
@@ -629,30 +642,50 @@ oldest_in_use(struct near__journal *journal)
 }
 
 static bool
+is_short_of_space_locked(const struct near__journal *journal)
+{
+    return journal->counts.bytes > journal->max_bytes / 4 * 3 && journal->oldest != journal->last &&
+           journal->index.live_bytes <
+               journal->max_bytes /
+                   2; /* a smaller bound than in a former life: writing is refused, that must do */
+}
+
+static bool
 is_short_of_space(struct near__journal *journal)
 {
     bool answer;
 
     near__lock(&journal->lock);
-    answer = journal->counts.bytes > journal->max_bytes / 4 * 3 && journal->oldest != journal->last &&
-             journal->index.live_bytes <
-                 journal->max_bytes /
-                     2; /* a smaller bound than in a former life: writing is refused, that must do */
+    answer = is_short_of_space_locked(journal);
     near__unlock(&journal->lock);
     return answer;
 }
 
-/* Space is short: the oldest segments' records go to the end, a segment's worth and more, then a new segment says that they are free. */
+/* A new segment, which says what is free.  False in `*freed`: nothing was, so another one would only take space. */
+static int
+free_some(struct near__journal *journal, bool *freed)
+{
+    const struct near__segment *oldest = journal->oldest; /* only the writer takes it out of the list */
+    int                         result = rotate(journal, 0);
+
+    *freed = journal->oldest != oldest;
+    return result;
+}
+
+/* Space is short: the oldest segments' records go to the end, a segment's worth and more, then a new segment says that they are free.  What was done only
+ * since this group began holds its segment until the next one. */
 static int
 make_room(struct near__journal *journal)
 {
-    int result = 0;
+    bool goes_on = true;
+    int  result  = 0;
 
-    for (int rounds = 0; rounds < 2 * SEGMENTS && result == 0 && is_short_of_space(journal); rounds++) {
+    for (int rounds = 0; rounds < 2 * SEGMENTS && result == 0 && goes_on && is_short_of_space(journal);
+         rounds++) {
         struct near__segment *segment = oldest_in_use(journal);
 
         if (segment == NULL || journal->end > journal->last->size / 4 * 3)
-            result = rotate(journal, 0);
+            result = free_some(journal, &goes_on);
         else if (!copy_segment(journal, segment))
             return 0;
         else
@@ -681,12 +714,16 @@ write_group_locked(struct near__journal *journal, bool sync)
         result = first = sync_segment(journal);
     if (result < 0)
         result = move_on(journal, result, last);
-    if (result == 0 && first == 0)
+    if (result == 0 && first == 0) {
         result = make_room(journal);
+        if (result < 0) /* the group itself is in a file, and goes into the next with what was to be copied */
+            result = move_on(journal, result, 0);
+    }
     if (result < 0)
         stick(journal, result, "cannot write");
 
     near__lock(&journal->lock);
+    journal->cramped = is_short_of_space_locked(journal);
     if (journal->failed == NEAR_OK)
         journal->written = last;
     if (journal->failed == NEAR_OK && journal->unsynced.first == NULL)
@@ -733,11 +770,19 @@ patience(const struct near__journal *journal)
     return journal->options.fsync == NEAR__FSYNC_INTERVAL ? journal->options.interval : LAZY;
 }
 
+/* Half of what may be pending at all is early enough to have it written before anybody is refused.  Where there is no room, what is done may make some. */
+static bool
+is_urgent_locked(const struct near__journal *journal)
+{
+    return journal->pending_bytes >= URGENT || journal->pending_bytes >= journal->max_bytes / 16 ||
+           (journal->cramped && journal->index.done_pages > 0);
+}
+
 /* Something is there to be written by and by. */
 static void
 note_work_locked(struct near__journal *journal)
 {
-    if (journal->idle || (journal->pending_bytes >= URGENT && !journal->writing)) {
+    if (journal->idle || (is_urgent_locked(journal) && !journal->writing)) {
         if (journal->idle)
             journal->pending_since = near__now(journal->clock);
         journal->idle = false;
@@ -766,7 +811,7 @@ run_thread(void *ctx)
         if (journal->failed != NEAR_OK || !has_work_locked(journal)) {
             journal->idle = true;
             near__cond_wait(&journal->work, &journal->lock, NEAR_NEVER);
-        } else if (journal->pending_bytes < URGENT && near__now(journal->clock) < due) {
+        } else if (!is_urgent_locked(journal) && near__now(journal->clock) < due) {
             near__cond_wait(&journal->work, &journal->lock, due);
         } else {
             take_turn_locked(journal);
@@ -799,6 +844,15 @@ is_the_callers(const struct near__journal_record *record)
            record->kind == NEAR__JOURNAL_INTENT;
 }
 
+/* The oldest segments cannot be freed (one that cannot be read is still needed): no more is taken than fits behind them, a few segments are
+ * left for what is done. */
+static bool
+has_no_room_locked(const struct near__journal *journal, size_t size)
+{
+    return journal->cramped &&
+           journal->counts.bytes + journal->pending_bytes + size > journal->max_bytes / 8 * 7;
+}
+
 static near_status
 write_locked(struct near__journal *journal, const struct near__journal_record *record, size_t size,
              uint64_t *sequence)
@@ -807,8 +861,10 @@ write_locked(struct near__journal *journal, const struct near__journal_record *r
 
     if (journal->failed != NEAR_OK)
         return journal->failed;
+    if (journal->pending_bytes > journal->max_bytes / 8)
+        note_work_locked(journal); /* whoever was writing when it became so much has not heard of it */
     if (journal->index.live_bytes + size > journal->max_bytes / 3 ||
-        journal->pending_bytes > journal->max_bytes / 8)
+        journal->pending_bytes > journal->max_bytes / 8 || has_no_room_locked(journal, size))
         return NEAR_ERR_BUSY;
     chunk = chunk_for_locked(journal, size);
     if (chunk == NULL || !near__index_add(&journal->index, journal->next_sequence, (uint32_t)size, NULL, 0))
@@ -1039,7 +1095,7 @@ window_bytes(struct near__journal *journal, struct window *window, uint64_t segm
 
 /* A segment's file up to the end of its records; NULL: it cannot be read, or there is no memory. */
 static uint8_t *
-read_segment(struct near__journal *journal, const struct near__segment *segment)
+read_segment(struct near__journal *journal, struct near__segment *segment)
 {
     char     name[NEAR__SEGMENT_NAME];
     uint8_t *bytes = malloc(segment->end);
@@ -1055,8 +1111,10 @@ read_segment(struct near__journal *journal, const struct near__segment *segment)
     }
     if (result >= 0)
         return bytes;
-    near__log(&journal->options.log, NEAR_LOG_ERROR, "journal %s: %s cannot be copied: %s", journal->path,
-              name, strerror(-result));
+    if (!segment->unreadable)
+        near__log(&journal->options.log, NEAR_LOG_ERROR, "journal %s: %s cannot be copied: %s", journal->path,
+                  name, strerror(-result));
+    segment->unreadable = true;
     free(bytes);
     return NULL;
 }
@@ -1084,7 +1142,6 @@ copy_segment(struct near__journal *journal, struct near__segment *segment)
     size_t                   at;
 
     near__lock(&journal->lock);
-    live = segment->live;
     room = segment->live_bytes;
     near__unlock(&journal->lock);
     chunk = bytes != NULL ? new_chunk(room) : NULL;
@@ -1093,6 +1150,7 @@ copy_segment(struct near__journal *journal, struct near__segment *segment)
         return false;
     }
     near__lock(&journal->lock);
+    live = segment->live; /* only less than it was */
     for (at = near__record_search(&view, bytes, segment->end, NEAR__SEGMENT_HEADER, stamp); at < segment->end;
          at = near__record_search(&view, bytes, segment->end, at + view.size, stamp)) {
         if (!is_live_at_locked(journal, segment, &view, (uint32_t)at) ||
@@ -1106,10 +1164,11 @@ copy_segment(struct near__journal *journal, struct near__segment *segment)
     near__unlock(&journal->lock);
     append_chunk(&journal->unsynced, chunk);
     free(bytes);
-    if (copied < live)
+    if (copied < live && !segment->unreadable)
         near__log(&journal->options.log, NEAR_LOG_ERROR,
                   "journal %s: segment %016" PRIx64 " has records that cannot be read again", journal->path,
                   segment->id);
+    segment->unreadable = copied < live;
     return copied >= live;
 }
 
@@ -1424,6 +1483,50 @@ on_tail(void *ctx, const uint8_t *bytes, uint32_t size)
     return NEAR_OK;
 }
 
+/* A damaged file of dead letters. */
+static near_status
+on_spoiled(void *ctx, uint64_t id, const uint8_t *bytes, size_t size, uint64_t stamp)
+{
+    struct near__journal    *journal = ctx;
+    struct chunk            *chunk   = new_chunk(size);
+    struct near__record_view view;
+    size_t                   at;
+
+    if (chunk == NULL)
+        return NEAR_ERR_NOMEM;
+    chunk->last = id;
+    append_chunk(&journal->rescued, chunk);
+    for (at = near__record_search(&view, bytes, size, NEAR__SEGMENT_HEADER, stamp); at < size;
+         at = near__record_search(&view, bytes, size, at + view.size, stamp)) {
+        memcpy(chunk->bytes + chunk->used, bytes + at, view.size);
+        chunk->used += view.size;
+    }
+    return NEAR_OK;
+}
+
+/* What could be read of damaged dead letters goes into a file of its own, then they are put aside.  Killed in between, it is there twice. */
+static int
+leave_spoiled_behind(struct near__journal *journal)
+{
+    char name[NEAR__SEGMENT_NAME], aside[NEAR__SEGMENT_NAME];
+    int  directory = journal->fds[FD_DIRECTORY], result = 0;
+
+    for (struct chunk *chunk = journal->rescued.first; chunk != NULL && result == 0; chunk = chunk->next) {
+        for (uint32_t at = 0, size; at < chunk->used && result == 0; at += size) {
+            size   = near__record_encoded_size(chunk->bytes + at);
+            result = append_dead(journal, chunk->bytes + at, size);
+        }
+        near__segment_name(name, chunk->last, "dead");
+        near__segment_name(aside, chunk->last, "bad");
+        if (result == 0)
+            result = journal->disk->rename(journal->disk->ctx, directory, name, aside);
+        if (result == 0)
+            result = journal->disk->sync_directory(journal->disk->ctx, directory);
+    }
+    free_chunks(&journal->rescued);
+    return result;
+}
+
 /* The new segment has begun with it: what it holds lies there now. */
 static void
 take_over_tail(struct near__journal *journal)
@@ -1513,6 +1616,7 @@ destroy(struct near__journal *journal)
     near__index_fini(&journal->index);
     free_chunks(&journal->pending);
     free_chunks(&journal->unsynced);
+    free_chunks(&journal->rescued);
     free_chunks(&(struct chunks){ journal->spares, NULL });
     pthread_cond_destroy(&journal->changed);
     pthread_cond_destroy(&journal->work);
@@ -1527,7 +1631,7 @@ static near_status
 recover(struct near__journal *journal, near_error *error)
 {
     struct near__journal_dir        dir     = dir_of(journal);
-    const struct near__scan_visitor visitor = { on_segment, on_record, NULL, on_tail, journal };
+    const struct near__scan_visitor visitor = { on_segment, on_record, NULL, on_tail, on_spoiled, journal };
     struct near__scan_report        report;
     near_status status = near__journal_scan(&dir, journal->options.salvage, &visitor, &report, error);
     int         result;
@@ -1541,13 +1645,19 @@ recover(struct near__journal *journal, near_error *error)
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "journal %s: the system gives no random bytes",
                           journal->path);
     take_report(journal, &report);
-    near__journal_sweep(&dir, journal->oldest);
     journal->floor = report.floor;
-    result         = next_segment(journal, journal->tail.size, report.gaps == 0, &journal->tail);
+    /* A killed process may have left the last segment's name to the kernel alone: what it makes free goes once it is on disk. */
+    result = journal->disk->sync_directory(journal->disk->ctx, dir.fd);
+    if (result == 0)
+        near__journal_sweep(&dir, journal->oldest);
+    if (result == 0)
+        result = next_segment(journal, journal->tail.size, report.gaps == report.dead_gaps, &journal->tail);
     if (result == 0)
         take_over_tail(journal);
-    if (result == 0 && report.gaps > 0)
+    if (result == 0 && report.gaps > report.dead_gaps)
         result = leave_damage_behind(journal);
+    if (result == 0)
+        result = leave_spoiled_behind(journal);
     if (result < 0)
         return near__fail(error, result == -ENOMEM ? NEAR_ERR_NOMEM : NEAR_ERR_UNAVAILABLE,
                           "journal %s: cannot make a segment: %s", journal->path, strerror(-result));

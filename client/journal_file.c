@@ -354,7 +354,8 @@ note_record(struct scan *scan, const struct near__record_view *view)
         report->next_sequence = next;
 }
 
-/* How far the last segment was on disk by its last record's word, and what follows, which a kernel that lived on may have shown us from memory. */
+/* How far the last segment was on disk by its last record's word, and what follows, which a kernel that lived on may have shown us from memory.
+ * What lies before `end` was verified, without a gap. */
 static near_status
 find_tail(struct scan *scan, const struct near__segment_header *header, const uint8_t *bytes, uint32_t end)
 {
@@ -376,10 +377,28 @@ find_tail(struct scan *scan, const struct near__segment_header *header, const ui
                : NEAR_OK;
 }
 
-/* One segment's records.  `next` is the header that says where they end; NULL: the last segment. */
+/* The last segment ends at `at`.  Behind damage nothing is handed out as its tail: there may be bytes in it that are no records, and whoever
+ * salvages copies all that verified. */
+static near_status
+end_log(struct scan *scan, const struct near__scan_segment *segment, const uint8_t *bytes, uint32_t at,
+        uint32_t checksum)
+{
+    struct near__scan_report *report = scan->report;
+
+    report->last          = segment->header.segment;
+    report->last_end      = at;
+    report->last_checksum = checksum;
+    if (report->gaps == 0)
+        return find_tail(scan, &segment->header, bytes, at);
+    report->last_synced          = at;
+    report->last_synced_checksum = checksum;
+    return NEAR_OK;
+}
+
+/* One segment's records.  `next` is the header that says where they end; NULL: nobody does.  `last`: of the log. */
 static near_status
 walk(struct scan *scan, struct near__scan_segment *segment, const uint8_t *bytes, size_t size,
-     const struct near__segment_header *next)
+     const struct near__segment_header *next, bool last)
 {
     uint64_t                 stamp    = near__segment_stamp(segment->header.origin, segment->header.segment);
     uint32_t                 previous = segment->header.checksum;
@@ -413,13 +432,8 @@ walk(struct scan *scan, struct near__scan_segment *segment, const uint8_t *bytes
         at += view.size;
     }
     segment->end = (uint32_t)at;
-    if (next == NULL) {
-        scan->report->last          = segment->header.segment;
-        scan->report->last_end      = (uint32_t)at;
-        scan->report->last_checksum = previous;
-        if (status == NEAR_OK)
-            status = find_tail(scan, &segment->header, bytes, (uint32_t)at);
-    }
+    if (status == NEAR_OK && last)
+        status = end_log(scan, segment, bytes, (uint32_t)at, previous);
     if (status == NEAR_OK && next != NULL && next->predecessor_checksum != previous)
         status = damaged(scan, name, at, "another end than its successor knows of");
     return status;
@@ -427,7 +441,7 @@ walk(struct scan *scan, struct near__scan_segment *segment, const uint8_t *bytes
 
 static near_status
 read_segment(struct scan *scan, const struct near__segment_header *header,
-             const struct near__segment_header *next)
+             const struct near__segment_header *next, bool last)
 {
     struct near__scan_segment segment = { .header = *header };
     char                      name[NEAR__SEGMENT_NAME];
@@ -455,7 +469,7 @@ read_segment(struct scan *scan, const struct near__segment_header *header,
     if (status == NEAR_OK && scan->visitor->segment != NULL)
         status = scan->visitor->segment(scan->visitor->ctx, &segment, true);
     if (status == NEAR_OK)
-        status = walk(scan, &segment, bytes, size, next);
+        status = walk(scan, &segment, bytes, size, next, last);
     if (status == NEAR_OK && scan->visitor->segment != NULL)
         status = scan->visitor->segment(scan->visitor->ctx, &segment, false);
     free(bytes);
@@ -466,44 +480,61 @@ read_segment(struct scan *scan, const struct near__segment_header *header,
 
 /* ---- dead letters */
 
+/* Its records, from the first one behind the header on.  Where the chain breaks and something that verifies follows there is damage. */
 static near_status
-read_dead(struct scan *scan, uint64_t id)
+walk_dead(struct scan *scan, const struct near__segment_header *header, const char *name,
+          const uint8_t *bytes)
 {
-    struct near__segment_header header;
-    struct near__record_view    view;
-    char                        name[NEAR__SEGMENT_NAME];
-    uint64_t                    file_size, stamp;
-    uint32_t                    previous;
-    uint8_t                    *bytes  = NULL;
-    near_status                 status = load_header(scan, id, "dead", &header);
-    int                         fd, result;
+    uint64_t                 stamp    = near__segment_stamp(header->origin, header->segment);
+    uint32_t                 previous = header->checksum;
+    size_t                   at       = NEAR__SEGMENT_HEADER, found;
+    struct near__record_view view;
+    near_status              status = NEAR_OK;
 
-    scan->report->dead_files++;
-    scan->report->dead_bytes += header.size;
-    if (status != NEAR_OK || header.size <= NEAR__SEGMENT_HEADER)
-        return status;
-    near__segment_name(name, id, "dead");
-    status = open_file(scan, name, &fd, &file_size);
-    if (status != NEAR_OK)
-        return status;
-    bytes  = header.size <= file_size ? malloc(header.size) : NULL;
-    result = bytes != NULL ? near__disk_read_all(scan->dir->disk, fd, bytes, header.size, 0) : -ENOMEM;
-    scan->dir->disk->close(scan->dir->disk->ctx, fd);
-    if (result < 0)
-        status = fail_file(scan, name, result);
-    stamp    = near__segment_stamp(header.origin, id);
-    previous = header.checksum;
-    for (size_t at = NEAR__SEGMENT_HEADER; status == NEAR_OK && at < header.size; at += view.size) {
-        if (!near__record_decode(&view, bytes + at, header.size - at, stamp) || view.previous != previous) {
-            if (near__record_search(&view, bytes, header.size, at, stamp) < header.size)
-                status = damaged(scan, name, at, "damaged");
-            break; /* else a torn end */
-        }
+    for (; status == NEAR_OK && at < header->size; at = found + view.size) {
+        found = near__record_search(&view, bytes, header->size, at, stamp);
+        if (found == header->size)
+            return NEAR_OK; /* a torn end */
+        if (found > at || view.previous != previous)
+            status = damaged(scan, name, at, "damaged");
+        if (status != NEAR_OK)
+            return status;
         previous = view.checksum;
         scan->report->dead_letters++;
         if (scan->visitor->dead != NULL)
             status = scan->visitor->dead(scan->visitor->ctx, &view);
     }
+    return status;
+}
+
+static near_status
+read_dead(struct scan *scan, uint64_t id)
+{
+    struct near__segment_header header;
+    char                        name[NEAR__SEGMENT_NAME];
+    uint64_t                    file_size, gaps = scan->report->gaps;
+    uint8_t                    *bytes  = NULL;
+    near_status                 status = load_header(scan, id, "dead", &header);
+    int                         fd, result = 0;
+
+    if (status != NEAR_OK)
+        return status;
+    scan->report->dead_files++;
+    scan->report->dead_bytes += header.size;
+    near__segment_name(name, id, "dead");
+    if (header.size > NEAR__SEGMENT_HEADER) {
+        status = open_file(scan, name, &fd, &file_size);
+        if (status != NEAR_OK)
+            return status;
+        bytes  = header.size <= file_size ? malloc(header.size) : NULL;
+        result = bytes != NULL ? near__disk_read_all(scan->dir->disk, fd, bytes, header.size, 0) : -ENOMEM;
+        scan->dir->disk->close(scan->dir->disk->ctx, fd);
+        status = result < 0 ? fail_file(scan, name, result) : walk_dead(scan, &header, name, bytes);
+    }
+    scan->report->dead_gaps += scan->report->gaps - gaps;
+    if (status == NEAR_OK && scan->report->gaps > gaps && scan->visitor->spoiled != NULL)
+        status = scan->visitor->spoiled(scan->visitor->ctx, id, bytes, bytes != NULL ? header.size : 0,
+                                        near__segment_stamp(header.origin, id));
     free(bytes);
     return status;
 }
@@ -543,7 +574,7 @@ read_log(struct scan *scan, const struct numbers *found)
 
         if (header->first_sequence > scan->report->next_sequence)
             scan->report->next_sequence = header->first_sequence;
-        status = read_segment(scan, header, knows ? &scan->chain[i - 2] : NULL);
+        status = read_segment(scan, header, knows ? &scan->chain[i - 2] : NULL, i == 1);
     }
     free(scan->chain);
     return status;

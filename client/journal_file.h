@@ -41,6 +41,7 @@ struct near__scan_report {
     uint32_t last_synced, last_synced_checksum; /* the same for what its last record knew to be on disk */
     uint64_t cut_bytes;                         /* of its torn end */
     uint64_t gaps;                              /* damaged places that salvaging passed over */
+    uint64_t dead_gaps;                         /* of these, in dead letters */
     char     damage[160];                       /* the first of them: file, offset */
     uint64_t dead_files, dead_letters, dead_bytes;
 };
@@ -58,6 +59,8 @@ struct near__scan_visitor {
     near_status (*dead)(void *ctx, const struct near__record_view *view);
     /* Of the last segment: whole records of which only the kernel may know (see `last_synced`), without an END. */
     near_status (*tail)(void *ctx, const uint8_t *bytes, uint32_t size);
+    /* Salvaging: a file of dead letters that is damaged, and what of it can be read; search it with `stamp`. */
+    near_status (*spoiled)(void *ctx, uint64_t id, const uint8_t *bytes, size_t size, uint64_t stamp);
     void *ctx;
 };
 

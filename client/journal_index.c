@@ -183,8 +183,10 @@ near__index_place(struct near__index *index, uint64_t sequence, struct near__seg
     struct near__index_page  *page = page_of(index, sequence / NEAR__INDEX_PAGE);
     struct near__index_place *place;
 
-    if (page == NULL || (page->live & bit_of(sequence)) == 0)
+    if (page == NULL || (page->live & bit_of(sequence)) == 0) {
+        segment->turn = index->turn + (page != NULL && (page->done & bit_of(sequence)) != 0);
         return;
+    }
     place = &page->places[sequence % NEAR__INDEX_PAGE];
     leave_segment(place);
     enter_segment(place, segment, at);
@@ -219,6 +221,8 @@ near__index_done(struct near__index *index, uint64_t sequence, bool note)
     }
     if (note)
         page->done |= bit_of(sequence);
+    if (note && place->segment != NULL)
+        place->segment->turn = index->turn + 1; /* the next one */
     drop_if_empty(index, page);
 }
 
@@ -362,6 +366,7 @@ near__index_take_done(struct near__index *index, uint8_t *out)
 
     index->done       = NULL;
     index->done_pages = 0;
+    index->turn++;
     for (; page != NULL; page = next) {
         next = page->next_done;
         for (uint64_t bits = page->done; bits != 0; bits &= bits - 1)

@@ -20,7 +20,10 @@ struct near__segment {
     uint32_t              size; /* of the file */
     uint32_t              end;  /* of the records, but in the last segment */
     uint64_t              live, live_bytes;
-    bool                  failed; /* a write or fsync of it did: its file is not used again */
+    uint64_t
+         turn; /* the turn of near__index_take_done() that says the last of what was here is done; on disk before the file goes */
+    bool failed;     /* a write or fsync of it did: its file is not used again */
+    bool unreadable; /* was logged */
 };
 
 struct near__index_place {
@@ -43,6 +46,7 @@ struct near__index {
     struct near__index_page  *spare;
     struct near__index_page  *done; /* pages with `done`, and their number */
     size_t                    done_pages;
+    uint64_t                  turn; /* how often near__index_take_done() was called */
     uint64_t                  live, live_bytes;
 };
 
@@ -51,7 +55,7 @@ void near__index_fini(struct near__index *index);
 /* A record that is not done, in memory only (`segment` NULL) or in a file; again: its newest place.  False: no memory. */
 bool near__index_add(struct near__index *index, uint64_t sequence, uint32_t size,
                      struct near__segment *segment, uint32_t at);
-/* It lies there now, if it is not done. */
+/* It lies there now, if it is not done; if it is, that has to be on disk before the segment goes. */
 void near__index_place(struct near__index *index, uint64_t sequence, struct near__segment *segment,
                        uint32_t at);
 /* NULL: done, or never was. */
@@ -68,7 +72,7 @@ uint64_t *near__index_pages(const struct near__index *index, size_t *n);
 const struct near__index_page *near__index_page(struct near__index *index, uint64_t number);
 
 /* What is done and not written down yet, as ranges in ascending order (see NEAR__DONE_RANGE): bytes that all of it takes at most; then the
- * bytes themselves.  After that it counts as written down. */
+ * bytes themselves.  After that it counts as taken with turn `index->turn`. */
 size_t near__index_done_size(const struct near__index *index);
 size_t near__index_take_done(struct near__index *index, uint8_t *out);
 

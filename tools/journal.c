@@ -213,8 +213,8 @@ show_dead(void *ctx, const struct near__record_view *record)
 static near_status
 look(struct view *view)
 {
-    const struct near__scan_visitor first  = { note_segment, note_record, NULL, NULL, view };
-    const struct near__scan_visitor second = { NULL, count_record, show_dead, NULL, view };
+    const struct near__scan_visitor first  = { note_segment, note_record, NULL, NULL, NULL, view };
+    const struct near__scan_visitor second = { NULL, count_record, show_dead, NULL, NULL, view };
     near_status status = near__journal_scan(&view->dir, true, &first, &view->report, &view->error);
 
     return status == NEAR_OK ? near__journal_scan(&view->dir, true, &second, &view->report, &view->error)

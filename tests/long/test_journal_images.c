@@ -47,6 +47,7 @@ struct run {
     struct near__journal *journal;
     struct fact          *facts;
     size_t                n, done_upto[KEYS];
+    bool                  replacing; /* a write makes those before it of its key done, at once */
     uint64_t              state;
     size_t                images, wrong;
     bool                  quiet;
@@ -138,6 +139,24 @@ done_some(struct run *run, size_t keep)
     near__journal_done(run->journal, sequences, n);
 }
 
+/* What was written last replaces all those before it of its key, wherever it may be itself. */
+static void
+replace(struct run *run)
+{
+    int      key = run->facts[run->n - 1].key;
+    uint64_t sequences[16];
+    size_t   n = 0;
+
+    for (size_t i = run->done_upto[key]; i + 1 < run->n && n < 16; i++) {
+        if (run->facts[i].key != key)
+            continue;
+        sequences[n++]      = run->facts[i].sequence;
+        run->facts[i].done  = (long)test_disk_changes(&run->disk);
+        run->done_upto[key] = i + 1;
+    }
+    near__journal_done(run->journal, sequences, n);
+}
+
 static void
 start_run(struct run *run, enum near__journal_fsync fsync, uint64_t seed, bool lies)
 {
@@ -159,12 +178,14 @@ act(struct run *run, enum near__journal_fsync fsync, size_t records, size_t most
 {
     for (size_t i = 0; i < records; i++) {
         write_one(run, most);
+        if (run->replacing && (!pinned || run->facts[run->n - 1].key != 0))
+            replace(run);
         if (test_random(&run->state) % 4 == 0)
             commit(run, fsync != NEAR__FSYNC_INTERVAL);
         if (fsync == NEAR__FSYNC_INTERVAL && test_random(&run->state) % 8 == 0)
             assert_int_equal(near__journal_tick(run->journal), NEAR_OK);
         note_safe(run);
-        if (test_random(&run->state) % 3 == 0)
+        if (!run->replacing && test_random(&run->state) % 3 == 0)
             done_some(run, pinned ? 400 : 10);
     }
 }
@@ -251,6 +272,24 @@ happened(long when, long changes)
     return when != NEVER && when <= changes;
 }
 
+/* Of what replaces one another something is always there, once the first one was on disk. */
+static void
+judge_key(struct run *run, const struct found *found, int key, int kept)
+{
+    bool there = false;
+
+    for (size_t i = run->n; i > 0 && !there; i--) {
+        const struct fact *fact = &run->facts[i - 1];
+
+        there = fact->key == key && found->there[i - 1];
+        if (fact->key != key || there ||
+            !(happened(fact->safe, found->changes) || (kept == 1 && happened(fact->kept, found->changes))))
+            continue;
+        wrong(run, found->changes, "replaced by nothing", fact->sequence);
+        return;
+    }
+}
+
 /* From the newest record to the oldest. */
 static void
 judge(struct run *run, const struct found *found, int kept)
@@ -273,6 +312,8 @@ judge(struct run *run, const struct found *found, int kept)
             newer_missing[fact->key] = true;
         later = later || found->there[i - 1];
     }
+    for (int key = 0; key < KEYS && run->replacing; key++)
+        judge_key(run, found, key, kept);
 }
 
 /* Recover `image`, and judge; or only begin to, and leave the disk to the next. */
@@ -357,7 +398,7 @@ try_images(struct run *run, enum near__journal_fsync fsync, size_t count)
 /* `count` images of runs like this one, each of another seed; how many were wrong. */
 static size_t
 images_of(enum near__journal_fsync fsync, size_t records, size_t most, bool pinned, size_t count, bool lies,
-          const char *name)
+          bool replacing, const char *name)
 {
     size_t     images = 0, bad = 0;
     int64_t    ends = test_budget_ends();
@@ -367,6 +408,7 @@ images_of(enum near__journal_fsync fsync, size_t records, size_t most, bool pinn
         size_t share = count - images < 500 ? count - images : 500;
 
         start_run(&run, fsync, seed * 77 + fsync, lies);
+        run.replacing = replacing;
         act(&run, fsync, records, most, pinned);
         try_images(&run, fsync, share);
         images += run.images;
@@ -383,17 +425,18 @@ static void
 test_images_always(void **state)
 {
     (void)state;
-    assert_int_equal(
-        images_of(NEAR__FSYNC_ALWAYS, 120, 600, false, test_sized(1500, 60000, 2000000), false, "always"), 0);
+    assert_int_equal(images_of(NEAR__FSYNC_ALWAYS, 120, 600, false, test_sized(1500, 60000, 2000000), false,
+                               false, "always"),
+                     0);
 }
 
 static void
 test_images_interval(void **state)
 {
     (void)state;
-    assert_int_equal(
-        images_of(NEAR__FSYNC_INTERVAL, 150, 900, false, test_sized(1000, 25000, 1000000), false, "interval"),
-        0);
+    assert_int_equal(images_of(NEAR__FSYNC_INTERVAL, 150, 900, false, test_sized(1000, 25000, 1000000), false,
+                               false, "interval"),
+                     0);
 }
 
 static void
@@ -401,7 +444,8 @@ test_images_none(void **state)
 {
     (void)state;
     assert_int_equal(
-        images_of(NEAR__FSYNC_NONE, 150, 900, false, test_sized(500, 10000, 500000), false, "none"), 0);
+        images_of(NEAR__FSYNC_NONE, 150, 900, false, test_sized(500, 10000, 500000), false, false, "none"),
+        0);
 }
 
 /* Segments are copied, freed and used again. */
@@ -409,15 +453,30 @@ static void
 test_images_pinned(void **state)
 {
     (void)state;
-    assert_int_equal(
-        images_of(NEAR__FSYNC_ALWAYS, 2500, 1200, true, test_sized(150, 6000, 100000), false, "pinned"), 0);
+    assert_int_equal(images_of(NEAR__FSYNC_ALWAYS, 2500, 1200, true, test_sized(150, 6000, 100000), false,
+                               false, "pinned"),
+                     0);
+}
+
+/* Every write replaces those before it: what is done is so by something that no file has yet, and whole groups fill several segments. */
+static void
+test_images_replaced(void **state)
+{
+    (void)state;
+    assert_int_equal(images_of(NEAR__FSYNC_INTERVAL, 700, 8000, false, test_sized(150, 6000, 100000), false,
+                               true, "replaced"),
+                     0);
+    assert_int_equal(images_of(NEAR__FSYNC_ALWAYS, 700, 8000, true, test_sized(150, 6000, 100000), false,
+                               true, "replaced, pinned"),
+                     0);
 }
 
 static void
 test_control_without_fsync(void **state)
 {
     (void)state;
-    assert_true(images_of(NEAR__FSYNC_ALWAYS, 120, 600, false, 200, true, "control: syncs do nothing") > 0);
+    assert_true(
+        images_of(NEAR__FSYNC_ALWAYS, 120, 600, false, 200, true, false, "control: syncs do nothing") > 0);
 }
 
 static void
@@ -425,8 +484,8 @@ test_control_without_checksums(void **state)
 {
     (void)state;
     checksums_ignored = true;
-    assert_true(images_of(NEAR__FSYNC_INTERVAL, 120, 900, false, 300, false, "control: checksums ignored") >
-                0);
+    assert_true(images_of(NEAR__FSYNC_INTERVAL, 120, 900, false, 300, false, false,
+                          "control: checksums ignored") > 0);
     checksums_ignored = false;
 }
 
@@ -499,7 +558,7 @@ test_every_bit(void **state)
 {
     struct run                      run;
     struct rot                      rot     = { .run = &run };
-    const struct near__scan_visitor visitor = { NULL, rot_record, NULL, NULL, &rot };
+    const struct near__scan_visitor visitor = { NULL, rot_record, NULL, NULL, NULL, &rot };
     struct near__scan_report        report;
     struct near__journal_dir        dir;
     near_error                      error;
@@ -543,6 +602,7 @@ main(void)
         cmocka_unit_test(test_images_interval),
         cmocka_unit_test(test_images_none),
         cmocka_unit_test(test_images_pinned),
+        cmocka_unit_test(test_images_replaced),
         cmocka_unit_test(test_control_without_fsync),
         cmocka_unit_test(test_control_without_checksums),
         cmocka_unit_test(test_every_bit),

@@ -700,6 +700,33 @@ test_interval(void **state)
     near__journal_close(journal, NULL);
 }
 
+/* A small journal has little room for what is pending: the thread does not wait for the interval then. */
+static void
+test_interval_of_a_small_one(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_INTERVAL);
+    struct near__journal        *journal;
+    static char                  value[1000];
+    uint64_t                     sequence;
+    int64_t                      ends = test_now_ms() + 5000;
+
+    (void)state;
+    options.interval = 3600 * 1000 * NEAR_MS;
+    journal          = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    for (int i = 0; i < 300;) {
+        near_status status = try_put(journal, "k", value, &sequence);
+
+        i += status == NEAR_OK;
+        if (status != NEAR_OK)
+            assert_int_equal(status, NEAR_ERR_BUSY); /* for the moment: the loop is faster than any disk */
+        if (status == NEAR_OK || test_now_ms() < ends)
+            continue;
+        fail_msg("busy after %d records, for good", i);
+    }
+    near__journal_close(journal, NULL);
+}
+
 static void
 test_none(void **state)
 {
@@ -752,6 +779,49 @@ test_bounded(void **state)
     test_disk_free(&disk);
 }
 
+/* A segment that is needed and cannot be read any more holds all that follow: then writes are refused, before the bound is passed; until it is
+ * done with. */
+static void
+test_bounded_behind_damage(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[4000];
+    uint64_t                     pinned, sequence;
+    size_t                       size, refused = 0;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    pinned = put_now(journal, "pinned", "since ever");
+    test_disk_file(&disk, "0000000000000001.seg", &size)[NEAR__SEGMENT_HEADER + 50] ^= 1;
+    for (int i = 0; i < 1500; i++) {
+        near_status status = try_put(journal, "k", value, &sequence);
+
+        if (status == NEAR_OK)
+            assert_int_equal(near__journal_commit(journal, sequence, NEAR_NEVER), NEAR_OK);
+        else
+            assert_int_equal(status, NEAR_ERR_BUSY);
+        refused += status != NEAR_OK;
+        near__journal_done(journal, &sequence, 1);
+        if (i % 10 == 0)
+            near__journal_tick(journal);
+        if (i % 100 == 99)
+            test_disk_settle(&disk); /* what it remembers is not wanted here */
+        assert_true(test_disk_bytes(&disk) <= options.max_bytes);
+    }
+    assert_true(refused > 1000);
+    near__journal_done(journal, &pinned, 1);
+    near__journal_tick(journal);
+    put_now(journal, "k", value);
+    assert_true(state_of(journal).bytes < options.max_bytes / 2);
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
 static void
 test_full(void **state)
 {
@@ -784,6 +854,76 @@ test_full(void **state)
     near__journal_close(journal, NULL);
     journal = opened(&options);
     assert_int_equal(state_of(journal).recovered, n - 7 + 2);
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+static bool
+see_a(void *ctx, const struct near__journal_record *record, uint64_t sequence)
+{
+    bool *seen = ctx;
+
+    (void)sequence;
+    *seen = *seen || near__bytes_equal(record->key, near_key("a"));
+    return true;
+}
+
+/* "a" has its newest acknowledged value after a crash behind each change from `first` on, or the one that replaced it. */
+static void
+check_crashes(struct test_disk *disk, const struct near__journal_options *options, size_t first)
+{
+    struct near__journal_options later = *options;
+    struct near__journal        *journal;
+    struct test_disk             image;
+    uint64_t                     dice = 1;
+
+    for (size_t changes = first; changes <= test_disk_changes(disk); changes++) {
+        bool seen;
+
+        test_disk_crash(&image, disk, changes, 0, &dice);
+        later.disk = &image.disk;
+        journal    = opened(&later);
+        seen       = false;
+        near__journal_replay(journal, near_key("cache"), ALL_KINDS, see_a, &seen);
+        if (!seen)
+            fail_msg("a crash behind change %zu of %zu: a is lost", changes, test_disk_changes(disk));
+        near__journal_close(journal, NULL);
+        test_disk_free(&image);
+    }
+}
+
+/* A record was replaced by one that is in memory only, and is done therefore: its segment stays until both are on disk, however many segments
+ * the group fills before. */
+static void
+test_replaced(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[9000];
+    uint64_t                     first, fillers[3];
+    size_t                       acknowledged;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    first = put_now(journal, "a", "old");
+    for (int i = 0; i < 3; i++)
+        fillers[i] = put_now(journal, "k", value);
+    near__journal_done(journal, fillers, 3);
+    near__journal_tick(journal);
+    acknowledged = test_disk_changes(&disk);
+    for (int i = 0; i < 8; i++)
+        put(journal, "k", value);
+    put(journal, "a", "new");
+    near__journal_done(journal, &first, 1);
+    near__journal_tick(journal);
+    check_crashes(&disk, &options, acknowledged);
+    for (int i = 0; i < 8; i++)
+        put_now(journal, "k", value);
+    assert_null(test_disk_file(&disk, "0000000000000001.seg", &acknowledged)); /* then it goes */
     near__journal_close(journal, NULL);
     test_disk_free(&disk);
 }
@@ -850,6 +990,62 @@ test_sticky_failure(void **state)
     assert_string_equal(replay(journal).text, "a=1");
     near__journal_close(journal, NULL);
     test_disk_free(&disk);
+}
+
+/* Until a record was copied forward, or `most` groups: how many there were.  The call `fail_at` fails. */
+static unsigned
+write_until_short(struct test_disk *disk, unsigned long fail_at, unsigned most, unsigned long *calls_before)
+{
+    struct near__journal_options options = memory_options(disk);
+    struct near__journal        *journal = opened(&options);
+    static char                  value[16000];
+    uint64_t                     sequence;
+    unsigned                     n = 0;
+
+    disk->trouble = TEST_FAIL_AND_DROP;
+    disk->fail_at = fail_at;
+    memset(value, 'v', sizeof(value) - 1);
+    put_now(journal, "pinned", "since ever");
+    for (; n < most && (fail_at != 0 || state_of(journal).rewritten == 0); n++) {
+        *calls_before = disk->calls;
+        if (try_put(journal, "k", value, &sequence) != NEAR_OK)
+            fail_msg("call %lu failed, and the journal with it", fail_at);
+        near__journal_commit(journal, sequence, NEAR_NEVER);
+        near__journal_done(journal, &sequence, 1);
+    }
+    assert_int_equal(state_of(journal).failed, NEAR_OK);
+    assert_int_equal(disk->touched, 0);
+    near__journal_close(journal, NULL);
+    return n;
+}
+
+/* Every call of a group that makes room fails once: another segment takes over. */
+static void
+test_failed_room(void **state)
+{
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    struct test_disk             disk;
+    unsigned long                before = 0, end, ignored, failures = 0;
+    unsigned                     groups;
+
+    (void)state;
+    test_disk_init(&disk);
+    groups = write_until_short(&disk, 0, 1000, &before);
+    end    = disk.calls - 6; /* the close is another matter */
+    test_disk_free(&disk);
+    for (unsigned long at = before + 1; at <= end; at++) {
+        test_disk_init(&disk);
+        write_until_short(&disk, at, groups + 3, &ignored);
+        failures += disk.failed; /* a close never does */
+        disk.fail_at = 0;
+        options      = memory_options(&disk);
+        journal      = opened(&options);
+        assert_string_equal(replay(journal).text, "pinned=since ever");
+        near__journal_close(journal, NULL);
+        test_disk_free(&disk);
+    }
+    assert_true(failures >= 6);
 }
 
 /* A life with a bit of everything; what it was told is on disk counts, whatever fails. */
@@ -1064,6 +1260,18 @@ keys_of(const struct near__journal_options *options, char keys[40])
     return keys;
 }
 
+/* 64 bytes each, in one segment. */
+static void
+write_three_puts(const struct near__journal_options *options)
+{
+    struct near__journal *journal = opened(options);
+
+    put_now(journal, "a", "some data, 18 byte");
+    put_now(journal, "b", "some data, 18 byte");
+    put_now(journal, "c", "some data, 18 byte");
+    near__journal_close(journal, NULL);
+}
+
 static void
 test_damage(void **state)
 {
@@ -1088,6 +1296,34 @@ test_damage(void **state)
     assert_string_equal(keys_of(&options, keys), "abcdfghi");
     assert_non_null(test_disk_file(&disk, "0000000000000002.bad", &size));
     test_disk_free(&disk);
+}
+
+/* The same in the last segment, anywhere: of three records what is whole is saved, and is there in every life that follows. */
+static void
+test_damage_at_the_end(void **state)
+{
+    struct near__journal_options options;
+    char                         keys[40], again[40];
+
+    (void)state;
+    for (size_t at = NEAR__SEGMENT_HEADER; at < NEAR__SEGMENT_HEADER + 3 * 64; at++)
+        for (int flip = 0; flip < 3; flip++) {
+            struct test_disk disk;
+            size_t           size, which = (at - NEAR__SEGMENT_HEADER) / 64;
+            uint8_t         *bytes;
+
+            test_disk_init(&disk);
+            options = memory_options(&disk);
+            write_three_puts(&options);
+            bytes = test_disk_file(&disk, "0000000000000001.seg", &size);
+            bytes[at] ^= (uint8_t)(flip == 0 ? 1 : flip == 1 ? 0x80 : bytes[at] != 0 ? bytes[at] : 255);
+            options.salvage = true;
+            keys_of(&options, keys);
+            assert_string_equal(keys, which == 0 ? "bc" : which == 1 ? "ac" : "ab");
+            options.salvage = false;
+            assert_string_equal(keys_of(&options, again), keys);
+            test_disk_free(&disk);
+        }
 }
 
 static void
@@ -1167,7 +1403,7 @@ test_dead_letters(void **state)
     struct near__journal           *journal;
     struct near__journal_record     record  = put_of("poison", "cup");
     struct dead                     dead    = { .text = "" };
-    const struct near__scan_visitor visitor = { NULL, NULL, see_dead, NULL, &dead };
+    const struct near__scan_visitor visitor = { NULL, NULL, see_dead, NULL, NULL, &dead };
     struct near__scan_report        report;
     struct near__journal_dir        dir;
     near_error                      error;
@@ -1198,6 +1434,52 @@ test_dead_letters(void **state)
     test_disk_free(&disk);
 }
 
+static size_t
+dead_letters_in(const struct near__journal_options *options)
+{
+    struct near__journal *journal = opened(options);
+    size_t                n       = state_of(journal).dead_letters;
+
+    near__journal_close(journal, NULL);
+    return n;
+}
+
+/* Damaged dead letters are damage like any other: named, refused, and left behind by salvaging, with all else where it was. */
+static void
+test_damaged_dead_letters(void **state)
+{
+    struct near__journal_record record = put_of("poison", "a cup");
+
+    (void)state;
+    for (size_t at = 8; at < NEAR__SEGMENT_HEADER + 2 * 56; at += at < NEAR__SEGMENT_HEADER ? 100 : 3) {
+        struct test_disk             disk;
+        struct near__journal_options options;
+        struct near__journal        *journal;
+        near_error                   error;
+        size_t                       size, left = at < NEAR__SEGMENT_HEADER ? 3 : 2;
+        char                         keys[40];
+
+        test_disk_init(&disk);
+        options = memory_options(&disk);
+        journal = opened(&options);
+        put_now(journal, "a", "1");
+        for (uint64_t i = 0; i < 3; i++)
+            assert_int_equal(near__journal_dead(journal, &record, i, NEAR_ERR_CONFLICT), NEAR_OK);
+        near__journal_close(journal, NULL);
+        test_disk_file(&disk, "0000000000000002.dead", &size)[at] ^= 1;
+        assert_int_equal(open_status(&options, &error), NEAR_ERR_PROTOCOL);
+        assert_non_null(strstr(error.text, "0000000000000002.dead: "));
+        options.salvage = true;
+        assert_string_equal(keys_of(&options, keys), "a");
+        options.salvage = false;
+        assert_string_equal(keys_of(&options, keys), "a");
+        assert_int_equal(dead_letters_in(&options), left);
+        assert_non_null(test_disk_file(&disk, "0000000000000002.bad", &size));
+        assert_null(test_disk_file(&disk, "0000000000000001.bad", &size)); /* the log was whole */
+        test_disk_free(&disk);
+    }
+}
+
 int
 main(void)
 {
@@ -1215,17 +1497,23 @@ main(void)
         cmocka_unit_test_setup_teardown(test_group_commit, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_no_lock_while_syncing, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_interval, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_interval_of_a_small_one, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_none, make_place, remove_place),
         cmocka_unit_test(test_bounded),
+        cmocka_unit_test(test_bounded_behind_damage),
         cmocka_unit_test(test_full),
+        cmocka_unit_test(test_replaced),
         cmocka_unit_test(test_failed_fsync),
         cmocka_unit_test(test_sticky_failure),
+        cmocka_unit_test(test_failed_room),
         cmocka_unit_test(test_each_call_fails),
         cmocka_unit_test(test_each_allocation_fails),
         cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_damage_at_the_end),
         cmocka_unit_test(test_missing_segment),
         cmocka_unit_test(test_damaged_header),
         cmocka_unit_test(test_dead_letters),
+        cmocka_unit_test(test_damaged_dead_letters),
     };
 
     if (getenv("NEAR_TEST_ROWS") != NULL)
