@@ -103,12 +103,13 @@ call_new(near_cache *cache, const struct near__store_item *items, size_t n,
     call->pointers = (near_write **)&call->items[n];
     at             = (uint8_t *)&call->pointers[n];
     for (size_t i = 0; i < n; i++) {
-        call->items[i]        = items[i];
-        call->items[i].key    = copy(&at, items[i].key);
-        call->items[i].data   = copy(&at, items[i].data);
-        call->items[i].status = NEAR_ERR_TIMEOUT;
-        call->writes[i]       = (near_write){ .call = call, .item = &call->items[i] };
-        call->pointers[i]     = &call->writes[i];
+        call->items[i]          = items[i];
+        call->items[i].key      = copy(&at, items[i].key);
+        call->items[i].data     = copy(&at, items[i].data);
+        call->items[i].status   = NEAR_ERR_TIMEOUT;
+        call->items[i].answered = false;
+        call->writes[i]         = (near_write){ .call = call, .item = &call->items[i] };
+        call->pointers[i]       = &call->writes[i];
     }
     atomic_fetch_add_explicit(&cache->refs, 1, memory_order_relaxed);
     return call;
@@ -218,8 +219,10 @@ near__store_write(near_cache *cache, struct near__store_item *items, size_t n, i
     while (call->pending > 0 && more)
         more = near__cond_wait(&call->over_changed, &call->lock, deadline);
     end_locked(call);
-    for (size_t i = 0; i < n; i++)
-        items[i].status = call->items[i].status;
+    for (size_t i = 0; i < n; i++) {
+        items[i].status   = call->items[i].status;
+        items[i].answered = call->items[i].answered;
+    }
     near__unlock(&call->lock);
     call_release(call);
     return NEAR_OK;
@@ -315,8 +318,9 @@ answer(near_write *write, near_status status)
         late        = *write->item;
         late.status = status;
     } else {
-        write->item->status = status;
-        mine                = --call->pending == 0 && end_locked(call);
+        write->item->status   = status;
+        write->item->answered = true;
+        mine                  = --call->pending == 0 && end_locked(call);
     }
     timed = mine && call->timed;
     near__unlock(&call->lock);
