@@ -714,6 +714,11 @@ close_seat_locked(struct near__back *back, struct seat *seat, size_t *gone,
     if (!seat->settles && key->last == seat->write) {
         key->stored = true;
         key->tries = key->strikes = 0;
+        if (seat->outcome != STORED) {
+            seat->write->stamp = 0; /* the store has not got it: settling removes it */
+            seat->write->kept  = false;
+            tell_waiter(seat->write, seat->status);
+        }
         if (key->writers == 0)
             queue_locked(back, key, now); /* he who was on his way has arrived since */
         return;
@@ -940,6 +945,8 @@ insert_locked(struct near__back *back, struct change *change, struct near__dirty
         near__dirty_append_locked(&back->dirty, key, write);
     }
     key->stored = false;
+    if (key->first == write)
+        key->strikes = 0; /* those were of the one before; its delay stays, for the store may be in trouble */
     key->touched |= write->waiter == NULL;
     if (key->place == NEAR__DIRTY_IDLE) {
         key->tries = key->strikes = 0;

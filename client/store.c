@@ -163,15 +163,17 @@ static void
 time_is_up(void *ctx)
 {
     struct call *call = ctx;
-    bool         mine;
+    bool         mine, had;
 
     near__lock(&call->lock);
     mine        = end_locked(call);
+    had         = call->timed; /* false: it was not armed, and an answer gave its reference back */
     call->timed = false;
     near__unlock(&call->lock);
     if (mine)
         tell(call);
-    call_release(call);
+    if (had)
+        call_release(call);
 }
 
 static void

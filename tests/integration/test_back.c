@@ -655,6 +655,68 @@ test_flush_says_what_was_put_aside(void **state)
     close_instance(&a);
 }
 
+static int
+is_pending(void *ctx)
+{
+    return stats_of(ctx).write_back_pending > 0;
+}
+
+static void *
+update_k(void *in)
+{
+    update(in, "k", "v");
+    return NULL;
+}
+
+/* The store drops a change while its writer is still on his way into L2. */
+static void
+test_what_was_dropped_is_not_kept(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.refusal = NEAR_ERR_CONFLICT);
+    struct instance a;
+    pthread_t       writer;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    update(&a, "warm", "v");
+    flush(&a);
+    sink->mode = SINK_REFUSE;
+    test_server_pause(w->redis);
+    assert_int_equal(pthread_create(&writer, NULL, update_k, &a), 0);
+    assert_true(test_wait_for(is_pending, &a, 10000 * test_slack()));
+    near_flush(a.client, 200);
+    test_server_resume(w->redis);
+    pthread_join(writer, NULL);
+    flush(&a);
+    assert_int_equal(sink->calls, 2);
+    assert_string_equal(read_with(&a, "k", NEAR_ONLY_L1), "-");
+    assert_string_equal(read_with(&a, "k", NEAR_SKIP_L1), "-");
+    assert_string_equal(read_with(&a, "warm", NEAR_SKIP_L1), "v"); /* the control: L2 is there */
+    close_instance(&a);
+}
+
+/* A change that takes the place of one that was refused is not to blame for that. */
+static void
+test_a_newer_change_has_all_its_tries(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.poison = "k", .refusal = NEAR_ERR_INVALID);
+    struct instance a;
+    uint64_t        before;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.retries", "8");
+    update(&a, "k", "v1");
+    while (stats_of(&a).write_back_retries < 5)
+        near_flush(a.client, 1);
+    before = stats_of(&a).write_back_retries;
+    update(&a, "k", "v2");
+    while (stats_of(&a).write_back_dead == 0)
+        near_flush(a.client, 1);
+    assert_true(stats_of(&a).write_back_retries >= before + 7 || before >= 7);
+    close_instance(&a);
+}
+
 static void
 test_an_outage_puts_nothing_aside(void **state)
 {
@@ -977,6 +1039,8 @@ main(void)
         OVER(memory, test_G7_order_under_a_crowd),
         OVER(none, test_poison_is_put_aside_and_others_go_on),
         OVER(memory, test_flush_says_what_was_put_aside),
+        OVER(redis, test_what_was_dropped_is_not_kept),
+        OVER(none, test_a_newer_change_has_all_its_tries),
         OVER(none, test_an_outage_puts_nothing_aside),
         OVER(memory, test_unknown_outcomes),
         OVER(none, test_a_hanging_store_holds_up_its_own_keys_only),
