@@ -305,7 +305,8 @@ is_suspect_locked(const struct near__back *back, const struct seat *seat)
     if (back->cache->bare || client->ops == NULL)
         return false;
     return seat->key->suspect || seat->write->sequence <= back->suspect_until ||
-           (client->traits.shared && client->coherence == NULL);
+           /* while a put of ours is on its way there may be anything before it, or of our own */
+           (client->traits.shared && client->coherence == NULL && seat->key->writers == 0);
 }
 
 static int64_t
@@ -1459,6 +1460,23 @@ near__back_start(near_cache *cache)
     back->started = true;
     go_on_locked(back);
     near__unlock(&back->dirty.lock);
+}
+
+void
+near__back_closing(near_client *client)
+{
+    uint64_t    id = UINT64_MAX;
+    near_cache *cache;
+
+    while ((cache = cache_below(client, id)) != NULL) {
+        near__lock(&cache->back->dirty.lock);
+        cache->back->closing = true;
+        hurry_locked(cache->back);
+        go_on_locked(cache->back);
+        near__unlock(&cache->back->dirty.lock);
+        id = cache->id;
+        near__cache_release(cache);
+    }
 }
 
 size_t

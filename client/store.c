@@ -353,7 +353,7 @@ near_write_fail(near_write *write, near_status status)
 void
 near_cache_set_store(near_cache *cache, near_store_fn fn, void *ctx)
 {
-    if (cache == NULL)
+    if (near__cache_check(cache) != NEAR_OK)
         return;
     cache->store     = fn;
     cache->store_ctx = ctx;

@@ -948,6 +948,27 @@ test_close_says_how_many(void **state)
     assert_int_equal(near_client_close(a.client, &error), NEAR_OK);
 }
 
+/* A store that hangs has its own cache's changes left over, not those of the others. */
+static void
+test_close_has_time_for_every_cache(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(), *hung = &(struct sink)SINK(.mode = SINK_HOLD);
+    struct instance a;
+    near_cache     *other;
+    near_error      error;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "close.timeout", "300ms");
+    assert_int_equal(near_cache_open(a.client, "other", NULL, &other, &error), NEAR_OK);
+    near_cache_set_store(other, sink_store, hung);
+    update(&a, "k", "v");
+    assert_int_equal(near_update(other, near_key("k"), near_key("v"), NULL), NEAR_OK);
+    assert_int_equal(near_client_close(a.client, &error), NEAR_ERR_BUSY);
+    assert_non_null(strstr(error.text, "1 changes"));
+    assert_string_equal(sink_value(sink, "k"), "v");
+    assert_int_equal(sink_release(hung), 1);
+}
+
 /* The store comes back when client, journal and pool are closed. */
 static void
 test_a_store_that_outlives_its_client(void **state)
@@ -1048,6 +1069,7 @@ main(void)
         OVER(none, test_full_wait),
         OVER(memory, test_full_through),
         OVER(memory, test_close_says_how_many),
+        OVER(none, test_close_has_time_for_every_cache),
         OVER(memory, test_a_store_that_outlives_its_client),
         OVER(memory, test_refusals_of_arguments),
     };
