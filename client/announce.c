@@ -52,13 +52,19 @@ near__announce_end(near_cache *cache, struct near__announcing *announcing, near_
 }
 
 near_status
-near__announce_key(near_cache *cache, near_bytes key, int64_t deadline)
+near__announce_keys(near_cache *cache, const near_bytes *keys, size_t n, int64_t deadline)
 {
     struct near__announcing announcing;
-    near_status status = near__announce_begin(cache, NEAR__MESSAGE_INVALIDATE, &key, 1, &announcing);
+    near_status status = near__announce_begin(cache, NEAR__MESSAGE_INVALIDATE, keys, n, &announcing);
 
     if (status != NEAR_OK)
         return status;
     announcing.with = NULL; /* L2 has been written */
     return near__announce_end(cache, &announcing, NEAR_OK, deadline);
+}
+
+near_status
+near__announce_key(near_cache *cache, near_bytes key, int64_t deadline)
+{
+    return near__announce_keys(cache, &key, 1, deadline);
 }

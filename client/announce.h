@@ -20,6 +20,8 @@ near_status near__announce_begin(near_cache *cache, enum near__message_kind kind
 near_status near__announce_end(near_cache *cache, struct near__announcing *announcing, near_status status,
                                int64_t deadline);
 
+/* Tell of keys, as many as fit into a message, that L2 has been written. */
+near_status near__announce_keys(near_cache *cache, const near_bytes *keys, size_t n, int64_t deadline);
 /* Tell of one key that L2 has been written.  NEAR_OK, at once where there is nobody to tell. */
 near_status near__announce_key(near_cache *cache, near_bytes key, int64_t deadline);
 

@@ -3,10 +3,17 @@
  *
  * Settling.  When the store has a change, L2 must hold that value or none, and so must every L1.  Meanwhile a reader of another
  * instance may have loaded the store's old value, after L2 had lost ours; another instance's change may lie there; our own put may have
- * failed.  So what lies in L2 is looked at: if it is our put, by its stamp, it has been there all the time and stays.  Else it is removed
- * and the others are told: whoever loads then gets what the store has.  This is the protocol of marks (doc/architecture.md), with the
+ * failed.  So what lies in L2 is looked at: if it is our put, by its stamp, it has been there all the time, and it is put anew, under a
+ * new stamp, in the place of that one.  Else, or if that is refused, it is removed.  In both cases the others are told: whoever loads
+ * then gets what the store has.  This is the protocol of marks (doc/architecture.md), with the
  * value as its own mark: two instances that write one key cannot leave behind the one that the store has not.  L1's bracket lies around
- * it, so nothing read before remains there.  A put that comes after its settling would undo it: so a write is settled only
+ * it, so nothing read before remains there.
+ *
+ * Why a new stamp.  Our entry may be refreshed elsewhere (XFetch, grace) while the store has the old value still: that load may replace
+ * the entry under its stamp, after we have looked.  With the new stamp L2 refuses it, or, if it was quicker, refuses ours, and we remove.  Why
+ * the others are told: a load that L2 was not asked for (a hedge, a lease that was not waited for) fills an L1 alone; the message moves the
+ * fence that it captured before it asked the store.  Generation, labels and end stay as they are: a clear, an invalidated tag or a TTL of
+ * meanwhile holds for the new stamp, too.  A put that comes after its settling would undo it: so a write is settled only
  * when nobody is between the table and the end of his cache step (key->writers).
  *
  * A change leaves the table and the journal when it is settled, not before: a crash in between repeats it.
@@ -22,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "announce.h"
 #include "base/backoff.h"
 #include "base/hash_keyed.h"
 #include "cache.h"
@@ -51,7 +59,7 @@ struct seat {
     bool                      was_stored; /* the store had it already */
     bool                      leaves;     /* the table */
     bool                      settles;    /* the caches */
-    bool                      clean;      /* what lies in L2 is ours */
+    bool                      clean;      /* what lies in L2 is ours, and stays */
     struct near__l1_write     token;
     struct near__ask          ask;
 };
@@ -297,7 +305,8 @@ is_suspect_locked(const struct near__back *back, const struct seat *seat)
     if (back->cache->bare || client->ops == NULL)
         return false;
     return seat->key->suspect || seat->write->sequence <= back->suspect_until ||
-           (client->traits.shared && client->coherence == NULL);
+           /* while a put of ours is on its way there may be anything before it, or of our own */
+           (client->traits.shared && client->coherence == NULL && seat->key->writers == 0);
 }
 
 static int64_t
@@ -306,13 +315,15 @@ l2_deadline(const near_cache *cache)
     return near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
 }
 
-static void
+/* The cache's generation. */
+static uint64_t
 read_l2(near_cache *cache, struct near__ask **asks, size_t n)
 {
-    uint64_t generation;
+    uint64_t generation = 0;
 
     if (n > 0)
         near__tier_read(cache, asks, n, near__client_now(cache->client), l2_deadline(cache), &generation);
+    return generation;
 }
 
 static bool
@@ -549,11 +560,14 @@ bury(struct near__back *back, const struct seat *seat)
     return status == NEAR_OK;
 }
 
+/* What of ours lies in L2 gets a new stamp: whoever was to replace it under the old one is refused.  See the top. */
 static void
-settle_in_l2(struct near__flight_of_writes *flight)
+restamp(struct near__flight_of_writes *flight)
 {
     near_cache *cache = flight->back->cache;
-    size_t      n = 0, asks = 0;
+    size_t      n = 0, ours = 0;
+    uint64_t    generation;
+    int64_t     now;
 
     for (size_t i = 0; i < flight->n; i++) {
         struct seat *seat = &flight->seats[i];
@@ -561,17 +575,40 @@ settle_in_l2(struct near__flight_of_writes *flight)
         seat->clean = false;
         if (seat->settles && seat->outcome == STORED && seat->write->stamp != 0 && !cache->bare &&
             cache->client->ops != NULL)
-            flight->asks[asks++] = &seat->ask;
+            flight->asks[n++] = &seat->ask;
     }
-    read_l2(cache, flight->asks, asks);
+    generation = read_l2(cache, flight->asks, n);
+    now        = near__client_now(cache->client);
     for (size_t i = 0; i < flight->n; i++) {
         struct seat *seat = &flight->seats[i];
 
-        if (!seat->settles)
+        if (seat->ask.found != NEAR__FOUND || !lies_there(seat) || seat->ask.soft_until <= now)
             continue;
-        seat->clean = lies_there(seat);
+        seat->ask.lease      = seat->ask.stamp;
+        seat->ask.ttl        = seat->ask.soft_until == NEAR_NEVER ? 0 : seat->ask.soft_until - now;
+        flight->asks[ours++] = &seat->ask;
+    }
+    if (ours > 0)
+        near__tier_fill(cache, flight->asks, ours, generation, l2_deadline(cache));
+    for (size_t i = 0; i < flight->n; i++) {
+        struct seat *seat = &flight->seats[i];
+
+        seat->clean = seat->ask.stored;
         forget_answer(seat);
-        if (seat->clean)
+    }
+}
+
+/* Those whose entry stays (`clean`) are announced, the others are removed and announced; what cannot be is owed. */
+static void
+tell_of(struct near__flight_of_writes *flight, bool clean)
+{
+    near_cache *cache = flight->back->cache;
+    size_t      n     = 0;
+
+    for (size_t i = 0; i < flight->n; i++) {
+        struct seat *seat = &flight->seats[i];
+
+        if (!seat->settles || seat->clean != clean)
             continue;
         flight->of_keys[n] = seat;
         flight->keys[n++]  = seat->ask.key;
@@ -581,11 +618,23 @@ settle_in_l2(struct near__flight_of_writes *flight)
 
         part = near__message_fit(flight->keys + at, n - at);
         part = part < NEAR_L2_BATCH ? part : NEAR_L2_BATCH;
-        near__count(cache, NEAR__write_back_settled, part);
-        status = near__write_settle(cache, flight->keys + at, part);
+        if (clean)
+            status = near__announce_keys(cache, flight->keys + at, part, l2_deadline(cache));
+        else
+            status = near__write_settle(cache, flight->keys + at, part);
+        near__count(cache, NEAR__write_back_settled, clean ? 0 : part);
         for (size_t i = at; status != NEAR_OK && i < at + part; i++)
             near__recovery_keep(cache, flight->keys[i], flight->of_keys[i]->ask.hash);
     }
+}
+
+static void
+settle_in_l2(struct near__flight_of_writes *flight)
+{
+    restamp(flight);
+    tell_of(flight, false);
+    if (flight->back->cache->client->coherence != NULL)
+        tell_of(flight, true);
 }
 
 /* The caches of what the store has now.  See the top. */
@@ -666,6 +715,11 @@ close_seat_locked(struct near__back *back, struct seat *seat, size_t *gone,
     if (!seat->settles && key->last == seat->write) {
         key->stored = true;
         key->tries = key->strikes = 0;
+        if (seat->outcome != STORED) {
+            seat->write->stamp = 0; /* the store has not got it: settling removes it */
+            seat->write->kept  = false;
+            tell_waiter(seat->write, seat->status);
+        }
         if (key->writers == 0)
             queue_locked(back, key, now); /* he who was on his way has arrived since */
         return;
@@ -892,6 +946,8 @@ insert_locked(struct near__back *back, struct change *change, struct near__dirty
         near__dirty_append_locked(&back->dirty, key, write);
     }
     key->stored = false;
+    if (key->first == write)
+        key->strikes = 0; /* those were of the one before; its delay stays, for the store may be in trouble */
     key->touched |= write->waiter == NULL;
     if (key->place == NEAR__DIRTY_IDLE) {
         key->tries = key->strikes = 0;
@@ -1404,6 +1460,23 @@ near__back_start(near_cache *cache)
     back->started = true;
     go_on_locked(back);
     near__unlock(&back->dirty.lock);
+}
+
+void
+near__back_closing(near_client *client)
+{
+    uint64_t    id = UINT64_MAX;
+    near_cache *cache;
+
+    while ((cache = cache_below(client, id)) != NULL) {
+        near__lock(&cache->back->dirty.lock);
+        cache->back->closing = true;
+        hurry_locked(cache->back);
+        go_on_locked(cache->back);
+        near__unlock(&cache->back->dirty.lock);
+        id = cache->id;
+        near__cache_release(cache);
+    }
 }
 
 size_t

@@ -51,6 +51,8 @@ near_status near__back_open(near_cache *cache, near_error *error);
 void        near__back_free(near_cache *cache);
 /* The store is there. */
 void near__back_start(near_cache *cache);
+/* Ahead of near__back_close(), for all caches of a client: so that none eats up the time of the others. */
+void near__back_closing(near_client *client);
 /* No change is accepted any more; those that were are brought to the store, until `deadline`.  How many were not. */
 size_t near__back_close(near_cache *cache, int64_t deadline);
 

@@ -46,6 +46,7 @@ near__cache_free(near_cache *cache)
     near__lock_fini(&cache->work_lock);
     near__lock_fini(&cache->choice_lock);
     near__intents_fini(cache);
+    near__journal_release(cache->journal);
     pthread_cond_destroy(&cache->work_done);
     for (size_t i = 0; i < NEAR__TIMINGS; i++)
         near__histogram_fini(&cache->histograms[i]);

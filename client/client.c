@@ -567,6 +567,7 @@ near_client_close(near_client *client, near_error *error)
         return close_in_child(client);
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
     near__audit_close(client);
+    near__back_closing(client);
     while ((cache = pop_cache(client)) != NULL) {
         unwritten += near__back_close(cache, deadline);
         unanswered += near__cache_await_work(cache, deadline);

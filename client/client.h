@@ -194,7 +194,7 @@ struct near_cache {
     enum near__codec codec;             /* of what it stores in L2 */
     struct near__gain          gain;    /* and how much that has helped */
     struct near__back         *back;    /* NULL: write.policy is another one */
-    struct near__journal      *journal; /* NULL: none; the client's */
+    struct near__journal      *journal; /* NULL: none; a reference */
     bool                       bare;    /* l2.envelope = none: values lie in L2 as they are */
     near_load_fn               loader;
     void                      *loader_ctx;

@@ -50,6 +50,15 @@ wait_for(near_cache *cache, near_bytes key, uint64_t hash, uint64_t sequence)
     near__unlock(&cache->intents_lock);
 }
 
+/* Once the client is closed nothing can be said of what is owed, nor be paid: what is not over then is replayed. */
+static bool
+is_over(near_cache *cache, near_bytes key, uint64_t hash)
+{
+    /* in this order: what is owed is forgotten after the flag is set */
+    return !near__recovery_owes(cache, key, hash) &&
+           !atomic_load_explicit(&cache->client->closed, memory_order_relaxed);
+}
+
 static void
 look_through(near_cache *cache)
 {
@@ -61,7 +70,7 @@ look_through(near_cache *cache)
     near__unlock(&cache->intents_lock);
     while ((intent = waiting) != NULL) {
         waiting = intent->next;
-        if (near__recovery_owes(cache, (near_bytes){ intent->key, intent->key_size }, intent->hash)) {
+        if (!is_over(cache, (near_bytes){ intent->key, intent->key_size }, intent->hash)) {
             intent->next = still;
             still        = intent;
             continue;
@@ -128,9 +137,9 @@ near__intent_end(near_cache *cache, near_bytes key, uint64_t hash, uint64_t sequ
 {
     if (cache->journal == NULL)
         return;
-    if (near__recovery_owes(cache, key, hash))
-        wait_for(cache, key, hash, sequence);
-    else
+    if (is_over(cache, key, hash))
         near__journal_done(cache->journal, &sequence, 1);
+    else
+        wait_for(cache, key, hash, sequence);
     look_through(cache);
 }

@@ -79,6 +79,7 @@ struct near__journal {
     uint32_t                     segment_size;
     _Atomic int                  fds[FD_COUNT];
     atomic_bool                  forked;    /* set in the child before anybody else runs there */
+    _Atomic unsigned             refs;      /* who closes it, and who may call it after that */
     struct near__journal        *next_open; /* list of open journals: registry_lock */
 
     struct near__lock lock;    /* leaf; covers all below up to the writer's part */
@@ -998,6 +999,8 @@ near__journal_done(struct near__journal *journal, const uint64_t *sequences, siz
     if (is_forked(journal))
         return;
     near__lock(&journal->lock);
+    if (journal->failed == NEAR_ERR_CLOSED)
+        n = 0; /* there is nowhere to note it: they are replayed once more */
     for (size_t i = 0; i < n; i++)
         near__index_done(&journal->index, sequences[i], true);
     note_work_locked(journal);
@@ -1410,8 +1413,11 @@ near__journal_dead(struct near__journal *journal, const struct near__journal_rec
     near__record_encode(bytes, record, sequence, reason);
     near__lock(&journal->lock);
     become_writer_locked(journal, NEAR_NEVER);
+    status = journal->failed == NEAR_ERR_CLOSED ? journal->failed : NEAR_OK;
     near__unlock(&journal->lock);
-    if (journal->dead_bytes + size > journal->max_bytes / 8)
+    if (status != NEAR_OK)
+        result = 0;
+    else if (journal->dead_bytes + size > journal->max_bytes / 8)
         status = NEAR_ERR_BUSY;
     else
         result = append_dead(journal, bytes, (uint32_t)size);
@@ -1597,6 +1603,7 @@ init(struct near__journal *journal, const struct near__journal_options *options)
     for (int i = 0; i < FD_COUNT; i++)
         atomic_init(&journal->fds[i], -1);
     atomic_init(&journal->forked, false);
+    atomic_init(&journal->refs, 1);
     near__lock_init(&journal->lock, NEAR__RANK_LEAF);
     near__cond_init(&journal->changed);
     near__cond_init(&journal->work);
@@ -1747,6 +1754,22 @@ stop_thread(struct near__journal *journal)
         pthread_join(journal->thread, NULL);
 }
 
+void
+near__journal_hold(struct near__journal *journal)
+{
+    atomic_fetch_add_explicit(&journal->refs, 1, memory_order_relaxed); /* from one who has a reference */
+}
+
+void
+near__journal_release(struct near__journal *journal)
+{
+    if (journal == NULL || is_forked(journal))
+        return;
+    /* acq_rel: the last one sees what the others did before they let go */
+    if (atomic_fetch_sub_explicit(&journal->refs, 1, memory_order_acq_rel) == 1)
+        destroy(journal);
+}
+
 near_status
 near__journal_close(struct near__journal *journal, near_error *error)
 {
@@ -1763,7 +1786,9 @@ near__journal_close(struct near__journal *journal, near_error *error)
         become_writer_locked(journal, NEAR_NEVER);
         run_group_locked(journal, true);
     }
-    status = journal->failed;
+    status          = journal->failed;
+    journal->failed = NEAR_ERR_CLOSED; /* whoever comes, or waits, from here on */
+    pthread_cond_broadcast(&journal->changed);
     near__unlock(&journal->lock);
     if (status == NEAR_OK)
         result = write_end(journal);
@@ -1772,6 +1797,7 @@ near__journal_close(struct near__journal *journal, near_error *error)
                             strerror(-result));
     else if (status != NEAR_OK)
         near__fail(error, status, "journal %s: %s", journal->path, journal->failure);
-    destroy(journal);
+    close_descriptors(journal); /* the directory is free */
+    near__journal_release(journal);
     return status;
 }

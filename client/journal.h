@@ -115,8 +115,13 @@ void near__journal_state(struct near__journal *journal, struct near__journal_sta
 /* One turn of the journal's thread: what is pending is written (and synced, but under `none`).  For tests with `manual`. */
 near_status near__journal_tick(struct near__journal *journal);
 
-/* Writes and syncs what is pending, whatever the policy, and unlocks.  Nobody uses the journal any more.  NULL is fine.  The error that
- * stuck, or the last one.  In a forked child: frees, writes nothing. */
+/* Who may call it after its close: an answer of the store's that comes late.  Its memory lives until the last lets go.  NULL is fine for the latter. */
+void near__journal_hold(struct near__journal *journal);
+void near__journal_release(struct near__journal *journal);
+
+/* Writes and syncs what is pending, whatever the policy, unlocks, and releases the opener's reference.  Whoever holds another is answered
+ * NEAR_ERR_CLOSED by write, commit, sync and dead, and may call done, origin and state; done notes nothing any more.  NULL is fine.  The
+ * error that stuck, or the last one.  In a forked child: nothing. */
 near_status near__journal_close(struct near__journal *journal, near_error *error);
 
 #endif

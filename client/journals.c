@@ -10,6 +10,7 @@ struct near__journals {
     char                   directory[];
 };
 
+/* With a reference. */
 static struct near__journal *
 find(near_client *client, const char *directory)
 {
@@ -18,6 +19,8 @@ find(near_client *client, const char *directory)
     near__lock(&client->lock);
     for (at = client->journals; at != NULL && strcmp(at->directory, directory) != 0; at = at->next)
         ;
+    if (at != NULL)
+        near__journal_hold(at->journal);
     near__unlock(&client->lock);
     return at != NULL ? at->journal : NULL;
 }
@@ -48,6 +51,7 @@ open_new(near_cache *cache, near_error *error)
         return status;
     }
     strcpy(one->directory, name);
+    near__journal_hold(one->journal);
     near__lock(&client->lock);
     one->next        = client->journals;
     client->journals = one;

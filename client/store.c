@@ -103,12 +103,13 @@ call_new(near_cache *cache, const struct near__store_item *items, size_t n,
     call->pointers = (near_write **)&call->items[n];
     at             = (uint8_t *)&call->pointers[n];
     for (size_t i = 0; i < n; i++) {
-        call->items[i]        = items[i];
-        call->items[i].key    = copy(&at, items[i].key);
-        call->items[i].data   = copy(&at, items[i].data);
-        call->items[i].status = NEAR_ERR_TIMEOUT;
-        call->writes[i]       = (near_write){ .call = call, .item = &call->items[i] };
-        call->pointers[i]     = &call->writes[i];
+        call->items[i]          = items[i];
+        call->items[i].key      = copy(&at, items[i].key);
+        call->items[i].data     = copy(&at, items[i].data);
+        call->items[i].status   = NEAR_ERR_TIMEOUT;
+        call->items[i].answered = false;
+        call->writes[i]         = (near_write){ .call = call, .item = &call->items[i] };
+        call->pointers[i]       = &call->writes[i];
     }
     atomic_fetch_add_explicit(&cache->refs, 1, memory_order_relaxed);
     return call;
@@ -162,15 +163,17 @@ static void
 time_is_up(void *ctx)
 {
     struct call *call = ctx;
-    bool         mine;
+    bool         mine, had;
 
     near__lock(&call->lock);
     mine        = end_locked(call);
+    had         = call->timed; /* false: it was not armed, and an answer gave its reference back */
     call->timed = false;
     near__unlock(&call->lock);
     if (mine)
         tell(call);
-    call_release(call);
+    if (had)
+        call_release(call);
 }
 
 static void
@@ -218,8 +221,10 @@ near__store_write(near_cache *cache, struct near__store_item *items, size_t n, i
     while (call->pending > 0 && more)
         more = near__cond_wait(&call->over_changed, &call->lock, deadline);
     end_locked(call);
-    for (size_t i = 0; i < n; i++)
-        items[i].status = call->items[i].status;
+    for (size_t i = 0; i < n; i++) {
+        items[i].status   = call->items[i].status;
+        items[i].answered = call->items[i].answered;
+    }
     near__unlock(&call->lock);
     call_release(call);
     return NEAR_OK;
@@ -315,8 +320,9 @@ answer(near_write *write, near_status status)
         late        = *write->item;
         late.status = status;
     } else {
-        write->item->status = status;
-        mine                = --call->pending == 0 && end_locked(call);
+        write->item->status   = status;
+        write->item->answered = true;
+        mine                  = --call->pending == 0 && end_locked(call);
     }
     timed = mine && call->timed;
     near__unlock(&call->lock);
@@ -347,7 +353,7 @@ near_write_fail(near_write *write, near_status status)
 void
 near_cache_set_store(near_cache *cache, near_store_fn fn, void *ctx)
 {
-    if (cache == NULL)
+    if (near__cache_check(cache) != NEAR_OK)
         return;
     cache->store     = fn;
     cache->store_ctx = ctx;

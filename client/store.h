@@ -19,6 +19,7 @@ struct near__store_item {
     uint64_t   origin, sequence;
     bool       conflict; /* for near_write_conflict() */
     void      *user;     /* the caller's */
+    bool       answered; /* by the store, whatever it said: nothing will come late */
     near_status
         status; /* answered: NEAR_OK, an error of the store's, or NEAR_ERR_TIMEOUT: the outcome is not known */
 };

@@ -261,7 +261,7 @@ with_intent(struct change *change, near_status (*write)(struct change *change))
         return status;
     change->item.status = NEAR_OK;
     status              = write(change);
-    if (change->item.status != NEAR_ERR_TIMEOUT)
+    if (change->item.status != NEAR_ERR_TIMEOUT || change->item.answered)
         near__intent_end(cache, change->item.key, change->hash, change->item.sequence);
     return status;
 }

@@ -231,6 +231,8 @@ near__write_settle(near_cache *cache, const near_bytes *keys, size_t n)
     for (size_t i = 0; i < n; i++)
         near__wire_add(&wire, cache, keys[i]);
     status = near__announce_begin(cache, NEAR__MESSAGE_INVALIDATE, keys, n, &announcing);
+    if (status == NEAR_OK && cache->bare)
+        status = near__tier_void_leases(cache, keys, n, repair_deadline(&writing));
     if (status == NEAR_OK)
         status = exchange(&writing, &wire, false, &announcing, repair_deadline(&writing));
     if (status == NEAR_OK && !all_done(&wire))

@@ -324,6 +324,125 @@ test_an_undisturbed_value_stays_cached(void **state)
     close_instance(&a);
 }
 
+/* A refresh under way elsewhere: it has asked the store before that had our change, and may replace the entry that it found. */
+struct refresher {
+    struct instance *in;
+    struct sink     *sink;
+    _Atomic bool     inside, go_on;
+};
+
+static void
+load_old_and_wait(near_load *loads[], size_t n, void *ctx)
+{
+    struct refresher *refresher = ctx;
+    char              value[64];
+
+    assert_int_equal(n, 1);
+    snprintf(value, sizeof(value), "%s", sink_value(refresher->sink, "k"));
+    refresher->inside = true;
+    while (!refresher->go_on)
+        sleep_ms(1);
+    near_load_set(loads[0], near_key(value));
+}
+
+static int
+is_inside(void *ctx)
+{
+    return ((struct refresher *)ctx)->inside;
+}
+
+static void *
+refresh(void *arg)
+{
+    struct refresher  *refresher = arg;
+    near_fetch_options options   = NEAR_FETCH_OPTIONS_INIT;
+    near_value        *value;
+
+    for (options.flags = NEAR_SKIP_L1; !refresher->inside;) { /* XFetch throws a die */
+        assert_int_equal(near_fetch(refresher->in->cache, near_key("k"), &options, &value), NEAR_OK);
+        near_value_release(value);
+        sleep_ms(1);
+    }
+    return NULL;
+}
+
+static void
+test_a_refresh_under_way_does_not_bring_back_the_old_value(void **state)
+{
+    struct world      *w    = *state;
+    struct sink       *sink = &(struct sink)SINK();
+    struct instance    a, b;
+    struct refresher   refresher = { .in = &b, .sink = sink };
+    near_fetch_options past      = NEAR_FETCH_OPTIONS_INIT;
+    near_value        *value;
+    pthread_t          thread;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "ttl", "100ms", "grace", "60s");
+    OPEN(w, &b, "ttl", "60s", "grace", "60s");
+    near_cache_set_loader(b.cache, load_old_and_wait, &refresher);
+    update(&a, "k", "old");
+    flush(&a);
+    update(&a, "k", "new");
+    sleep_ms(120); /* it is stale, and may be refreshed */
+    assert_int_equal(pthread_create(&thread, NULL, refresh, &refresher), 0);
+    assert_true(test_wait_for(is_inside, &refresher, 10000 * test_slack()));
+    assert_string_equal(sink_value(sink, "k"), "old");
+    flush(&a);
+    refresher.go_on = true;
+    pthread_join(thread, NULL);
+    sleep_ms(50); /* it fills what it may */
+    near_cache_set_loader(b.cache, load_from_sink, sink);
+    if (w->tier != TIER_MEMCACHED) /* nobody tells b: G4 */
+        assert_string_equal(fetch_one(&b, "k"), "new");
+    past.flags = NEAR_SKIP_L1;
+    assert_int_equal(near_fetch(b.cache, near_key("k"), &past, &value), NEAR_OK);
+    assert_memory_equal(near_value_bytes(value).data, "new", 3);
+    near_value_release(value);
+    close_instance(&a);
+    close_instance(&b);
+}
+
+/* What makes the same true of what is not stale here, but there: the clocks of two machines. */
+static void
+test_what_stays_has_a_new_stamp(void **state)
+{
+    struct world    *w    = *state;
+    struct sink     *sink = &(struct sink)SINK();
+    struct instance  a, b;
+    near_put_options options = NEAR_PUT_OPTIONS_INIT, tagged = NEAR_PUT_OPTIONS_INIT;
+    const char      *tags[] = { "t" };
+    near_value      *value;
+
+    NEEDS(w);
+    tagged.tags      = tags;
+    tagged.tag_count = 1;
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "ttl", "2s");
+    OPEN(w, &b, "ttl", "60s");
+    update(&a, "k", "v");
+    assert_int_equal(near_update(a.cache, near_key("tagged"), near_key("v"), &tagged), NEAR_OK);
+    assert_int_equal(near_get(b.cache, near_key("k"), &value), NEAR_OK);
+    sleep_ms(1000);
+    flush(&a);
+    assert_int_equal(stats_of(&a).write_back_settled, 0);
+    if (w->tier != TIER_MEMCACHED)
+        assert_int_equal(near_fence(b.client, -1), NEAR_OK);
+    if (w->tier == TIER_REDIS || w->tier == TIER_MEMORY)
+        assert_string_equal(read_with(&b, "k", NEAR_ONLY_L1), "-"); /* it was told */
+    options.unchanged = value;
+    assert_int_equal(near_put(b.cache, near_key("k"), near_key("not this one"), &options), NEAR_ERR_CONFLICT);
+    near_value_release(value);
+    assert_string_equal(read_with(&b, "k", NEAR_SKIP_L1), "v");
+    assert_string_equal(read_with(&b, "tagged", NEAR_SKIP_L1), "v");
+    /* labels and end are what they were */
+    assert_int_equal(near_invalidate_tag(b.cache, "t"), NEAR_OK);
+    assert_string_equal(read_with(&b, "tagged", NEAR_SKIP_L1), "-");
+    sleep_ms(1100);
+    assert_string_equal(read_with(&b, "k", NEAR_SKIP_L1), "-");
+    close_instance(&a);
+    close_instance(&b);
+}
+
 /* ---- order, coalescing, batches */
 
 static void
@@ -533,6 +652,68 @@ test_flush_says_what_was_put_aside(void **state)
     assert_int_equal(near_flush(a.client, 10000), NEAR_ERR_UNAVAILABLE);
     assert_string_equal(sink_value(sink, "k"), "v");
     assert_int_equal(stats_of(&a).write_back_dead, 1);
+    close_instance(&a);
+}
+
+static int
+is_pending(void *ctx)
+{
+    return stats_of(ctx).write_back_pending > 0;
+}
+
+static void *
+update_k(void *in)
+{
+    update(in, "k", "v");
+    return NULL;
+}
+
+/* The store drops a change while its writer is still on his way into L2. */
+static void
+test_what_was_dropped_is_not_kept(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.refusal = NEAR_ERR_CONFLICT);
+    struct instance a;
+    pthread_t       writer;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    update(&a, "warm", "v");
+    flush(&a);
+    sink->mode = SINK_REFUSE;
+    test_server_pause(w->redis);
+    assert_int_equal(pthread_create(&writer, NULL, update_k, &a), 0);
+    assert_true(test_wait_for(is_pending, &a, 10000 * test_slack()));
+    near_flush(a.client, 200);
+    test_server_resume(w->redis);
+    pthread_join(writer, NULL);
+    flush(&a);
+    assert_int_equal(sink->calls, 2);
+    assert_string_equal(read_with(&a, "k", NEAR_ONLY_L1), "-");
+    assert_string_equal(read_with(&a, "k", NEAR_SKIP_L1), "-");
+    assert_string_equal(read_with(&a, "warm", NEAR_SKIP_L1), "v"); /* the control: L2 is there */
+    close_instance(&a);
+}
+
+/* A change that takes the place of one that was refused is not to blame for that. */
+static void
+test_a_newer_change_has_all_its_tries(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.poison = "k", .refusal = NEAR_ERR_INVALID);
+    struct instance a;
+    uint64_t        before;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.retries", "8");
+    update(&a, "k", "v1");
+    while (stats_of(&a).write_back_retries < 5)
+        near_flush(a.client, 1);
+    before = stats_of(&a).write_back_retries;
+    update(&a, "k", "v2");
+    while (stats_of(&a).write_back_dead == 0)
+        near_flush(a.client, 1);
+    assert_true(stats_of(&a).write_back_retries >= before + 7 || before >= 7);
     close_instance(&a);
 }
 
@@ -767,6 +948,27 @@ test_close_says_how_many(void **state)
     assert_int_equal(near_client_close(a.client, &error), NEAR_OK);
 }
 
+/* A store that hangs has its own cache's changes left over, not those of the others. */
+static void
+test_close_has_time_for_every_cache(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(), *hung = &(struct sink)SINK(.mode = SINK_HOLD);
+    struct instance a;
+    near_cache     *other;
+    near_error      error;
+
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "close.timeout", "300ms");
+    assert_int_equal(near_cache_open(a.client, "other", NULL, &other, &error), NEAR_OK);
+    near_cache_set_store(other, sink_store, hung);
+    update(&a, "k", "v");
+    assert_int_equal(near_update(other, near_key("k"), near_key("v"), NULL), NEAR_OK);
+    assert_int_equal(near_client_close(a.client, &error), NEAR_ERR_BUSY);
+    assert_non_null(strstr(error.text, "1 changes"));
+    assert_string_equal(sink_value(sink, "k"), "v");
+    assert_int_equal(sink_release(hung), 1);
+}
+
 /* The store comes back when client, journal and pool are closed. */
 static void
 test_a_store_that_outlives_its_client(void **state)
@@ -845,6 +1047,12 @@ main(void)
         OVER(memory, test_an_undisturbed_value_stays_cached),
         OVER(redis, test_an_undisturbed_value_stays_cached),
         OVER(memcached, test_an_undisturbed_value_stays_cached),
+        OVER(memory, test_a_refresh_under_way_does_not_bring_back_the_old_value),
+        OVER(redis, test_a_refresh_under_way_does_not_bring_back_the_old_value),
+        OVER(memcached, test_a_refresh_under_way_does_not_bring_back_the_old_value),
+        OVER(memory, test_what_stays_has_a_new_stamp),
+        OVER(redis, test_what_stays_has_a_new_stamp),
+        OVER(memcached, test_what_stays_has_a_new_stamp),
         OVER(memory, test_changes_of_a_key_coalesce),
         OVER(memory, test_every_change_is_kept_where_that_is_asked_for),
         OVER(memory, test_batches_by_size_and_by_time),
@@ -852,6 +1060,8 @@ main(void)
         OVER(memory, test_G7_order_under_a_crowd),
         OVER(none, test_poison_is_put_aside_and_others_go_on),
         OVER(memory, test_flush_says_what_was_put_aside),
+        OVER(redis, test_what_was_dropped_is_not_kept),
+        OVER(none, test_a_newer_change_has_all_its_tries),
         OVER(none, test_an_outage_puts_nothing_aside),
         OVER(memory, test_unknown_outcomes),
         OVER(none, test_a_hanging_store_holds_up_its_own_keys_only),
@@ -859,6 +1069,7 @@ main(void)
         OVER(none, test_full_wait),
         OVER(memory, test_full_through),
         OVER(memory, test_close_says_how_many),
+        OVER(none, test_close_has_time_for_every_cache),
         OVER(memory, test_a_store_that_outlives_its_client),
         OVER(memory, test_refusals_of_arguments),
     };

@@ -719,6 +719,12 @@ l2_is_empty(void *ctx)
     return !l2_has(ctx, "key0");
 }
 
+static int
+nothing_is_owed(void *ctx)
+{
+    return stats_of(ctx).invalidations_pending == 0;
+}
+
 /* ... until the next life of the writer's journal, if it has one. */
 static void
 an_intent_makes_that_good(void **state)
@@ -763,6 +769,45 @@ an_intent_makes_that_good(void **state)
     assert_int_equal(stats_of(&next).invalidations_kept, 0);
     close_instance(&next);
     close_instance(&a);
+}
+
+/* The store answers when client and journal are closed: the cache that it keeps must not lead it to what is gone. */
+static void
+an_answer_after_the_close_finds_the_journal_closed(void **state)
+{
+    struct world   *w           = *state;
+    struct db       db          = DB(.how = HANG);
+    char            directory[] = "/tmp/test_update_XXXXXX", command[64];
+    struct instance a;
+    near_error      error;
+
+    NEEDS(w);
+    clear_page();
+    assert_non_null(mkdtemp(directory));
+    for (int around = 0; around < 2; around++) {
+        OPEN(w, &a, "write.policy", around ? "around" : "through", "store.timeout", "20ms", "close.timeout",
+             "50ms", "write_back.journal", directory, "write_back.fsync", "none");
+        near_cache_set_store(a.cache, store_fn, &db);
+        assert_int_equal(update(&a, 0, fresh()), NEAR_ERR_TIMEOUT);
+        assert_int_equal(near_client_close(a.client, &error), NEAR_ERR_BUSY);
+        near_write_done(db.held);
+        /* nobody noted that it was answered: so its key is owed in the next life */
+        OPEN(w, &a, "write_back.journal", directory, "write_back.fsync", "none");
+        assert_int_equal(stats_of(&a).invalidations_kept, 1);
+        assert_true(test_wait_for(nothing_is_owed, &a, 10000 * test_slack()));
+        db.how = COMMIT; /* whose end looks at those that wait, too */
+        near_cache_set_store(a.cache, store_fn, &db);
+        assert_int_equal(update(&a, 1, fresh()), NEAR_OK);
+        db.how = UNKNOWN; /* answered, with an outcome that is not known: that is no intent for ever */
+        assert_int_equal(update(&a, 1, fresh()), NEAR_ERR_TIMEOUT);
+        db.how = HANG;
+        close_instance(&a);
+        OPEN(w, &a, "write_back.journal", directory, "write_back.fsync", "none");
+        assert_int_equal(stats_of(&a).invalidations_kept, 0);
+        close_instance(&a);
+    }
+    snprintf(command, sizeof(command), "rm -rf %s", directory);
+    assert_int_equal(system(command), 0);
 }
 
 /* ---- L2 in trouble */
@@ -1160,6 +1205,8 @@ main(void)
         OVER(memcached, what_the_store_refuses_changes_nothing),
         OVER(none, a_late_answer_is_made_good),
         OVER(memory, a_late_answer_is_made_good),
+        OVER(memory, an_answer_after_the_close_finds_the_journal_closed),
+        OVER(redis, an_answer_after_the_close_finds_the_journal_closed),
         OVER(redis, a_late_answer_is_made_good),
         OVER(memcached, a_late_answer_is_made_good),
         OVER(memory, a_store_that_never_answers_is_reported_at_the_close),
