@@ -44,7 +44,6 @@ near__cache_free(near_cache *cache)
     near__budget_fini(&cache->budget);
     near__hot_fini(&cache->hot);
     near__lock_fini(&cache->work_lock);
-    near__lock_fini(&cache->choice_lock);
     near__intents_fini(cache);
     near__journal_release(cache->journal);
     pthread_cond_destroy(&cache->work_done);
@@ -88,7 +87,6 @@ cache_new(near_client *client, const char *name)
     near__budget_init(&cache->budget, &client->settings);
     near__hot_init(&cache->hot);
     near__lock_init(&cache->work_lock, NEAR__RANK_LEAF);
-    near__lock_init(&cache->choice_lock, NEAR__RANK_LOAD);
     near__intents_init(cache);
     near__cond_init(&cache->work_done);
     return cache;
@@ -213,25 +211,44 @@ near_cache_resize(near_cache *cache, size_t max_bytes, size_t max_entries, near_
     return NEAR_OK;
 }
 
+static bool
+is_taken_locked(const near_client *client, const char *name)
+{
+    for (const near_cache *other = client->caches; other != NULL; other = other->next)
+        if (strcmp(other->name, name) == 0)
+            return true;
+    return false;
+}
+
+/* Before anything of it is opened: what a journal holds of an open cache is that cache's. */
+static bool
+is_taken(near_client *client, const char *name)
+{
+    bool taken;
+
+    near__lock(&client->lock);
+    taken = is_taken_locked(client, name);
+    near__unlock(&client->lock);
+    return taken;
+}
+
 /* On the list, unless the name is taken. */
 static bool
 link_cache(near_cache *cache)
 {
     near_client *client = cache->client;
-    near_cache  *other;
+    bool         taken;
 
     near__lock(&client->lock);
-    for (other = client->caches; other != NULL; other = other->next)
-        if (strcmp(other->name, cache->name) == 0)
-            break;
-    if (other == NULL) {
+    taken = is_taken_locked(client, cache->name);
+    if (!taken) {
         cache->id      = ++client->opened;
         cache->next    = client->caches;
         client->caches = cache;
         atomic_fetch_add_explicit(&client->refs, 1, memory_order_relaxed);
     }
     near__unlock(&client->lock);
-    return other == NULL;
+    return !taken;
 }
 
 near_status
@@ -257,8 +274,10 @@ near_cache_open(near_client *client, const char *name, const near_config *overri
     cache = cache_new(client, name);
     if (cache == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "cache %s: out of memory", name);
-    status = open_cache(cache, overrides, error);
+    status = is_taken(client, name) ? NEAR_ERR_BUSY : open_cache(cache, overrides, error);
     if (status == NEAR_OK && !link_cache(cache))
+        status = NEAR_ERR_BUSY;
+    if (status == NEAR_ERR_BUSY && (error == NULL || error->code == NEAR_OK))
         status = near__fail(error, NEAR_ERR_BUSY, "cache %s: this client has it open already", name);
     if (status != NEAR_OK) {
         near__cache_free(cache);

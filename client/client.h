@@ -215,7 +215,6 @@ struct near_cache {
     bool                 closing;      /* neither loader nor store is called any more */
     struct near__lock    intents_lock; /* leaf */
     struct near__intent *intents;      /* intents_lock; that wait for what is owed (client/intent.h) */
-    struct near__lock    choice_lock;  /* rank LOAD: conditional puts where there is no L2 */
     uint64_t    owes_clear; /* recovery's lock, as the next: 0, or its count when this was kept last */
     near_cache *owing;
     bool        audit_over; /* the audit's lock: it is being closed */

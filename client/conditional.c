@@ -1,6 +1,6 @@
 /*
  * See conditional.h.  A condition is judged by L2, in one step of its server with the write; a write of this process's brackets it in L1 as any
- * other (write.c).  choice_lock (rank LOAD) covers conditional puts of caches without L2.  No lock is held in an exchange.
+ * other (write.c).  Without L2, L1 is the judge, in one step.  No lock is held in an exchange.
  */
 #include "conditional.h"
 
@@ -97,7 +97,8 @@ struct putting {
     struct near__labels    *labels;
 };
 
-#define ROUNDS 8 /* against others, before it counts as lost to them */
+#define ROUNDS    8   /* against others, before it counts as lost to them */
+#define L1_ROUNDS 100 /* the same in L1, where a round takes no time */
 
 /* A version is a block of memory, which is not used again while it is held; or a loader's value, which L1 has a copy of. */
 static bool
@@ -112,17 +113,17 @@ is_same_version(const near_value *a, const near_value *b, int64_t now)
     return one.stamp != 0 && one.stamp == other.stamp;
 }
 
-/* L1 is all there is.  One at a time, so that of several one wins; against writes without a condition the fence decides. */
+/* L1 is all there is: the fence says whether what was looked at is still so.  NEAR_MISS: it is not, look again; NEAR_ERR_BUSY: not, and
+ * perhaps only because a near_update() is under way. */
 static near_status
 put_once_in_l1(struct putting *putting, struct near__entry *entry)
 {
-    near_cache           *cache = putting->cache;
-    struct near__l1      *l1    = cache->l1;
-    const near_value     *old   = putting->options->unchanged;
-    uint64_t              fence = near__l1_fence(l1, putting->hash);
-    struct near__hit      hit   = near__l1_look(cache, putting->hash, putting->key, putting->now);
-    bool                  holds;
-    struct near__l1_write token;
+    near_cache       *cache = putting->cache;
+    struct near__l1  *l1    = cache->l1;
+    const near_value *old   = putting->options->unchanged;
+    uint64_t          fence = near__l1_fence(l1, putting->hash);
+    struct near__hit  hit   = near__l1_look(cache, putting->hash, putting->key, putting->now);
+    bool              holds;
 
     if (old == NULL)
         holds = hit.value == NULL || hit.fresh_until <= putting->now;
@@ -131,23 +132,19 @@ put_once_in_l1(struct putting *putting, struct near__entry *entry)
     near_value_release(hit.value);
     if (!holds)
         return NEAR_ERR_CONFLICT;
-    token = near__l1_write_begin(l1, putting->hash, putting->key);
-    holds = near__l1_fence_moves(fence, token.fence) == 1; /* our own begin moves it by one */
-    near__l1_write_end(l1, token, putting->hash, putting->key, holds ? entry : NULL, putting->now);
-    return holds ? NEAR_OK : NEAR_MISS;
+    if (near__l1_store_if(l1, entry, fence, putting->now) != NEAR__L1_FENCED)
+        return NEAR_OK;
+    return near__l1_fence_same(near__l1_fence(l1, putting->hash), fence) ? NEAR_ERR_BUSY : NEAR_MISS;
 }
 
 static near_status
 put_in_l1(struct putting *putting, struct near__entry *entry)
 {
-    near_cache *cache  = putting->cache;
     near_status status = NEAR_MISS;
 
-    near__lock(&cache->choice_lock);
-    for (int round = 0; round < ROUNDS && status == NEAR_MISS; round++)
+    for (int round = 0; round < L1_ROUNDS && status == NEAR_MISS; round++)
         status = put_once_in_l1(putting, entry);
-    near__unlock(&cache->choice_lock);
-    return status == NEAR_MISS ? NEAR_ERR_CONFLICT : status;
+    return status == NEAR_MISS ? NEAR_ERR_BUSY : status;
 }
 
 /* Over nothing, or what is as good as nothing. */

@@ -75,7 +75,7 @@ struct near__journal {
     const struct near__disk     *disk;
     const struct near__clock    *clock;
     char                        *path;
-    uint64_t                     origin, max_bytes, first_sequence;
+    uint64_t                     origin, max_bytes;
     uint32_t                     segment_size;
     _Atomic int                  fds[FD_COUNT];
     atomic_bool                  forked;    /* set in the child before anybody else runs there */
@@ -1186,6 +1186,8 @@ struct replay {
     struct near__journal *journal;
     near_bytes            cache;
     unsigned              kinds;
+    uint64_t              upto;   /* what came later need not be handed out */
+    bool                  missed; /* something is in memory only, and no file takes it */
     uint64_t             *pages;
     size_t                page_count, page; /* the next one */
     struct window         window;
@@ -1247,7 +1249,7 @@ replay_take(struct replay *replay, const struct near__index_place *place, uint64
     return 0;
 }
 
-/* A page: what of it is not done and comes from a former life. */
+/* A page: what of it is not done. */
 static int
 replay_page(struct replay *replay, uint64_t number)
 {
@@ -1268,7 +1270,8 @@ replay_page(struct replay *replay, uint64_t number)
         unsigned i        = (unsigned)__builtin_ctzll(live);
         uint64_t sequence = number * NEAR__INDEX_PAGE + i;
 
-        if (sequence < journal->first_sequence && places[i].segment != NULL)
+        replay->missed = replay->missed || (places[i].segment == NULL && sequence <= replay->upto);
+        if (places[i].segment != NULL)
             result = replay_take(replay, &places[i], sequence);
     }
     return result;
@@ -1322,6 +1325,9 @@ near__journal_replay(struct near__journal *journal, near_bytes cache, unsigned k
     if (is_forked(journal))
         return NEAR_ERR_FORKED;
     near__lock(&journal->lock);
+    replay.upto = journal->next_sequence - 1;
+    wait_for(journal, &journal->written, journal->options.fsync != NEAR__FSYNC_NONE, replay.upto,
+             NEAR_NEVER); /* what a failure left in memory is found below */
     replay.pages = near__index_pages(&journal->index, &replay.page_count);
     near__unlock(&journal->lock);
     if (replay.pages == NULL && replay.page_count > 0)
@@ -1339,7 +1345,7 @@ near__journal_replay(struct near__journal *journal, near_bytes cache, unsigned k
     if (result < 0)
         near__log(&journal->options.log, NEAR_LOG_ERROR, "journal %s: a record cannot be read again: %s",
                   journal->path, strerror(-result));
-    return result == 0 ? NEAR_OK : NEAR_ERR_UNAVAILABLE;
+    return result == 0 && !replay.missed ? NEAR_OK : NEAR_ERR_UNAVAILABLE;
 }
 
 /* ---- dead letters */
@@ -1557,9 +1563,8 @@ take_report(struct near__journal *journal, const struct near__scan_report *repor
     journal->synced_end      = report->last_synced;
     journal->synced_checksum = report->last_synced_checksum;
     journal->dead_bytes      = report->dead_bytes;
-    journal->first_sequence = report->next_sequence + (report->segments == 0 || report->clean ? 0 : LIFE_GAP);
-    journal->next_sequence  = journal->first_sequence;
-    journal->written = journal->synced = journal->first_sequence - 1;
+    journal->next_sequence = report->next_sequence + (report->segments == 0 || report->clean ? 0 : LIFE_GAP);
+    journal->written = journal->synced = journal->next_sequence - 1;
     journal->counts.segments           = report->segments;
     journal->counts.bytes              = report->bytes;
     journal->counts.cut_bytes          = report->cut_bytes;

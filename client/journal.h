@@ -90,8 +90,9 @@ void near__journal_done(struct near__journal *journal, const uint64_t *sequences
 near_status near__journal_dead(struct near__journal *journal, const struct near__journal_record *record,
                                uint64_t sequence, near_status reason);
 
-/* What former lives left undone of `cache`, of the kinds in `kinds` (1 << NEAR__JOURNAL_PUT | ...), in the order of its numbers.
+/* What is not done of `cache`, left by former lives or by this one (a cache that was closed and is opened again), of the kinds in `kinds` (1 << NEAR__JOURNAL_PUT | ...), in the order of its numbers.
  * `deliver` is called with no lock held and may call everything but this and near__journal_close(); the bytes are good until it returns; false: stop.
+ * What is in memory only is written first; what is given to the journal meanwhile may be handed out or not.  NEAR_ERR_UNAVAILABLE: not all could be.
  * What is never done is there again at the next open, so a replay can be ended, or killed, anywhere. */
 typedef bool (*near__journal_deliver)(void *ctx, const struct near__journal_record *record,
                                       uint64_t sequence);

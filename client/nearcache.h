@@ -464,6 +464,7 @@ typedef struct near_put_options {
  * @param value  copied; at most l2.max_value bytes, else NEAR_ERR_TOO_LARGE and nothing is changed anywhere.
  * @return NEAR_OK; NEAR_ERR_CONFLICT; NEAR_ERR_UNSUPPORTED for `unchanged` when its version is not known: with l2.envelope = none, for
  *         a counter, and for a value that was loaded but not to be stored in L2 (one that could not be stored is in conflict); NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
+ *         NEAR_ERR_BUSY (with a condition and without L2: a near_update() of the key, or of one that shares its fence, is under way);
  *         NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: up to l2.timeout, and once more when the outcome is unknown or refused: then the key is removed
  * and the others are told, as far as the server can be reached.

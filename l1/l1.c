@@ -1499,6 +1499,32 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
     let_go(&dead);
 }
 
+enum near__l1_admission
+near__l1_store_if(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
+{
+    struct shard           *sh = shard_of(l1, entry->hash);
+    struct dead             dead;
+    enum near__l1_admission verdict;
+
+    dead.n = 0;
+    if (l1->off)
+        return NEAR__L1_TOO_LARGE;
+    do {
+        verdict = NEAR__L1_FENCED;
+        near__lock(&sh->lock);
+        if (near__l1_fence_same(near__l1_fence(l1, entry->hash), fence) &&
+            stripe_of(l1, entry->hash)->writers == 0) {
+            verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
+            if (verdict != AGAIN)
+                fence_move(l1, entry->hash); /* what was asked for before is older */
+            ahead_locked(l1, sh, &dead);
+        }
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    } while (verdict == AGAIN);
+    return verdict;
+}
+
 bool
 near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, int64_t now)
 {

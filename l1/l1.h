@@ -91,6 +91,11 @@ enum near__l1_admission {
 enum near__l1_admission near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence,
                                         int64_t now);
 
+/* The same for a write that is judged by what its caller saw in L1 after capturing `fence`, in one step: FENCED, and nothing is
+ * touched, if that may no longer be so or a local write of the stripe is under way; else the fence moves. */
+enum near__l1_admission near__l1_store_if(struct near__l1 *l1, struct near__entry *entry, uint64_t fence,
+                                          int64_t now);
+
 /* An invalidation: moves the key's fence and drops the key. */
 void near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key);
 /* Everything: moves all fences at once, drops all. */

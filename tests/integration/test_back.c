@@ -969,6 +969,39 @@ test_close_has_time_for_every_cache(void **state)
     assert_int_equal(sink_release(hung), 1);
 }
 
+/* A cache is closed while its store is down and opened again by the same client: its change is there, and goes to the store before a newer one. */
+static void
+test_a_cache_that_is_opened_again(void **state)
+{
+    struct world   *w           = *state;
+    struct sink    *sink        = &(struct sink)SINK(.mode = SINK_REFUSE);
+    char            directory[] = "/tmp/test_back_XXXXXX", command[64];
+    struct instance a;
+    near_error      error;
+
+    assert_non_null(mkdtemp(directory));
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "close.timeout", "50ms", "write_back.journal",
+              directory);
+    update(&a, "k", "v1");
+    near_cache_close(a.cache);
+    assert_int_equal(near_cache_open(a.client, "things", NULL, &a.cache, &error), NEAR_OK);
+    near_cache_set_store(a.cache, sink_store, sink);
+    assert_string_equal(read_one(&a, "k"), "v1");
+    sink->mode = SINK_TAKE;
+    update(&a, "k", "v2");
+    flush(&a);
+    assert_string_equal(sink_value(sink, "k"), "v2");
+    close_instance(&a);
+    OPEN_BACK(w, &a, sink, "write_back.journal", directory);
+    flush(&a);
+    assert_string_equal(sink_value(sink, "k"), "v2"); /* nothing older came behind it */
+    assert_int_equal(stats_of(&a).write_back_replayed, 0);
+    assert_int_equal(sink->misordered, 0);
+    close_instance(&a);
+    snprintf(command, sizeof(command), "rm -rf %s", directory);
+    assert_int_equal(system(command), 0);
+}
+
 /* The store comes back when client, journal and pool are closed. */
 static void
 test_a_store_that_outlives_its_client(void **state)
@@ -1071,6 +1104,7 @@ main(void)
         OVER(memory, test_close_says_how_many),
         OVER(none, test_close_has_time_for_every_cache),
         OVER(memory, test_a_store_that_outlives_its_client),
+        OVER(memory, test_a_cache_that_is_opened_again),
         OVER(memory, test_refusals_of_arguments),
     };
 
