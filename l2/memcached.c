@@ -746,16 +746,19 @@ is_oversize(const struct part *part, const struct near_l2_item *item)
 static bool
 sum_up(const struct part *part, size_t i)
 {
-    const struct near__memcached_record *r    = &part->call->talk.records[i];
-    struct near_l2_item                 *item = part->items[i];
-    struct near_l2_sum                  *sum  = item->sum;
+    const struct near__memcached_record *r     = &part->call->talk.records[i];
+    struct near_l2_item                 *item  = part->items[i];
+    struct near_l2_sum                  *sum   = item->sum;
+    bool                                 there = r->word == NEAR__MEMCACHED_DONE;
 
-    sum->created = r->word != NEAR__MEMCACHED_DONE || !is_of_epoch(part, i); /* to be */
-    if (sum->created || !near__l2_decimal_read(r->value, &sum->result)) {
+    sum->created = !there || !is_of_epoch(part, i); /* to be */
+    if (!there || (!sum->created && !near__l2_decimal_read(r->value, &sum->result))) {
         answer(item, NEAR_L2_ABSENT, NEAR_OK);
         return false;
     }
-    if (__builtin_add_overflow(sum->result, sum->delta, &sum->result)) {
+    if (sum->created) { /* over what an outage has outdated, which `add` would not replace */
+        sum->result = sum->initial;
+    } else if (__builtin_add_overflow(sum->result, sum->delta, &sum->result)) {
         answer(item, NEAR_L2_ERROR, NEAR_ERR_INVALID);
         return false;
     }
