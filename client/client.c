@@ -302,9 +302,8 @@ open_l2(near_client *client, const near_config *config, near_error *error)
 
     if (status != NEAR_OK || client->l2_uri.kind == NEAR__URI_NONE)
         return status;
-    client->ops = client->l2_uri.kind == NEAR__URI_OTHER
-                      ? near__config_backend(config, client->l2_uri.scheme)
-                      : near__l2_backend_named(client->l2_uri.scheme);
+    client->ops = client->l2_uri.kind == NEAR__URI_OTHER ? near__config_backend(config, client->l2_uri.scheme)
+                                                         : near__l2_backend_named(client->l2_uri.scheme);
     if (client->ops == NULL || client->ops->version != NEAR_L2_OPS_V1) {
         client->ops = NULL;
         return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",

@@ -20,11 +20,12 @@ struct near__l1_front {
     size_t                  shard_mask;
     struct near__table     *tables; /* one per shard, side by side */
     void (*watch)(struct near__order *order, uint32_t element, bool hit);
-    size_t       number; /* of its count of hits */
-    void (*sample)(void *ctx, uint64_t hash, near_bytes key); /* hears of one hit in NEAR__L1_SAMPLE; may be NULL */
+    size_t number; /* of its count of hits */
+    void (*sample)(void *ctx, uint64_t hash,
+                   near_bytes key); /* hears of one hit in NEAR__L1_SAMPLE; may be NULL */
     void        *sample_ctx;
-    bool         fast;   /* the fast path may be taken: it keeps something, and membarrier is to be had */
-    _Atomic bool timed;  /* sticky: an entry that may expire was admitted */
+    bool         fast;  /* the fast path may be taken: it keeps something, and membarrier is to be had */
+    _Atomic bool timed; /* sticky: an entry that may expire was admitted */
     _Atomic(struct near__label_clock *) labels; /* NULL: no tag was ever seen */
 };
 
@@ -107,7 +108,7 @@ near__l1_take(struct near__l1_front *front, struct near__reader *reader, struct 
     uint32_t                  ref    = near__bucket_ref(place.bucket, place.lane);
     size_t                    number = front->number;
     uint64_t                  hits;
-    const struct near__block *block  = near__arena_at(&front->view, ref);
+    const struct near__block *block = near__arena_at(&front->view, ref);
     near_value               *value;
 
     /* release and the compiler's fence: as in near__hazard_set(); the other half of the fence is membarrier(2) */
