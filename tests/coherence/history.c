@@ -180,10 +180,13 @@ history_judge(const struct history *history, unsigned key, uint64_t version, uns
         return verdict;
     }
     if (!find(of, version, &mine)) {
-        /* its place was given to a later write, which was allowed only after it had ended */
-        verdict.lapped = newest >= version + HISTORY_RING;
+        /* its place was given to a later write, which was allowed only after it had ended: when exactly is lost */
+        struct found heir;
+        uint64_t     last = newest - (newest - version) % HISTORY_RING;
+
+        verdict.lapped = last > version;
         mine.began     = 0;
-        mine.ended     = verdict.lapped ? 0 : PENDING;
+        mine.ended     = verdict.lapped && find(of, last, &heir) ? heir.began : PENDING;
     }
     verdict.impossible = mine.began > ended;
     verdict.unjudged   = mine.ended == FAILED || (verdict.lapped && has_failed(of, version));
