@@ -127,7 +127,7 @@ test_what_the_ring_has_forgotten_is_judged_by_what_it_has(void **state)
     for (int i = 0; i < 2 * HISTORY_RING; i++)
         history_record(history, 0, 1, 10 * i, i == 5 ? NOT_ACKNOWLEDGED : 10 * i + 5);
     assert_true(judge(3, 100000).lapped);
-    assert_true(judge(3, 100000).outdated >= 100000 - 10 * (HISTORY_RING + 2));
+    assert_true(judge(3, 100000).outdated >= 100000 - 10 * (HISTORY_RING + 5));
     assert_int_equal(judge(3, 10 * HISTORY_RING).outdated, 0); /* it cannot be proven any more */
     assert_true(judge(6, 100000).unjudged);
     assert_false(judge(HISTORY_RING + 1, 100000).lapped);

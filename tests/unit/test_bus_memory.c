@@ -75,7 +75,7 @@ peer_open(struct peer *p, const char *name)
         .client_name  = "test",
         .heartbeat    = 10 * NEAR_MS,
         .serve_window = 50 * NEAR_MS,
-        .sink         = { p, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, NULL },
+        .sink = { p, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, NULL, NULL },
     };
 
     memset(p, 0, sizeof(*p));

@@ -220,7 +220,8 @@ configuration(void)
         .heartbeat       = HEARTBEAT,
         .serve_window    = WINDOW,
         .connect_timeout = 100 * MS,
-        .sink = { NULL, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed },
+        .sink = { NULL, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, sink_changed,
+                  NULL },
     };
 }
 
