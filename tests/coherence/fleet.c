@@ -563,7 +563,7 @@ work(void *ctx)
     unsigned           turn;
 
     for (;;) {
-        switch (page->phase) {
+        switch (atomic_load(&page->phase)) {
         case FLEET_RUN:
             for (unsigned i = 0; i < 16 && page->phase == FLEET_RUN; i++)
                 step(w);

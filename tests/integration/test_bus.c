@@ -137,7 +137,7 @@ peer_open(struct peer *p)
         .heartbeat       = 10 * MS,
         .serve_window    = p->window != 0 ? p->window : WINDOW,
         .connect_timeout = CONNECT_TIMEOUT,
-        .sink            = { p, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, NULL },
+        .sink = { p, sink_invalidate, sink_filled, sink_cleared, sink_tagged, sink_flush, NULL, NULL },
     };
     near_error error;
 
