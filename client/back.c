@@ -1026,7 +1026,7 @@ accept(struct near__back *back, struct change *change, struct near__dirty_key **
     return status;
 }
 
-/* Nobody else saw it, and the store was not given it: as if it had never been. */
+/* The store was not given it: as if it had never been.  Readers may have seen it meanwhile, and its caller gets an error. */
 static void
 withdraw_locked(struct near__back *back, struct change *change)
 {
@@ -1038,6 +1038,7 @@ withdraw_locked(struct near__back *back, struct change *change)
         return;
     change->old = near__dirty_pop_locked(&back->dirty, key);
     done_locked(back, &change->old->sequence, 1); /* the empty node goes when its turn comes */
+    pthread_cond_broadcast(&back->moved);         /* there is room again */
 }
 
 /* write_back.on_full = through: it is acknowledged when the store has it. */
@@ -1299,7 +1300,9 @@ flush_cache(near_cache *cache, int64_t deadline)
 
     near__lock(&back->dirty.lock);
     dead = back->dead;
-    if (!await_locked(back, back->numbered, deadline))
+    if (!back->started && back->dirty.oldest != NULL)
+        status = NEAR_ERR_UNSUPPORTED; /* from the journal, and no store to give it to */
+    else if (!await_locked(back, back->numbered, deadline))
         status = NEAR_ERR_TIMEOUT;
     else if (back->dead != dead)
         status = NEAR_ERR_UNAVAILABLE;

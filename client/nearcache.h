@@ -644,7 +644,8 @@ NEAR_API near_status near_erase(near_cache *cache, near_bytes key);
  * Wait until every change that was acknowledged before the call, in all caches of the client, is in the store (write.policy = back;
  * others have nothing to wait for).
  * @param timeout_ms  0: do not wait; negative: for as long as it takes.
- * @return NEAR_OK; NEAR_ERR_TIMEOUT; NEAR_ERR_UNAVAILABLE when some were put aside as the store refused them; NEAR_ERR_INVALID,
+ * @return NEAR_OK; NEAR_ERR_TIMEOUT; NEAR_ERR_UNAVAILABLE when some were put aside as the store refused them; NEAR_ERR_UNSUPPORTED when
+ *         the journal had changes for a cache that has no store yet; NEAR_ERR_INVALID,
  *         NEAR_ERR_FORKED, NEAR_ERR_CLOSED.
  * Threads: any.   Blocks: up to timeout_ms.
  */
