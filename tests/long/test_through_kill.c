@@ -129,15 +129,17 @@ kill_writers(const struct test_server *server, const char *fast, const char *jou
     struct instance in, next;
     uint64_t        seed  = 7;
     unsigned        stale = 0;
+    int64_t         until = test_budget_ends();
+    size_t          done  = 0;
 
     memset(page, 0, sizeof(*page));
     open_instance(&in, server, fast, "");
-    for (size_t i = 0; i < kills; i++) {
+    for (; done < kills && test_now_ms() < until; done++) {
         uint32_t before = page->updates;
         pid_t    pid    = fork();
 
         if (pid == 0)
-            live(server, fast, journal, test_random(&seed) + i);
+            live(server, fast, journal, test_random(&seed) + done);
         assert_true(pid > 0);
         while (page->updates < before + 3)
             usleep(200);
@@ -152,6 +154,7 @@ kill_writers(const struct test_server *server, const char *fast, const char *jou
         stale += stale_in_l2(&in);
     }
     assert_int_equal(near_client_close(in.client, NULL), NEAR_OK);
+    print_message("%zu of %zu kills: %u stale\n", done, kills, stale);
     return stale;
 }
 
