@@ -1369,8 +1369,36 @@ is_overtaken_locked(const struct near__l1 *l1, const struct shard *sh, const str
     return meta.stamp != 0 && meta.stamp != entry->stamp && entry->born - meta.born < READ_MAX;
 }
 
-enum near__l1_admission
-near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
+/* What a fill (from L2 or a loader) and a conditional write offer; the write's own condition is that nothing came since `fence`. */
+static enum near__l1_admission
+offer_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, uint64_t fence, bool is_write,
+             int64_t now, struct dead *dead)
+{
+    struct stripe          *stripe = stripe_of(l1, entry->hash);
+    enum near__l1_admission verdict;
+
+    if (!near__l1_fence_same(near__l1_fence(l1, entry->hash), fence) || stripe->writers > 0) {
+        sh->stats.fills_refused += !is_write;
+        return NEAR__L1_FENCED;
+    }
+    if (!is_write && is_overtaken_locked(l1, sh, entry, fence, now)) {
+        fence_move(l1, entry->hash); /* neither, and no third one from before */
+        drop_locked(l1, sh, entry->hash, near__entry_key(entry), dead);
+        settle_locked(l1, sh, dead);
+        sh->stats.fills_refused++;
+        return NEAR__L1_FENCED;
+    }
+    verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, dead);
+    if (is_write && verdict != AGAIN)
+        fence_move(l1, entry->hash);       /* what was asked for before is older */
+    else if (verdict == NEAR__L1_ADMITTED) /* release: pairs with near__l1_fence() */
+        atomic_fetch_add_explicit(&stripe->fills, 1, memory_order_release);
+    ahead_locked(l1, sh, dead);
+    return verdict;
+}
+
+static enum near__l1_admission
+offer(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, bool is_write, int64_t now)
 {
     struct shard           *sh = shard_of(l1, entry->hash);
     struct dead             dead;
@@ -1381,30 +1409,25 @@ near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, 
         return NEAR__L1_TOO_LARGE;
     do {
         near__lock(&sh->lock);
-        if (!near__l1_fence_same(near__l1_fence(l1, entry->hash), fence) ||
-            stripe_of(l1, entry->hash)->writers > 0) {
-            sh->stats.fills_refused++;
-            verdict = NEAR__L1_FENCED;
-        } else if (is_overtaken_locked(l1, sh, entry, fence,
-                                       now)) { /* neither, and no third one from before */
-            fence_move(l1, entry->hash);
-            drop_locked(l1, sh, entry->hash, near__entry_key(entry), &dead);
-            settle_locked(l1, sh, &dead);
-            sh->stats.fills_refused++;
-            verdict = NEAR__L1_FENCED;
-        } else {
-            verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
-            /* release: pairs with near__l1_fence() */
-            atomic_fetch_add_explicit(&stripe_of(l1, entry->hash)->fills, verdict == NEAR__L1_ADMITTED,
-                                      memory_order_release);
-            ahead_locked(l1, sh, &dead);
-        }
+        verdict = offer_locked(l1, sh, entry, fence, is_write, now, &dead);
         near__unlock(&sh->lock);
         let_go(&dead);
     } while (verdict == AGAIN);
     if (verdict == NEAR__L1_ADMITTED && l1->front.watch != NULL)
         l1->front.watch(&sh->order, near__element(entry->hash), false);
     return verdict;
+}
+
+enum near__l1_admission
+near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
+{
+    return offer(l1, entry, fence, false, now);
+}
+
+enum near__l1_admission
+near__l1_store_if(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
+{
+    return offer(l1, entry, fence, true, now);
 }
 
 /* ---- invalidating */
@@ -1497,32 +1520,6 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
     ahead_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
     let_go(&dead);
-}
-
-enum near__l1_admission
-near__l1_store_if(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
-{
-    struct shard           *sh = shard_of(l1, entry->hash);
-    struct dead             dead;
-    enum near__l1_admission verdict;
-
-    dead.n = 0;
-    if (l1->off)
-        return NEAR__L1_TOO_LARGE;
-    do {
-        verdict = NEAR__L1_FENCED;
-        near__lock(&sh->lock);
-        if (near__l1_fence_same(near__l1_fence(l1, entry->hash), fence) &&
-            stripe_of(l1, entry->hash)->writers == 0) {
-            verdict = admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead);
-            if (verdict != AGAIN)
-                fence_move(l1, entry->hash); /* what was asked for before is older */
-            ahead_locked(l1, sh, &dead);
-        }
-        near__unlock(&sh->lock);
-        let_go(&dead);
-    } while (verdict == AGAIN);
-    return verdict;
 }
 
 bool
