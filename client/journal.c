@@ -838,13 +838,6 @@ near__journal_tick(struct near__journal *journal)
 
 /* ---- writing */
 
-static bool
-is_the_callers(const struct near__journal_record *record)
-{
-    return record->kind == NEAR__JOURNAL_PUT || record->kind == NEAR__JOURNAL_ERASE ||
-           record->kind == NEAR__JOURNAL_INTENT;
-}
-
 /* The oldest segments cannot be freed (one that cannot be read is still needed): no more is taken than fits behind them, a few segments are
  * left for what is done. */
 static bool
@@ -887,7 +880,7 @@ near__journal_write(struct near__journal *journal, const struct near__journal_re
 
     if (is_forked(journal))
         return NEAR_ERR_FORKED;
-    if (!is_the_callers(record))
+    if (!near__record_is_the_callers(record->kind))
         return NEAR_ERR_INVALID;
     if (size == 0 || size > journal->max_bytes / 8)
         return NEAR_ERR_TOO_LARGE;
@@ -1411,7 +1404,7 @@ near__journal_dead(struct near__journal *journal, const struct near__journal_rec
 
     if (is_forked(journal))
         return NEAR_ERR_FORKED;
-    if (size == 0 || !is_the_callers(record))
+    if (size == 0 || !near__record_is_the_callers(record->kind))
         return NEAR_ERR_INVALID;
     bytes = malloc(size);
     if (bytes == NULL)
@@ -1468,18 +1461,9 @@ on_record(void *ctx, const struct near__scan_segment *segment, const struct near
           uint32_t at)
 {
     struct near__journal *journal = ctx;
-    const uint8_t        *ranges  = view->record.data.data;
 
     (void)segment;
-    if (is_the_callers(&view->record))
-        return near__index_add(&journal->index, view->sequence, view->size, journal->last, at)
-                   ? NEAR_OK
-                   : NEAR_ERR_NOMEM;
-    if (view->record.kind != NEAR__JOURNAL_DONE)
-        return NEAR_OK;
-    for (size_t i = 0; i < view->record.data.size; i += NEAR__DONE_RANGE)
-        near__index_done_range(&journal->index, near__le64_get(ranges + i), near__le32_get(ranges + i + 8));
-    return NEAR_OK;
+    return near__scan_index(&journal->index, view, journal->last, at);
 }
 
 static near_status

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/le.h"
+
 static const char unfinished[] = "next";
 
 void
@@ -578,6 +580,20 @@ read_log(struct scan *scan, const struct numbers *found)
     }
     free(scan->chain);
     return status;
+}
+
+near_status
+near__scan_index(struct near__index *index, const struct near__record_view *view,
+                 struct near__segment *segment, uint32_t at)
+{
+    const uint8_t *ranges = view->record.data.data;
+
+    if (near__record_is_the_callers((unsigned)view->record.kind))
+        return near__index_add(index, view->sequence, view->size, segment, at) ? NEAR_OK : NEAR_ERR_NOMEM;
+    for (size_t i = 0; view->record.kind == NEAR__JOURNAL_DONE && i < view->record.data.size;
+         i += NEAR__DONE_RANGE)
+        near__index_done_range(index, near__le64_get(ranges + i), near__le32_get(ranges + i + 8));
+    return NEAR_OK;
 }
 
 near_status

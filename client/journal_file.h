@@ -70,6 +70,10 @@ near_status near__journal_scan(const struct near__journal_dir *dir, bool salvage
                                const struct near__scan_visitor *visitor, struct near__scan_report *report,
                                near_error *error);
 
+/* What a record that was read means for an index: a visitor's `record`.  NEAR_OK, NEAR_ERR_NOMEM. */
+near_status near__scan_index(struct near__index *index, const struct near__record_view *view,
+                             struct near__segment *segment, uint32_t at);
+
 /* Opens the directory: NEAR_ERR_DENIED where it is not ours alone to write. */
 near_status near__journal_dir_open(struct near__journal_dir *dir, const struct near__disk *disk,
                                    const char *path, bool create, near_error *error);

@@ -78,8 +78,8 @@ near__segment_stamp(uint64_t origin, uint64_t segment)
 
 /* ---- what a record may be */
 
-static bool
-kind_is_the_callers(unsigned kind)
+bool
+near__record_is_the_callers(unsigned kind)
 {
     return kind == NEAR__JOURNAL_PUT || kind == NEAR__JOURNAL_ERASE || kind == NEAR__JOURNAL_INTENT;
 }
@@ -89,7 +89,7 @@ sizes_make_sense(unsigned kind, size_t cache, size_t key, size_t data)
 {
     if (cache > NEAR__RECORD_CACHE_MAX || key > NEAR__RECORD_KEY_MAX)
         return false;
-    if (kind_is_the_callers(kind))
+    if (near__record_is_the_callers(kind))
         return cache > 0 && (kind == NEAR__JOURNAL_PUT || data == 0);
     if (cache != 0 || key != 0)
         return false;

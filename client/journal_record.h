@@ -65,6 +65,9 @@ void near__segment_encode(uint8_t out[NEAR__SEGMENT_HEADER], struct near__segmen
 /* False: not a header that this version wrote. */
 bool near__segment_decode(struct near__segment_header *header, const uint8_t *bytes, size_t size);
 
+/* Whether writers make such records; the others are the journal's own. */
+bool near__record_is_the_callers(unsigned kind);
+
 /* Bytes of the record in a segment, or 0 where it is outside its limits. */
 size_t near__record_size(const struct near__journal_record *record);
 /* All but what near__record_seal() fills in.  `out` has near__record_size() bytes. */

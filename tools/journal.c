@@ -151,18 +151,10 @@ static near_status
 note_record(void *ctx, const struct near__scan_segment *segment, const struct near__record_view *record,
             uint32_t at)
 {
-    struct view   *view   = ctx;
-    const uint8_t *ranges = record->record.data.data;
+    struct view *view = ctx;
 
     (void)segment;
-    if ((unsigned)record->record.kind < NEAR__JOURNAL_DONE)
-        return near__index_add(&view->index, record->sequence, record->size, view->segments, at)
-                   ? NEAR_OK
-                   : NEAR_ERR_NOMEM;
-    for (size_t i = 0; record->record.kind == NEAR__JOURNAL_DONE && i < record->record.data.size;
-         i += NEAR__DONE_RANGE)
-        near__index_done_range(&view->index, near__le64_get(ranges + i), near__le32_get(ranges + i + 8));
-    return NEAR_OK;
+    return near__scan_index(&view->index, record, view->segments, at);
 }
 
 static struct tally *
