@@ -5,24 +5,20 @@
  * The rows that take seconds, slots on their way there and back and a primary killed, run in `make check-long` (NEAR_TEST_LEVEL).
  */
 #define TEST_NAME "cluster_tracking"
-#include "harness/test.h"
+#include "integration/instance.h"
 
 #include "harness/cluster.h"
+#include "harness/long.h"
 
-#include <nearcache.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define SOON 20000 /* ms: what has not happened by then does not happen */
-#define KEYS 24    /* enough for each primary to have some */
+#define KEYS 24 /* enough for each primary to have some */
 
 static struct test_cluster *cluster;
 
-static struct instance {
-    near_client *client;
-    near_cache  *cache;
-} mine, theirs;
+static struct instance mine, theirs;
 
 static int
 start_cluster(void **state)
@@ -43,18 +39,8 @@ stop_cluster(void **state)
 static void
 need_time(void)
 {
-    const char *level = getenv("NEAR_TEST_LEVEL");
-
-    if (level == NULL || *level == '\0' || strcmp(level, "check") == 0)
+    if (test_level() == TEST_CHECK)
         skip();
-}
-
-static void
-close_instance(struct instance *in)
-{
-    if (in->client != NULL)
-        near_client_close(in->client, NULL);
-    in->client = NULL;
 }
 
 static int
@@ -76,15 +62,6 @@ teardown(void **state)
     return 0;
 }
 
-static near_stats
-stats(const struct instance *in)
-{
-    near_stats s = NEAR_STATS_INIT;
-
-    assert_int_equal(near_stats_get(in->client, &s), NEAR_OK);
-    return s;
-}
-
 static int
 is_tracking(void *ctx)
 {
@@ -96,21 +73,10 @@ is_tracking(void *ctx)
 static void
 open_in(struct instance *in, const char *mode)
 {
-    const char *const settings[][2] = { { "l2.uri", cluster->uri },
-                                        { "coherence.mode", mode },
-                                        { "l2.timeout", "5s" },
-                                        { "ttl", "1h" },
-                                        { "l2.connect_timeout", "1s" } };
-    near_config      *config        = near_config_new();
-    near_error        error;
+    const char *const settings[] = { "l2.uri", cluster->uri, "coherence.mode",     mode, "l2.timeout", "5s",
+                                     "ttl",    "1h",         "l2.connect_timeout", "1s", NULL };
 
-    for (size_t i = 0; i < NEAR_COUNT_OF(settings); i++)
-        if (near_config_set(config, settings[i][0], settings[i][1], &error) != NEAR_OK)
-            fail_msg("%s", error.text);
-    if (near_client_open(config, &in->client, &error) != NEAR_OK)
-        fail_msg("%s", error.text);
-    near_config_free(config);
-    assert_int_equal(near_cache_open(in->client, "c", NULL, &in->cache, &error), NEAR_OK);
+    open_with(in, settings, NULL);
 }
 
 /* And in force. */
@@ -288,12 +254,6 @@ test_race24_keys_that_move_are_heard_of_where_they_are(void **state)
     assert_true(test_cluster_move(cluster, 0, 500, 0));
     assert_true(test_cluster_move(cluster, 12000, 12500, 2));
     assert_int_equal(heard_of_changes(), KEYS);
-}
-
-static int
-owes_nothing(void *ctx)
-{
-    return stats(ctx).invalidations_pending == 0;
 }
 
 static unsigned

@@ -3,42 +3,21 @@
  * they are made of; what is under way is not kept; what fails is made good.
  */
 #define TEST_NAME "prefix"
-#include "harness/test.h"
+#include "integration/instance.h"
 
 #include "harness/proxy.h"
 #include "harness/server.h"
 
-#include <nearcache.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define SOON 20000 /* ms: what has not happened by then does not happen */
-
 static struct test_server *server, *memcached;
 static struct test_proxy  *proxy;
 
-struct instance {
-    near_client *client;
-    near_cache  *cache, *other;
-};
 static struct instance writer, reader;
-
-static char            logged[8192];
-static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void
-log_write(near_log_level level, const char *message, void *ctx)
-{
-    (void)ctx;
-    (void)level;
-    pthread_mutex_lock(&log_lock);
-    snprintf(logged + strlen(logged), sizeof(logged) - strlen(logged), "%s\n", message);
-    pthread_mutex_unlock(&log_lock);
-}
 
 static int
 start_servers(void **state)
@@ -59,14 +38,6 @@ stop_servers(void **state)
     test_server_stop(&server);
     test_server_stop(&memcached);
     return 0;
-}
-
-static void
-close_instance(struct instance *in)
-{
-    if (in->client != NULL)
-        near_client_close(in->client, NULL);
-    in->client = NULL;
 }
 
 static int
@@ -94,40 +65,11 @@ teardown(void **state)
     return 0;
 }
 
-/* Settings in pairs, a NULL at the end. */
 static void
-open_with(struct instance *in, const char *l2, const char *const *more)
+open_at(struct instance *in, const char *l2, const char *const *more)
 {
-    near_config *config = near_config_new();
-    near_error   error;
-
-    near_config_set(config, "l2.uri", l2, &error);
-    near_config_set(config, "l2.timeout", "1s", &error);
-    near_config_set(config, "close.timeout", "200ms", &error);
-    for (; more != NULL && more[0] != NULL; more += 2)
-        if (near_config_set(config, more[0], more[1], &error) != NEAR_OK)
-            fail_msg("%s", error.text);
-    if (near_client_open(config, &in->client, &error) != NEAR_OK)
-        fail_msg("%s", error.text);
-    near_config_free(config);
-    assert_int_equal(near_cache_open(in->client, "c", NULL, &in->cache, &error), NEAR_OK);
-    assert_int_equal(near_cache_open(in->client, "c2", NULL, &in->other, &error), NEAR_OK);
-    near_set_log(in->client, log_write, NULL);
-}
-
-static near_stats
-stats(const struct instance *in)
-{
-    near_stats s = NEAR_STATS_INIT;
-
-    assert_int_equal(near_stats_get(in->client, &s), NEAR_OK);
-    return s;
-}
-
-static int
-owes_nothing(void *ctx)
-{
-    return stats(ctx).invalidations_pending == 0;
+    open_with(in, (const char *[]){ "l2.uri", l2, "l2.timeout", "1s", "close.timeout", "200ms", NULL }, more);
+    assert_int_equal(near_cache_open(in->client, "c2", NULL, &in->other, NULL), NEAR_OK);
 }
 
 static near_status
@@ -157,8 +99,8 @@ check_prefixes(const char *l2, const char *const *more)
     near_bytes keys[NEAR_COUNT_OF(prefixes) + NEAR_COUNT_OF(others)];
     size_t     n = 0;
 
-    open_with(&writer, l2, more);
-    open_with(&reader, l2, more);
+    open_at(&writer, l2, more);
+    open_at(&reader, l2, more);
     for (size_t i = 0; i < NEAR_COUNT_OF(prefixes); i++)
         keys[n++] = prefixes[i];
     for (size_t i = 0; i < NEAR_COUNT_OF(others); i++)
@@ -219,8 +161,8 @@ static void
 without_l2_the_instances_empty_l1(void **state)
 {
     (void)state;
-    open_with(&writer, "none:", (const char *[]){ "coherence.uri", "memory:prefix", NULL });
-    open_with(&reader, "none:", (const char *[]){ "coherence.uri", "memory:prefix", NULL });
+    open_at(&writer, "none:", (const char *[]){ "coherence.uri", "memory:prefix", NULL });
+    open_at(&reader, "none:", (const char *[]){ "coherence.uri", "memory:prefix", NULL });
     near_put(reader.cache, near_key("a1"), near_key("v"), NULL);
     assert_int_equal(get(reader.cache, near_key("a1")), NEAR_OK);
     assert_int_equal(near_invalidate_prefix(writer.cache, near_key("a")), NEAR_OK);
@@ -232,7 +174,7 @@ memcached_cannot_and_says_what_can(void **state)
 {
     (void)state;
     test_need_server(memcached);
-    open_with(&writer, memcached->uri, NULL);
+    open_at(&writer, memcached->uri, NULL);
     assert_int_equal(near_put(writer.cache, near_key("a1"), near_key("v"), NULL), NEAR_OK);
     assert_int_equal(near_invalidate_prefix(writer.cache, near_key("a")), NEAR_ERR_UNSUPPORTED);
     assert_int_equal(get(writer.cache, near_key("a1")), NEAR_OK);
@@ -246,7 +188,7 @@ bad_prefixes_are_refused(void **state)
     char long_one[70000] = { 'x' };
 
     (void)state;
-    open_with(&writer, server->uri, NULL);
+    open_at(&writer, server->uri, NULL);
     assert_int_equal(near_invalidate_prefix(NULL, near_key("a")), NEAR_ERR_INVALID);
     assert_int_equal(near_invalidate_prefix(writer.cache, (near_bytes){ NULL, 1 }), NEAR_ERR_INVALID);
     assert_int_equal(near_invalidate_prefix(writer.cache, (near_bytes){ long_one, sizeof(long_one) }),
@@ -313,8 +255,8 @@ nothing_is_left_of_many(void **state)
     char      key[32];
 
     (void)state;
-    open_with(&writer, server->uri, NULL);
-    open_with(&reader, server->uri, NULL);
+    open_at(&writer, server->uri, NULL);
+    open_at(&reader, server->uri, NULL);
     put_numbered(&writer, "b", 100);
     put_numbered(&writer, "a", n);
     done = false;
@@ -370,8 +312,8 @@ load_is_kept(const char *l2, const char *const *more, bool invalidate)
     pthread_t thread;
     bool      kept;
 
-    open_with(&writer, l2, more);
-    open_with(&reader, l2, more);
+    open_at(&writer, l2, more);
+    open_at(&reader, l2, more);
     near_cache_set_loader(reader.cache, load_slowly, NULL);
     loading = go_on = false;
     pthread_create(&thread, NULL, fetch_a1, reader.cache);
@@ -414,8 +356,8 @@ old_values_after_cut(const char *pending, int64_t bytes)
     bool     repays = strcmp(pending, "0") != 0;
     char     key[32];
 
-    open_with(&reader, server->uri, NULL);
-    open_with(&writer, test_proxy_uri(proxy), settings);
+    open_at(&reader, server->uri, NULL);
+    open_at(&writer, test_proxy_uri(proxy), settings);
     put_numbered(&reader, "a", 3000);
     for (unsigned i = 0; i < 3000; i += 10) {
         snprintf(key, sizeof(key), "a%u", i);
@@ -461,13 +403,13 @@ static void
 a_deadline_that_passes_ends_the_call_and_not_the_work(void **state)
 {
     (void)state;
-    open_with(&writer, server->uri, (const char *[]){ "prefix.timeout", "1ms", NULL });
+    open_at(&writer, server->uri, (const char *[]){ "prefix.timeout", "1ms", NULL });
     put_numbered(&writer, "a", test_scale(20000));
     assert_int_equal(near_invalidate_prefix(writer.cache, near_key("a")), NEAR_ERR_TIMEOUT);
     assert_int_equal(stats(&writer).invalidations_pending, 1);
     assert_true(get(writer.cache, near_key("a0")) < 0);
     close_instance(&writer); /* closing pays */
-    open_with(&writer, server->uri, NULL);
+    open_at(&writer, server->uri, NULL);
     assert_int_equal(near_invalidate_prefix(writer.cache, near_key("a")), NEAR_OK); /* control */
     assert_int_equal(get(writer.cache, near_key("a0")), NEAR_MISS);
 }

@@ -7,41 +7,19 @@
  * acknowledged or not.  The control is coherence.max_pending=0, one attempt and no more: then the old value stays.
  */
 #define TEST_NAME "recovery"
-#include "harness/test.h"
+#include "integration/instance.h"
 
 #include "harness/proxy.h"
 #include "harness/server.h"
 
-#include <nearcache.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define SOON 20000 /* ms: what has not happened by then does not happen */
-
 static struct test_server *server;
 static struct test_proxy  *proxy;
 
-struct instance {
-    near_client *client;
-    near_cache  *cache, *other;
-};
 static struct instance writer, reader;
-
-static char            logged[4096];
-static pthread_mutex_t log_lock =
-    PTHREAD_MUTEX_INITIALIZER; /* each client says what it has to say from threads of its own */
-
-static void
-log_write(near_log_level level, const char *message, void *ctx)
-{
-    (void)ctx;
-    (void)level;
-    pthread_mutex_lock(&log_lock);
-    snprintf(logged + strlen(logged), sizeof(logged) - strlen(logged), "%s\n", message);
-    pthread_mutex_unlock(&log_lock);
-}
 
 static int
 setup(void **state)
@@ -54,14 +32,6 @@ setup(void **state)
     test_need_server(server);
     proxy = test_proxy_start(server);
     return proxy == NULL ? -1 : 0;
-}
-
-static void
-close_instance(struct instance *in)
-{
-    if (in->client != NULL)
-        near_client_close(in->client, NULL);
-    in->client = NULL;
 }
 
 static int
@@ -83,37 +53,14 @@ teardown(void **state)
 static void
 open_instance(struct instance *in, const char *l2, const char *bus, const char *pending)
 {
-    const char *const settings[][2] = {
-        { "l2.uri", l2 },          { "coherence.uri", bus },     { "coherence.max_pending", pending },
-        { "l2.timeout", "100ms" }, { "close.timeout", "200ms" }, { "l2.connect_timeout", "200ms" },
+    const char *const settings[] = {
+        "l2.uri",     l2,      "coherence.uri", bus,     "coherence.max_pending", pending,
+        "l2.timeout", "100ms", "close.timeout", "200ms", "l2.connect_timeout",    "200ms",
+        NULL,
     };
-    near_config *config = near_config_new();
-    near_error   error;
 
-    for (size_t i = 0; i < NEAR_COUNT_OF(settings); i++)
-        if (near_config_set(config, settings[i][0], settings[i][1], &error) != NEAR_OK)
-            fail_msg("%s", error.text);
-    if (near_client_open(config, &in->client, &error) != NEAR_OK)
-        fail_msg("%s", error.text);
-    near_config_free(config);
-    assert_int_equal(near_cache_open(in->client, "c", NULL, &in->cache, &error), NEAR_OK);
-    assert_int_equal(near_cache_open(in->client, "other", NULL, &in->other, &error), NEAR_OK);
-    near_set_log(in->client, log_write, NULL);
-}
-
-static near_stats
-stats(const struct instance *in)
-{
-    near_stats s = NEAR_STATS_INIT;
-
-    assert_int_equal(near_stats_get(in->client, &s), NEAR_OK);
-    return s;
-}
-
-static int
-owes_nothing(void *ctx)
-{
-    return stats(ctx).invalidations_pending == 0;
+    open_with(in, settings, NULL);
+    assert_int_equal(near_cache_open(in->client, "other", NULL, &in->other, NULL), NEAR_OK);
 }
 
 static near_status
@@ -204,18 +151,24 @@ cut_everywhere(const char *pending, int64_t step)
 }
 
 static void
+assert_all_made_good(const struct outcome *o)
+{
+    print_message("[          ] %u cuts: %u acknowledged, %u failed, %llu kept, %u stale\n",
+                  o->acknowledged + o->failed, o->acknowledged, o->failed,
+                  (unsigned long long)stats(&writer).invalidations_kept, o->stale);
+    assert_int_equal(o->stale, 0);
+    assert_true(o->failed > 0);
+    assert_true(stats(&writer).invalidations_kept > 0);
+    assert_int_equal(stats(&writer).invalidations_kept, stats(&writer).invalidations_settled);
+}
+
+static void
 test_race9_link_cut_after_any_byte_leaves_no_old_value(void **state)
 {
     struct outcome o = cut_everywhere("10000", test_scale(100) < 100 ? 30 : 1);
 
     (void)state;
-    print_message("[          ] %u cuts: %u acknowledged, %u failed, %llu kept, %u stale\n",
-                  o.acknowledged + o.failed, o.acknowledged, o.failed,
-                  (unsigned long long)stats(&writer).invalidations_kept, o.stale);
-    assert_int_equal(o.stale, 0);
-    assert_true(o.failed > 0);
-    assert_true(stats(&writer).invalidations_kept > 0);
-    assert_int_equal(stats(&writer).invalidations_kept, stats(&writer).invalidations_settled);
+    assert_all_made_good(&o);
 }
 
 static void
@@ -266,18 +219,6 @@ have_many_old(unsigned n)
     assert_int_equal(stale_of(n), n); /* that is: it reads them */
 }
 
-static unsigned
-count_lines_with(const char *word)
-{
-    unsigned n = 0;
-
-    pthread_mutex_lock(&log_lock);
-    for (const char *at = strstr(logged, word); at != NULL; at = strstr(at + 1, word))
-        n++;
-    pthread_mutex_unlock(&log_lock);
-    return n;
-}
-
 static void
 test_race9_what_a_refused_link_kept_back_is_sent_when_it_heals(void **state)
 {
@@ -298,7 +239,7 @@ test_race9_what_a_refused_link_kept_back_is_sent_when_it_heals(void **state)
         assert_int_equal(stale_of(n), 0);
         assert_int_equal(stats(&writer).invalidations_settled, (round + 1) * n);
     }
-    assert_in_range(count_lines_with("could not be sent: it is kept"), 1, 2); /* once an outage, if it is not
+    assert_in_range(times_logged("could not be sent: it is kept"), 1, 2); /* once an outage, if it is not
                                                                                   the log's limit that cuts it */
 }
 
@@ -403,13 +344,7 @@ test_race9_a_tag_cut_off_after_any_byte_leaves_no_old_value(void **state)
     struct outcome o = cut_tags_everywhere("10000", test_scale(100) < 100 ? 90 : 40);
 
     (void)state;
-    print_message("[          ] %u cuts: %u acknowledged, %u failed, %llu kept, %u stale\n",
-                  o.acknowledged + o.failed, o.acknowledged, o.failed,
-                  (unsigned long long)stats(&writer).invalidations_kept, o.stale);
-    assert_int_equal(o.stale, 0);
-    assert_true(o.failed > 0);
-    assert_true(stats(&writer).invalidations_kept > 0);
-    assert_int_equal(stats(&writer).invalidations_kept, stats(&writer).invalidations_settled);
+    assert_all_made_good(&o);
 }
 
 static int

@@ -5,41 +5,19 @@
  * The control is the same thing in mode pubsub, where nobody tells of such changes.
  */
 #define TEST_NAME "tracking"
-#include "harness/test.h"
+#include "integration/instance.h"
 
 #include "harness/server.h"
 
-#include <nearcache.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define SOON 20000 /* ms: what has not happened by then does not happen */
-
 static struct test_server *server;
 
-struct instance {
-    near_client *client;
-    near_cache  *cache;
-};
 static struct instance mine, theirs;
-
-static char            logged[8192];
-static pthread_mutex_t log_lock =
-    PTHREAD_MUTEX_INITIALIZER; /* each client says what it has to say from threads of its own */
-
-static void
-log_write(near_log_level level, const char *message, void *ctx)
-{
-    (void)ctx;
-    (void)level;
-    pthread_mutex_lock(&log_lock);
-    snprintf(logged + strlen(logged), sizeof(logged) - strlen(logged), "%s\n", message);
-    pthread_mutex_unlock(&log_lock);
-}
 
 static int
 setup(void **state)
@@ -51,14 +29,6 @@ setup(void **state)
     server    = test_redis_start(TEST_SERVER_TCP, NULL);
     test_need_server(server);
     return 0;
-}
-
-static void
-close_instance(struct instance *in)
-{
-    if (in->client != NULL)
-        near_client_close(in->client, NULL);
-    in->client = NULL;
 }
 
 static int
@@ -75,32 +45,9 @@ teardown(void **state)
 static void
 open_at(struct instance *in, const char *uri, const char *mode)
 {
-    const char *const settings[][2] = {
-        { "l2.uri", uri },
-        { "coherence.mode", mode },
-        { "l2.timeout", "5s" },
-        { "ttl", "1h" },
-    };
-    near_config *config = near_config_new();
-    near_error   error;
-
-    for (size_t i = 0; i < NEAR_COUNT_OF(settings); i++)
-        if (near_config_set(config, settings[i][0], settings[i][1], &error) != NEAR_OK)
-            fail_msg("%s", error.text);
-    if (near_client_open(config, &in->client, &error) != NEAR_OK)
-        fail_msg("%s", error.text);
-    near_config_free(config);
-    assert_int_equal(near_cache_open(in->client, "c", NULL, &in->cache, &error), NEAR_OK);
-    near_set_log(in->client, log_write, NULL);
-}
-
-static near_stats
-stats(const struct instance *in)
-{
-    near_stats s = NEAR_STATS_INIT;
-
-    assert_int_equal(near_stats_get(in->client, &s), NEAR_OK);
-    return s;
+    open_with(
+        in, (const char *[]){ "l2.uri", uri, "coherence.mode", mode, "l2.timeout", "5s", "ttl", "1h", NULL },
+        NULL);
 }
 
 static void
@@ -285,18 +232,6 @@ stats_say_what_is_in_force(void **state)
     near_config_free(config);
 }
 
-static unsigned
-lines_with(const char *word)
-{
-    unsigned n = 0;
-
-    pthread_mutex_lock(&log_lock);
-    for (const char *at = strstr(logged, word); at != NULL; at = strstr(at + 1, word))
-        n++;
-    pthread_mutex_unlock(&log_lock);
-    return n;
-}
-
 /* Refused by the ACL, in either of two ways: messages remain, it is said once, and the stats tell. */
 static void
 where_the_server_refuses_messages_remain(void **state)
@@ -323,7 +258,7 @@ where_the_server_refuses_messages_remain(void **state)
         COMMAND("CLIENT", "KILL", "TYPE", "pubsub"); /* refused again: not said again */
         fence(&mine);
         have_in_l1("k");
-        assert_int_equal(lines_with("refuses server-assisted invalidation"), 1);
+        assert_int_equal(times_logged("refuses server-assisted invalidation"), 1);
         close_instance(&mine);
         close_instance(&theirs);
     }
