@@ -14,12 +14,14 @@
  * Runs, percentiles and CPU time of the writers are bench/l2_run.c's.  Servers end with the process, however it ends.
  */
 #include "bench/l2.h"
+#include "bench/median.h"
 
 #include "base/le.h"
 #include "client/client.h"
 #include "coherence/coherence.h"
 
 #include <getopt.h>
+#include <hiredis/hiredis.h>
 #include <math.h>
 #include <poll.h>
 #include <pthread.h>
@@ -38,20 +40,12 @@ static struct {
 
 static unsigned missed;
 
-static int
-by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
 static double
 share_of(double *values, size_t n, double share)
 {
     if (n == 0)
         return NAN;
-    qsort(values, n, sizeof(*values), by_size);
+    qsort(values, n, sizeof(*values), by_value);
     return values[(size_t)(share * (double)(n - 1))];
 }
 
@@ -360,6 +354,16 @@ open_coherence(const struct near__uri *uri, struct delays *delays)
 }
 
 static void
+pause_until(int64_t next)
+{
+    while (now_ns() < next) {
+        struct timespec pause = { 0, next - now_ns() > 0 ? next - now_ns() : 0 };
+
+        nanosleep(&pause, NULL);
+    }
+}
+
+static void
 publish_at_rate(struct near__coherence *coherence, double seconds, unsigned rate)
 {
     int64_t begun = now_ns(), next = begun;
@@ -369,11 +373,7 @@ publish_at_rate(struct near__coherence *coherence, double seconds, unsigned rate
         near_bytes key = { number, sizeof(number) };
         size_t     size;
 
-        while (now_ns() < next) {
-            struct timespec pause = { 0, next - now_ns() > 0 ? next - now_ns() : 0 };
-
-            nanosleep(&pause, NULL);
-        }
+        pause_until(next);
         next += 1000000000 / rate;
         near__le64_put(number, (uint64_t)now_ns());
         if (near__message_encode(NEAR__MESSAGE_INVALIDATE, near__coherence_sender(coherence), near_key("b"),
@@ -446,18 +446,114 @@ delay_once(const char *text, unsigned threads, double *p50, double *p99)
     free(delays.at);
 }
 
+/* What the server, the sockets and the sleeping threads cost without us: hiredis's own calls, the time in the message.  There are two
+ * who listen here as well, as who publishes also listens, and the server writes to the newest one first. */
+struct bare {
+    redisContext  *link;
+    struct delays *delays; /* NULL: only listens */
+    pthread_t      thread;
+};
+
+static void *
+hear_barely(void *ctx)
+{
+    struct bare *bare = ctx;
+    redisReply  *reply;
+    bool         last = false;
+
+    while (!last && redisGetReply(bare->link, (void **)&reply) == REDIS_OK) {
+        int64_t now = now_ns();
+
+        last = reply->elements != 3 || reply->element[2]->len != 8;
+        if (!last && bare->delays != NULL && bare->delays->n < DELAYS)
+            bare->delays->at[bare->delays->n++] =
+                (double)(now - (int64_t)near__le64_get((const uint8_t *)reply->element[2]->str)) / 1000;
+        freeReplyObject(reply);
+    }
+    return NULL;
+}
+
+static redisContext *
+dial_barely(const struct near__uri *uri)
+{
+    const struct near__address *at = &uri->addresses[0];
+    redisContext *c = at->port != 0 ? redisConnect(at->host, at->port) : redisConnectUnix(at->host);
+
+    if (c == NULL || c->err != 0)
+        l2_fail("delay", "hiredis does not connect");
+    return c;
+}
+
+static void
+listen_barely(struct bare *bare, const struct near__uri *uri, struct delays *delays)
+{
+    bare->delays = delays;
+    bare->link   = dial_barely(uri);
+    freeReplyObject(redisCommand(bare->link, "SUBSCRIBE bare"));
+    pthread_create(&bare->thread, NULL, hear_barely, bare);
+}
+
+static void
+publish_barely(redisContext *teller, double seconds, unsigned rate)
+{
+    int64_t begun = now_ns(), next = begun;
+
+    while (next - begun < (int64_t)(seconds * 1e9)) {
+        uint8_t number[8];
+
+        pause_until(next);
+        next += 1000000000 / rate;
+        near__le64_put(number, (uint64_t)now_ns());
+        freeReplyObject(redisCommand(teller, "PUBLISH bare %b", number, sizeof(number)));
+    }
+}
+
+static void
+delay_barely(const char *text, double *p50, double *p99)
+{
+    struct delays    delays = { .at = calloc(DELAYS, sizeof(double)) };
+    struct bare      hearer, echo;
+    struct near__uri uri;
+    redisContext    *teller;
+
+    near__uri_parse(&uri, "uri", text, NULL);
+    listen_barely(&hearer, &uri, &delays);
+    listen_barely(&echo, &uri, NULL);
+    teller = dial_barely(&uri);
+    publish_barely(teller, 0.2, 1000);
+    delays.n = 0;
+    publish_barely(teller, bench.seconds, 1000);
+    freeReplyObject(redisCommand(teller, "PUBLISH bare end"));
+    pthread_join(hearer.thread, NULL);
+    pthread_join(echo.thread, NULL);
+    *p50 = share_of(delays.at, delays.n, 0.5);
+    *p99 = share_of(delays.at, delays.n, 0.99);
+    redisFree(teller);
+    redisFree(hearer.link);
+    redisFree(echo.link);
+    free(delays.at);
+}
+
 static void
 bench_delay(struct test_server *server)
 {
-    double p50[99], p99[99], busy50[99], busy99[99];
+    double p50[99], p99[99], busy50[99], busy99[99], bare50[99], bare99[99], ratio50[99], ratio99[99];
 
     for (unsigned i = 0; i < bench.rounds; i++) {
+        delay_barely(server->uri, &bare50[i], &bare99[i]);
         delay_once(server->uri, 0, &p50[i], &p99[i]);
+        ratio50[i] = p50[i] / bare50[i];
+        ratio99[i] = p99[i] / bare99[i];
         delay_once(server->uri, 16, &busy50[i], &busy99[i]);
     }
     printf("\nfrom before PUBLISH until the key is dropped, 1000 messages a second\n");
     say("alone: p50", share_of(p50, bench.rounds, 0.5), "us", 60, false);
     say("alone: p99", share_of(p99, bench.rounds, 0.5), "us", 200, false);
+    say("hiredis alone, PUBLISH to a blocked redisGetReply: p50", share_of(bare50, bench.rounds, 0.5), "us",
+        0, false);
+    say("hiredis alone: p99", share_of(bare99, bench.rounds, 0.5), "us", 0, false);
+    say("ours / hiredis: p50", share_of(ratio50, bench.rounds, 0.5), "x", 0, false);
+    say("ours / hiredis: p99", share_of(ratio99, bench.rounds, 0.5), "x", 0, false);
     say("beside 16 threads of GETs: p50", share_of(busy50, bench.rounds, 0.5), "us", 0, false);
     say("beside 16 threads of GETs: p99", share_of(busy99, bench.rounds, 0.5), "us", 250, false);
 }

@@ -7,6 +7,8 @@
  *
  * DIRECTORY is made, and ought to lie on the disk that is meant; its files are removed.
  */
+#include "bench/median.h"
+
 #include "journal.h"
 
 #include <dirent.h>
@@ -36,21 +38,6 @@ now(void)
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
-}
-
-static int
-by_value(const void *a, const void *b)
-{
-    const double *left = a, *right = b;
-
-    return (*left > *right) - (*left < *right);
-}
-
-static double
-median(double *values, size_t n)
-{
-    qsort(values, n, sizeof(*values), by_value);
-    return values[n / 2];
 }
 
 static void

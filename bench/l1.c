@@ -14,10 +14,12 @@
  * beginning with another peer each time, so that ratios can be taken within a round.  Single-threaded but for l1_run.c.
  */
 #include "bench/l1.h"
+#include "bench/median.h"
 
 #include <getopt.h>
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 enum { KEYS = 1000000, KEYS_HOT = 10000, BUDGET_MIB = 128 };
 
@@ -69,7 +71,7 @@ usage(const char *program)
     fprintf(
         stderr,
         "usage: %s [OPTION...]\n"
-        "  --only LIST       of W1,W2,W3,W4,memory,budget (all)\n"
+        "  --only LIST       of W1,W2,W3,W4,price,memory,budget (all)\n"
         "  --threads LIST    numbers of threads to run with (1,2)\n"
         "  --rounds N        (5)\n"
         "  --seconds S       of one peer, operation and round (0.3)\n"
@@ -359,6 +361,66 @@ run_stages(void)
     return true;
 }
 
+/* ---- what options cost a hit */
+
+/* Hits of one thread with one counter more, and with each option, over those without, round by round.  The second without is the control: how far from 1 a ratio of
+ * the same thing comes here. */
+static void
+measure_price(void)
+{
+    enum { WITHOUT, AGAIN, COUNTER, CURVE, LOG, KINDS };
+    static const char *const names[KINDS] = { "", "without, again", "one counter more", "l1.curve=yes",
+                                              "log.requests" };
+    static double            ns[KINDS][L1_ROUNDS_MAX];
+    char                     dir[] = P_tmpdir "/near-price-XXXXXX", file[64], log[80];
+    static struct entrant    entrants[KINDS];
+    const char              *why   = "no memory, or no directory";
+    struct l1_world          world = { 0 };
+    struct l1_peer           peers[KINDS];
+    struct l1_figures        figures;
+    bool                     ok = mkdtemp(dir) != NULL && l1_world_open(&world, KEYS_HOT, 1, bench.stream);
+
+    world.pin     = bench.pin;
+    world.retries = bench.retries;
+    snprintf(file, sizeof(file), "%s/log", dir);
+    snprintf(log, sizeof(log), "%s.bench", file); /* the cache's name */
+    for (int i = 0; i < KINDS; i++) {
+        l1_ours(&peers[i], bench.first_policy, false);
+        peers[i].option  = i == CURVE ? "l1.curve" : i == LOG ? "log.requests" : NULL;
+        peers[i].setting = i == CURVE ? "yes" : file;
+        entrants[i].peer = &peers[i];
+        if (i == COUNTER)
+            l1_ours_count_more(&peers[i]);
+        if (ok)
+            entrants[i].cache = peers[i].open(&peers[i], &world, 0, &why);
+        ok = ok && entrants[i].cache != NULL && l1_fill(&peers[i], entrants[i].cache, &world, KEYS_HOT);
+    }
+    for (unsigned round = 0; ok && round < bench.rounds; round++)
+        for (unsigned i = 0; ok && i < KINDS; i++) {
+            struct entrant *entrant = &entrants[(i + round) % KINDS];
+
+            ok = l1_run(entrant->peer, entrant->cache, &world, L1_GET, 1, bench.seconds, entrant->at,
+                        &figures);
+            /* of CPU, which others on the machine disturb less */
+            ns[(i + round) % KINDS][round] = figures.ns * figures.cpu;
+        }
+    for (int kind = AGAIN; ok && kind < KINDS; kind++) {
+        for (unsigned round = 0; round < bench.rounds; round++)
+            ns[kind][round] /= ns[WITHOUT][round];
+        printf("price of a hit, %s: %.3f of one without (median of %u rounds)\n", names[kind],
+               median(ns[kind], bench.rounds), bench.rounds);
+    }
+    if (!ok)
+        printf("price: not measured: %s\n", why);
+    for (int i = 0; i < KINDS; i++)
+        if (entrants[i].cache != NULL)
+            peers[i].close(entrants[i].cache);
+    if (world.keys != 0)
+        l1_world_close(&world);
+    unlink(log);
+    rmdir(dir);
+}
+
 /* ---- memory */
 
 static void
@@ -419,6 +481,8 @@ main(int argc, char **argv)
         return 2;
     }
     l1_scaling(&bench.results);
+    if (wanted("price") && bench.first_policy != NULL)
+        measure_price();
     measure_memory();
     l1_memory_table(&bench.results);
     if (bench.check && bench.first_policy != NULL)

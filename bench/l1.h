@@ -262,8 +262,9 @@ struct l1_figures { /* of one run */
 
 struct l1_peer {
     char        name[40];
-    const char *policy; /* ours */
-    bool        ttl;    /* ours */
+    const char *policy;           /* ours */
+    bool        ttl;              /* ours */
+    const char *option, *setting; /* ours: one more, or NULL */
     /* A cache for up to `capacity` entries; 0: all keys of the world, none is evicted.  NULL: it cannot be had, `why` says it. */
     void *(*open)(const struct l1_peer *peer, const struct l1_world *world, uint32_t capacity,
                   const char **why);
@@ -312,7 +313,8 @@ int    l1_child(const struct l1_peer *peers, unsigned n, char **argv); /* what r
 void    *l1_ours_open(const struct l1_peer *peer, uint64_t max_bytes, uint32_t max_entries, const char *l2,
                       const char **why);
 bool     l1_ours_fill_through_l2(void *cache, uint32_t n, void (*between)(void *ctx), void *ctx);
-uint64_t l1_ours_counted(void *cache); /* l1_bytes of the statistics */
+void     l1_ours_count_more(struct l1_peer *peer); /* its hits count once more */
+uint64_t l1_ours_counted(void *cache);             /* l1_bytes of the statistics */
 
 /* ---- results (l1_report.c) */
 

@@ -5,6 +5,7 @@
  * greatest, because the machine changes more from round to round than from peer to peer.
  */
 #include "bench/l1.h"
+#include "bench/median.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -38,28 +39,6 @@ l1_memory_add(struct l1_results *results, const struct l1_peer *peer, const char
 }
 
 /* ---- figures of a race */
-
-struct spread {
-    double middle, least, most;
-};
-
-static int
-by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static struct spread
-spread_of(double *values, size_t n)
-{
-    if (n == 0)
-        return (struct spread){ NAN, NAN, NAN };
-    qsort(values, n, sizeof(*values), by_size);
-    return (struct spread){ n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2, values[0],
-                            values[n - 1] };
-}
 
 static double
 middle(const struct l1_race *race, size_t field)

@@ -21,6 +21,7 @@
 
 enum {
     L2_KEY_SIZE    = 16, /* "key:" and 12 digits, as redis-benchmark writes __rand_int__ */
+    L2_NAME_SIZE   = 21, /* of an entry: "nc:b:" and the key */
     L2_VALUE_SIZE  = 100,
     L2_BATCH_MAX   = 1000,
     L2_THREADS_MAX = 256,
@@ -39,6 +40,9 @@ void l2_key_print(struct l2_key *key, uint32_t index);
 /* A value begins with the digits of its key, so that another key's cannot pass for it; the rest does not compress well. */
 void l2_value(char *out, uint32_t index);
 bool l2_right(const struct l2_key *key, const void *value, size_t size);
+/* Entries of nearcache as other programs see them: under another name, with a header before the value. */
+void l2_entry_name(char *out, const struct l2_key *key); /* L2_NAME_SIZE bytes */
+bool l2_entry_right(const struct l2_key *key, const void *entry, size_t size);
 void l2_fail(const char *what, const char *why) __attribute__((noreturn));
 
 /* ---- targets */
@@ -70,9 +74,10 @@ struct l2_peer {
 };
 
 extern const struct l2_peer l2_hiredis_get, l2_hiredis_pool, l2_hiredis_pipeline, l2_hiredis_mget,
-    l2_hiredis_set, l2_hiredis_pipeline_set, l2_hiredis_pipeline_set_px, l2_redis_benchmark;
+    l2_hiredis_pipeline_entries, l2_hiredis_mget_entries, l2_hiredis_set, l2_hiredis_pipeline_set,
+    l2_hiredis_pipeline_set_px, l2_redis_benchmark;
 extern const struct l2_peer l2_memcached_get, l2_memcached_pool, l2_memcached_pool16, l2_memcached_mget,
-    l2_memcached_set;
+    l2_memcached_mget_entries, l2_memcached_set;
 extern const struct l2_peer l2_ours_get, l2_ours_get_many, l2_ours_put, l2_ours_put_many, l2_ours_put_many_px;
 
 void l2_redis_fill(const struct l2_target *target);

@@ -81,6 +81,36 @@ mget(void *own, const struct l2_key *keys, unsigned n)
     return right < n ? right : n;
 }
 
+/* The same for what nearcache has stored: as many bytes, and as much for the server to do. */
+static unsigned
+mget_entries(void *own, const struct l2_key *keys, unsigned n)
+{
+    char                names[L2_BATCH_MAX][L2_NAME_SIZE];
+    const char         *texts[L2_BATCH_MAX];
+    size_t              sizes[L2_BATCH_MAX];
+    unsigned            right = 0;
+    memcached_result_st result;
+    memcached_return_t  rc;
+
+    for (unsigned i = 0; i < n; i++) {
+        l2_entry_name(names[i], &keys[i]);
+        texts[i] = names[i];
+        sizes[i] = L2_NAME_SIZE;
+    }
+    if (memcached_mget(own, texts, sizes, n) != MEMCACHED_SUCCESS)
+        return 0;
+    memcached_result_create(own, &result);
+    while (memcached_fetch_result(own, &result, &rc) != NULL) {
+        struct l2_key key;
+        if (memcached_result_key_length(&result) != L2_NAME_SIZE)
+            continue;
+        memcpy(key.text, memcached_result_key_value(&result) + L2_NAME_SIZE - L2_KEY_SIZE, L2_KEY_SIZE);
+        right += l2_entry_right(&key, memcached_result_value(&result), memcached_result_length(&result));
+    }
+    memcached_result_free(&result);
+    return right < n ? right : n;
+}
+
 static unsigned
 set(void *own, const struct l2_key *keys, unsigned n)
 {
@@ -227,6 +257,11 @@ const struct l2_peer l2_memcached_pool16 = { .name  = "memcached_pool of 16",
 const struct l2_peer l2_memcached_mget   = {
       .name = "memcached_mget", .join = join, .leave = leave, .call = mget
 };
-const struct l2_peer l2_memcached_set = {
-    .name = "memcached_set", .join = join, .leave = leave, .call = set
+const struct l2_peer l2_memcached_mget_entries = { .name  = "memcached_mget of nearcache's entries",
+                                                   .join  = join,
+                                                   .leave = leave,
+                                                   .call  = mget_entries,
+                                                   .ours  = true };
+const struct l2_peer l2_memcached_set          = {
+             .name = "memcached_set", .join = join, .leave = leave, .call = set
 };

@@ -92,6 +92,56 @@ mget(void *own, const struct l2_key *keys, unsigned n)
     return right;
 }
 
+/* The same for what nearcache has stored: as many bytes, and as much for the server to do. */
+
+static bool
+is_entry(const redisReply *reply, const struct l2_key *key)
+{
+    return reply != NULL && reply->type == REDIS_REPLY_STRING && l2_entry_right(key, reply->str, reply->len);
+}
+
+static unsigned
+pipeline_entries(void *own, const struct l2_key *keys, unsigned n)
+{
+    unsigned right = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        char         name[L2_NAME_SIZE];
+        const char  *argv[] = { "GET", name };
+        const size_t size[] = { 3, L2_NAME_SIZE };
+        l2_entry_name(name, &keys[i]);
+        redisAppendCommandArgv(own, 2, argv, size);
+    }
+    for (unsigned i = 0; i < n; i++) {
+        void *reply = NULL;
+        redisGetReply(own, &reply);
+        right += is_entry(reply, &keys[i]);
+        freeReplyObject(reply);
+    }
+    return right;
+}
+
+static unsigned
+mget_entries(void *own, const struct l2_key *keys, unsigned n)
+{
+    char        names[L2_BATCH_MAX][L2_NAME_SIZE];
+    const char *argv[1 + L2_BATCH_MAX] = { "MGET" };
+    size_t      size[1 + L2_BATCH_MAX] = { 4 };
+    unsigned    right                  = 0;
+    redisReply *reply;
+
+    for (unsigned i = 0; i < n; i++) {
+        l2_entry_name(names[i], &keys[i]);
+        argv[1 + i] = names[i];
+        size[1 + i] = L2_NAME_SIZE;
+    }
+    reply = redisCommandArgv(own, (int)n + 1, argv, size);
+    for (unsigned i = 0; reply != NULL && i < reply->elements && i < n; i++)
+        right += is_entry(reply->element[i], &keys[i]);
+    freeReplyObject(reply);
+    return right;
+}
+
 static uint32_t
 index_of(const struct l2_key *key)
 {
@@ -251,6 +301,16 @@ const struct l2_peer l2_hiredis_pipeline = {
 const struct l2_peer l2_hiredis_mget = {
     .name = "hiredis, MGET", .join = join, .leave = leave, .call = mget
 };
+const struct l2_peer l2_hiredis_pipeline_entries = { .name  = "hiredis, GETs of nearcache's entries",
+                                                     .join  = join,
+                                                     .leave = leave,
+                                                     .call  = pipeline_entries,
+                                                     .ours  = true };
+const struct l2_peer l2_hiredis_mget_entries     = { .name  = "hiredis, MGET of nearcache's entries",
+                                                     .join  = join,
+                                                     .leave = leave,
+                                                     .call  = mget_entries,
+                                                     .ours  = true };
 const struct l2_peer l2_hiredis_set = { .name = "hiredis, SET", .join = join, .leave = leave, .call = set };
 const struct l2_peer l2_hiredis_pipeline_set = {
     .name = "hiredis, SETs appended and read", .join = join, .leave = leave, .call = set

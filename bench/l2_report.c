@@ -3,32 +3,11 @@
  * these the median is shown with the least and the greatest: absolute figures of a shared machine mean little.
  */
 #include "bench/l2.h"
+#include "bench/median.h"
 
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
-
-struct spread {
-    double middle, least, most;
-};
-
-static int
-by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static struct spread
-spread_of(double *values, size_t n)
-{
-    if (n == 0)
-        return (struct spread){ NAN, NAN, NAN };
-    qsort(values, n, sizeof(*values), by_size);
-    return (struct spread){ n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2, values[0],
-                            values[n - 1] };
-}
 
 static double
 field_of(const struct l2_figures *figures, size_t field)

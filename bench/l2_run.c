@@ -149,6 +149,19 @@ l2_right(const struct l2_key *key, const void *value, size_t size)
     return size == L2_VALUE_SIZE && memcmp(value, key->text + 4, 12) == 0;
 }
 
+void
+l2_entry_name(char *out, const struct l2_key *key)
+{
+    memcpy(out, "nc:b:", L2_NAME_SIZE - L2_KEY_SIZE);
+    memcpy(out + L2_NAME_SIZE - L2_KEY_SIZE, key->text, L2_KEY_SIZE);
+}
+
+bool
+l2_entry_right(const struct l2_key *key, const void *entry, size_t size)
+{
+    return size > L2_VALUE_SIZE && l2_right(key, (const char *)entry + size - L2_VALUE_SIZE, L2_VALUE_SIZE);
+}
+
 /* ---- latencies */
 
 static unsigned

@@ -7,6 +7,8 @@
  *
  * Rounds alternate and medians are shown, because absolute times on a shared machine mean little.
  */
+#include "bench/median.h"
+
 #include "client/client.h"
 #include "client/tier.h"
 
@@ -33,21 +35,6 @@ now_ns(void)
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-static int
-by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-static double
-median(double *rounds)
-{
-    qsort(rounds, ROUNDS, sizeof(*rounds), by_value);
-    return rounds[ROUNDS / 2];
 }
 
 static void
@@ -173,10 +160,10 @@ overhead(size_t loads)
         fetch[i]   = hit(cache, 10 * loads, true);
         eagerly[i] = hit(eager, 10 * loads, true);
     }
-    printf("load: near_fetch %.0f ns, by hand %.0f ns", median(flights), median(hand));
+    printf("load: near_fetch %.0f ns, by hand %.0f ns", median(flights, ROUNDS), median(hand, ROUNDS));
     printf(": bookkeeping %.0f ns (goal: at most 1000)\n", flights[ROUNDS / 2] - hand[ROUNDS / 2]);
-    printf("hit: near_get %.1f ns, near_fetch %.1f ns, with early refresh %.1f ns\n", median(get),
-           median(fetch), median(eagerly));
+    printf("hit: near_get %.1f ns, near_fetch %.1f ns, with early refresh %.1f ns\n", median(get, ROUNDS),
+           median(fetch, ROUNDS), median(eagerly, ROUNDS));
     near_client_close(one, NULL);
     near_client_close(two, NULL);
 }

@@ -2,10 +2,10 @@
  * What a write costs until it is acknowledged, side by side in one run: near_put to the memory: backend, write-back with a journal, and
  * write-through to SQLite with one transaction a write.
  *
- *   write [--seconds S] [--dir DIRECTORY] [--only ROW]
+ *   write [--seconds S] [--dir DIRECTORY] [--only ROW] [--parallel N]
  *
  * DIRECTORY (default .) gets the journals and databases, so it should lie on the disk that is meant.  Each figure is that of the best of
- * three rounds, which take turns; the ratios are what counts.
+ * three rounds, which take turns; the ratios are what counts.  N batches go to the store at a time (write_back.parallel, default 2): SQLite takes one.
  */
 #include <nearcache.h>
 #include <sqlite3.h>
@@ -23,6 +23,7 @@ enum { KEYS = 10000, VALUE = 100, MOST_THREADS = 16, ROUNDS = 3 };
 static const char *directory = ".";
 static double      seconds   = 0.5;
 static int         only      = -1;
+static const char *parallel;
 
 static double
 now(void)
@@ -195,6 +196,8 @@ open_way(const struct way *way, near_cache **cache)
         set(config, "write_back.fsync", way->fsync);
         set(config, "write_back.max_pending", "256MiB");
         set(config, "write_back.batch", "1000");
+        if (parallel != NULL)
+            set(config, "write_back.parallel", parallel);
     }
     if (near_client_open(config, &client, &error) != NEAR_OK ||
         near_cache_open(client, "things", NULL, cache, &error) != NEAR_OK)
@@ -270,8 +273,10 @@ main(int argc, char **argv)
             directory = argv[i + 1];
         else if (strcmp(argv[i], "--only") == 0)
             only = atoi(argv[i + 1]);
+        else if (strcmp(argv[i], "--parallel") == 0)
+            parallel = argv[i + 1];
         else
-            die(argv[i], "accepts --seconds S, --dir DIRECTORY, --only ROW");
+            die(argv[i], "accepts --seconds S, --dir DIRECTORY, --only ROW, --parallel N");
     }
     for (unsigned round = 0; round < ROUNDS; round++)
         for (unsigned i = 0; i < WAYS; i++)

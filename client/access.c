@@ -1,6 +1,6 @@
 /*
  * Passwords come from one place only: the URI, a file or a variable.  They go into the parsed URI, which belongs to the client and is
- * wiped with it; buffers on the way are wiped here.  No lock: all of this happens in the thread that opens the client.
+ * wiped with it; keys for MACs, of a file or a variable, go into the cache's near__mac; buffers on the way are wiped here.  No lock: all of this happens in the thread that opens the client.
  *
  * What can never happen: a password in a message, a file that everybody may read taken for a secret, an open that hangs on something
  * that is not a file.
@@ -29,7 +29,7 @@ open_secret(const char *option, const char *path, near_error *error)
     struct stat st;
 
     if (fd < 0) {
-        near__fail(error, NEAR_ERR_INVALID, "%s = \"%.100s\": %s", option, path, strerrordesc_np(errno));
+        near__fail(error, NEAR_ERR_INVALID, "%s = \"%.100s\": %s", option, path, near__errno_text(errno));
         return -1;
     }
     if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && (st.st_mode & (S_IROTH | S_IWOTH)) == 0)
@@ -79,24 +79,36 @@ take_password(char *out, size_t size, const char *option, const char *text, size
     return NEAR_OK;
 }
 
+/* As much of the file as there is room for. */
+static near_status
+read_secret(char *text, size_t size, size_t *length, const char *option, const char *path, near_error *error)
+{
+    int         fd     = open_secret(option, path, error);
+    ssize_t     n      = 0;
+    near_status status = NEAR_OK;
+
+    *length = 0;
+    if (fd < 0)
+        return NEAR_ERR_INVALID;
+    do {
+        n = read(fd, text + *length, size - *length);
+        *length += n > 0 ? (size_t)n : 0;
+    } while ((n > 0 && *length < size) || (n < 0 && errno == EINTR));
+    if (n < 0)
+        status =
+            near__fail(error, NEAR_ERR_INVALID, "%s = \"%.100s\": %s", option, path, near__errno_text(errno));
+    close(fd);
+    return status;
+}
+
 static near_status
 read_password(char *out, size_t size, const char *option, const char *path, near_error *error)
 {
     char        text[1024];
-    int         fd     = open_secret(option, path, error);
-    ssize_t     n      = 0;
-    size_t      length = 0;
-    near_status status = NEAR_ERR_INVALID;
+    size_t      length;
+    near_status status = read_secret(text, sizeof(text), &length, option, path, error);
 
-    if (fd < 0)
-        return status;
-    do {
-        n = read(fd, text + length, sizeof(text) - length);
-        length += n > 0 ? (size_t)n : 0;
-    } while ((n > 0 && length < sizeof(text)) || (n < 0 && errno == EINTR));
-    if (n < 0) {
-        near__fail(error, status, "%s = \"%.100s\": %s", option, path, strerrordesc_np(errno));
-    } else {
+    if (status == NEAR_OK) {
         const char *end = memchr(text, '\n', length);
 
         length = end != NULL ? (size_t)(end - text) : length;
@@ -104,7 +116,6 @@ read_password(char *out, size_t size, const char *option, const char *path, near
         status = take_password(out, size, option, text, length, error);
     }
     explicit_bzero(text, sizeof(text));
-    close(fd);
     return status;
 }
 
@@ -146,6 +157,105 @@ take_login(char *user, char *password, const struct source *source, near_error *
     if (status == NEAR_OK)
         snprintf(user, sizeof(((struct near__uri *)0)->user), "%.127s", source->user);
     return status;
+}
+
+/* ---- keys for MACs */
+
+struct keys {
+    uint8_t keys[NEAR__MAC_KEYS][NEAR__MAC_KEY_SIZE];
+    size_t  n;
+};
+
+static int
+hex_value(char digit)
+{
+    const char *digits = "0123456789abcdefABCDEF", *at = digit != '\0' ? strchr(digits, digit) : NULL;
+
+    if (at == NULL)
+        return -1;
+    return at - digits < 16 ? (int)(at - digits) : (int)(at - digits) - 6;
+}
+
+static bool
+take_key(struct keys *keys, const char *word, size_t length)
+{
+    if (keys->n == NEAR__MAC_KEYS || length != 2 * NEAR__MAC_KEY_SIZE)
+        return false;
+    for (size_t i = 0; i < length; i += 2) {
+        int high = hex_value(word[i]), low = hex_value(word[i + 1]);
+
+        if (high < 0 || low < 0)
+            return false;
+        keys->keys[keys->n][i / 2] = (uint8_t)(high << 4 | low);
+    }
+    keys->n++;
+    return true;
+}
+
+/* The words of the text, and nothing else; at least one. */
+static bool
+take_keys(struct keys *keys, const char *text, size_t length)
+{
+    size_t at = 0, end;
+
+    for (;;) {
+        while (at < length && strchr(" \t\r\n", text[at]) != NULL && text[at] != '\0')
+            at++;
+        if (at == length)
+            return keys->n > 0;
+        for (end = at; end < length && (text[end] == '\0' || strchr(" \t\r\n", text[end]) == NULL);)
+            end++;
+        if (!take_key(keys, text + at, end - at))
+            return false;
+        at = end;
+    }
+}
+
+static near_status
+make_mac(struct near__mac **mac, const char *option, const char *text, size_t length, near_error *error)
+{
+    struct keys keys   = { .n = 0 };
+    near_status status = NEAR_ERR_INVALID;
+
+    if (!take_keys(&keys, text, length))
+        near__fail(error, status,
+                   "%s: accepts one or two keys of 64 hexadecimal digits (openssl rand -hex 32), with "
+                   "blanks or new lines between",
+                   option);
+    else
+        status = near__mac_new(mac, keys.keys, keys.n);
+    explicit_bzero(&keys, sizeof(keys));
+    if (status == NEAR_ERR_UNSUPPORTED)
+        return near__fail(error, status, "%s: this build has no MAC; it takes OpenSSL", option);
+    return status == NEAR_ERR_NOMEM ? near__fail(error, status, "%s: out of memory", option) : status;
+}
+
+near_status
+near__access_mac(struct near__mac **mac, const struct near__settings *settings, near_error *error)
+{
+    const char *file = settings->l2_mac_key_file, *env = settings->l2_mac_key_env, *value;
+    char        text[1024]; /* far more than two keys are: what fills it has not been read to its end */
+    size_t      length;
+    near_status status;
+
+    *mac = NULL;
+    if (file[0] != '\0' && env[0] != '\0')
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "l2.mac_key_file and l2.mac_key_env: only one of them can be set");
+    if (file[0] != '\0') {
+        status = read_secret(text, sizeof(text), &length, "l2.mac_key_file", file, error);
+        if (status == NEAR_OK)
+            status = make_mac(mac, "l2.mac_key_file", text, length < sizeof(text) ? length : 0, error);
+        explicit_bzero(text, sizeof(text));
+        return status;
+    }
+    if (env[0] == '\0')
+        return NEAR_OK;
+    value = secure_getenv(env);
+    if (value == NULL)
+        return near__fail(error, NEAR_ERR_INVALID, "l2.mac_key_env = \"%.64s\": there is no such variable",
+                          env);
+    return make_mac(mac, "l2.mac_key_env", value, strlen(value), error);
 }
 
 /* ---- who could read along */

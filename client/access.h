@@ -8,6 +8,7 @@
 #include "base/uri.h"
 #include "config.h"
 #include "l2/access.h"
+#include "l2/mac.h"
 
 struct near__client_access {
     struct near__tls_context *tls; /* one for all connections of the client; NULL: no URI wants any */
@@ -21,6 +22,10 @@ near_status near__access_l2(struct near__client_access *access, const struct nea
 /* The same for the bus's URI, which may be a copy of L2's, filled in already. */
 near_status near__access_bus(struct near__client_access *access, const struct near__settings *settings,
                              struct near__uri *uri, near_error *error);
+/* What a cache's entries are sealed with; NULL inside: nothing.  NEAR_ERR_INVALID: the keys cannot be had, or are none;
+ * NEAR_ERR_UNSUPPORTED: a build without OpenSSL.  No message holds a part of a key. */
+near_status near__access_mac(struct near__mac **mac, const struct near__settings *settings,
+                             near_error *error);
 /* After the last connection. */
 void near__access_free(struct near__client_access *access);
 

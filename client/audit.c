@@ -74,7 +74,7 @@ queue_drop_first(struct queue *queue)
 
 /* When the next sample is due; NEAR_NEVER: there is none. */
 static int64_t
-next_due_locked(const struct near__audit *audit)
+next_due_locked(const struct near__audit *audit) NEAR__NEEDS(audit->lock)
 {
     int64_t due = NEAR_NEVER;
 
@@ -118,13 +118,22 @@ enqueue(struct near__audit *audit, const struct sample *sample)
 
 /* ---- a hit */
 
+/* Decoded, and its bytes not kept: nothing to compare with what lies in L2. */
+static bool
+is_without_bytes(const near_value *value)
+{
+    const struct near__object *object = near__value_object(value);
+
+    return object != NULL && object->bytes_size == 0;
+}
+
 static bool
 take_sample(near_cache *cache, uint64_t hash, near_bytes key, const near_value *value)
 {
     struct near__audit *audit = cache->client->audit;
     struct sample       sample;
 
-    if (key.size > KEY_MAX)
+    if (key.size > KEY_MAX || is_without_bytes(value))
         return false;
     sample.cache    = cache;
     sample.hash     = hash;
@@ -403,7 +412,7 @@ near__audit_open(near_client *client)
             return NEAR_ERR_NOMEM;
     }
     /* relaxed: nobody has the client yet */
-    atomic_store_explicit(&client->detour, true, memory_order_relaxed);
+    atomic_store_explicit(client->plain, 0, memory_order_relaxed);
     return NEAR_OK;
 }
 

@@ -9,7 +9,7 @@
  * Owns the samples: a few hundred in fixed memory, none where the audit is off (client->audit is NULL then).  A sample names its cache without
  * holding it: near__audit_forget() comes before a cache's end.  Lock: a leaf, over the samples; nothing is asked while it is held.
  *
- * Hits do not pay for an audit that is off: where it is on, client->detour sends them past the shortest path.
+ * Hits do not pay for an audit that is off: where it is on, client->plain sends them past the shortest path.
  */
 #ifndef NEAR_CLIENT_AUDIT_H
 #define NEAR_CLIENT_AUDIT_H

@@ -33,6 +33,7 @@
 #include "base/backoff.h"
 #include "base/hash_keyed.h"
 #include "cache.h"
+#include "codec.h"
 #include "journal.h"
 #include "tier.h"
 #include "write.h"
@@ -41,6 +42,8 @@
 #define RETRY_MOST  (5 * NEAR__SEC) /* a store that is back gets all within that */
 #define POOL_PAUSE  (10 * NEAR_MS)  /* until a pool that had no thread for us is asked again */
 #define FULL_PAUSE  (5 * NEAR_MS)   /* until a journal without room is asked again */
+
+enum { SLICE = 32 }; /* seats that leave under one hold of the table's lock */
 
 enum outcome {
     STORED,     /* the store has it */
@@ -60,8 +63,10 @@ struct seat {
     bool                      leaves;     /* the table */
     bool                      settles;    /* the caches */
     bool                      clean;      /* what lies in L2 is ours, and stays */
+    bool                      under_way;  /* a newer change of ours was, when L2 was asked about a conflict */
     struct near__l1_write     token;
     struct near__ask          ask;
+    struct near__entry       *settled; /* what lies in L2 by then, with its stamp; a reference, or NULL */
 };
 
 enum stage { BOARDING, LANDING };
@@ -99,6 +104,11 @@ near__back_answers_slowly(near_cache *cache, uint64_t hash, near_bytes key, near
         return false;
     near__count(cache, NEAR__requests, 1);
     near__count(cache, NEAR__write_back_reads, 1);
+    if (near__decodes(cache) && !entry->negative && entry->object == NULL) { /* of a former life */
+        near__entry_release(&entry);
+        *status = NEAR_ERR_DECODE;
+        return true;
+    }
     *status = near__hand_out(entry, NEAR_FROM_L1, value);
     return true;
 }
@@ -106,7 +116,7 @@ near__back_answers_slowly(near_cache *cache, uint64_t hash, near_bytes key, near
 /* ---- queues */
 
 static void
-queue_locked(struct near__back *back, struct near__dirty_key *key, int64_t due)
+queue_locked(struct near__back *back, struct near__dirty_key *key, int64_t due) NEAR__NEEDS(back->dirty.lock)
 {
     unsigned                 level = key->tries < NEAR__BACK_LEVELS ? key->tries : NEAR__BACK_LEVELS - 1;
     struct near__back_queue *queue = &back->queues[level];
@@ -137,7 +147,7 @@ unqueue_locked(struct near__back_queue *queue)
 
 /* All that waits is due: somebody waits for it. */
 static void
-hurry_locked(struct near__back *back)
+hurry_locked(struct near__back *back) NEAR__NEEDS(back->dirty.lock)
 {
     int64_t now = near__client_now(back->cache->client);
 
@@ -152,7 +162,7 @@ hurry_locked(struct near__back *back)
 
 /* When the level's first may fly.  A full batch does not wait, nor does anything while others wait for room. */
 static int64_t
-due_locked(const struct near__back *back, size_t level)
+due_locked(const struct near__back *back, size_t level) NEAR__NEEDS(back->dirty.lock)
 {
     const struct near__back_queue *queue    = &back->queues[level];
     const struct near__settings   *settings = &back->cache->settings;
@@ -166,7 +176,7 @@ due_locked(const struct near__back *back, size_t level)
 }
 
 static size_t
-first_due_locked(const struct near__back *back, int64_t *due)
+first_due_locked(const struct near__back *back, int64_t *due) NEAR__NEEDS(back->dirty.lock)
 {
     size_t first = 0;
 
@@ -184,7 +194,7 @@ first_due_locked(const struct near__back *back, int64_t *due)
 
 /* A flight for what is due, else the timer for what will be. */
 static void
-go_on_locked(struct near__back *back)
+go_on_locked(struct near__back *back) NEAR__NEEDS(back->dirty.lock)
 {
     int64_t due;
 
@@ -196,7 +206,7 @@ go_on_locked(struct near__back *back)
     if (due <= near__client_now(back->cache->client))
         launch_locked(back);
     else
-        near__timer_arm_by(&back->cache->client->scheduler, &back->timer, due);
+        back->unarmed = near__timer_arm_by(&back->cache->client->scheduler, &back->timer, due) != NEAR_OK;
 }
 
 static void
@@ -210,7 +220,7 @@ time_has_come(void *ctx)
 }
 
 static void
-launch_locked(struct near__back *back)
+launch_locked(struct near__back *back) NEAR__NEEDS(back->dirty.lock)
 {
     near_client *client = back->cache->client;
     size_t       i      = 0;
@@ -221,8 +231,8 @@ launch_locked(struct near__back *back)
         return; /* the first that lands goes on */
     back->flights[i].stage = BOARDING;
     if (near__workers_submit(client->workers, &back->flights[i].job) != NEAR_OK) {
-        near__timer_arm_by(&client->scheduler, &back->timer,
-                           near__time_after(near__client_now(client), POOL_PAUSE));
+        back->unarmed = near__timer_arm_by(&client->scheduler, &back->timer,
+                                           near__time_after(near__client_now(client), POOL_PAUSE)) != NEAR_OK;
         return;
     }
     back->flights[i].busy = true;
@@ -278,7 +288,7 @@ seat_locked(struct near__flight_of_writes *flight, struct near__back_queue *queu
 
 /* What is due, of one level after the other. */
 static void
-board_locked(struct near__flight_of_writes *flight)
+board_locked(struct near__flight_of_writes *flight) NEAR__UNFOLLOWED /* flight->back has it */
 {
     struct near__back *back = flight->back;
     int64_t            now  = near__client_now(back->cache->client), due;
@@ -298,7 +308,7 @@ board_locked(struct near__flight_of_writes *flight)
 
 /* Is what lies in L2 somebody else's?  Asked where that may be: mostly nobody is suspect, and nothing is asked. */
 static bool
-is_suspect_locked(const struct near__back *back, const struct seat *seat)
+is_suspect_locked(const struct near__back *back, const struct seat *seat) NEAR__NEEDS(back->dirty.lock)
 {
     const near_client *client = back->cache->client;
 
@@ -341,6 +351,29 @@ forget_answer(struct seat *seat)
     seat->ask = (struct near__ask){ .key = seat->ask.key, .hash = seat->ask.hash };
 }
 
+/* What we were told of may have been our own change (the server tells of any): the one before this is no conflict, nor is an absence where
+ * an erase is to be, or where a newer change of ours may be on its way or have been there.  Without a bus an absence is mostly an eviction. */
+static bool
+is_of_nobody_else(near_client *client, const struct seat *seat)
+{
+    switch (seat->ask.found) {
+    case NEAR__FOUND:
+    case NEAR__STALE:
+        return near__stamp_is_own(client, seat->ask.stamp);
+    case NEAR__ABSENT:
+        return client->coherence == NULL || seat->write->entry->negative || seat->under_way;
+    default:
+        return seat->ask.found == NEAR__UNREACHABLE;
+    }
+}
+
+/* Whether there is a newer change of ours: L2 may have it, or be about to, and an erase of ours is an absence. */
+static bool
+has_newer_locked(const struct seat *seat)
+{
+    return seat->key->writers > 0 || seat->key->last != seat->write;
+}
+
 /* seat->clean: nobody else has written it, as far as can be known. */
 static void
 find_conflicts(struct near__flight_of_writes *flight)
@@ -352,7 +385,8 @@ find_conflicts(struct near__flight_of_writes *flight)
     for (size_t i = 0; i < flight->n; i++) {
         struct seat *seat = &flight->seats[i];
 
-        seat->clean = seat->was_stored || !is_suspect_locked(back, seat);
+        seat->clean     = seat->was_stored || !is_suspect_locked(back, seat);
+        seat->under_way = has_newer_locked(seat);
         if (!seat->clean)
             flight->asks[n++] = &seat->ask;
     }
@@ -360,15 +394,16 @@ find_conflicts(struct near__flight_of_writes *flight)
     if (n == 0)
         return;
     read_l2(back->cache, flight->asks, n);
+    near__lock(&back->dirty.lock);
+    for (size_t i = 0; i < flight->n; i++) /* or came while L2 was asked */
+        flight->seats[i].under_way |= has_newer_locked(&flight->seats[i]);
+    near__unlock(&back->dirty.lock);
     for (size_t i = 0; i < flight->n; i++) {
         struct seat *seat = &flight->seats[i];
 
         if (seat->clean)
             continue;
-        /* without a bus an absence is mostly an eviction */
-        seat->clean = lies_there(seat) ||
-                      (seat->ask.found == NEAR__ABSENT && back->cache->client->coherence == NULL) ||
-                      seat->ask.found == NEAR__UNREACHABLE;
+        seat->clean = is_of_nobody_else(back->cache->client, seat);
         near__count(back->cache, NEAR__write_back_conflicts, !seat->clean);
         forget_answer(seat);
     }
@@ -508,7 +543,7 @@ is_last_locked(const struct seat *seat)
 }
 
 static void
-judge_locked(struct near__back *back, struct seat *seat)
+judge_locked(struct near__back *back, struct seat *seat) NEAR__NEEDS(back->dirty.lock)
 {
     const struct near__settings *settings = &back->cache->settings;
     struct near__dirty_key      *key      = seat->key;
@@ -594,6 +629,13 @@ restamp(struct near__flight_of_writes *flight)
         struct seat *seat = &flight->seats[i];
 
         seat->clean = seat->ask.stored;
+        if (seat->clean) {
+            seat->settled       = seat->ask.entry; /* which was found, and stored again */
+            seat->ask.entry     = NULL;
+            seat->settled->pool = seat->write->entry->pool;
+            if (near__decode_like(cache, seat->settled, seat->write->entry->object) != NEAR_OK)
+                near__entry_release(&seat->settled);
+        }
         forget_answer(seat);
     }
 }
@@ -657,11 +699,12 @@ settle(struct near__flight_of_writes *flight)
 
         if (!seat->settles)
             continue;
-        admit = seat->write->entry;
-        if (seat->outcome != STORED || !seat->write->kept || !(seat->clean || alone))
+        admit = alone ? seat->write->entry : seat->settled;
+        if (seat->outcome != STORED || !seat->write->kept)
             admit = NULL;
         near__l1_write_end(cache->l1, seat->token, seat->ask.hash, seat->ask.key, admit,
                            near__client_now(client));
+        near__entry_release(&seat->settled);
     }
 }
 
@@ -678,6 +721,7 @@ tell_waiter(struct near__dirty_write *write, near_status status)
 /* The key's next write, if there is one; else the key goes.  `pause`: its predecessor failed. */
 static void
 next_of_key_locked(struct near__back *back, struct near__dirty_key *key, bool pause)
+    NEAR__NEEDS(back->dirty.lock)
 {
     const struct near__settings *settings = &back->cache->settings;
     int64_t                      now      = near__client_now(back->cache->client);
@@ -701,7 +745,7 @@ next_of_key_locked(struct near__back *back, struct near__dirty_key *key, bool pa
 /* It leaves, or stays for another try, or (the store has it, but its caches cannot be settled yet) for that. */
 static void
 close_seat_locked(struct near__back *back, struct seat *seat, size_t *gone,
-                  struct near__dirty_write **gone_writes)
+                  struct near__dirty_write **gone_writes) NEAR__NEEDS(back->dirty.lock)
 {
     struct near__dirty_key *key = seat->key;
     int64_t                 now = near__client_now(back->cache->client);
@@ -750,17 +794,37 @@ count_outcomes_locked(struct near__flight_of_writes *flight)
 
 /* Under the lock, so that the writes of a key are done in their order: else a crash could bring back an older one alone. */
 static void
-done_locked(struct near__back *back, const uint64_t *sequences, size_t n)
+done_locked(struct near__back *back, const uint64_t *sequences, size_t n) NEAR__NEEDS(back->dirty.lock)
 {
     if (back->journal != NULL && n > 0)
         near__journal_done(back->journal, sequences, n);
+}
+
+/* The next few seats leave.  What they held is freed behind the lock: writers wait for it for a few microseconds at most, which they spend spinning. */
+static size_t
+close_some(struct near__flight_of_writes *flight, size_t at)
+{
+    struct near__back *back = flight->back;
+    size_t             gone = 0, end = flight->n - at < SLICE ? flight->n : at + SLICE;
+
+    near__lock(&back->dirty.lock);
+    for (size_t i = at; i < end; i++)
+        close_seat_locked(back, &flight->seats[i], &gone, flight->gone);
+    for (size_t i = 0; i < gone; i++)
+        flight->done[i] = flight->gone[i]->sequence;
+    done_locked(back, flight->done, gone);
+    near__unlock(&back->dirty.lock);
+    for (size_t i = 0; i < gone; i++) {
+        near__entry_release(&flight->gone[i]->entry);
+        free(flight->gone[i]);
+    }
+    return end;
 }
 
 static void
 land(struct near__flight_of_writes *flight)
 {
     struct near__back *back = flight->back;
-    size_t             gone = 0;
 
     near__lock(&back->dirty.lock);
     for (size_t i = 0; i < flight->n; i++)
@@ -774,16 +838,9 @@ land(struct near__flight_of_writes *flight)
     settle(flight);
     near__lock(&back->dirty.lock);
     count_outcomes_locked(flight);
-    for (size_t i = 0; i < flight->n; i++)
-        close_seat_locked(back, &flight->seats[i], &gone, flight->gone);
-    for (size_t i = 0; i < gone; i++)
-        flight->done[i] = flight->gone[i]->sequence;
-    done_locked(back, flight->done, gone);
     near__unlock(&back->dirty.lock);
-    for (size_t i = 0; i < gone; i++) {
-        near__entry_release(&flight->gone[i]->entry);
-        free(flight->gone[i]);
-    }
+    for (size_t at = 0; at < flight->n;)
+        at = close_some(flight, at);
 }
 
 /* ---- a flight's turns in the pool
@@ -895,7 +952,7 @@ replaceable_locked(const near_cache *cache, const struct near__dirty_key *key)
 
 static bool
 has_room_locked(struct near__back *back, const struct near__dirty_write *write,
-                const struct near__dirty_write *old)
+                const struct near__dirty_write *old) NEAR__NEEDS(back->dirty.lock)
 {
     size_t bytes = back->dirty.bytes - (old != NULL ? old->cost : 0);
 
@@ -905,7 +962,7 @@ has_room_locked(struct near__back *back, const struct near__dirty_write *write,
 }
 
 static near_status
-number_locked(struct near__back *back, const struct change *change)
+number_locked(struct near__back *back, const struct change *change) NEAR__NEEDS(back->dirty.lock)
 {
     struct near__dirty_write *write = change->write;
 
@@ -926,7 +983,7 @@ number_locked(struct near__back *back, const struct change *change)
 /* Into the table.  The journal knows it already, so that what it replaces is done with. */
 static void
 insert_locked(struct near__back *back, struct change *change, struct near__dirty_key *key,
-              struct near__dirty_write *old)
+              struct near__dirty_write *old) NEAR__NEEDS(back->dirty.lock)
 {
     struct near__dirty_write *write = change->write;
 
@@ -956,15 +1013,17 @@ insert_locked(struct near__back *back, struct change *change, struct near__dirty
                          ? write->entry->born
                          : near__time_after(write->entry->born, back->cache->settings.write_back_interval));
     }
-    /* the first of a queue sets the timer, a full batch goes at once; who comes between changes nothing */
-    if (back->queues[0].n == 1 || back->queues[0].n == back->cache->settings.write_back_batch ||
-        write->waiter != NULL || back->dirty.bytes > back->cache->settings.write_back_max_pending / 2)
+    /* the first of a queue sets the timer, a full batch goes at once; who comes between changes nothing, unless there was no memory for the
+     * timer */
+    if (back->unarmed || back->queues[0].n == 1 ||
+        back->queues[0].n == back->cache->settings.write_back_batch || write->waiter != NULL ||
+        back->dirty.bytes > back->cache->settings.write_back_max_pending / 2)
         go_on_locked(back);
 }
 
 /* What happens where there is no room.  True: try again. */
 static bool
-wait_locked(struct near__back *back, int64_t deadline, int64_t pause)
+wait_locked(struct near__back *back, int64_t deadline, int64_t pause) NEAR__NEEDS(back->dirty.lock)
 {
     int64_t now = near__client_now(back->cache->client);
     int64_t end =
@@ -974,7 +1033,10 @@ wait_locked(struct near__back *back, int64_t deadline, int64_t pause)
         back->cache->settings.write_back_on_full == NEAR__FULL_FAIL)
         return false;
     go_on_locked(back);
+    near__workers_wait_begins(
+        back->cache->client->workers); /* a loader's thread may be the one that a flight needs */
     near__cond_wait(&back->moved, &back->dirty.lock, end);
+    near__workers_wait_ends(back->cache->client->workers);
     return true;
 }
 
@@ -1028,7 +1090,7 @@ accept(struct near__back *back, struct change *change, struct near__dirty_key **
 
 /* The store was not given it: as if it had never been.  Readers may have seen it meanwhile, and its caller gets an error. */
 static void
-withdraw_locked(struct near__back *back, struct change *change)
+withdraw_locked(struct near__back *back, struct change *change) NEAR__NEEDS(back->dirty.lock)
 {
     struct near__dirty_key *key = change->write->key;
 
@@ -1048,6 +1110,7 @@ await_store(struct near__back *back, struct change *change, int64_t deadline)
     near_status status = NEAR_ERR_TIMEOUT;
     bool        more   = true;
 
+    near__workers_wait_begins(back->cache->client->workers);
     near__lock(&back->dirty.lock);
     while (!change->waiter.over && more)
         more = near__cond_wait(&back->moved, &back->dirty.lock, deadline);
@@ -1056,6 +1119,7 @@ await_store(struct near__back *back, struct change *change, int64_t deadline)
     else
         withdraw_locked(back, change);
     near__unlock(&back->dirty.lock);
+    near__workers_wait_ends(back->cache->client->workers);
     return status;
 }
 
@@ -1080,32 +1144,37 @@ forget_replaced(struct change *change)
     change->old = NULL;
 }
 
-static bool
+static near_status
 change_make(struct change *change, near_bytes data, const near_put_options *options)
 {
     near_cache               *cache = change->cache;
     int64_t                   now   = near__client_now(cache->client);
     struct near__dirty_write *write = calloc(1, sizeof(*write));
+    near_status               status;
     void                     *bytes;
 
     if (write == NULL)
-        return false;
+        return NEAR_ERR_NOMEM;
     change->put   = data.data != NULL;
     change->write = write;
     write->entry  = near__entry_new(change->key, change->hash, data.size, &bytes);
     if (write->entry == NULL)
-        return false;
+        return NEAR_ERR_NOMEM;
     if (data.size > 0)
         memcpy(bytes, data.data, data.size);
     write->entry->negative = !change->put;
+    write->entry->pool     = (uint8_t)options->pool;
+    status                 = near__decode(cache, write->entry);
     near__entry_date(cache, write->entry, now, near__duration(options->ttl_ms, cache->settings.ttl));
     write->entry->born = now;
-    write->stamp       = change->put && !cache->bare ? near__stamp(cache->client) : 0;
-    write->kept        = change->put && options->tag_count == 0 && !(options->flags & NEAR_NO_FILL) &&
-                  cache->settings.l1_max_bytes != 0;
+    if (cache->client->ops == NULL)
+        write->entry->stamp = near__stamp(cache->client); /* else that of what L2 has when it is settled */
+    write->stamp = change->put && !cache->bare ? near__stamp(cache->client) : 0;
+    write->kept  = change->put && options->tag_count == 0 && !(options->flags & NEAR_NO_FILL) &&
+                  cache->settings.l1_max_bytes != 0 && status == NEAR_OK;
     write->cost =
         near__entry_cost(write->entry) + sizeof(*write) + sizeof(struct near__dirty_key) + change->key.size;
-    return true;
+    return status;
 }
 
 static void
@@ -1126,7 +1195,7 @@ check(const near_cache *cache, near_bytes key, near_bytes data, const near_put_o
     if (status != NEAR_OK)
         return status;
     if ((options->flags & NEAR_IF_ABSENT) || options->unchanged != NULL ||
-        (options->tag_count > 0 && options->tags == NULL))
+        (options->tag_count > 0 && options->tags == NULL) || options->pool > cache->pools.n)
         return NEAR_ERR_INVALID;
     for (size_t i = 0; i < options->tag_count; i++) {
         size_t size = options->tags[i] != NULL ? strlen(options->tags[i]) : 0;
@@ -1147,21 +1216,22 @@ near__back_write(near_cache *cache, near_bytes key, near_bytes data, const near_
     struct change           change   = { .cache = cache, .key = key };
     near_status             status   = check(cache, key, data, options);
     int64_t                 deadline = 0;
-    uint64_t                stamp    = 0;
+    struct near__known      known    = { 0, NULL };
 
     if (status == NEAR_OK && cache->store == NULL)
         status = NEAR_ERR_UNSUPPORTED;
     if (status != NEAR_OK)
         return status;
     change.hash = near__hash_keyed(&cache->client->secret, key);
-    status      = change_make(&change, data, options) ? NEAR_OK : NEAR_ERR_NOMEM;
+    status      = change_make(&change, data, options);
     if (status == NEAR_OK) {
-        stamp    = change.write->stamp;
+        known    = (struct near__known){ change.write->stamp, near__object_ref(change.write->entry->object) };
         deadline = near__time_after(change.write->entry->born, cache->settings.store_timeout);
         status   = accept(back, &change, &node, deadline);
     }
     near__count(cache, NEAR__write_back_refused, status == NEAR_ERR_BUSY);
     if (status != NEAR_OK) {
+        near__object_release(&known.object);
         change_unmake(&change);
         return status;
     }
@@ -1169,6 +1239,7 @@ near__back_write(near_cache *cache, near_bytes key, near_bytes data, const near_
     near__count(cache, NEAR__write_back_accepted, 1);
     forget_replaced(&change);
     if (change.waits) {
+        near__object_release(&known.object);
         status = await_store(back, &change, deadline);
         forget_replaced(&change);
         return status;
@@ -1176,7 +1247,8 @@ near__back_write(near_cache *cache, near_bytes key, near_bytes data, const near_
     if (back->journal != NULL)
         status = near__journal_commit(back->journal, change.sequence, deadline);
     /* What is not acknowledged may reach the store all the same: then nothing is better than its value. */
-    near__write_known(cache, key, status == NEAR_OK ? data : (near_bytes){ NULL, 0 }, options, stamp);
+    near__write_known(cache, key, status == NEAR_OK ? data : (near_bytes){ NULL, 0 }, options, &known);
+    near__object_release(&known.object);
     cache_step_ends(back, node);
     return status;
 }
@@ -1203,10 +1275,12 @@ replay_one(void *ctx, const struct near__journal_record *record, uint64_t sequen
         data.data = "";
     if (record->kind == NEAR__JOURNAL_ERASE)
         data = (near_bytes){ NULL, 0 };
-    change.hash = near__hash_keyed(&back->cache->client->secret, record->key);
-    if (!change_make(&change, data, &options)) {
+    change.hash    = near__hash_keyed(&back->cache->client->secret, record->key);
+    replay->status = change_make(&change, data, &options);
+    if (replay->status == NEAR_ERR_DECODE) /* the store is to have it all the same */
+        replay->status = NEAR_OK;
+    if (replay->status != NEAR_OK) {
         change_unmake(&change);
-        replay->status = NEAR_ERR_NOMEM;
         return false;
     }
     change.write->sequence = sequence;
@@ -1280,7 +1354,7 @@ near__back_suspect_all(near_cache *cache)
 
 /* Everything up to `number` has left the table, or the deadline. */
 static bool
-await_locked(struct near__back *back, uint64_t number, int64_t deadline)
+await_locked(struct near__back *back, uint64_t number, int64_t deadline) NEAR__NEEDS(back->dirty.lock)
 {
     bool more = true;
 

@@ -43,6 +43,7 @@ struct near__back {
     bool                           closing, stopped, over; /* no new changes; no new flights; no new steps */
     size_t                         steps;                  /* of flights, under way */
     struct near__timer             timer;
+    bool                           unarmed; /* it should be, and is not: there was no memory for it */
     size_t                         flights_n;
     struct near__flight_of_writes *flights;
 };

@@ -34,7 +34,7 @@ near__budget_fini(struct near__budget *budget)
 
 /* What slow start leaves of `whole`, in sixteenths of it; it ends by itself. */
 static int64_t
-sixteenths_locked(struct near__budget *budget, int64_t now)
+sixteenths_locked(struct near__budget *budget, int64_t now) NEAR__NEEDS(budget->lock)
 {
     int64_t passed = now - budget->slow_since;
 
@@ -59,7 +59,7 @@ near__budget_slow_start(struct near__budget *budget)
 
 /* How many may go now; if none, *when it is worth asking again. */
 static size_t
-free_locked(struct near__budget *budget, int64_t now, int64_t *when)
+free_locked(struct near__budget *budget, int64_t now, int64_t *when) NEAR__NEEDS(budget->lock)
 {
     int64_t part     = sixteenths_locked(budget, now);
     int64_t interval = budget->interval * SLOWEST / part;
@@ -84,7 +84,7 @@ free_locked(struct near__budget *budget, int64_t now, int64_t *when)
 }
 
 static size_t
-take_locked(struct near__budget *budget, size_t want, int64_t now, int64_t *when)
+take_locked(struct near__budget *budget, size_t want, int64_t now, int64_t *when) NEAR__NEEDS(budget->lock)
 {
     size_t n = free_locked(budget, now, when);
 
@@ -100,7 +100,7 @@ take_locked(struct near__budget *budget, size_t want, int64_t now, int64_t *when
 }
 
 static void
-leave_locked(struct near__budget *budget, struct near__budget_turn *turn)
+leave_locked(struct near__budget *budget, struct near__budget_turn *turn) NEAR__NEEDS(budget->lock)
 {
     struct near__budget_turn **at = &budget->first;
 
@@ -114,7 +114,7 @@ leave_locked(struct near__budget *budget, struct near__budget_turn *turn)
 }
 
 static size_t
-queue_locked(struct near__budget *budget, size_t want, int64_t deadline)
+queue_locked(struct near__budget *budget, size_t want, int64_t deadline) NEAR__NEEDS(budget->lock)
 {
     struct near__budget_turn turn = { .next = NULL };
     size_t                   n    = 0;

@@ -10,14 +10,19 @@
 #include "audit.h"
 #include "back.h"
 #include "budget.h"
+#include "disk.h"
 #include "early.h"
+#include "fields.h"
 #include "flight.h"
 #include "generation.h"
 #include "intent.h"
 #include "journals.h"
 #include "l1/policy.h"
 #include "load.h"
+#include "read.h"
+#include "requests.h"
 #include "share.h"
+#include "snapshot.h"
 #include "tags.h"
 #include "upkeep.h"
 #include "watch.h"
@@ -34,21 +39,29 @@ void
 near__cache_free(near_cache *cache)
 {
     near__back_free(cache);
+    near__disk_stop(cache);
     near__l1_free(&cache->l1);
+    near__disk_free(cache);
     near__flights_fini(cache);
     near__share_fini(cache);
     near__generation_fini(&cache->generation);
     near__tags_fini(&cache->tags);
     near__watch_fini(cache);
+    near__dictionaries_fini(cache);
     near__gather_fini(&cache->gather);
     near__budget_fini(&cache->budget);
     near__hot_fini(&cache->hot);
+    near__requests_free(cache);
+    near__fields_close(cache);
+    near__snap_free(cache);
+    free(cache->rollout);
     near__lock_fini(&cache->work_lock);
     near__intents_fini(cache);
     near__journal_release(cache->journal);
     pthread_cond_destroy(&cache->work_done);
     for (size_t i = 0; i < NEAR__TIMINGS; i++)
         near__histogram_fini(&cache->histograms[i]);
+    near__mac_free(&cache->mac);
     explicit_bzero(&cache->settings, sizeof(cache->settings)); /* URIs with passwords */
     free(cache);
 }
@@ -83,6 +96,7 @@ cache_new(near_client *client, const char *name)
     near__generation_init(&cache->generation);
     near__tags_init(&cache->tags);
     near__watch_init(cache);
+    near__dictionaries_init(cache);
     near__gather_init(&cache->gather);
     near__budget_init(&cache->budget, &client->settings);
     near__hot_init(&cache->hot);
@@ -105,6 +119,7 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
     struct near__settings *settings = &cache->settings;
     near_status            status   = near__settings_override(settings, &client->settings, overrides, error);
     struct near__l1_config config;
+    struct near__l1_domain domains[NEAR__POOLS_MAX];
 
     if (status != NEAR_OK)
         return status;
@@ -117,9 +132,12 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         cache->max_ttl = NEAR__SEC; /* nobody tells us of writes: see the option's help */
     cache->bare  = settings->l2_envelope == NEAR__ENVELOPE_NONE && client->ops != NULL;
     cache->codec = near__settings_codec(settings);
+    if (client->ops != NULL)
+        status = near__access_mac(&cache->mac, settings, error);
+    if (status != NEAR_OK)
+        return status;
     if (!settings->set[NEAR__OPTION_l1_max_ttl] && cache->bare)
         cache->max_ttl = NEAR__SEC; /* nor of those of other programs, bus or no bus */
-    near__early_init(cache);
     near__budget_fini(&cache->budget);
     near__budget_init(&cache->budget, settings); /* with the cache's own */
     config = (struct near__l1_config){
@@ -132,15 +150,36 @@ open_cache(near_cache *cache, const near_config *overrides, near_error *error)
         .hash_ctx    = &client->secret,
         .sample      = near__hot_hit,
         .sample_ctx  = cache,
+        .tick        = &client->tick,
+        .curve       = settings->l1_curve == NEAR__YES,
+        .align_from  = (size_t)settings->l1_align_from,
     };
+    status = near__disk_open(cache, error);
+    if (status != NEAR_OK)
+        return status;
+    config.spill = near__disk_spill(cache);
+    near__pool_list_open(cache, &config, domains);
+    near__early_init(cache);
     cache->wanted_bytes   = config.max_bytes;
     cache->wanted_entries = config.max_entries;
-    status                = near__l1_new(&cache->l1, &config);
+    status                = near__snap_new(cache, &config, error);
+    if (status != NEAR_OK)
+        return status;
+    status = near__l1_new(&cache->l1, &config);
     if (status != NEAR_OK)
         return near__fail(error, status, "cache %s: cannot make its L1: %s", cache->name,
                           near_status_text(status));
-    status = near__journals_get(cache, error);
-    return status == NEAR_OK ? near__back_open(cache, error) : status;
+    status = near__rollout_open(&cache->rollout, settings, cache->name);
+    if (status != NEAR_OK)
+        return near__fail(error, status, "cache %s: out of memory", cache->name);
+    status = near__fields_open(cache, error);
+    if (status == NEAR_OK && cache->rollout != NULL && cache->fields->layout == NEAR__FIELDS_KEYS)
+        cache->rollout->cells = cache;
+    if (status == NEAR_OK)
+        status = near__journals_get(cache, error);
+    if (status == NEAR_OK)
+        status = near__back_open(cache, error);
+    return status;
 }
 
 /* The L1s' bounds again, each its part of l1.total_bytes.  Returns the last refusal: an index that is already larger than its part,
@@ -208,6 +247,53 @@ near_cache_resize(near_cache *cache, size_t max_bytes, size_t max_entries, near_
                           "times what it was "
                           "opened with, and not below twice its index",
                           cache->name, max_bytes, max_entries);
+    return NEAR_OK;
+}
+
+/* The pool's part of what the cache has now, which may be less than it wants (l1.total_bytes). */
+static near_status
+pool_resize_locked(near_cache *cache, unsigned pool, size_t max_bytes)
+{
+    struct near__l1_stats stats;
+    size_t                now = 0, had = 0, bytes;
+    double                part;
+    near_status           status;
+
+    for (unsigned i = 1; i <= cache->pools.n; i++) {
+        near__l1_pool_stats(cache->l1, i, &stats, &bytes);
+        now += bytes;
+        had = i == pool ? bytes : had;
+    }
+    part   = (double)now / (double)cache->wanted_bytes;
+    status = near__l1_pool_resize(cache->l1, pool, (size_t)(part * (double)max_bytes));
+    if (status != NEAR_OK)
+        return status;
+    cache->wanted_bytes += max_bytes - (size_t)((double)had / part);
+    if (cache->client->settings.l1_total_bytes != 0)
+        (void)share_locked(cache->client); /* who cannot shrink keeps what he had */
+    return NEAR_OK;
+}
+
+near_status
+near_pool_resize(near_cache *cache, unsigned pool, size_t max_bytes, near_error *error)
+{
+    near_status status = near__cache_check(cache);
+
+    if (error != NULL)
+        *error = (near_error){ .code = NEAR_OK };
+    if (status != NEAR_OK)
+        return near__fail(error, status, "near_pool_resize: %s", near_status_text(status));
+    if (pool < 1 || pool > cache->pools.n)
+        return near__fail(error, NEAR_ERR_INVALID, "near_pool_resize: cache %s has %u pools, and none %u",
+                          cache->name, cache->pools.n, pool);
+    near__lock(&cache->client->lock);
+    status = pool_resize_locked(cache, pool, max_bytes);
+    near__unlock(&cache->client->lock);
+    if (status != NEAR_OK)
+        return near__fail(error, status,
+                          "cache %s: its pool %s cannot be made %zu bytes large: at least 64KiB, at most 16 "
+                          "times what it was opened with, and not below twice its index",
+                          cache->name, cache->pools.pools[pool - 1].name, max_bytes);
     return NEAR_OK;
 }
 
@@ -283,8 +369,13 @@ near_cache_open(near_client *client, const char *name, const near_config *overri
         near__cache_free(cache);
         return status;
     }
+    near__requests_open(cache);
+    near__read_open(cache);
     near__intents_replay(cache);
+    near__dictionaries_open(cache);
+    near__disk_start(cache);
     share(client, "a cache was opened");
+    near__snap_open(cache);
     near__upkeep_start(client);
     *pcache = cache;
     return NEAR_OK;
@@ -336,6 +427,7 @@ near__cache_await_work(near_cache *cache, int64_t deadline)
         true; /* what waits its turn in the background will call neither loader nor store any more */
     near__unlock(&cache->work_lock);
     near__watch_close(cache);
+    near__dictionaries_close(cache);
     near__lock(&cache->work_lock);
     while (cache->work_open > 0 && more)
         more = near__cond_wait(&cache->work_done, &cache->work_lock, deadline);
@@ -354,13 +446,17 @@ near_cache_close(near_cache *cache)
         return; /* in a child near_client_close() frees it */
     client   = cache->client;
     deadline = near__time_after(near__client_now(client), client->settings.close_timeout);
+    near__snap_stop(cache);
     near__back_close(cache, deadline);
     near__lock(&client->lock);
     near__cache_unlink_locked(cache);
     near__unlock(&client->lock);
     near__audit_forget(cache);
+    near__requests_close(cache, deadline);
+    near__disk_stop(cache);
     share(client, "a cache was closed");
     near__cache_await_work(cache, deadline);
+    near__snap_close(cache);
     near__cache_release(cache);
 }
 

@@ -15,10 +15,16 @@
 
 #include "audit.h"
 #include "back.h"
+#include "base/probe.h"
 #include "budget.h"
 #include "cache.h"
+#include "disk.h"
+#include "fields.h"
 #include "generation.h"
 #include "journals.h"
+#include "publish.h"
+#include "requests.h"
+#include "snapshot.h"
 #include "tags.h"
 #include "tier.h"
 #include "upkeep.h"
@@ -61,13 +67,6 @@ near__client_now_exact(near_client *client)
 }
 
 int64_t
-near__client_now_coarse(const near_client *client)
-{
-    return clock_read(CLOCK_MONOTONIC_COARSE) +
-           atomic_load_explicit(&client->boot_offset, memory_order_relaxed);
-}
-
-int64_t
 near__client_now_unticked(near_client *client)
 {
     if (!atomic_load_explicit(&client->tick_wanted, memory_order_relaxed))
@@ -104,7 +103,9 @@ invalidate(near_client *client, near_bytes name, near_bytes key, enum near__last
     if (cache->back != NULL)
         near__back_suspect(cache, hash, key);
     near__l1_invalidate(cache->l1, hash, key);
+    near__fields_told(cache, key, hash);
     near__last_note(&cache->last, hash, source, near__client_now(client));
+    NEAR__PROBE3(invalidation, cache->name, hash, (int)source);
     near__cache_release(cache);
 }
 
@@ -203,6 +204,7 @@ sink_changed(void *ctx, near_bytes l2_key)
     near_client *client = ctx;
     near_bytes   name, key;
 
+    near__fields_changed(client, l2_key);
     switch (near__l2_key_read(client, l2_key, &name, &key)) {
     case NEAR__L2_ENTRY:
         invalidate(client, name, key, NEAR__LAST_SERVER);
@@ -248,6 +250,7 @@ sink_flush(void *ctx)
     uint64_t     below = UINT64_MAX;
     size_t       n;
 
+    NEAR__PROBE1(flush, client);
     near__recovery_poke(
         client); /* mostly the bus is back: after it is what is owed, whatever is flushed here */
     while ((n = next_caches(client, below, caches, NEAR_COUNT_OF(caches))) > 0) {
@@ -279,7 +282,9 @@ open_guard(near_client *client, near_error *error)
         return near__fail(error, NEAR_ERR_UNSUPPORTED,
                           "opening a client: the kernel lacks MADV_WIPEONFORK (Linux 4.14), so a fork could "
                           "not be noticed");
-    *page = 1;
+    page[0]       = 1;
+    client->plain = (_Atomic uint32_t *)&page[1];
+    atomic_init(client->plain, 1);
     return NEAR_OK;
 }
 
@@ -304,8 +309,7 @@ open_l2(near_client *client, const near_config *config, near_error *error)
         return status;
     client->ops = client->l2_uri.kind == NEAR__URI_OTHER ? near__config_backend(config, client->l2_uri.scheme)
                                                          : near__l2_backend_named(client->l2_uri.scheme);
-    if (client->ops == NULL || client->ops->version != NEAR_L2_OPS_V1) {
-        client->ops = NULL;
+    if (client->ops == NULL) {
         return near__fail(error, NEAR_ERR_UNSUPPORTED, "l2.uri: no backend for the scheme \"%s\"",
                           client->l2_uri.scheme);
     }
@@ -324,7 +328,7 @@ open_l2(near_client *client, const near_config *config, near_error *error)
         .log             = &client->log,
         .connect_timeout = client->settings.l2_connect_timeout,
         .pool_size       = (unsigned)client->settings.l2_pool_size,
-        .max_stored      = (size_t)client->settings.l2_max_value + NEAR__KEY_MAX + 64,
+        .max_stored      = (size_t)client->settings.l2_max_value + NEAR__KEY_MAX + NEAR__ENVELOPE_MOST,
         .client_name     = client->name,
         .key_prefix      = client->settings.l2_key_prefix,
         .gutter          = client->gutter_uri.kind != NEAR__URI_NONE ? &client->gutter_uri : NULL,
@@ -406,10 +410,7 @@ open_coherence(near_client *client, near_error *error)
         status = near__access_bus(&client->access, settings, &client->bus_uri, error);
     if (status != NEAR_OK || client->bus_uri.kind == NEAR__URI_NONE)
         return status;
-    if (settings->coherence_channel[0] != '\0')
-        snprintf(client->channel, sizeof(client->channel), "%.128s", settings->coherence_channel);
-    else
-        snprintf(client->channel, sizeof(client->channel), "%.64sbus", settings->l2_key_prefix);
+    near__settings_channel(settings, "", client->channel, sizeof(client->channel));
     config = (struct near__coherence_config){
         .uri             = &client->bus_uri,
         .access          = &client->access.bus,
@@ -451,6 +452,8 @@ open_client(near_client *client, const near_config *config, near_error *error)
         status = open_coherence(client, error);
     if (status == NEAR_OK && near__audit_open(client) != NEAR_OK)
         status = near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
+    if (status == NEAR_OK && near__publish_open(client) != NEAR_OK)
+        status = near__fail(error, NEAR_ERR_NOMEM, "opening a client: out of memory");
     return status;
 }
 
@@ -472,6 +475,7 @@ client_free(near_client *client)
         munmap((void *)(uintptr_t)client->alive, (size_t)sysconf(_SC_PAGESIZE));
     near__workers_free(&client->workers);
     near__audit_free(client);
+    near__publish_free(client);
     near__scheduler_fini(&client->scheduler);
     near__recovery_fini(client);
     near__client_log_fini(client);
@@ -568,14 +572,18 @@ near_client_close(near_client *client, near_error *error)
     near__audit_close(client);
     near__back_closing(client);
     while ((cache = pop_cache(client)) != NULL) {
+        near__snap_stop(cache);
         unwritten += near__back_close(cache, deadline);
         unanswered += near__cache_await_work(cache, deadline);
+        near__requests_close(cache, deadline);
+        near__disk_stop(cache);
+        near__snap_close(cache);
         near__cache_release(cache);
     }
     owed = near__recovery_close(client, deadline);
     /* relaxed: whoever misses it finds the backend closed instead */
     atomic_store_explicit(&client->closed, true, memory_order_relaxed);
-    atomic_store_explicit(&client->detour, true, memory_order_relaxed);
+    atomic_store_explicit(client->plain, 0, memory_order_relaxed);
     near__scheduler_stop(&client->scheduler);
     if (client->ops != NULL)
         client->ops->close(client->l2);

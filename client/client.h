@@ -19,12 +19,15 @@
 #include "base/uri.h"
 #include "coherence/coherence.h"
 #include "config.h"
+#include "dictionaries.h"
 #include "explain.h"
 #include "hot.h"
 #include "l1/find.h"
 #include "l2/backend.h"
 #include "l2/compress.h"
+#include "pools.h"
 #include "recovery.h"
+#include "rollout.h"
 #include "scheduler.h"
 #include "stats.h"
 #include "workers.h"
@@ -51,11 +54,13 @@ struct near__client_log {
     } backlog[NEAR__LOG_BACKLOG];
 };
 
+struct near__publish;
 struct near_client {
-    _Atomic unsigned        refs;
-    _Atomic bool            closed;
-    _Atomic bool            detour; /* hits must not take the shortest path: closed, or audited */
-    const uint32_t         *alive;  /* a page that a fork wipes: 0 in a child */
+    _Atomic unsigned refs;
+    _Atomic bool     closed;
+    const uint32_t  *alive; /* a page that a fork wipes: 0 in a child */
+    _Atomic uint32_t
+        *plain; /* in that page; 0: hits must not take the shortest path (a child; closed; audited) */
     struct near__settings   settings;
     struct near__clock      clock;
     struct near__secret     secret;
@@ -72,12 +77,13 @@ struct near_client {
     struct near_l2_traits      traits;
     struct near_l2_env         env;
     char                       name[64]; /* for CLIENT SETNAME */
-    char                       channel[160];
+    char                       channel[NEAR__CHANNEL_SIZE];
     struct near__uri           bus_uri;
     struct near__coherence    *coherence; /* NULL: no bus */
     struct near__scheduler     scheduler;
     struct near__workers      *workers; /* the loader pool */
     struct near__audit        *audit;   /* NULL: off */
+    struct near__publish      *publish; /* NULL: off */
     struct near__recovery      recovery;
     bool bus_on_l2; /* the bus's server is the L2's, and the backend announces: one atomic step */
 
@@ -100,6 +106,7 @@ struct near_client {
     struct near__journals *journals;  /* client's lock */
     struct near__packer    packer;    /* contexts of compression for all caches */
     struct near__l1_stats  closed_l1; /* counters of caches that were closed */
+    unsigned               snapshots; /* being read: near__stats_keep() */
 };
 
 /* What is known of a cache's generation (client/generation.c). */
@@ -117,6 +124,16 @@ struct near__tag_clock {
     uint64_t lineage, moment; /* lineage 0: not known */
 };
 struct near__tag_seen;
+
+/* What decodes a cache's values (client/codec.c); fixed before the cache is used, but for a snapshot that may be coming back. */
+struct near__decoder {
+    _Atomic bool set; /* the rest is */
+    near_codec   codec;
+    void        *ctx;
+};
+
+struct near__requests;
+struct near__fields;
 struct near__tags {
     _Atomic bool           used; /* sticky: a tag was met */
     struct near__lock      lock; /* leaf; the rest */
@@ -179,8 +196,19 @@ struct near__cell {
     struct near__lock lock;               /* leaf */
 };
 
+/* What the short paths of a hit need, in one line; set when the cache is opened, never changed. */
+struct near__shortest {
+    struct near__l1_front     *front;   /* NULL: not the shortest (a bus, write-behind, nothing kept) */
+    struct near__l1_front     *guarded; /* the one behind a gate; NULL: not that either */
+    const _Atomic int64_t     *gate, *boot_offset;
+    int64_t                    coarse_step;
+    const _Atomic uint32_t    *plain; /* the client's, or a 0 where requests are logged */
+    const struct near__secret *secret;
+};
+
 struct near_cache {
-    _Atomic unsigned      refs;
+    /* nothing that is written while the cache is in use shares its line, nor the one after it */
+    struct near__shortest shortest __attribute__((aligned(64)));
     near_client          *client;
     near_cache           *next;
     uint64_t              id; /* counts up: the list is in falling order */
@@ -188,14 +216,23 @@ struct near_cache {
     char                  prefix[64 + NEAR__CACHE_NAME_MAX + 2]; /* of L2 keys, without the separator */
     size_t                prefix_size;
     struct near__settings settings;
-    int64_t               max_ttl;                 /* l1.max_ttl, or its stricter default */
-    size_t           wanted_bytes, wanted_entries; /* bounds of its L1 before l1.total_bytes; client's lock */
-    struct near__l1 *l1;
-    enum near__codec codec;             /* of what it stores in L2 */
-    struct near__gain          gain;    /* and how much that has helped */
-    struct near__back         *back;    /* NULL: write.policy is another one */
-    struct near__journal      *journal; /* NULL: none; a reference */
-    bool                       bare;    /* l2.envelope = none: values lie in L2 as they are */
+    int64_t               max_ttl;       /* l1.max_ttl, or its stricter default */
+    size_t wanted_bytes, wanted_entries; /* bounds of its L1 before l1.total_bytes; client's lock */
+    struct near__pool_list     pools;
+    _Atomic(near_pool_fn)      pool_fn; /* NULL: none */
+    void                      *pool_ctx;
+    struct near__l1           *l1;
+    struct near__decoder       decoder;
+    enum near__codec           codec; /* of what it stores in L2 */
+    struct near__gain          gain;  /* and how much that has helped */
+    struct near__dictionaries  dictionaries;
+    uint64_t                   compress_from; /* values smaller than this never are */
+    struct near__back         *back;          /* NULL: write.policy is another one */
+    struct near__journal      *journal;       /* NULL: none; a reference */
+    struct near__disk_tier    *disk;          /* NULL: none */
+    bool                       bare;          /* l2.envelope = none: values lie in L2 as they are */
+    struct near__mac          *mac;           /* NULL: entries are not sealed (l2.mac_key_file) */
+    struct near__rollout      *rollout;       /* NULL: all keys, always */
     near_load_fn               loader;
     void                      *loader_ctx;
     near_store_fn              store; /* NULL: none */
@@ -221,8 +258,12 @@ struct near_cache {
 
     struct near__counters  counters;
     struct near__histogram histograms[NEAR__TIMINGS];
-    struct near__hot       hot;  /* the keys asked for most */
-    struct near__last      last; /* invalidations, for near_explain() */
+    _Atomic unsigned       refs;     /* moved by each message of the bus */
+    struct near__hot       hot;      /* the keys asked for most */
+    struct near__requests *requests; /* NULL: they are not logged */
+    struct near__snap     *snap;     /* NULL: no snapshots */
+    struct near__last      last;     /* invalidations, for near_explain() */
+    struct near__fields   *fields;   /* client/fields.h */
 };
 
 void near__client_release(near_client *client);
@@ -237,7 +278,21 @@ near__client_now(const near_client *client)
 /* The clock, and what readers of L1 derive their cheaper one from. */
 int64_t near__client_now_exact(near_client *client);
 /* For caches with a bus: the coarse clock on near__client_now()'s scale, late by coarse_step at most. */
-int64_t near__client_now_coarse(const near_client *client);
+static inline int64_t
+near__now_coarse(const _Atomic int64_t *boot_offset)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec +
+           atomic_load_explicit(boot_offset, memory_order_relaxed);
+}
+
+static inline int64_t
+near__client_now_coarse(const near_client *client)
+{
+    return near__now_coarse(&client->boot_offset);
+}
 /* Nobody ticks: the clock, and a word to the scheduler. */
 int64_t near__client_now_unticked(near_client *client);
 

@@ -7,32 +7,15 @@
 #include <stdlib.h>
 
 #include "announce.h"
+#include "codec.h"
+#include "disk.h"
 #include "generation.h"
 #include "read.h"
 #include "recovery.h"
 #include "write.h"
 
-/* Bytes without a stamp cannot be replaced under it: they go, whoever finds the place empty next may have it. */
 static near_status
-take_away(near_cache *cache, near_bytes key, int64_t deadline)
-{
-    near_client      *client = cache->client;
-    struct near__wire wire;
-    near_status       status = near__wire_open(&wire, cache, 1, key.size);
-
-    if (status != NEAR_OK)
-        return status;
-    near__wire_add(&wire, cache, key);
-    near__count(cache, NEAR__l2_requests, 1);
-    client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire.items, 1, NULL, deadline);
-    status = near__item_status(&wire.items[0]);
-    near__wire_close(&wire);
-    return status == NEAR_OK ? NEAR_MISS : status;
-}
-
-static near_status
-judge(near_cache *cache, const struct near__ask *ask, bool negative, struct near__vacancy *vacancy,
-      int64_t deadline)
+judge(const struct near__ask *ask, bool negative, struct near__vacancy *vacancy)
 {
     *vacancy = (struct near__vacancy){ .empty = ask->found == NEAR__ABSENT, .stamp = ask->stamp };
     switch (ask->found) {
@@ -43,7 +26,8 @@ judge(near_cache *cache, const struct near__ask *ask, bool negative, struct near
     case NEAR__UNREACHABLE:
         return ask->status;
     case NEAR__UNREADABLE:
-        return ask->stamp != 0 ? NEAR_OK : take_away(cache, ask->key, deadline);
+        /* what has no stamp cannot be replaced under it, and if it were removed, so might be whoever has won meanwhile */
+        return ask->stamp != 0 ? NEAR_OK : NEAR_ERR_CONFLICT;
     default:
         return NEAR_OK;
     }
@@ -60,7 +44,7 @@ near__vacancy_find(near_cache *cache, near_bytes key, uint64_t hash, struct near
     near__tier_read(cache, &one, 1, near__client_now(cache->client), deadline, &generation);
     negative = ask.entry != NULL && ask.entry->negative;
     near__entry_release(&ask.entry);
-    return judge(cache, &ask, negative, vacancy, deadline);
+    return judge(&ask, negative, vacancy);
 }
 
 near_status
@@ -104,17 +88,37 @@ struct putting {
 static bool
 is_same_version(const near_value *a, const near_value *b, int64_t now)
 {
+    const void       *object = near_value_object(a);
     struct near__meta one, other;
 
-    if (near_value_bytes(a).data == near_value_bytes(b).data)
+    if (object != NULL || near_value_object(b) != NULL) {
+        if (object == near_value_object(b))
+            return true;
+    } else if (near_value_bytes(a).data == near_value_bytes(b).data) {
         return true;
+    }
     near__value_meta(a, now, &one);
     near__value_meta(b, now, &other);
     return one.stamp != 0 && one.stamp == other.stamp;
 }
 
-/* L1 is all there is: the fence says whether what was looked at is still so.  NEAR_MISS: it is not, look again; NEAR_ERR_BUSY: not, and
- * perhaps only because a near_update() is under way. */
+/* What L1 had no room for (disk.path) is there as well.  A disk that does not answer within disk.timeout has nothing. */
+static bool
+is_on_disk(const struct putting *putting, uint64_t fence)
+{
+    near_cache      *cache = putting->cache;
+    struct near__ask ask = { .key = putting->key, .hash = putting->hash, .fence = fence }, *one = &ask;
+    bool             found;
+
+    if (!near__disk_may_answer(cache, putting->now))
+        return false;
+    found = near__disk_read(cache, &one, 1, putting->deadline) > 0;
+    near__entry_release(&ask.entry);
+    return found;
+}
+
+/* L1 is all there is, with its disk tier: the fence says whether what was looked at is still so.  NEAR_MISS: it is not, look again;
+ * NEAR_ERR_BUSY: not, and perhaps only because a near_update() is under way. */
 static near_status
 put_once_in_l1(struct putting *putting, struct near__entry *entry)
 {
@@ -125,8 +129,8 @@ put_once_in_l1(struct putting *putting, struct near__entry *entry)
     struct near__hit  hit   = near__l1_look(cache, putting->hash, putting->key, putting->now);
     bool              holds;
 
-    if (old == NULL)
-        holds = hit.value == NULL || hit.fresh_until <= putting->now;
+    if (old == NULL) /* L1 first: what leaves it meanwhile is on the disk then */
+        holds = hit.value != NULL ? hit.fresh_until <= putting->now : !is_on_disk(putting, fence);
     else
         holds = hit.value != NULL && is_same_version(hit.value, old, putting->now);
     near_value_release(hit.value);
@@ -227,10 +231,13 @@ put(struct putting *putting)
                                                     putting->now, putting->ttl, putting->labels);
     bool                  keep  = !(putting->options->flags & NEAR_NO_FILL);
     struct near__l1_write token;
-    near_status           status;
+    near_status           status = entry != NULL ? near__decode(cache, entry) : NEAR_ERR_NOMEM;
 
-    if (entry == NULL)
-        return NEAR_ERR_NOMEM;
+    if (status != NEAR_OK) {
+        near__entry_release(&entry);
+        return status;
+    }
+    entry->pool = (uint8_t)putting->options->pool;
     if (cache->client->ops == NULL) {
         status = put_in_l1(putting, entry);
         if (status == NEAR_OK)

@@ -13,7 +13,9 @@
 #include <string.h>
 
 #include "base/uri.h"
+#include "dictionaries.h"
 #include "nearcache/backend.h"
+#include "pools.h"
 
 const struct near__option near__options[NEAR__OPTION_COUNT] = {
 #define OPTION_ROW(field, name, type, scope, preset, least, most, accepts, help)                             \
@@ -102,6 +104,13 @@ print_number(char *out, size_t size, int64_t value, const struct unit *units, si
             return;
         }
     snprintf(out, size, "%lld", (long long)value);
+}
+
+bool
+near__option_number(enum near__option_type type, const char *text, int64_t *value)
+{
+    return type == NEAR__DURATION ? parse_number(text, duration_units, NEAR_COUNT_OF(duration_units), value)
+                                  : parse_number(text, size_units, NEAR_COUNT_OF(size_units), value);
 }
 
 /* ---- one option */
@@ -216,6 +225,8 @@ check_text(const struct near__option *option, const char *origin, const char *va
         free(uri);
         return status;
     }
+    if (option == &near__options[NEAR__OPTION_l1_pools] && strlen(value) <= (size_t)option->most)
+        return near__pool_list_parse(NULL, origin, value, error);
     if (strlen(value) <= (size_t)option->most && is_visible(value))
         return NEAR_OK;
     near__option_accepts(option, accepts, sizeof(accepts));
@@ -372,7 +383,7 @@ load_stream(near_config *config, FILE *file, const char *path, near_error *error
         status = load_line(config, line, path, ++number, error);
     if (status == NEAR_OK && !feof(file))
         status = near__fail(error, errno == ENOMEM ? NEAR_ERR_NOMEM : NEAR_ERR_UNAVAILABLE,
-                            "%s: cannot read: %s", path, strerror(errno));
+                            "%s: cannot read: %s", path, near__errno_text(errno));
     if (line != NULL)
         explicit_bzero(line, capacity);
     free(line);
@@ -390,7 +401,7 @@ near_config_load(near_config *config, const char *path, near_error *error)
         return near__fail(error, NEAR_ERR_INVALID, "near_config_load: config and path must not be NULL");
     file = fopen(path, "re");
     if (file == NULL)
-        return near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: cannot open: %s", path, strerror(errno));
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: cannot open: %s", path, near__errno_text(errno));
     fresh  = near_config_new();
     status = fresh != NULL ? load_stream(fresh, file, path, error)
                            : near__fail(error, NEAR_ERR_NOMEM, "%s: out of memory", path);
@@ -420,10 +431,13 @@ near__config_backend(const near_config *config, const char *scheme)
 static bool
 is_whole(const struct near_l2_ops *ops)
 {
-    return ops->version == NEAR_L2_OPS_V1 && ops->scheme != NULL && ops->open != NULL &&
-           ops->get_many != NULL && ops->set_many != NULL && ops->remove_many != NULL &&
-           ops->health != NULL && ops->stats != NULL && ops->close != NULL && ops->stop != NULL &&
-           ops->fini != NULL && ops->forked != NULL;
+    bool versioned =
+        ops->version == NEAR_L2_OPS_V1 ||
+        (ops->version == NEAR_L2_OPS_V2 && (ops->hash_get_many != NULL) == (ops->hash_set_many != NULL));
+
+    return versioned && ops->scheme != NULL && ops->open != NULL && ops->get_many != NULL &&
+           ops->set_many != NULL && ops->remove_many != NULL && ops->health != NULL && ops->stats != NULL &&
+           ops->close != NULL && ops->stop != NULL && ops->fini != NULL && ops->forked != NULL;
 }
 
 near_status
@@ -456,6 +470,8 @@ near__settings_codec(const struct near__settings *settings)
 {
     switch (settings->l2_compression) {
     case NEAR__COMPRESSION_AUTO:
+        if (settings->l2_dictionary[0] != '\0')
+            return NEAR__CODEC_ZSTD;
         return settings->l2_envelope == NEAR__ENVELOPE_NONE ? NEAR__CODEC_NONE : near__codec_fastest();
     case NEAR__COMPRESSION_LZ4:
         return NEAR__CODEC_LZ4;
@@ -471,8 +487,18 @@ static near_status
 check_compression(const struct near__settings *settings, near_error *error)
 {
     enum near__codec codec = near__settings_codec(settings);
+    uint32_t         id;
 
-    if (settings->l2_compression == NEAR__COMPRESSION_AUTO)
+    if (!near__dictionaries_parse(settings->l2_dictionary, &id))
+        return near__fail(
+            error, NEAR_ERR_INVALID,
+            "l2.dictionary = \"%.64s\": accepts nothing, auto or an id from 32768 to 2147483647",
+            settings->l2_dictionary);
+    if (settings->l2_dictionary[0] != '\0' && codec != NEAR__CODEC_ZSTD)
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "l2.dictionary = %s: accepts l2.compression = zstd or auto, it says %s",
+                          settings->l2_dictionary, codec == NEAR__CODEC_LZ4 ? "lz4" : "none");
+    if (settings->l2_compression == NEAR__COMPRESSION_AUTO && settings->l2_dictionary[0] == '\0')
         return NEAR_OK;
     if (!near__codec_is_built(codec))
         return near__fail(
@@ -491,6 +517,8 @@ check_compression(const struct near__settings *settings, near_error *error)
 static near_status
 check_together(const struct near__settings *settings, near_error *error)
 {
+    near_status status;
+
     if (settings->coherence_heartbeat > settings->coherence_serve_window / 2)
         return near__fail(
             error, NEAR_ERR_INVALID,
@@ -502,10 +530,16 @@ check_together(const struct near__settings *settings, near_error *error)
         return near__fail(error, NEAR_ERR_INVALID,
                           "l1.max_ttl = 0 with l2.envelope = none: accepts 1ms .. 365d; what other programs "
                           "write would never be seen in L1");
+    if (settings->l2_envelope == NEAR__ENVELOPE_NONE &&
+        (settings->l2_mac_key_file[0] != '\0' || settings->l2_mac_key_env[0] != '\0'))
+        return near__fail(error, NEAR_ERR_INVALID,
+                          "%s with l2.envelope = none: accepts nothing; there is no place for a MAC",
+                          settings->l2_mac_key_file[0] != '\0' ? "l2.mac_key_file" : "l2.mac_key_env");
     if ((settings->l1_shards & (settings->l1_shards - 1)) != 0)
         return near__fail(error, NEAR_ERR_INVALID, "l1.shards = %llu: accepts 0 or a power of two",
                           (unsigned long long)settings->l1_shards);
-    return check_compression(settings, error);
+    status = near__pool_list_check(settings, error);
+    return status == NEAR_OK ? check_compression(settings, error) : status;
 }
 
 static near_status
@@ -576,4 +610,13 @@ near__settings_override(struct near__settings *settings, const struct near__sett
                               near__options[i].name);
     status = apply_config(settings, overrides, error);
     return status == NEAR_OK ? check_together(settings, error) : status;
+}
+
+void
+near__settings_channel(const struct near__settings *settings, const char *suffix, char *name, size_t size)
+{
+    if (settings->coherence_channel[0] != '\0')
+        snprintf(name, size, "%.128s%s", settings->coherence_channel, suffix);
+    else
+        snprintf(name, size, "%.64sbus%s", settings->l2_key_prefix, suffix);
 }

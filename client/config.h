@@ -48,6 +48,17 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       " to the rule between them that shadow caches of sampled keys show to do best.")                                                                             \
     X(l1_shards, "l1.shards", COUNT, CACHE, "0", 0, 1024, NULL,                                                       \
       "Independently locked parts of L1, a power of two.  0: chosen from the size.")                                  \
+    X(l1_align_from, "l1.align_from", SIZE, CACHE, "1KiB", 64, NEAR__KIB, NULL,                                       \
+      "Values of this size and more lie at a multiple of 64 in L1, so that vectors are used in place.  Its price in "  \
+      "memory: three in ten for values of 64 bytes, two in ten for 128, some percent from 256 on.")                          \
+    X(l1_pools, "l1.pools", TEXT, CACHE, "", 0, 1000,                                                                \
+      "NAME:SIZE[:POLICY[:TTL]], ...: at most 8 names of 1 .. 32 of A-Z a-z 0-9 _ . -, of 64KiB and more",            \
+      "L1 in several parts, each with memory of its own (their sum stands for l1.max_bytes), its own policy (l1.policy) and perhaps a "    \
+      "TTL that stands for l1.max_ttl, so that what is read in bulk evicts nothing of what is hot.  An entry's part is chosen by "     \
+      "near_cache_set_pool_fn(), or by whoever writes or loads it, else it is the first.  All are read as one.  Empty: one part.") \
+    X(l1_curve, "l1.curve", CHOICE, CACHE, "no", 0, 0, "no | yes",                                                    \
+      "Whether ghosts of other sizes tell how this cache would hit with half, twice and four times its memory "       \
+      "(near_curve_get, l1_hit_ratio among the metrics).  They take up to 2 MiB beside l1.max_bytes.")                \
     X(l1_max_ttl, "l1.max_ttl", DURATION, CACHE, "60s", 0, 365 * NEAR__DAY, NULL,                                     \
       "No entry stays in L1 longer: the staleness bound when everything else fails.  0: no bound.  Where L2 is "     \
       "shared but there is no bus, or l2.envelope is none, the default is 1s; where there is no L2 (none:), it is 0.")                                                                          \
@@ -85,12 +96,28 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "counts it in l2_unreadable and takes it for a miss.")                                                          \
     X(l2_compression_threshold, "l2.compression_threshold", SIZE, CACHE, "1KiB", 64, 256 * NEAR__MIB, NULL,           \
       "Smaller values are not compressed.")                                                                           \
+    X(l2_dictionary, "l2.dictionary", TEXT, CACHE, "", 0, 10, "nothing | auto | the id of a dictionary",               \
+      "What zstd compresses with: a dictionary that `nearcache dict train` has put into L2, auto: the newest one there.  With one, values "  \
+      "from 64 bytes on are compressed, unless l2.compression_threshold is set; until it was found, without.  Readers fetch "  \
+      "what a value needs by its id, whatever this says; a value whose dictionary is not in L2 any more is a miss (l2_dictionary_unknown).  "  \
+      "Takes l2.compression = zstd or auto.  A dictionary takes twice its size and 27 KiB beside l1.max_bytes, the one that compresses some "  \
+      "400 KiB more; no more than 16 are kept.")                                                                      \
+    X(l2_dictionary_refresh, "l2.dictionary_refresh", DURATION, CACHE, "60s", 100 * NEAR_MS, NEAR__DAY, NULL,         \
+      "How often it is looked for in L2: whether there is a newer one, and that the one in use is still there; if not, it is put back.") \
     X(l2_envelope, "l2.envelope", CHOICE, CACHE, "full", 0, 0, "full | none",                                         \
       "none: values lie in L2 as they are, under l2.key_prefix, the cache's name, ':' and the key, so that other "    \
       "programs can read and write them.  That turns off, in L2: checksum and key check, soft TTL, grace, early "     \
       "refresh, what is known not to exist, compression, near_clear, near_expire (which removes); fills are less "    \
       "strict (doc/guarantees.md).  l1.max_ttl is then 1s by default, and may not be 0.  All programs that use the "  \
       "cache must say the same.")                                                                                     \
+    X(l2_mac_key_file, "l2.mac_key_file", TEXT, CACHE, "", 0, 1000, NEAR__PATH,                                       \
+      "A file with one or two keys of 64 hexadecimal digits (openssl rand -hex 32), each a word, for a MAC (HMAC-SHA-256, "   \
+      "16 bytes) in every entry of the cache in L2: so that who may write there, and does not have the key, can delete entries "  \
+      "and put old ones back, but not make any.  The first key signs, both are believed, to change keys by.  What has no MAC or a wrong one is "  \
+      "a miss (l2_unauthentic).  Counters (near_add) are refused then, and fields.layout = auto is keys.  A build without OpenSSL refuses it; a cache "  \
+      "without a key reads what has a MAC like any other entry.  Empty: no MAC.")                                      \
+    X(l2_mac_key_env, "l2.mac_key_env", TEXT, CACHE, "", 0, 127, "the name of an environment variable",               \
+      "The same keys are this environment variable's value, instead of in a file.")                                   \
     X(ttl, "ttl", DURATION, CACHE, "5m", 0, 3650 * NEAR__DAY, NULL,                                                   \
       "How long a value is good.  0: until it is evicted or removed.  L2 keeps it for ttl and grace.")                                                \
     X(negative_ttl, "negative_ttl", DURATION, CACHE, "5s", 0, NEAR__DAY, NULL,                                        \
@@ -177,6 +204,26 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "How often the journal is brought to disk with write_back.fsync = interval.")                                   \
     X(write_back_journal_max_bytes, "write_back.journal_max_bytes", SIZE, CACHE, "1GiB", NEAR__MIB, NEAR__TIB, NULL,  \
       "Most disk space of a journal, dead letters included.  What waits for the store may take a third of it.")          \
+    X(disk_path, "disk.path", TEXT, CACHE, "", 0, 900, "a path of 0 .. 900 characters from ! to ~",                  \
+      "Directory, on a file system of this machine, of the disk tier: what L1 has no room for is kept there, under the cache's name, " \
+      "and looked up before L2 is asked.  Its entries age as L1's do: see l1.max_ttl.  One process at a time.  Empty: none.") \
+    X(disk_max_bytes, "disk.max_bytes", SIZE, CACHE, "1GiB", NEAR__MIB, NEAR__TIB, NULL,                             \
+      "Most disk space of the disk tier.  Its index takes about 10 bytes of memory for each entry, beside l1.max_bytes "  \
+      "(disk_index_bytes: with all that grows with the log; while a former life is looked through that is a 512th of the log more).") \
+    X(disk_timeout, "disk.timeout", DURATION, CACHE, "10ms", NEAR_MS / 10, NEAR__SEC, NULL,                          \
+      "How long a read waits for the disk before L2 is asked, or the loader.")                                       \
+    X(disk_admission, "disk.admission", CHOICE, CACHE, "second", 0, 0, "second | all",                               \
+      "What is written to the disk tier.  second: what leaves L1 for the second time in a while, so that what is used once " \
+      "does not wear it out.  all: everything that leaves L1 for room.")                                             \
+    X(disk_queue_bytes, "disk.queue_bytes", SIZE, CACHE, "4MiB", 64 * NEAR__KIB, NEAR__TIB, NULL,                    \
+      "Memory for what waits to be written to the disk tier.  What leaves L1 while it is full is dropped.")          \
+    X(disk_io, "disk.io", CHOICE, CACHE, "auto", 0, 0, "auto | threads",                                             \
+      "How the disk is read where the page cache has nothing.  auto: by io_uring where it was built in and the system allows it; " \
+      "else, and with threads, by disk.threads threads.")                                                            \
+    X(disk_threads, "disk.threads", COUNT, CACHE, "4", 1, 16, NULL, "Threads that read the disk tier.")              \
+    X(disk_confirm_rate, "disk.confirm_rate", COUNT, CACHE, "20000", 0, 10 * 1000 * 1000, NULL,                      \
+      "After a start, how many entries a second of the disk tier are compared with L2, whose word they need to be used again.  " \
+      "0: none, the disk tier starts empty.  Without an L2 they need none, after a clean end.")                      \
     X(coherence_uri, "coherence.uri", TEXT, CLIENT, "auto", 0, 0,                                                     \
       "auto | none: | memory:NAME | redis[s]://[user:pass@]host[:port][/db] | redis+unix:///path | "                  \
       "redis[s]-sentinel://h1,h2/master | redis[s]-cluster://h1,h2",                                                  \
@@ -225,6 +272,16 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "The name or address that the servers' certificates must be for.  Empty: the one that was connected to.")       \
     X(tls_verify, "tls.verify", CHOICE, CLIENT, "full", 0, 0, "full | ca",                                            \
       "full: the certificate must be valid, signed by an authority and for this server's name.  ca: for any name.")   \
+    X(fields_layout, "fields.layout", CHOICE, CACHE, "auto", 0, 0, "auto | hash | keys",                              \
+      "How fields lie in L2.  hash: as fields of a hash per entity, plain, as other programs write and read them.  keys: each as "  \
+      "an entry of its own.  auto: hash where L2 has hashes (Redis, memory:) and there is no l2.mac_key_file, for a field of a hash has no MAC; else keys.")                            \
+    X(fields_names, "fields.names", CHOICE, CACHE, "number", 0, 0, "number | text",                                   \
+      "What fields are called in the hashes: number: the XXH32 of their name, in decimal.  text: the name they were registered with "  \
+      "(their number, where they were not).")                                                                         \
+    X(fields_key_prefix, "fields.key_prefix", TEXT, CACHE, "", 0, 250, "0 .. 250 characters from ! to ~",             \
+      "What stands before an entity in the key of its hash.  Where it is not set: l2.key_prefix, the cache's name and a colon.  Set to "  \
+      "nothing: the entity alone is the key.  With coherence.mode = tracking the server tells only of keys that begin with "  \
+      "l2.key_prefix.")                                                                                               \
     X(close_timeout, "close.timeout", DURATION, CLIENT, "5s", 0, 3600 * NEAR__SEC, NULL,                              \
       "How long closing waits for loads that are still under way, and for changes that the store has not got (write.policy = back).")                                                   \
     X(audit_sample, "audit.sample", COUNT, CLIENT, "0", 0, 1000000000, NULL,                                          \
@@ -232,6 +289,43 @@ enum near__option_scope { NEAR__SCOPE_CLIENT, NEAR__SCOPE_CACHE };
       "is not is counted (audit_stale_1s, audit_stale_10s).  0: none.")                                               \
     X(audit_delay, "audit.delay", DURATION, CLIENT, "1s", NEAR_MS, 3600 * NEAR__SEC, NULL,                            \
       "How long after the hit that is; those that are still in L1 are looked at once more after ten times as long.")  \
+    X(stats_publish, "stats.publish", DURATION, CLIENT, "0", 0, 3600 * NEAR__SEC, NULL,                               \
+      "How often this client tells `nearcache top` what it counts: on the bus's server, on a channel called as coherence.channel with "  \
+      "':stats' behind it.  Less than 100ms counts as that.  0: not at all.")                                         \
+    X(stats_publish_keys, "stats.publish_keys", CHOICE, CLIENT, "none", 0, 0, "none | hash | plain",                  \
+      "Whether that says which keys are asked for most, by their XXH64 or as they are.  Whoever may listen on the channel learns them.") \
+    X(log_requests, "log.requests", TEXT, CACHE, "", 0, 1000, NEAR__PATH,                                             \
+      "Beginning of the name of a file, to which a point and the cache's name are added, that logs which keys are asked for: "   \
+      "see `nearcache simulate` and `nearcache warm`.  It is this user's alone (mode 0600), and appended to.  Empty: none.")  \
+    X(log_requests_sample, "log.requests_sample", COUNT, CACHE, "100", 1, 1000000, NULL,                              \
+      "One key in so many is logged, with all its requests; in every instance the same keys.  1: all.")               \
+    X(log_requests_keys, "log.requests_keys", CHOICE, CACHE, "hash", 0, 0, "hash | plain",                            \
+      "hash: the keys' XXH64, good for simulating (and no secret to who can guess keys).  plain: the keys, which warming needs.") \
+    X(log_requests_max_bytes, "log.requests_max_bytes", SIZE, CACHE, "256MiB", NEAR__KIB, NEAR__TIB, NULL,             \
+      "The file grows no larger than this.")                                                                          \
+    X(snapshot_path, "snapshot.path", TEXT, CACHE, "", 0, 1000, NEAR__PATH,                                            \
+      "Beginning of the name of a file, to which a point and the cache's name are added, that L1 is saved to when the cache is "   \
+      "closed, and restored from when it is opened, in the background.  Its directory must be there, and nobody else may write in it.  "   \
+      "What a shared L2 does not confirm is not restored; without one the file serves once, and only if nothing was written "  \
+      "after it.  One process at a time.  Empty: none.")                                                              \
+    X(snapshot_max_age, "snapshot.max_age", DURATION, CACHE, "1h", 0, 365 * NEAR__DAY, NULL,                          \
+      "An older file is not restored.  0: however old it is.")                                                        \
+    X(snapshot_rate, "snapshot.rate", COUNT, CACHE, "600000", 0, INT64_C(1) << 32, NULL,                              \
+      "Most entries restored per second, so that reads meanwhile are not slowed.  0: no bound.")                      \
+    X(snapshot_at_close, "snapshot.at_close", CHOICE, CACHE, "yes", 0, 0, "no | yes",                                 \
+      "Whether closing saves.  It takes no longer than close.timeout: then it is given up, and said in the log.  no: only near_snapshot_save() does.")  \
+    X(rollout_caches, "rollout.caches", TEXT, CLIENT, "", 0, 1000, "patterns separated by commas, * for any run of characters",  \
+      "Caches that serve: reads in others, of a client that sets this, go past both tiers.  Empty: all.")              \
+    X(rollout_percent, "rollout.percent", DECIMAL, CACHE, "100", 0, 100000, NULL,                                     \
+      "So many percent of the keys are served by the cache, always the same ones, in every instance; near_cache_set_rollout() changes it. "  \
+      "Reads of the others go past both tiers: near_fetch() to the loader, near_get() is a miss.  Writes and "        \
+      "invalidations are done for all keys, and a change that the store does not have yet (write.policy = back) is served in any case.")                                                                          \
+    X(rollout_allow, "rollout.allow", TEXT, CACHE, "", 0, 1000, "patterns separated by commas, * for any run of characters",   \
+      "Of the keys, only those that one of these matches: user:*,item:*.  Empty: all.")                                \
+    X(rollout_dry_run, "rollout.dry_run", CHOICE, CACHE, "no", 0, 0, "no | yes",                                      \
+      "yes: both tiers are filled and asked, but nothing out of them is served: near_fetch() loads besides, answers with that and counts what "  \
+      "differs by the age of the cached value (rollout_mismatches_1s ...); near_get() is a miss.  Fields of hashes are read from the hash, and "  \
+      "that is compared with L1's.  Not compared: objects whose codec keeps no bytes; changes that the store does not have yet, which are served.")                     \
     X(log_level, "log.level", CHOICE, CLIENT, "warn", 0, 0, "error | warn | info | debug",                            \
       "Which messages reach the log callback.")
 /* clang-format on */
@@ -252,6 +346,8 @@ enum near__option_index {
         NEAR__OPTION_COUNT
 };
 
+#define NEAR__CHANNEL_SIZE 160
+
 struct near__settings {
 #define NEAR__OPTION_FIELD(field, name, type, scope, preset, least, most, accepts, help)                     \
     near__field_##type field;
@@ -268,7 +364,13 @@ enum { NEAR__DISCONNECT_BYPASS, NEAR__DISCONNECT_STALE, NEAR__DISCONNECT_FAIL };
 enum { NEAR__COMPRESSION_NONE, NEAR__COMPRESSION_AUTO, NEAR__COMPRESSION_LZ4, NEAR__COMPRESSION_ZSTD };
 enum { NEAR__ENVELOPE_FULL, NEAR__ENVELOPE_NONE };
 enum { NEAR__WITHOUT_L2_STORE, NEAR__WITHOUT_L2_REFUSE };
+enum { NEAR__DISK_ADMIT_SECOND, NEAR__DISK_ADMIT_ALL };
+enum { NEAR__DISK_IO_AUTO, NEAR__DISK_IO_THREADS };
 enum { NEAR__WRITE_THROUGH, NEAR__WRITE_BACK, NEAR__WRITE_AROUND };
+enum { NEAR__PUBLISH_NONE, NEAR__PUBLISH_HASH, NEAR__PUBLISH_PLAIN };
+enum { NEAR__KEYS_HASH, NEAR__KEYS_PLAIN };
+enum { NEAR__LAYOUT_AUTO, NEAR__LAYOUT_HASH, NEAR__LAYOUT_KEYS };
+enum { NEAR__FIELD_NUMBER, NEAR__FIELD_TEXT };
 enum { NEAR__FULL_WAIT, NEAR__FULL_FAIL, NEAR__FULL_THROUGH };
 
 struct near__option {
@@ -282,6 +384,9 @@ struct near__option {
     size_t                  offset; /* in near__settings */
 };
 extern const struct near__option near__options[NEAR__OPTION_COUNT];
+
+/* A number as an option of this type has it, "64MiB", "5m".  False: it is none. */
+bool near__option_number(enum near__option_type type, const char *text, int64_t *value);
 
 /* What the option accepts, in words: "1ms .. 1m", "lru | lfu".  `out` has at least 256 bytes. */
 void near__option_accepts(const struct near__option *option, char *out, size_t size);
@@ -299,6 +404,9 @@ near_status near__settings_override(struct near__settings *settings, const struc
                                     const near_config *overrides, near_error *error);
 
 /* What values are compressed with. */
+/* The name of the bus's channel, with `suffix` behind it; NEAR__CHANNEL_SIZE bytes suffice. */
+void             near__settings_channel(const struct near__settings *settings, const char *suffix, char *name,
+                                        size_t size);
 enum near__codec near__settings_codec(const struct near__settings *settings);
 
 #endif

@@ -75,6 +75,8 @@ near_add(near_cache *cache, near_bytes key, int64_t delta, int64_t initial, int6
     if (status != NEAR_OK)
         return status;
     client = cache->client;
+    if (cache->mac != NULL) /* a number that the server adds to cannot be sealed */
+        return NEAR_ERR_UNSUPPORTED;
     if (client->ops == NULL || client->ops->increment == NULL)
         return NEAR_ERR_UNSUPPORTED;
     now      = near__client_now(client);

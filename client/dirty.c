@@ -43,7 +43,7 @@ bucket_of(struct near__dirty *dirty, uint64_t hash)
 }
 
 struct near__dirty_key *
-near__dirty_key_locked(struct near__dirty *dirty, uint64_t hash, near_bytes bytes)
+near__dirty_key_locked(struct near__dirty *dirty, uint64_t hash, near_bytes bytes) NEAR__NEEDS(dirty->lock)
 {
     struct near__dirty_key *key = *bucket_of(dirty, hash);
 
@@ -83,7 +83,7 @@ near__dirty_key_new(uint64_t hash, near_bytes bytes)
 
 /* Twice the buckets, if there is memory: without it the chains get longer. */
 static void
-grow_locked(struct near__dirty *dirty)
+grow_locked(struct near__dirty *dirty) NEAR__NEEDS(dirty->lock)
 {
     size_t                   old_n = dirty->buckets_n;
     struct near__dirty_key **old   = dirty->buckets;
@@ -111,7 +111,7 @@ cell_of(struct near__dirty *dirty, const struct near__dirty_key *key)
 }
 
 void
-near__dirty_link_locked(struct near__dirty *dirty, struct near__dirty_key *key)
+near__dirty_link_locked(struct near__dirty *dirty, struct near__dirty_key *key) NEAR__NEEDS(dirty->lock)
 {
     struct near__dirty_key **at;
 
@@ -126,7 +126,7 @@ near__dirty_link_locked(struct near__dirty *dirty, struct near__dirty_key *key)
 }
 
 void
-near__dirty_unlink_locked(struct near__dirty *dirty, struct near__dirty_key *key)
+near__dirty_unlink_locked(struct near__dirty *dirty, struct near__dirty_key *key) NEAR__NEEDS(dirty->lock)
 {
     struct near__dirty_key **at = bucket_of(dirty, key->hash);
 
@@ -139,14 +139,14 @@ near__dirty_unlink_locked(struct near__dirty *dirty, struct near__dirty_key *key
 }
 
 static void
-count_locked(struct near__dirty *dirty, const struct near__dirty_write *write)
+count_locked(struct near__dirty *dirty, const struct near__dirty_write *write) NEAR__NEEDS(dirty->lock)
 {
     dirty->writes++;
     dirty->bytes += write->cost;
 }
 
 static void
-discount_locked(struct near__dirty *dirty, const struct near__dirty_write *write)
+discount_locked(struct near__dirty *dirty, const struct near__dirty_write *write) NEAR__NEEDS(dirty->lock)
 {
     dirty->writes--;
     dirty->bytes -= write->cost;
@@ -154,7 +154,7 @@ discount_locked(struct near__dirty *dirty, const struct near__dirty_write *write
 
 void
 near__dirty_append_locked(struct near__dirty *dirty, struct near__dirty_key *key,
-                          struct near__dirty_write *write)
+                          struct near__dirty_write *write) NEAR__NEEDS(dirty->lock)
 {
     write->key   = key;
     write->next  = NULL;
@@ -175,7 +175,7 @@ near__dirty_append_locked(struct near__dirty *dirty, struct near__dirty_key *key
 
 static void
 take_place_locked(struct near__dirty *dirty, const struct near__dirty_write *old,
-                  struct near__dirty_write *write)
+                  struct near__dirty_write *write) NEAR__NEEDS(dirty->lock)
 {
     *(old->older != NULL ? &old->older->newer : &dirty->oldest) = write;
     *(old->newer != NULL ? &old->newer->older : &dirty->newest) = write;
@@ -183,7 +183,7 @@ take_place_locked(struct near__dirty *dirty, const struct near__dirty_write *old
 
 void
 near__dirty_replace_locked(struct near__dirty *dirty, struct near__dirty_write *old,
-                           struct near__dirty_write *write)
+                           struct near__dirty_write *write) NEAR__NEEDS(dirty->lock)
 {
     struct near__dirty_key    *key = old->key;
     struct near__dirty_write **at  = &key->first;
@@ -203,7 +203,7 @@ near__dirty_replace_locked(struct near__dirty *dirty, struct near__dirty_write *
 }
 
 struct near__dirty_write *
-near__dirty_pop_locked(struct near__dirty *dirty, struct near__dirty_key *key)
+near__dirty_pop_locked(struct near__dirty *dirty, struct near__dirty_key *key) NEAR__NEEDS(dirty->lock)
 {
     struct near__dirty_write *write = key->first;
 

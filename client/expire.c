@@ -28,7 +28,7 @@ struct aging {
 
 /* `stored` becomes its own aged self. */
 static void
-age(struct aging *aging, struct near__envelope *envelope)
+age(struct aging *aging, near_bytes place, struct near__envelope *envelope)
 {
     const near_cache *cache = aging->cache;
     int64_t           wall  = near__wall_ms(&cache->client->clock);
@@ -43,10 +43,10 @@ age(struct aging *aging, struct near__envelope *envelope)
     envelope->stamp          = near__stamp(cache->client);
     envelope->soft_expiry_ms = NEAR__SOFT_FORCED;
     aging->ttl_ms            = envelope->hard_expiry_ms - wall;
-    aging->size              = near__envelope_size(envelope);
+    aging->size              = near__tier_measure(cache, envelope);
     aging->bytes             = malloc(aging->size);
     if (aging->bytes != NULL) /* else it is removed: all that is lost is what to fall back on */
-        near__envelope_encode(envelope, aging->bytes);
+        near__tier_encode(cache, envelope, place, aging->bytes);
 }
 
 static void
@@ -55,13 +55,12 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     struct aging         *aging = ctx;
     struct near__envelope envelope;
 
-    (void)item;
-    if (near__envelope_decode(&envelope, stored, aging->key) != NEAR__ENVELOPE_OK)
+    if (near__tier_decode(aging->cache, &envelope, item->key, stored, aging->key) != NEAR__ENVELOPE_OK)
         return;
     aging->stamp  = envelope.stamp;
     aging->marked = (envelope.flags & NEAR__ENVELOPE_MARK) != 0;
     if (!aging->marked)
-        age(aging, &envelope);
+        age(aging, item->key, &envelope);
 }
 
 /* One attempt: NEAR_OK, NEAR_MISS when somebody came in between, or why not. */
@@ -127,6 +126,7 @@ aged_copy(near_cache *cache, const struct near__hit *hit, uint64_t hash, near_by
         return NULL;
     if (bytes.size > 0)
         memcpy(room, bytes.data, bytes.size);
+    entry->object      = near__object_ref(near__value_object(hit->value));
     entry->born        = now;
     entry->cost_us     = hit->cost_us;
     entry->fresh_until = NEAR__FRESH_FORCED;

@@ -38,11 +38,18 @@ explain_l1(FILE *out, near_cache *cache, uint64_t hash, near_bytes key, int64_t 
     near_value_info  info = NEAR_VALUE_INFO_INIT;
 
     fprintf(out, ",\"l1\":{\"present\":%s", boolean(hit.value != NULL || hit.negative));
+    if (cache->pools.n > 0 && (hit.value != NULL || hit.negative)) {
+        unsigned pool = near__l1_pool_of(cache->l1, hash, key, now);
+
+        if (pool != 0) /* else it has left meanwhile */
+            fprintf(out, ",\"pool\":\"%s\"", cache->pools.pools[pool - 1].name);
+    }
     if (hit.negative)
         fputs(",\"negative\":true", out);
     if (hit.value != NULL) {
         near_value_get_info(hit.value, &info);
-        fprintf(out, ",\"size\":%zu,\"stale\":%s", info.size, boolean(hit.fresh_until <= now));
+        fprintf(out, ",\"size\":%zu,\"stale\":%s", near__value_size(hit.value),
+                boolean(hit.fresh_until <= now));
         if (info.age_ms >= 0)
             fprintf(out, ",\"age_ms\":%" PRId64, info.age_ms);
         print_left(out, "ttl_ms", hit.fresh_until, now);

@@ -4,6 +4,7 @@
  * What this call leads is one plan (plan.h), run before the call waits for anybody: so two overlapping batches cannot wait for each
  * other.  Each key is then waited for with the call's own deadline.  No lock is held here.
  */
+#include "back.h"
 #include "early.h"
 #include "load.h"
 #include "plan.h"
@@ -23,11 +24,22 @@ struct fetch {
     struct near__view  view;
     int64_t            deadline; /* of the caller; NEAR_NEVER */
     int64_t            ttl;
+    bool               absent;  /* L2 need not be asked, and is given nothing: near__fetch_absent() */
+    bool               past;    /* past both tiers: see client/rollout.h */
     bool               anew;    /* a second try: see near__flight_board_anew() */
     struct near__plan *plan;    /* what we lead; NULL: nothing yet */
     size_t             n, left; /* seats taken; keys that may still need one */
     struct seat       *seats, one;
 };
+
+/* The loads past the tiers that this thread is running: no flight tells a loader that it asks for what it is itself loading. */
+struct past {
+    const near_cache  *cache;
+    const near_bytes  *keys;
+    size_t             n;
+    const struct past *outer;
+};
+static __thread const struct past *running;
 
 static bool
 make_room(struct fetch *fetch, size_t n)
@@ -95,6 +107,8 @@ lead(struct fetch *fetch, struct near__flight *flight)
             return NEAR_ERR_NOMEM;
         }
         fetch->plan->deadline = fetch->deadline;
+        fetch->plan->past = fetch->plan->read = fetch->plan->sorted = fetch->past;
+        fetch->plan->disk = !fetch->past && !(fetch->view.flags & NEAR_SKIP_L1);
     }
     near__flight_ref(fetch->cache, flight); /* the plan's, beside the seat's */
     leg        = near__plan_add(fetch->plan, flight, fetch->ttl, !(fetch->view.flags & NEAR_NO_FILL));
@@ -177,7 +191,15 @@ run(struct fetch *fetch)
 {
     if (fetch->plan == NULL)
         return;
-    if (fetch->cache->settings.l2_hedge_after > 0 && fetch->cache->client->ops != NULL &&
+    if (fetch->absent) {
+        fetch->plan->read = true;
+        for (size_t i = 0; i < fetch->plan->n; i++)
+            fetch->plan->legs[i].ask.found =
+                NEAR__UNREACHABLE; /* as where L2 is down: neither lease nor fill */
+        near__plan_run(fetch->plan);
+        return;
+    }
+    if (fetch->cache->settings.l2_hedge_after > 0 && fetch->cache->client->ops != NULL && !fetch->past &&
         !near__load_nested())
         run_hedged(fetch);
     else
@@ -228,6 +250,7 @@ once_more(const struct fetch *first, const struct near__flight *flight, near_val
                             .view     = first->view,
                             .deadline = first->deadline,
                             .ttl      = first->ttl,
+                            .absent   = first->absent,
                             .anew     = true,
                             .left     = 1 };
     near_status  status = NEAR_ERR_NOMEM;
@@ -295,22 +318,15 @@ miss(struct fetch *fetch, near_cache *cache, const near_fetch_options *options, 
     return make_room(fetch, left) ? board(fetch, index, key, hash) : NEAR_ERR_NOMEM;
 }
 
-near_status
-near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_fetch_options *options,
-                near_value **values, near_status *statuses)
+/* near_fetch_many() whose arguments are sound and whose statuses are prepared. */
+static void
+fetch_batch(near_cache *cache, const near_bytes *keys, size_t n, const near_fetch_options *options,
+            near_value **values, near_status *statuses)
 {
-    near_fetch_options mine   = NEAR_FETCH_OPTIONS_INIT;
-    near_status        status = near__batch_check(cache, keys, n, values, statuses);
-    uint64_t           hashes[NEAR__GROUP];
-    struct near__view  view;
-    struct fetch       fetch;
+    struct near__view view = near__view_of(cache, options->flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
+    uint64_t          hashes[NEAR__GROUP];
+    struct fetch      fetch;
 
-    if (status != NEAR_OK || n == 0)
-        return status;
-    if (values == NULL || cache->loader == NULL)
-        return near__refuse_all(statuses, n, NEAR_ERR_INVALID);
-    near__options_take(&mine, sizeof(mine), options);
-    view        = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
     fetch.cache = NULL;
     for (size_t at = 0; at < n; at += NEAR__GROUP) {
         size_t group = n - at < NEAR__GROUP ? n - at : NEAR__GROUP;
@@ -327,14 +343,267 @@ near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_
         }
         for (size_t i = at; i < at + group; i++)
             if (statuses[i] == NEAR_MISS)
-                statuses[i] = miss(&fetch, cache, &mine, &view, i, n - i, keys[i], hashes[i - at]);
+                statuses[i] = miss(&fetch, cache, options, &view, i, n - i, keys[i], hashes[i - at]);
     }
     if (fetch.cache != NULL) {
         run(&fetch);
         receive_all(&fetch, values, statuses);
         near__time(cache, NEAR__TIME_fetch, near__client_now(cache->client) - fetch.view.now);
     }
+}
+
+/* near_fetch() of one sound key, but for the shortest way. */
+static near_status
+fetch_one(near_cache *cache, near_bytes key, const near_fetch_options *options, near_value **value)
+{
+    struct near__view view   = near__view_of(cache, options->flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
+    uint64_t          hash   = near__hash_keyed(&cache->client->secret, key);
+    near_status       status = NEAR_OK;
+    struct fetch      fetch;
+
+    if (answered(cache, &view, hash, key, value, &status))
+        return status;
+    fetch.cache = NULL;
+    status      = miss(&fetch, cache, options, &view, 0, 1, key, hash);
+    run(&fetch);
+    receive_all(&fetch, value, &status);
+    near__time(cache, NEAR__TIME_fetch, near__client_now(cache->client) - fetch.view.now);
+    return status;
+}
+
+/* ---- rollout */
+
+static bool
+is_loaded_here(const near_cache *cache, near_bytes key)
+{
+    for (const struct past *past = running; past != NULL; past = past->outer)
+        for (size_t i = 0; past->cache == cache && i < past->n; i++)
+            if (near__bytes_equal(past->keys[i], key))
+                return true;
+    return false;
+}
+
+/* A seat on a load of its own. */
+static near_status
+board_past(struct fetch *fetch, size_t index, near_bytes key)
+{
+    if (NEAR__UNLIKELY(running != NULL) && is_loaded_here(fetch->cache, key))
+        return NEAR_ERR_BUSY;
+    return board(fetch, index, key, near__stamp(fetch->cache->client));
+}
+
+/* Each key by a load of its own, from the store to the caller: no tier is asked or filled, and nobody is joined, for the loads under way
+ * may have begun before a write that moves another fence.  Their flights are told from all others by hashes that nobody has. */
+static void
+load_past(near_cache *cache, const near_bytes *keys, size_t n, const near_fetch_options *options,
+          near_value **values, near_status *statuses)
+{
+    struct near__view view = near__view_of(cache, NEAR_SKIP_L1 | NEAR_NO_FILL);
+    struct past       past = { cache, keys, n, running };
+    struct fetch      fetch;
+
+    near__view_exact(cache, &view);
+    fetch_init(&fetch, cache, options, &view);
+    fetch.past = fetch.anew = true;
+    fetch.left              = n;
+    near__count(cache, NEAR__requests, n);
+    for (size_t i = 0; i < n; i++)
+        statuses[i] = make_room(&fetch, n) ? board_past(&fetch, i, keys[i]) : NEAR_ERR_NOMEM;
+    running = &past;
+    run(&fetch);
+    running = past.outer;
+    receive_all(&fetch, values, statuses);
+    near__time(cache, NEAR__TIME_fetch, near__client_now(cache->client) - view.now);
+}
+
+/* A change of ours that the store does not have yet: what it would say is older than what was acknowledged. */
+static bool
+is_pending(near_cache *cache, near_bytes key, near_value **value, near_status *status)
+{
+    return cache->back != NULL &&
+           near__back_answers(cache, near__hash_keyed(&cache->client->secret, key), key, value, status);
+}
+
+/* Served from the cache, or from past it; a dry run compares.  near_fetch() for one key by whatever it is otherwise. */
+static near_status
+fetch_rolling(near_cache *cache, near_bytes key, const near_fetch_options *options, near_value **value)
+{
+    near_value     *cached;
+    near_value_info info = NEAR_VALUE_INFO_INIT;
+    near_status     status, found;
+
+    if (is_pending(cache, key, value, &status))
+        return status;
+    if (!near__rollout_takes(cache->rollout, key)) {
+        near__count(cache, NEAR__rollout_outside, 1);
+        load_past(cache, &key, 1, options, value, &status);
+        return status;
+    }
+    found = fetch_one(cache, key, options, value);
+    if (!near__rollout_is_dry(cache->rollout))
+        return found;
+    near_value_get_info(*value, &info);
+    if (found < 0 || info.source == NEAR_FROM_LOADER)
+        return found; /* there was nothing to serve */
+    cached = *value;
+    *value = NULL;
+    load_past(cache, &key, 1, options, value, &status);
+    near__rollout_compare(cache, found, cached, status, *value);
+    near_value_release(cached);
+    return status;
+}
+
+/* Those that take part, the rest (whatever is said of them by then), and in a dry run what is to be compared: three batches at most. */
+struct parts {
+    near_bytes  *keys;
+    near_value **values;
+    near_status *statuses;
+    size_t      *index;
+    size_t       n;
+};
+
+static bool
+parts_open(struct parts *parts, size_t n)
+{
+    char *block =
+        malloc(n * (sizeof(near_bytes) + sizeof(near_value *) + sizeof(size_t) + sizeof(near_status)));
+
+    parts->keys = (near_bytes *)(void *)block;
+    if (block == NULL)
+        return false;
+    parts->values   = (near_value **)(parts->keys + n);
+    parts->index    = (size_t *)(parts->values + n);
+    parts->statuses = (near_status *)(parts->index + n);
+    return true;
+}
+
+static void
+parts_add(struct parts *parts, const near_bytes *keys, size_t i)
+{
+    parts->keys[parts->n]     = keys[i];
+    parts->index[parts->n]    = i;
+    parts->values[parts->n]   = NULL;
+    parts->statuses[parts->n] = NEAR_MISS;
+    parts->n++;
+}
+
+static bool
+is_to_be_compared(near_status status, const near_value *value)
+{
+    near_value_info info = NEAR_VALUE_INFO_INIT;
+
+    near_value_get_info(value, &info);
+    return status >= 0 && info.source != NEAR_FROM_LOADER;
+}
+
+static void
+fetch_part(near_cache *cache, struct parts *parts, const near_fetch_options *options, bool takes,
+           near_value **values, near_status *statuses)
+{
+    if (parts->n == 0)
+        return;
+    if (takes)
+        fetch_batch(cache, parts->keys, parts->n, options, parts->values, parts->statuses);
+    else
+        load_past(cache, parts->keys, parts->n, options, parts->values, parts->statuses);
+    for (size_t k = 0; k < parts->n; k++) {
+        values[parts->index[k]]   = parts->values[k];
+        statuses[parts->index[k]] = parts->statuses[k];
+    }
+}
+
+/* What the tiers gave is replaced by what the loader says. */
+static void
+compare_part(near_cache *cache, struct parts *parts, const near_bytes *keys, size_t n,
+             const near_fetch_options *options, near_value **values, near_status *statuses)
+{
+    parts->n = 0;
+    for (size_t i = 0; i < n; i++) {
+        near_value *newer = NULL;
+
+        if (!near__rollout_takes(cache->rollout, keys[i]) || !is_to_be_compared(statuses[i], values[i]))
+            continue;
+        if (is_pending(cache, keys[i], &newer, &statuses[i])) {
+            near_value_release(values[i]);
+            values[i] = newer;
+        } else
+            parts_add(parts, keys, i);
+    }
+    if (parts->n == 0)
+        return;
+    load_past(cache, parts->keys, parts->n, options, parts->values, parts->statuses);
+    for (size_t k = 0; k < parts->n; k++) {
+        size_t i = parts->index[k];
+
+        near__rollout_compare(cache, statuses[i], values[i], parts->statuses[k], parts->values[k]);
+        near_value_release(values[i]);
+        values[i]   = parts->values[k];
+        statuses[i] = parts->statuses[k];
+    }
+}
+
+static near_status
+fetch_rolling_many(near_cache *cache, const near_bytes *keys, size_t n, const near_fetch_options *options,
+                   near_value **values, near_status *statuses)
+{
+    struct parts parts = { 0 };
+
+    if (!parts_open(&parts, n))
+        return near__refuse_all(statuses, n, NEAR_ERR_NOMEM);
+    for (size_t i = 0; i < n; i++)
+        if (statuses[i] == NEAR_MISS)
+            is_pending(cache, keys[i], &values[i], &statuses[i]);
+    for (int takes = 1; takes >= 0; takes--) {
+        parts.n = 0;
+        for (size_t i = 0; i < n; i++)
+            if (statuses[i] == NEAR_MISS && (!takes || near__rollout_takes(cache->rollout, keys[i])))
+                parts_add(&parts, keys, i);
+        near__count(cache, NEAR__rollout_outside, takes ? 0 : parts.n);
+        fetch_part(cache, &parts, options, takes != 0, values, statuses);
+    }
+    if (near__rollout_is_dry(cache->rollout))
+        compare_part(cache, &parts, keys, n, options, values, statuses);
+    free(parts.keys);
     return near__first_error(statuses, n);
+}
+
+/* ---- the doors */
+
+near_status
+near_fetch_many(near_cache *cache, const near_bytes *keys, size_t n, const near_fetch_options *options,
+                near_value **values, near_status *statuses)
+{
+    near_fetch_options mine   = NEAR_FETCH_OPTIONS_INIT;
+    near_status        status = near__batch_check(cache, keys, n, values, statuses);
+
+    if (status != NEAR_OK || n == 0)
+        return status;
+    if (values == NULL || cache->loader == NULL)
+        return near__refuse_all(statuses, n, NEAR_ERR_INVALID);
+    near__options_take(&mine, sizeof(mine), options);
+    if (NEAR__UNLIKELY(cache->rollout != NULL))
+        return fetch_rolling_many(cache, keys, n, &mine, values, statuses);
+    fetch_batch(cache, keys, n, &mine, values, statuses);
+    return near__first_error(statuses, n);
+}
+
+void
+near__fetch_absent(near_cache *cache, const struct near__view *view, const struct near__absent *absent,
+                   size_t n, int64_t deadline, near_value **values, near_status *statuses)
+{
+    struct fetch fetch = { .cache = cache, .view = *view, .deadline = deadline, .absent = true };
+
+    for (size_t i = 0; i < n; i++) {
+        values[i]   = NULL;
+        statuses[i] = NEAR_ERR_NOMEM;
+        fetch.left  = n - i;
+        fetch.ttl   = absent[i].ttl;
+        if (make_room(&fetch, n))
+            statuses[i] = board(&fetch, i, absent[i].key, absent[i].hash);
+    }
+    run(&fetch);
+    receive_all(&fetch, values, statuses);
+    near__time(cache, NEAR__TIME_fetch, near__client_now(cache->client) - fetch.view.now);
 }
 
 near_status
@@ -342,9 +611,6 @@ near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options,
 {
     near_fetch_options mine   = NEAR_FETCH_OPTIONS_INIT;
     near_status        status = near__cache_check(cache);
-    struct near__view  view;
-    struct fetch       fetch;
-    uint64_t           hash;
 
     if (value == NULL)
         return NEAR_ERR_INVALID;
@@ -361,14 +627,6 @@ near_fetch(near_cache *cache, near_bytes key, const near_fetch_options *options,
             return NEAR_OK;
     }
     near__options_take(&mine, sizeof(mine), options);
-    view = near__view_of(cache, mine.flags & (NEAR_SKIP_L1 | NEAR_NO_FILL));
-    hash = near__hash_keyed(&cache->client->secret, key);
-    if (answered(cache, &view, hash, key, value, &status))
-        return status;
-    fetch.cache = NULL;
-    status      = miss(&fetch, cache, &mine, &view, 0, 1, key, hash);
-    run(&fetch);
-    receive_all(&fetch, value, &status);
-    near__time(cache, NEAR__TIME_fetch, near__client_now(cache->client) - fetch.view.now);
-    return status;
+    return NEAR__UNLIKELY(cache->rollout != NULL) ? fetch_rolling(cache, key, &mine, value)
+                                                  : fetch_one(cache, key, &mine, value);
 }

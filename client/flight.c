@@ -41,7 +41,7 @@ failures_of(struct near__flight_stripe *stripe, uint64_t hash)
 }
 
 static void
-drop_failure_locked(struct near__flight_stripe *stripe, struct near__failure **at)
+drop_failure_locked(struct near__flight_stripe *stripe, struct near__failure **at) NEAR__NEEDS(stripe->lock)
 {
     struct near__failure *failure = *at;
 
@@ -53,6 +53,7 @@ drop_failure_locked(struct near__flight_stripe *stripe, struct near__failure **a
 /* The link to the key's failure, or NULL. */
 static struct near__failure **
 find_failure_locked(struct near__flight_stripe *stripe, const struct near__flight *flight)
+    NEAR__NEEDS(stripe->lock)
 {
     struct near__failure **at = stripe->failures != NULL ? failures_of(stripe, flight->hash) : NULL;
 
@@ -65,7 +66,7 @@ find_failure_locked(struct near__flight_stripe *stripe, const struct near__fligh
 
 /* False: there is none to make in this chain. */
 static bool
-make_room_locked(struct near__flight_stripe *stripe, uint64_t hash, int64_t before)
+make_room_locked(struct near__flight_stripe *stripe, uint64_t hash, int64_t before) NEAR__NEEDS(stripe->lock)
 {
     struct near__failure **at;
 
@@ -84,6 +85,7 @@ make_room_locked(struct near__flight_stripe *stripe, uint64_t hash, int64_t befo
 
 static struct near__failure *
 failure_new_locked(struct near__flight_stripe *stripe, const struct near__flight *flight, int64_t before)
+    NEAR__NEEDS(stripe->lock)
 {
     struct near__failure *failure;
 
@@ -110,7 +112,7 @@ near__flights_init(near_cache *cache)
 }
 
 void
-near__flights_fini(near_cache *cache)
+near__flights_fini(near_cache *cache) NEAR__UNFOLLOWED /* nobody else is there any more */
 {
     for (size_t i = 0; i < NEAR__FLIGHT_STRIPES; i++) {
         struct near__flight_stripe *stripe = &cache->flights[i];
@@ -133,7 +135,7 @@ pause_after(unsigned failures, int64_t most)
 
 static void
 remember_locked(near_cache *cache, struct near__flight_stripe *stripe, const struct near__flight *flight,
-                near_status status)
+                near_status status) NEAR__NEEDS(stripe->lock)
 {
     int64_t                retry = cache->settings.load_retry;
     int64_t                now   = near__client_now(cache->client);
@@ -154,7 +156,7 @@ remember_locked(near_cache *cache, struct near__flight_stripe *stripe, const str
 }
 
 static void
-forget_locked(struct near__flight_stripe *stripe, const struct near__flight *flight)
+forget_locked(struct near__flight_stripe *stripe, const struct near__flight *flight) NEAR__NEEDS(stripe->lock)
 {
     struct near__failure **at = find_failure_locked(stripe, flight);
 
@@ -204,12 +206,13 @@ flight_free(struct near__flight *flight)
 {
     near_value_release(flight->value);
     near_value_release(flight->fallback.value);
+    near__entry_release(&flight->hedge);
     pthread_cond_destroy(&flight->landed);
     free(flight);
 }
 
 static struct near__flight *
-find_locked(struct near__flight_stripe *stripe, near_bytes key, uint64_t hash)
+find_locked(struct near__flight_stripe *stripe, near_bytes key, uint64_t hash) NEAR__NEEDS(stripe->lock)
 {
     struct near__flight *flight = *chain_of(stripe, hash);
 
@@ -219,7 +222,7 @@ find_locked(struct near__flight_stripe *stripe, near_bytes key, uint64_t hash)
 }
 
 static void
-unlink_locked(struct near__flight_stripe *stripe, struct near__flight *flight)
+unlink_locked(struct near__flight_stripe *stripe, struct near__flight *flight) NEAR__NEEDS(stripe->lock)
 {
     struct near__flight **at = chain_of(stripe, flight->hash);
 
@@ -233,7 +236,7 @@ unlink_locked(struct near__flight_stripe *stripe, struct near__flight *flight)
 }
 
 static void
-link_locked(struct near__flight_stripe *stripe, struct near__flight *flight)
+link_locked(struct near__flight_stripe *stripe, struct near__flight *flight) NEAR__NEEDS(stripe->lock)
 {
     struct near__flight **chain = chain_of(stripe, flight->hash);
 
@@ -432,12 +435,42 @@ near__flight_claim(near_cache *cache, struct near__flight *flight)
     return mine;
 }
 
+bool
+near__flight_hold(near_cache *cache, struct near__flight *flight, struct near__entry *entry)
+{
+    struct near__flight_stripe *stripe = stripe_of(cache, flight->hash);
+    bool                        keep;
+
+    near__lock(&stripe->lock);
+    keep = flight->heard == NEAR__KEEP;
+    if (flight->heard == NEAR__UNHEARD && flight->hedge == NULL) {
+        near__entry_ref(entry);
+        flight->hedge = entry;
+    }
+    near__unlock(&stripe->lock);
+    return keep;
+}
+
+struct near__entry *
+near__flight_heard(near_cache *cache, struct near__flight *flight, bool keep)
+{
+    struct near__flight_stripe *stripe = stripe_of(cache, flight->hash);
+    struct near__entry         *entry;
+
+    near__lock(&stripe->lock);
+    entry         = flight->hedge;
+    flight->hedge = NULL;
+    flight->heard = keep ? NEAR__KEEP : NEAR__DO_NOT_KEEP;
+    near__unlock(&stripe->lock);
+    return entry;
+}
+
 /* ---- landing */
 
 /* Takes `value` over; what it replaces is for the caller to let go after unlocking, with a reference of the flight. */
 static void
 land_locked(struct near__flight_stripe *stripe, struct near__flight *flight, near_status status,
-            near_value *value)
+            near_value *value) NEAR__NEEDS(stripe->lock)
 {
     flight->status = status;
     flight->value  = value;

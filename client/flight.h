@@ -36,7 +36,14 @@ struct near__flight {
     bool                 done;    /* stripe's lock */
     bool                 claimed; /* stripe's lock: somebody is about to land it */
     bool                 loading; /* stripe's lock: its plan has gone on from L2 to the loader */
-    bool        hedged; /* stripe's lock: a loader runs besides the read of L2; neither has failed yet */
+    bool hedged; /* stripe's lock: a loader runs besides the read of L2; neither has failed yet */
+    enum {
+        NEAR__UNHEARD,
+        NEAR__KEEP,
+        NEAR__DO_NOT_KEEP
+    } heard; /* stripe's lock: what L2 says of a hedge's value */
+    struct near__entry
+               *hedge;  /* stripe's lock: of a hedge that has landed, while L2 is unheard; a reference */
     near_status status; /* once done; before that the failure of one of the two */
     near_value *value;  /* once done; a reference of the flight's */
     struct near__fallback fallback;      /* stripe's lock */
@@ -86,6 +93,10 @@ bool near__flight_hedge(near_cache *cache, struct near__flight *flight);
 bool near__flight_load(near_cache *cache, struct near__flight *flight);
 /* A hedge that did not get to load: lands only if L2 has nothing either. */
 void near__flight_stand_back(near_cache *cache, struct near__flight *flight, near_status status);
+/* What a hedge has loaded is for L1 only once L2 has said that nobody is writing the key.  hold: true if L2 has said so already; else it
+ * may be kept for the plan that asks L2 (a reference of its own).  heard: L2's word, once; what a hedge has left, a reference, or NULL. */
+bool near__flight_hold(near_cache *cache, struct near__flight *flight, struct near__entry *entry);
+struct near__entry *near__flight_heard(near_cache *cache, struct near__flight *flight, bool keep);
 /* The right to store and land, where there may be two: true for the first who asks. */
 bool near__flight_claim(near_cache *cache, struct near__flight *flight);
 /* The result, for everybody: takes `value` over (NULL unless NEAR_OK).  The first landing counts, later ones are let go. */

@@ -8,7 +8,7 @@
 #include "l2/envelope.h"
 #include "tier.h"
 
-#define STORED_SIZE (NEAR__ENVELOPE_HEADER + 256 + 8)
+#define STORED_SIZE (NEAR__ENVELOPE_MOST + 256 + 8)
 
 void
 near__generation_init(struct near__generation *generation)
@@ -100,28 +100,31 @@ near__generation_fresh(const near_cache *cache)
 }
 
 uint64_t
-near__generation_decode(near_bytes stored, near_bytes key)
+near__generation_decode(const near_cache *cache, near_bytes place, near_bytes stored, uint64_t *old)
 {
     struct near__envelope envelope;
 
-    if (near__envelope_decode(&envelope, stored, key) != NEAR__ENVELOPE_OK || envelope.flags != 0 ||
-        envelope.payload.size != 8)
+    *old = 0;
+    if (near__tier_decode(cache, &envelope, place, stored, place) != NEAR__ENVELOPE_OK ||
+        envelope.flags != 0 || envelope.payload.size != 8)
         return 0;
+    *old = envelope.old_key ? envelope.stamp : 0;
     return near__le64_get(envelope.payload.data);
 }
 
 void
-near__number_encode(near_client *client, struct near_l2_item *item, near_bytes payload, uint8_t *bytes)
+near__number_encode(const near_cache *cache, struct near_l2_item *item, near_bytes payload, uint8_t *bytes)
 {
-    struct near__envelope envelope = { .stamp = near__stamp(client), .key = item->key, .payload = payload };
+    struct near__envelope envelope = { .stamp   = near__stamp(cache->client),
+                                       .key     = item->key,
+                                       .payload = payload };
 
-    near__envelope_encode(&envelope, bytes);
-    item->value = (near_bytes){ bytes, near__envelope_size(&envelope) };
+    item->value = near__tier_encode(cache, &envelope, item->key, bytes);
 }
 
 static near_status
-store(near_cache *cache, uint64_t value, enum near_l2_mode mode, struct near_l2_announce *announce,
-      int64_t deadline)
+store(near_cache *cache, uint64_t value, enum near_l2_mode mode, uint64_t expected,
+      struct near_l2_announce *announce, int64_t deadline)
 {
     near_client      *client = cache->client;
     struct near__wire wire;
@@ -131,8 +134,9 @@ store(near_cache *cache, uint64_t value, enum near_l2_mode mode, struct near_l2_
     if (status != NEAR_OK)
         return status;
     near__le64_put(number, value);
-    near__number_encode(client, near__wire_add_generation(&wire, cache),
+    near__number_encode(cache, near__wire_add_generation(&wire, cache),
                         (near_bytes){ number, sizeof(number) }, bytes);
+    wire.items[0].expected = expected;
     near__count(cache, NEAR__l2_requests, 1);
     client->ops->set_many(client->l2, mode, wire.items, 1, announce, deadline);
     status = near__item_status(&wire.items[0]);
@@ -141,13 +145,16 @@ store(near_cache *cache, uint64_t value, enum near_l2_mode mode, struct near_l2_
 }
 
 struct found {
-    uint64_t value;
+    const near_cache *cache;
+    uint64_t          value, old;
 };
 
 static void
 deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
 {
-    ((struct found *)ctx)->value = near__generation_decode(stored, item->key);
+    struct found *found = ctx;
+
+    found->value = near__generation_decode(found->cache, item->key, stored, &found->old);
 }
 
 /* NEAR_OK with a value, NEAR_MISS when there is none (or a damaged one, which is removed). */
@@ -155,7 +162,7 @@ static near_status
 load(near_cache *cache, int64_t deadline, uint64_t *value)
 {
     near_client      *client = cache->client;
-    struct found      found  = { 0 };
+    struct found      found  = { .cache = cache };
     struct near__wire wire;
     near_status       status = near__wire_open(&wire, cache, 1, 0);
 
@@ -165,13 +172,15 @@ load(near_cache *cache, int64_t deadline, uint64_t *value)
     near__count(cache, NEAR__l2_requests, 1);
     client->ops->get_many(client->l2, wire.items, 1, deliver, &found, deadline);
     status = near__item_status(&wire.items[0]);
-    if (status == NEAR_OK && found.value == 0) {
+    if ((status == NEAR_OK && found.value == 0) || status == NEAR_ERR_TOO_LARGE) {
         near__count(cache, NEAR__l2_corrupt, 1);
         wire.items[0].answer = NEAR_L2_NOT_TRIED;
         client->ops->remove_many(client->l2, NEAR_L2_ALWAYS, wire.items, 1, NULL, deadline);
         status = NEAR_MISS;
     }
     near__wire_close(&wire);
+    if (found.old != 0) /* known from here on, it is not read again: see near__tier_read() */
+        (void)store(cache, found.value, NEAR_L2_IF_STAMP, found.old, NULL, deadline);
     *value = found.value;
     return status;
 }
@@ -189,7 +198,7 @@ near__generation_for_write(near_cache *cache, int64_t deadline, uint64_t *value)
         if (status != NEAR_MISS)
             break;
         *value = near__generation_fresh(cache);
-        status = store(cache, *value, NEAR_L2_IF_ABSENT, NULL, deadline);
+        status = store(cache, *value, NEAR_L2_IF_ABSENT, 0, NULL, deadline);
         if (status != NEAR_MISS)
             break;
     }
@@ -201,5 +210,5 @@ near__generation_for_write(near_cache *cache, int64_t deadline, uint64_t *value)
 near_status
 near__generation_renew(near_cache *cache, uint64_t fresh, struct near_l2_announce *announce, int64_t deadline)
 {
-    return store(cache, fresh, NEAR_L2_ALWAYS, announce, deadline);
+    return store(cache, fresh, NEAR_L2_ALWAYS, 0, announce, deadline);
 }

@@ -37,9 +37,11 @@ bool near__hears(const near_cache *cache, int64_t now);
 bool near__holds(const near_cache *cache, int64_t now, int64_t learned);
 
 /* The stored form of a number of the cache's own, into `bytes`: header, key and payload. */
-void near__number_encode(near_client *client, struct near_l2_item *item, near_bytes payload, uint8_t *bytes);
+void near__number_encode(const near_cache *cache, struct near_l2_item *item, near_bytes payload,
+                         uint8_t *bytes);
 
-/* The number in a stored generation; 0: not one. */
-uint64_t near__generation_decode(near_bytes stored, near_bytes key);
+/* The number in a generation that lay under the key `place`; 0: not one.  *old: its stamp, if it is sealed by a key that is only
+ * believed, else 0. */
+uint64_t near__generation_decode(const near_cache *cache, near_bytes place, near_bytes stored, uint64_t *old);
 
 #endif

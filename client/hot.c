@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/probe.h"
 #include "client.h"
 #include "metrics.h"
 
@@ -29,19 +30,19 @@ near__hot_fini(struct near__hot *hot)
 
 /* Not near__lock(): a reader does not wait for a statistic.  A leaf that is only tried cannot be part of a circle. */
 static bool
-hot_try(struct near__hot *hot)
+hot_try(struct near__hot *hot) NEAR__TRIES(hot->lock) NEAR__UNFOLLOWED
 {
     return pthread_mutex_trylock(&hot->lock.mutex) == 0;
 }
 
 static void
-hot_leave(struct near__hot *hot)
+hot_leave(struct near__hot *hot) NEAR__GIVES(hot->lock) NEAR__UNFOLLOWED
 {
     pthread_mutex_unlock(&hot->lock.mutex);
 }
 
 static void
-halve_locked(struct near__hot *hot)
+halve_locked(struct near__hot *hot) NEAR__NEEDS(hot->lock)
 {
     for (int i = 0; i < NEAR__HOT_COUNTERS; i++) {
         hot->keys[i].count /= 2;
@@ -51,7 +52,7 @@ halve_locked(struct near__hot *hot)
 }
 
 static void
-count_locked(struct near__hot *hot, uint64_t hash, near_bytes key, uint64_t n)
+count_locked(struct near__hot *hot, uint64_t hash, near_bytes key, uint64_t n) NEAR__NEEDS(hot->lock)
 {
     struct near__hot_key *at = NULL, *least = &hot->keys[0];
 
@@ -77,7 +78,7 @@ count_locked(struct near__hot *hot, uint64_t hash, near_bytes key, uint64_t n)
 
 /* A key from among the counted ones, whole, and hot enough to be in L1 still.  False: it is too long. */
 static bool
-pick_locked(const struct near__hot *hot, struct near__hot_key *picked)
+pick_locked(const struct near__hot *hot, struct near__hot_key *picked) NEAR__NEEDS(hot->lock)
 {
     *picked = hot->keys[hot->samples / TIMED % NEAR__HOT_COUNTERS];
     return picked->count > 0 && picked->size <= NEAR__HOT_KEY;
@@ -123,6 +124,8 @@ near__hot_miss(near_cache *cache, uint64_t hash, near_bytes key)
 {
     static _Thread_local uint32_t misses;
 
+    near__l1_missed(cache->l1, hash);
+    NEAR__PROBE3(miss, cache->name, hash, key.size);
     if ((++misses * UINT32_C(0x9E3779B1)) >= UINT32_MAX / MISSES || !hot_try(&cache->hot))
         return;
     count_locked(&cache->hot, hash, key, MISSES);
@@ -137,6 +140,34 @@ by_count(const void *a, const void *b)
     const struct near__hot_key *x = a, *y = b;
 
     return (x->count < y->count) - (x->count > y->count);
+}
+
+/* Whether its count is mostly its own. */
+static bool
+is_certain(const struct near__hot_key *key)
+{
+    return key->count > 0 && key->over * 2 <= key->count;
+}
+
+size_t
+near__hot_top(near_cache *cache, struct near__hot_key *top, size_t n, uint64_t *total)
+{
+    struct near__hot_key *keys  = malloc(sizeof(cache->hot.keys));
+    size_t                found = 0;
+
+    *total = 0;
+    if (keys == NULL)
+        return 0;
+    near__lock(&cache->hot.lock);
+    memcpy(keys, cache->hot.keys, sizeof(cache->hot.keys));
+    *total = cache->hot.total;
+    near__unlock(&cache->hot.lock);
+    qsort(keys, NEAR__HOT_COUNTERS, sizeof(*keys), by_count);
+    for (size_t i = 0; i < NEAR__HOT_COUNTERS && found < n; i++)
+        if (is_certain(&keys[i]))
+            top[found++] = keys[i];
+    free(keys);
+    return found;
 }
 
 static void

@@ -41,4 +41,7 @@ void near__hot_hit(void *cache, uint64_t hash, near_bytes key);
 /* Something L1 could not answer was asked for. */
 void near__hot_miss(struct near_cache *cache, uint64_t hash, near_bytes key);
 
+/* The `n` keys asked for most, most wanted first, and out of how many requests; how many there are. */
+size_t near__hot_top(struct near_cache *cache, struct near__hot_key *top, size_t n, uint64_t *total);
+
 #endif

@@ -7,6 +7,7 @@
 #include "journal.h"
 #include "recovery.h"
 #include "store.h"
+#include "write.h"
 
 struct near__intent {
     struct near__intent *next;
@@ -59,8 +60,8 @@ is_over(near_cache *cache, near_bytes key, uint64_t hash)
            !atomic_load_explicit(&cache->client->closed, memory_order_relaxed);
 }
 
-static void
-look_through(near_cache *cache)
+void
+near__intents_paid(near_cache *cache)
 {
     struct near__intent *waiting, *intent, *still = NULL;
 
@@ -87,23 +88,50 @@ look_through(near_cache *cache)
     near__unlock(&cache->intents_lock);
 }
 
+/* Where nothing may be owed (coherence.max_pending = 0) it is settled at once, or stays for the next life. */
 static bool
 replay_one(void *ctx, const struct near__journal_record *record, uint64_t sequence)
 {
     near_cache *cache = ctx;
     uint64_t    hash  = near__hash_keyed(&cache->client->secret, record->key);
 
+    if (!near__recovery_keeps(cache)) {
+        if (near__write_settle(cache, &record->key, 1) == NEAR_OK)
+            near__journal_done(cache->journal, &sequence, 1);
+        return true;
+    }
     near__recovery_keep(cache, record->key, hash);
     wait_for(cache, record->key, hash, sequence);
     return true;
 }
 
+/* Which keys it named nobody knows: so all of them. */
+static void
+cannot_be_read(near_cache *cache, near_status status)
+{
+    const near_client *client = cache->client;
+
+    near__log(
+        &client->log, NEAR_LOG_ERROR,
+        "cache %s: what its journal says of unfinished writes cannot be read (%s): the cache is cleared",
+        cache->name, near_status_text(status));
+    if (near__recovery_keeps(cache))
+        near__recovery_keep_clear(cache);
+    else
+        near__clear_settle(cache, near__time_after(near__client_now(client), client->settings.l2_timeout));
+}
+
 void
 near__intents_replay(near_cache *cache)
 {
-    if (cache->journal != NULL)
-        near__journal_replay(cache->journal, near_key(cache->name), 1u << NEAR__JOURNAL_INTENT, replay_one,
-                             cache);
+    near_status status;
+
+    if (cache->journal == NULL)
+        return;
+    status = near__journal_replay(cache->journal, near_key(cache->name), 1u << NEAR__JOURNAL_INTENT,
+                                  replay_one, cache);
+    if (status != NEAR_OK)
+        cannot_be_read(cache, status);
 }
 
 near_status
@@ -137,9 +165,11 @@ near__intent_end(near_cache *cache, near_bytes key, uint64_t hash, uint64_t sequ
 {
     if (cache->journal == NULL)
         return;
-    if (is_over(cache, key, hash))
+    if (is_over(cache, key, hash)) {
         near__journal_done(cache->journal, &sequence, 1);
-    else
-        wait_for(cache, key, hash, sequence);
-    look_through(cache);
+        return;
+    }
+    wait_for(cache, key, hash, sequence);
+    if (is_over(cache, key, hash)) /* paid before it was there to be seen */
+        near__intents_paid(cache);
 }

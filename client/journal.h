@@ -79,9 +79,6 @@ near_status near__journal_commit(struct near__journal *journal, uint64_t sequenc
  * ahead of the journal (but with `none`, which promises nothing to a machine that fails). */
 near_status near__journal_sync(struct near__journal *journal, uint64_t sequence, int64_t deadline);
 
-/* Records up to this number are on disk, whatever the policy. */
-uint64_t near__journal_synced(struct near__journal *journal);
-
 /* These need no replay.  Numbers that are done already, or never were, are passed over. */
 void near__journal_done(struct near__journal *journal, const uint64_t *sequences, size_t n);
 
@@ -101,8 +98,9 @@ near_status near__journal_replay(struct near__journal *journal, near_bytes cache
 
 struct near__journal_state {
     uint64_t live, live_bytes; /* records that are not done, and what they take */
-    uint64_t bytes;            /* of all files */
+    uint64_t bytes;            /* of the segments in use; spare ones and dead letters are not among them */
     uint64_t segments, dead_letters;
+    uint64_t synced;                  /* records up to this number are on disk, whatever the policy */
     uint64_t groups, records, fsyncs; /* written in this life */
     uint64_t rewritten;               /* records copied forward to free old segments */
     uint64_t

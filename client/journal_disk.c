@@ -25,7 +25,7 @@ sync_parent(const char *path)
     int  length = snprintf(parent, sizeof(parent), "%s/..", path);
     int  fd, result;
 
-    if (length < 0 || (size_t)length >= sizeof(parent))
+    if ((size_t)length >= sizeof(parent)) /* also where it is an error, below 0 */
         return -ENAMETOOLONG;
     fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
@@ -148,6 +148,13 @@ system_lock(void *ctx, int fd)
     return result_of(flock(fd, LOCK_EX | LOCK_NB));
 }
 
+static void
+system_unlock(void *ctx, int fd)
+{
+    (void)ctx;
+    flock(fd, LOCK_UN);
+}
+
 static int
 system_list(void *ctx, int directory, int (*found)(void *ctx, const char *name), void *found_ctx)
 {
@@ -180,9 +187,9 @@ system_close(void *ctx, int fd)
 }
 
 const struct near__disk near__disk_system = {
-    system_open_directory, system_open,   system_status, system_read,           system_write,
-    system_allocate,       system_resize, system_sync,   system_sync_directory, system_rename,
-    system_unlink,         system_lock,   system_list,   system_close,          NULL,
+    system_open_directory, system_open, system_status,         system_read,   system_write,  system_allocate,
+    system_resize,         system_sync, system_sync_directory, system_rename, system_unlink, system_lock,
+    system_unlock,         system_list, system_close,          NULL,
 };
 
 int

@@ -39,6 +39,8 @@ struct near__disk {
     int (*rename)(void *ctx, int directory, const char *from, const char *to);
     int (*unlink)(void *ctx, int directory, const char *name);
     int (*lock)(void *ctx, int fd); /* exclusive, of this open file; -EWOULDBLOCK: somebody has it */
+    /* Whoever else has a descriptor of it: a forked child has until its handler ran. */
+    void (*unlock)(void *ctx, int fd);
     int (*list)(void *ctx, int directory, int (*found)(void *ctx, const char *name), void *found_ctx);
     int (*close)(void *ctx, int fd);
     void *ctx;

@@ -43,14 +43,14 @@ near__journal_dir_open(struct near__journal_dir *dir, const struct near__disk *d
     dir->fd = disk->open_directory(disk->ctx, path, create);
     if (dir->fd < 0)
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "journal %s: cannot open the directory: %s", path,
-                          strerror(-dir->fd));
+                          near__errno_text(-dir->fd));
     result = disk->status(disk->ctx, dir->fd, &status);
     if (result == 0 && status.directory && status.ours && !status.exposed)
         return NEAR_OK;
     disk->close(disk->ctx, dir->fd);
     dir->fd = -1;
     if (result < 0)
-        return near__fail(error, NEAR_ERR_UNAVAILABLE, "journal %s: %s", path, strerror(-result));
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "journal %s: %s", path, near__errno_text(-result));
     return near__fail(error, NEAR_ERR_DENIED,
                       "journal %s: the directory must belong to this user, and others must not write it",
                       path);
@@ -65,7 +65,7 @@ check_file(const struct near__journal_dir *dir, const char *name, int fd, uint64
     *size = status.size;
     if (result < 0)
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "journal %s: %s: %s", dir->path, name,
-                          strerror(-result));
+                          near__errno_text(-result));
     if (!status.regular || !status.ours || status.exposed)
         return near__fail(error, NEAR_ERR_DENIED,
                           "journal %s: %s must be a file of this user's that nobody else may write",
@@ -94,7 +94,7 @@ near__journal_lock(const struct near__journal_dir *dir, int *fd, near_error *err
     *fd = dir->disk->open(dir->disk->ctx, dir->fd, "lock", NEAR__DISK_ENSURE);
     if (*fd < 0)
         return near__fail(error, *fd == -ELOOP ? NEAR_ERR_DENIED : NEAR_ERR_UNAVAILABLE,
-                          "journal %s: cannot open its lock: %s", dir->path, strerror(-*fd));
+                          "journal %s: cannot open its lock: %s", dir->path, near__errno_text(-*fd));
     status = check_file(dir, "lock", *fd, &size, error);
     result = status == NEAR_OK ? dir->disk->lock(dir->disk->ctx, *fd) : 0;
     if (result == -EWOULDBLOCK) {
@@ -104,7 +104,7 @@ near__journal_lock(const struct near__journal_dir *dir, int *fd, near_error *err
                             strtol(holder, NULL, 10));
     } else if (result < 0) {
         status = near__fail(error, NEAR_ERR_UNAVAILABLE, "journal %s: cannot lock it: %s", dir->path,
-                            strerror(-result));
+                            near__errno_text(-result));
     }
     if (status == NEAR_OK) {
         sign_lock(dir, *fd);
@@ -178,7 +178,7 @@ static near_status
 fail_file(struct scan *scan, const char *name, int result)
 {
     return near__fail(scan->error, result == -ENOMEM ? NEAR_ERR_NOMEM : NEAR_ERR_UNAVAILABLE,
-                      "journal %s: %s: %s", scan->dir->path, name, strerror(-result));
+                      "journal %s: %s: %s", scan->dir->path, name, near__errno_text(-result));
 }
 
 /* Damage: refused, or noted and passed over. */
@@ -592,7 +592,8 @@ near__scan_index(struct near__index *index, const struct near__record_view *view
         return near__index_add(index, view->sequence, view->size, segment, at) ? NEAR_OK : NEAR_ERR_NOMEM;
     for (size_t i = 0; view->record.kind == NEAR__JOURNAL_DONE && i < view->record.data.size;
          i += NEAR__DONE_RANGE)
-        near__index_done_range(index, near__le64_get(ranges + i), near__le32_get(ranges + i + 8));
+        if (!near__index_done_range(index, near__le64_get(ranges + i), near__le32_get(ranges + i + 8)))
+            return NEAR_ERR_NOMEM;
     return NEAR_OK;
 }
 

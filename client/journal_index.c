@@ -243,8 +243,8 @@ done_in_page(struct near__index *index, struct near__index_page *page, uint64_t 
     }
 }
 
-/* A range with more pages than there are. */
-static void
+/* A range with more pages than there are.  False: no memory. */
+static bool
 done_in_all(struct near__index *index, uint64_t first, uint64_t last)
 {
     size_t    n;
@@ -254,15 +254,16 @@ done_in_all(struct near__index *index, uint64_t first, uint64_t last)
         if (numbers[i] >= first / NEAR__INDEX_PAGE && numbers[i] <= last / NEAR__INDEX_PAGE)
             done_in_page(index, page_of(index, numbers[i]), first, last);
     free(numbers);
+    return numbers != NULL || n == 0;
 }
 
-void
+bool
 near__index_done_range(struct near__index *index, uint64_t first, uint32_t count)
 {
     uint64_t last = first + count - 1, number = first / NEAR__INDEX_PAGE;
 
     if (count == 0 || last < first)
-        return;
+        return true;
     if (last / NEAR__INDEX_PAGE - number <= index->count) {
         for (; number <= last / NEAR__INDEX_PAGE; number++) {
             struct near__index_page *page = page_of(index, number);
@@ -270,9 +271,9 @@ near__index_done_range(struct near__index *index, uint64_t first, uint32_t count
             if (page != NULL)
                 done_in_page(index, page, first, last);
         }
-        return;
+        return true;
     }
-    done_in_all(index, first, last);
+    return done_in_all(index, first, last);
 }
 
 /* ---- pages */

@@ -63,8 +63,8 @@ const struct near__index_place *near__index_find(struct near__index *index, uint
 /* It is done.  `note`: that is still to be written down. */
 void near__index_done(struct near__index *index, uint64_t sequence, bool note);
 
-/* All of a range, which may be nonsense; nothing is noted.  Takes no longer than the index is large. */
-void near__index_done_range(struct near__index *index, uint64_t first, uint32_t count);
+/* All of a range, which may be nonsense; nothing is noted.  Takes no longer than the index is large.  False: no memory, and not all of it is done. */
+bool near__index_done_range(struct near__index *index, uint64_t first, uint32_t count);
 
 /* Page numbers in use, ascending, in malloc()ed memory; NULL and 0: there are none; NULL and more: no memory. */
 uint64_t *near__index_pages(const struct near__index *index, size_t *n);

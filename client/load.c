@@ -5,9 +5,13 @@
  */
 #include "load.h"
 
+#include "base/probe.h"
 #include "budget.h"
 #include "cache.h"
+#include "codec.h"
 #include "early.h"
+#include "fields.h"
+#include "fields_inside.h"
 #include "read.h"
 #include "tags.h"
 
@@ -24,11 +28,13 @@ struct near_load {
     struct near__fallback previous; /* what it is to replace; a reference */
     int64_t               ttl;      /* ns, unless the loader says otherwise */
     int64_t               ttl_ms;   /* the loader's word; negative: none */
+    uint8_t               pool;     /* the loader's word; 0: none */
     bool                  fill_l1;
     bool                  unkept; /* the loader's word: answer it, do not store it */
-    bool                  keep;   /* finishing: there is an entry, and it is worth storing */
-    struct near__labels  *labels; /* the loader's tags, until the answer takes them over */
-    near_status           status; /* answer: NEAR_OK, NEAR_NOT_FOUND or an error */
+    bool bare; /* the object is all there is: its bytes are not known, so L2 cannot have them */
+    bool keep; /* finishing: there is an entry, and it is worth storing */
+    struct near__labels *labels; /* the loader's tags, until the answer takes them over */
+    near_status          status; /* answer: NEAR_OK, NEAR_NOT_FOUND or an error */
     enum { PENDING, ANSWERED, FINISHED } state;
 };
 
@@ -95,6 +101,18 @@ batch_new(near_cache *cache, struct near__leg **legs, size_t n, const struct nea
     return batch;
 }
 
+/* A field of its own entry in L2 has its field's tag. */
+static void
+tag_fields(struct batch *batch)
+{
+    char tag[NEAR__FIELD_TAG_SIZE];
+
+    for (size_t i = 0; i < batch->n; i++)
+        if (near__field_tag_of(batch->cache, batch->loads[i].ask.key, tag) &&
+            near__tags_add(batch->cache, &batch->loads[i].labels, near_key(tag)) != NEAR_OK)
+            batch->loads[i].unkept = true; /* nobody could make others forget it */
+}
+
 static void
 batch_free(struct batch *batch)
 {
@@ -158,6 +176,7 @@ prepare_entry(const struct batch *batch, near_load *load, int64_t now)
     entry->cost_us = near__early_cost(entry->cost_us, load->previous.cost_us, load->ask.ttl);
     /* all from the start of the load: what it read may be that old, whenever it came back (race 4) */
     near__entry_date(batch->cache, entry, batch->started, load->ask.ttl);
+    entry->pool = load->pool;
     if (load->ask.ttl == 0)
         return;
     load->ask.ttl -= now - batch->started;
@@ -233,7 +252,8 @@ finish_one(struct batch *batch, near_load *load, int64_t now)
     } else if (!batch->terms.hedge && cache->settings.l2_hedge_after == 0) {
         if (is_for_l1(cache, load))
             near__l1_insert(cache->l1, entry, load->ask.fence, now);
-    } else if (near__flight_claim(cache, load->flight) && is_for_l1(cache, load)) {
+    } else if (near__flight_claim(cache, load->flight) && is_for_l1(cache, load) &&
+               (!batch->terms.hedge || near__flight_hold(cache, load->flight, entry))) {
         near__l1_insert(cache->l1, entry, load->ask.fence, now);
     }
     if (load->status == NEAR_OK)
@@ -250,6 +270,8 @@ goes_to_l2(const near_load *load)
 {
     const struct near__labels *labels = load->ask.entry->labels;
 
+    if (load->bare)
+        return false;
     return labels == NULL || (labels->lineage != 0 && load->ask.labelled == NEAR__LABELS_GOOD);
 }
 
@@ -366,8 +388,16 @@ static void
 load_nothing(near_cache *cache, struct near__leg **legs, size_t n, const struct near__load_terms *terms,
              near_status status)
 {
-    for (size_t i = 0; i < n; i++) /* the leases taken end by their own TTL */
+    int64_t deadline = near__client_now(cache->client) + cache->client->settings.l2_timeout;
+
+    for (size_t i = 0; i < n; i++) {
+        struct near__ask *mine = &legs[i]->ask;
+
+        /* one by one, which takes no memory: else all would wait for a load that will not come */
+        if (mine->lease != 0)
+            near__tier_unlease(cache, &mine, 1, deadline);
         near__flight_land(cache, legs[i]->flight, status, NULL);
+    }
     if (terms->counted)
         near__budget_give(&cache->budget, n);
 }
@@ -385,11 +415,15 @@ load_now(near_cache *cache, struct near__leg **legs, size_t n, const struct near
     }
     near__count(cache, NEAR__loads, n);
     near__count(cache, NEAR__load_calls, 1);
+    if (near__fields_used(cache))
+        tag_fields(batch);
     batch->started = near__client_now(cache->client);
+    NEAR__PROBE3(load__start, cache->name, n, batch);
     loaders_entered++;
     cache->loader(batch->pointers, n, cache->loader_ctx);
     loaders_entered--;
     lead(batch);
+    NEAR__PROBE4(load__end, cache->name, n, batch, near__client_now(cache->client) - batch->started);
     batch_release(batch, 1);
 }
 
@@ -546,11 +580,28 @@ near_load_ttl(near_load *load, int64_t ttl_ms)
 }
 
 near_status
+near_load_pool(near_load *load, unsigned pool)
+{
+    if (load == NULL || pool > load->batch->cache->pools.n)
+        return NEAR_ERR_INVALID;
+    load->pool = (uint8_t)pool;
+    return NEAR_OK;
+}
+
+near_status
 near_load_tag(near_load *load, const char *tag)
 {
     if (load == NULL || tag == NULL)
         return NEAR_ERR_INVALID;
     return near__tags_add(load->batch->cache, &load->labels, near_key(tag));
+}
+
+near_status
+near_load_field(const near_load *load, near_bytes *entity, near_field *field)
+{
+    if (load == NULL || entity == NULL || field == NULL)
+        return NEAR_ERR_INVALID;
+    return near__field_read(load->batch->cache, load->ask.key, entity, field);
 }
 
 void
@@ -627,12 +678,32 @@ answer(near_load *load, near_status status, struct near__entry *entry)
     batch_release(batch, 1);
 }
 
+/* A value, decoded where the cache has a codec.  Takes `entry` over; NULL: out of memory. */
+static near_status
+answer_value(near_load *load, struct near__entry *entry)
+{
+    near_status status = entry != NULL ? near__decode(load->batch->cache, entry) : NEAR_ERR_NOMEM;
+
+    if (status != NEAR_OK)
+        near__entry_release(&entry);
+    answer(load, status, entry);
+    return status;
+}
+
+static struct near__entry *
+entry_with(const near_load *load, near_bytes value)
+{
+    void               *bytes;
+    struct near__entry *entry = near__entry_new(load->ask.key, load->ask.hash, value.size, &bytes);
+
+    if (entry != NULL && value.size > 0)
+        memcpy(bytes, value.data, value.size);
+    return entry;
+}
+
 near_status
 near_load_set(near_load *load, near_bytes value)
 {
-    struct near__entry *entry;
-    void               *bytes;
-
     if (load == NULL)
         return NEAR_ERR_INVALID;
     if (value.data == NULL && value.size != 0) {
@@ -643,15 +714,7 @@ near_load_set(near_load *load, near_bytes value)
         answer(load, NEAR_ERR_TOO_LARGE, NULL);
         return NEAR_ERR_TOO_LARGE;
     }
-    entry = near__entry_new(load->ask.key, load->ask.hash, value.size, &bytes);
-    if (entry == NULL) {
-        answer(load, NEAR_ERR_NOMEM, NULL);
-        return NEAR_ERR_NOMEM;
-    }
-    if (value.size > 0)
-        memcpy(bytes, value.data, value.size);
-    answer(load, NEAR_OK, entry);
-    return NEAR_OK;
+    return answer_value(load, entry_with(load, value));
 }
 
 near_status
@@ -666,17 +729,20 @@ near_load_adopt(near_load *load, void *data, size_t size, void (*release)(void *
         status = NEAR_ERR_TOO_LARGE;
     else if ((entry = near__entry_adopt(load->ask.key, load->ask.hash, data, size, release)) == NULL)
         status = NEAR_ERR_NOMEM;
-    if (status != NEAR_OK && release != NULL)
+    if (status == NEAR_OK)
+        return answer_value(load, entry);
+    if (release != NULL)
         release(data);
     if (load != NULL)
-        answer(load, status == NEAR_ERR_INVALID ? NEAR_ERR_LOADER : status, entry);
+        answer(load, status == NEAR_ERR_INVALID ? NEAR_ERR_LOADER : status, NULL);
     return status;
 }
 
 near_status
 near_load_unchanged(near_load *load)
 {
-    near_status status;
+    struct near__entry *entry;
+    near_status         status;
 
     if (load == NULL)
         return NEAR_ERR_INVALID;
@@ -689,7 +755,12 @@ near_load_unchanged(near_load *load)
         answer(load, status, NULL);
         return status;
     }
-    return near_load_set(load, near_value_bytes(load->previous.value));
+    entry = entry_with(load, near_value_bytes(load->previous.value));
+    if (entry != NULL)
+        entry->object = near__object_ref(near__value_object(load->previous.value));
+    load->bare = entry != NULL && entry->object != NULL &&
+                 !(load->batch->cache->decoder.codec.flags & NEAR_KEEP_BYTES);
+    return answer_value(load, entry);
 }
 
 void

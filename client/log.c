@@ -11,7 +11,7 @@
 
 /* Under the lock: may this one pass?  The count of those that did not is told with the next that does. */
 static bool
-within_rate_locked(struct near__client_log *state, int64_t now, unsigned *suppressed)
+within_rate_locked(struct near__client_log *state, int64_t now, unsigned *suppressed) NEAR__NEEDS(state->lock)
 {
     int64_t second = now / NEAR__SEC;
 
@@ -32,6 +32,7 @@ within_rate_locked(struct near__client_log *state, int64_t now, unsigned *suppre
 
 static void
 keep_locked(struct near__client_log *state, near_log_level level, const char *message)
+    NEAR__NEEDS(state->lock)
 {
     if (state->kept == NEAR__LOG_BACKLOG) {
         memmove(&state->backlog[0], &state->backlog[1], sizeof(state->backlog[0]) * (NEAR__LOG_BACKLOG - 1));

@@ -15,11 +15,12 @@
 
 /* What lies under a key. */
 struct seen {
-    near_bytes key;
-    bool       absent, mark;
-    uint64_t   stamp; /* 0: has none */
-    size_t     n;
-    uint64_t   tokens[MOST + 1];
+    const near_cache *cache;
+    near_bytes        key;
+    bool              absent, mark;
+    uint64_t          stamp; /* 0: has none */
+    size_t            n;
+    uint64_t          tokens[MOST + 1];
 };
 
 int64_t
@@ -48,14 +49,13 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     struct seen          *seen = ctx;
     struct near__envelope envelope;
 
-    (void)item;
-    if (near__envelope_decode(&envelope, stored, seen->key) == NEAR__ENVELOPE_OK) {
+    if (near__tier_decode(seen->cache, &envelope, item->key, stored, seen->key) == NEAR__ENVELOPE_OK) {
         seen->stamp = envelope.stamp;
         seen->mark  = (envelope.flags & NEAR__ENVELOPE_MARK) != 0;
         if (seen->mark)
             take_tokens(seen, envelope.payload);
-    } else if (stored.size >= NEAR_L2_STAMP_AT + 8) {
-        seen->stamp = near__le64_get((const uint8_t *)stored.data + NEAR_L2_STAMP_AT);
+    } else {
+        seen->stamp = near__stamp_in(stored);
     }
 }
 
@@ -74,7 +74,7 @@ look(near_cache *cache, struct near__wire *wire, near_bytes key, struct seen *se
     struct near_l2_item *item   = again(wire);
     near_status          status;
 
-    *seen = (struct seen){ .key = key };
+    *seen = (struct seen){ .cache = cache, .key = key };
     near__count(cache, NEAR__l2_requests, 1);
     client->ops->get_many(client->l2, item, 1, deliver, seen, deadline);
     status       = near__item_status(item);
@@ -98,8 +98,7 @@ put_list(near_cache *cache, struct near__wire *wire, near_bytes key, const struc
 
     for (size_t i = 0; i < seen->n; i++)
         near__le64_put(list + 8 * i, seen->tokens[i]);
-    near__envelope_encode(&envelope, wire->values);
-    item->value    = (near_bytes){ wire->values, near__envelope_size(&envelope) };
+    item->value    = near__tier_encode(cache, &envelope, item->key, wire->values);
     item->expected = seen->stamp;
     item->ttl_ms   = near__ttl_ms(near__mark_time(cache));
     near__count(cache, NEAR__l2_requests, 1);
@@ -138,7 +137,7 @@ open_wire(near_cache *cache, struct near__wire *wire, near_bytes key, size_t roo
 static size_t
 list_room(near_bytes key)
 {
-    return NEAR__ENVELOPE_HEADER + key.size + 8 * MOST;
+    return NEAR__ENVELOPE_MOST + key.size + 8 * MOST;
 }
 
 /* Another writer was quicker: give way, longer each time.  False: the deadline has passed. */

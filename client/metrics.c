@@ -11,6 +11,8 @@
 #include <string.h>
 
 #include "client.h"
+#include "curve.h"
+#include "l1/curve.h"
 
 enum {
     LE_FIRST = 5, /* 32 ns: an L1 hit takes about that */
@@ -80,9 +82,18 @@ seconds(FILE *out, double ns)
 
 /* ---- OpenMetrics */
 
+/* Metrics have base units: what is counted in milliseconds is shown in seconds. */
+static bool
+is_ms(const struct near__counter_row *row)
+{
+    return strcmp(row->unit, "ms") == 0;
+}
+
 const char *
 near__metric_unit(const struct near__counter_row *row)
 {
+    if (is_ms(row))
+        return "seconds";
     return strcmp(row->unit, "bytes") == 0 ? row->unit : NULL;
 }
 
@@ -99,7 +110,10 @@ near__metric_name(const struct near__counter_row *row, char name[NEAR__METRIC_NA
 {
     const char *unit = near__metric_unit(row);
 
-    if (unit != NULL && !ends_with(row->name, unit))
+    if (is_ms(row) && ends_with(row->name, "_ms"))
+        snprintf(name, NEAR__METRIC_NAME_MAX, "nearcache_%.*s_seconds", (int)(strlen(row->name) - 3),
+                 row->name);
+    else if (unit != NULL && !ends_with(row->name, unit))
         snprintf(name, NEAR__METRIC_NAME_MAX, "nearcache_%s_%s", row->name, unit);
     else
         snprintf(name, NEAR__METRIC_NAME_MAX, "nearcache_%s", row->name);
@@ -181,7 +195,12 @@ counter_family(const struct text *text, enum near__counter which)
             continue;
         fprintf(text->out, "%s%s", name, row->grows ? "_total" : "");
         labels(text, row->name, all->of[i].cache, 0);
-        fprintf(text->out, " %" PRIu64 "\n", n);
+        fputc(' ', text->out);
+        if (is_ms(row))
+            seconds(text->out, (double)n * NEAR_MS);
+        else
+            fprintf(text->out, "%" PRIu64, n);
+        fputc('\n', text->out);
         if (row->whole)
             return;
     }
@@ -226,6 +245,99 @@ histogram_family(struct text *text, enum near__timing which)
     }
 }
 
+/* near_curve_get(), by the size's name. */
+static void
+curve_family(const struct text *text)
+{
+    const struct near__snapshot *all   = &text->snapshot;
+    bool                         first = true;
+
+    for (size_t i = 1; i <= all->caches; i++) {
+        near_curve curve;
+
+        if (!near__curve_known(all->of[i].cache, &curve))
+            continue;
+        if (first)
+            family(text, NEAR__CURVE_METRIC, "gauge", NULL, NEAR__CURVE_HELP);
+        first = false;
+        for (int at = 0; at < NEAR__CURVE_SIZES; at++) {
+            unsigned n = 0;
+
+            fputs(NEAR__CURVE_METRIC, text->out);
+            label(text->out, &n, "cache", all->of[i].cache->name);
+            label(text->out, &n, "memory", near__curve_sizes[at].label);
+            fputs("} ", text->out);
+            near__curve_print(text->out, near__curve_sizes[at].ratio(&curve));
+            fputc('\n', text->out);
+        }
+    }
+}
+
+/* What l1.pools are seen by; of each cache that has some. */
+enum { POOL_HITS, POOL_FILLS, POOL_EVICTIONS, POOL_EXPIRED, POOL_ENTRIES, POOL_BYTES, POOL_MAX, POOL_ROWS };
+
+static const struct near__counter_row pool_rows[POOL_ROWS] = {
+    [POOL_HITS]  = { "l1_pool_hits", "requests", "values that this pool of L1 answered with", true, false },
+    [POOL_FILLS] = { "l1_pool_fills", "entries", "entries put into this pool of L1", true, false },
+    [POOL_EVICTIONS] = { "l1_pool_evictions", "entries", "entries that left this pool for room", true,
+                         false },
+    [POOL_EXPIRED]   = { "l1_pool_expired", "entries", "entries that left this pool at their end", true,
+                         false },
+    [POOL_ENTRIES]   = { "l1_pool_entries", "entries", "entries in this pool of L1 now", false, false },
+    [POOL_BYTES]     = { "l1_pool_bytes", "bytes", "memory of this pool of L1 now", false, false },
+    [POOL_MAX]       = { "l1_pool_max_bytes", "bytes", "what l1_pool_bytes is bounded by", false, false },
+};
+
+static void
+pool_numbers(near_cache *cache, unsigned pool, uint64_t n[POOL_ROWS])
+{
+    struct near__l1_stats stats;
+    size_t                max_bytes;
+
+    near__l1_pool_stats(cache->l1, pool, &stats, &max_bytes);
+    n[POOL_HITS]      = stats.hits;
+    n[POOL_FILLS]     = stats.fills;
+    n[POOL_EVICTIONS] = stats.evictions;
+    n[POOL_EXPIRED]   = stats.expired;
+    n[POOL_ENTRIES]   = stats.entries;
+    n[POOL_BYTES]     = stats.bytes;
+    n[POOL_MAX]       = max_bytes;
+}
+
+static void
+pool_samples(const struct text *text, const char *name, int which, near_cache *cache)
+{
+    for (unsigned pool = 1; pool <= cache->pools.n; pool++) {
+        uint64_t n[POOL_ROWS];
+        unsigned labels = 0;
+
+        pool_numbers(cache, pool, n);
+        fprintf(text->out, "%s%s", name, pool_rows[which].grows ? "_total" : "");
+        label(text->out, &labels, "cache", cache->name);
+        label(text->out, &labels, "pool", cache->pools.pools[pool - 1].name);
+        fprintf(text->out, "} %" PRIu64 "\n", n[which]);
+    }
+}
+
+static void
+pool_families(const struct text *text)
+{
+    const struct near__snapshot *all = &text->snapshot;
+    bool                         any = false;
+
+    for (size_t i = 1; i <= all->caches; i++)
+        any |= all->of[i].cache->pools.n > 0;
+    for (int which = 0; any && which < POOL_ROWS; which++) {
+        const struct near__counter_row *row = &pool_rows[which];
+        char                            name[NEAR__METRIC_NAME_MAX];
+
+        near__metric_name(row, name);
+        family(text, name, row->grows ? "counter" : "gauge", near__metric_unit(row), row->help);
+        for (size_t i = 1; i <= all->caches; i++)
+            pool_samples(text, name, which, all->of[i].cache);
+    }
+}
+
 static char *
 metrics(near_client *client, bool openmetrics)
 {
@@ -244,6 +356,8 @@ metrics(near_client *client, bool openmetrics)
         counter_family(text, (enum near__counter)i);
     for (int i = 0; i < NEAR__TIMINGS; i++)
         histogram_family(text, (enum near__timing)i);
+    curve_family(text);
+    pool_families(text);
     if (openmetrics)
         fputs("# EOF\n", text->out);
     return text_close(text);
@@ -314,6 +428,54 @@ json_histograms(struct text *text, size_t i)
 }
 
 static void
+json_curve(const struct text *text, near_cache *cache)
+{
+    near_curve curve;
+
+    if (!near__curve_known(cache, &curve))
+        return;
+    fputs(",\"curve\":{\"share\":", text->out);
+    near__curve_print(text->out, curve.share);
+    fprintf(text->out, ",\"requests\":%" PRIu64 ",\"entries\":%" PRIu64, (uint64_t)curve.requests,
+            curve.entries);
+    for (int at = 0; at < NEAR__CURVE_SIZES; at++) {
+        fprintf(text->out, ",\"%s\":", near__curve_sizes[at].label);
+        near__curve_print(text->out, near__curve_sizes[at].ratio(&curve));
+    }
+    fputc('}', text->out);
+}
+
+/* "pools":{...}, with the metrics' names but for what they begin with. */
+static void
+json_pools(const struct text *text, near_cache *cache)
+{
+    if (cache->pools.n == 0)
+        return;
+    fputs(",\"pools\":", text->out);
+    for (unsigned pool = 1; pool <= cache->pools.n; pool++) {
+        struct near__curve_answer curve;
+        uint64_t                  n[POOL_ROWS];
+
+        pool_numbers(cache, pool, n);
+        fputc(pool == 1 ? '{' : ',', text->out);
+        near__json_string(text->out, near_key(cache->pools.pools[pool - 1].name));
+        for (int which = 0; which < POOL_ROWS; which++)
+            fprintf(text->out, "%s\"%s\":%" PRIu64, which == 0 ? ":{" : ",",
+                    pool_rows[which].name + strlen("l1_pool_"), n[which]);
+        if (near__l1_pool_curve(cache->l1, pool, &curve) && curve.share > 0) {
+            fputs(",\"curve\":", text->out);
+            for (int at = 0; at < NEAR__CURVE_SIZES; at++) {
+                fprintf(text->out, "%s\"%s\":", at == 0 ? "{" : ",", near__curve_sizes[at].label);
+                near__curve_print(text->out, curve.ratio[at]);
+            }
+            fputc('}', text->out);
+        }
+        fputc('}', text->out);
+    }
+    fputc('}', text->out);
+}
+
+static void
 json_cache(struct text *text, size_t i)
 {
     const struct near__stats_of *of    = &text->snapshot.of[i];
@@ -328,6 +490,8 @@ json_cache(struct text *text, size_t i)
         comma = ",";
     }
     json_histograms(text, i);
+    json_curve(text, of->cache);
+    json_pools(text, of->cache);
     fputc('}', text->out);
 }
 

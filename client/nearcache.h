@@ -86,7 +86,8 @@ NEAR_API const char *near_version(void);
     X(NEAR_ERR_CLOSED, -10, "the client is closed")                                                          \
     X(NEAR_ERR_FORKED, -11, "the client belongs to the parent process")                                      \
     X(NEAR_ERR_DENIED, -12, "the server refused: credentials, rights or state")                              \
-    X(NEAR_ERR_PROTOCOL, -13, "the server sent something that makes no sense")
+    X(NEAR_ERR_PROTOCOL, -13, "the server sent something that makes no sense")                               \
+    X(NEAR_ERR_DECODE, -14, "the codec could not decode the value")
 
 typedef enum near_status {
 #define NEAR_STATUS_ENUM(name, number, text) name = (number),
@@ -205,7 +206,7 @@ NEAR_API void near_set_log(near_client *client, near_log_fn fn, void *ctx);
  * @param overrides  options for this cache only (those `nearcache config --list` marks "cache"); NULL for none.  Options
  *                   that belong to the client are refused.  Copied.
  * @return NEAR_OK, NEAR_ERR_INVALID, NEAR_ERR_BUSY, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
- * Threads: any.   Blocks: never.
+ * Threads: any.   Blocks: never, but for opening the file of a snapshot (snapshot.path).
  */
 NEAR_API near_status near_cache_open(near_client *client, const char *name, const near_config *overrides,
                                      near_cache **cache, near_error *error);
@@ -222,6 +223,60 @@ NEAR_API near_status near_cache_open(near_client *client, const char *name, cons
 NEAR_API near_status near_cache_resize(near_cache *cache, size_t max_bytes, size_t max_entries,
                                        near_error *error);
 
+/*
+ * Pools: with the option l1.pools a cache's L1 has several parts, each with memory, policy and TTL of its own.  All are read as one; what
+ * comes into one evicts nothing of the others.  An entry is in the pool that near_put_options or near_load_pool() name, else in the one
+ * that the cache's function says, else in the first.  L2 does not keep it: what is read from there goes by the function alone.  The disk tier
+ * and snapshots do, the latter by the pool's name; fields of hashes (near_fields_get_many) always go by the function.
+ */
+
+/**
+ * Which pool of L1 an entry belongs to, by its key and the size of its value (0: known not to exist): near_pool_number() of one, 0 for the
+ * first.  Called whenever L1 is given an entry of which nobody said it, on the thread that brings it, with no lock held; it must be quick, be
+ * safe to run on several threads at once, and not call the library.  A key whose answer changes moves to the other pool with its next value.
+ */
+typedef unsigned (*near_pool_fn)(near_bytes key, size_t value_size, void *ctx);
+
+/* Set it, before the cache is used.  Without l1.pools it is never called.  Threads: one, before others use the cache. */
+NEAR_API void near_cache_set_pool_fn(near_cache *cache, near_pool_fn fn, void *ctx);
+
+/* The number of the pool with this name, from 1 in the order of l1.pools; 0: there is none.  Threads: any.  Blocks: never. */
+NEAR_API unsigned near_pool_number(const near_cache *cache, const char *name);
+
+/**
+ * Give one pool another size while the cache is in use; the others keep theirs.  near_cache_resize() divides its bytes among the pools in
+ * proportion to what they have.
+ * @return as near_cache_resize(); NEAR_ERR_INVALID also for a pool that there is not, and less than 64 KiB.
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API near_status near_pool_resize(near_cache *cache, unsigned pool, size_t max_bytes, near_error *error);
+/**
+ * Save what the cache's L1 holds to its file (snapshot.path), now: the next near_cache_open() of that name with that path restores it in the
+ * background.  Closing does the same (snapshot.at_close).  The file is written beside and renamed when all of it is on disk, so what was there
+ * stays until then; it is this user's alone (mode 0600), for it holds keys and values.  Readers and writers are not held up.
+ *
+ * With an L2 that others share only what L2 still holds comes back, in the version that it has by then, however old the file is.  Without
+ * (none:, memory:) nobody could say what was written since: the file is good as long as this process writes, removes and invalidates nothing
+ * in the cache, and the first call that does removes it; it serves one start.
+ * @param error  may be NULL.
+ * NEAR_OK: it is on disk.  NEAR_ERR_UNSUPPORTED: snapshot.path is not set, or there is a bus and no shared L2.  NEAR_ERR_BUSY: one is being saved or
+ * restored.  NEAR_ERR_CONFLICT: without a shared L2, something was written meanwhile.  NEAR_ERR_UNAVAILABLE: the disk refused; NEAR_ERR_NOMEM;
+ * NEAR_ERR_INVALID, NEAR_ERR_CLOSED, NEAR_ERR_FORKED.  Threads: any.  Blocks: for writing as many bytes as L1 holds, and an fsync.
+ */
+NEAR_API near_status near_snapshot_save(near_cache *cache, near_error *error);
+/**
+ * Change how much of a cache is in use, while it is: see rollout.percent and rollout.dry_run.  In force for reads that begin later.
+ * @param percent  0 to 100, in steps of a thousandth.  Keys that are in at some percentage are at any larger one.
+ * @param dry_run  fill and compare, but serve nothing that was cached.
+ * @return NEAR_OK; NEAR_ERR_INVALID; NEAR_ERR_UNSUPPORTED: the cache was opened without any of the options rollout.* (set
+ *         rollout.percent = 100 to begin with all); NEAR_ERR_CLOSED, NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API near_status near_cache_set_rollout(near_cache *cache, double percent, bool dry_run);
+
+/* Whether reads of this key are served by the cache, by rollout.caches, rollout.percent and rollout.allow.  Threads: any.  Blocks: never. */
+NEAR_API bool near_cache_rollout_takes(near_cache *cache, near_bytes key);
+
 /* Close a cache before its client; NULL is fine.  No other call on it may be running or follow; values still held stay
  * valid.  What is in L2 stays there.  Threads: one.  Blocks: until loads under way are answered, up to close.timeout. */
 NEAR_API void near_cache_close(near_cache *cache);
@@ -232,7 +287,9 @@ typedef enum near_source {
     NEAR_FROM_NOWHERE = 0,
     NEAR_FROM_L1      = 1,
     NEAR_FROM_L2      = 2,
-    NEAR_FROM_LOADER  = 3
+    NEAR_FROM_LOADER  = 3,
+    NEAR_FROM_CALLER  = 4, /* of fields: what the caller had already */
+    NEAR_FROM_DEFAULT = 5  /* of fields: what was declared for when there is nothing else */
 } near_source;
 
 typedef struct near_value_info {
@@ -250,8 +307,18 @@ typedef struct near_value_info {
 /* clang-format on */
 
 /* The value's bytes, never written again, valid until this holder releases it.  Aligned to 4 bytes, to 64 when the value
- * has 4 KiB or more (an adopted one lies where the loader put it).  NULL gives {NULL, 0}.  Threads: any. */
+ * has `l1.align_from` bytes or more (an adopted one lies where the loader put it), so that vectors of floats can be used in place.
+ * NULL gives {NULL, 0}, and so does a decoded value whose codec does not keep bytes.  Threads: any. */
 NEAR_API near_bytes near_value_bytes(const near_value *value);
+
+/**
+ * What the cache's codec made of the value: the same object for all holders, valid until this holder releases the value, and used by
+ * other threads at the same moment.
+ * @return NULL for NULL, in a cache without a codec, for a counter (near_add), whose text near_value_bytes() shows, and for what the
+ *         caller himself gave or declared (NEAR_FROM_CALLER, NEAR_FROM_DEFAULT).
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API void *near_value_object(const near_value *value);
 
 /* Where the value came from and how fresh it is.  `info` must be initialised with NEAR_VALUE_INFO_INIT.  Threads: any. */
 NEAR_API void near_value_get_info(const near_value *value, near_value_info *info);
@@ -263,6 +330,55 @@ NEAR_API near_value *near_value_ref(near_value *value);
  * A value may be held for any length of time: it keeps its own memory from being used again, and nothing else (after the
  * client was closed, the cache's address range as well, without what is free in it). */
 NEAR_API void near_value_release(near_value *value);
+
+/* ------------------------------------------------------------------------------------------------- codecs
+ *
+ * A cache with a codec keeps objects in L1 where others keep bytes.  A value is decoded once, when it comes in from L2, a loader or a
+ * writer of this process, however many callers wait for it; each is handed the same near_value, with near_value_object().  L2, the journal
+ * and the store have the bytes, so instances with and without a codec can share a cache.  What is told apart by bytes needs them kept
+ * (NEAR_KEEP_BYTES): audits, snapshots, and a dry run (rollout.dry_run), which does not compare objects without.
+ */
+
+typedef struct near_codec {
+    size_t   struct_size; /* NEAR_CODEC_INIT */
+    unsigned flags;       /* NEAR_KEEP_BYTES */
+    /* Make *object, not NULL, of a value's bytes, which lie at any address and are valid for the call only.
+     * NEAR_OK; anything else says that they cannot be decoded (NEAR_ERR_NOMEM: not now), and nothing was made */
+    near_status (*decode)(near_bytes key, near_bytes bytes, void **object, void *ctx);
+    /* What the object counts for in l1.max_bytes, always the same; NULL: its bytes' number */
+    size_t (*size)(const void *object, void *ctx);
+    /* Called once for each object made, after its last holder has let go, L1 being one; NULL: nothing is */
+    void (*destroy)(void *object, void *ctx);
+} near_codec;
+/* clang-format off */
+#define NEAR_CODEC_INIT { sizeof(near_codec), 0, NULL, NULL, NULL }
+/* clang-format on */
+
+/* near_codec.flags: L1 keeps the bytes beside the object, so that near_value_bytes() and near_get_copy() have them. */
+enum { NEAR_KEEP_BYTES = 1u << 0 };
+
+/**
+ * Give a cache a codec, before anything is read or written, and before its store is set.
+ *
+ * All three functions run with no lock held, on any thread of the application's or the library's, several at once, for different values or
+ * (destroy) objects.  They must not call this library.  `destroy` runs where it is noticed that nobody can be looking at the object any
+ * more: with the release of a value, with another call on the cache, or within some hundred milliseconds on a thread of the library's; for
+ * objects that are held when their cache is closed, when the last value of that cache is released.  It must not block.  `ctx` is needed
+ * until then.
+ *
+ * What cannot be decoded is counted (decode_failures), kept in no L1, and NEAR_ERR_DECODE: for a read without a loader of what lies in L2
+ * (a fetch loads anew over it), for the callers of a loader that gave it, and for a put or update, which then has changed nothing (but with
+ * NEAR_NO_FILL, and write.policy = around, nothing is decoded).  Without NEAR_KEEP_BYTES near_value_bytes() is empty, near_get_copy() answers
+ * NEAR_ERR_UNSUPPORTED, a value confirmed by near_load_unchanged() gets its new TTL in this process's L1 only, hits are not audited
+ * (audit.sample), the disk tier keeps none of it (disk.path), and a snapshot has the keys alone, which an L2 that others share can fill.
+ *
+ * What lies in L1 is forgotten by this call, and what a snapshot has brought back until then.  Without such an L2 the snapshot of a cache that
+ * had a codec therefore waits until one is set (10 seconds at most) before its values come back, decoded.
+ * @param codec  copied; NULL: none, values are bytes.
+ * @return NEAR_OK; NEAR_ERR_INVALID (no `decode`); NEAR_ERR_CLOSED, NEAR_ERR_FORKED.
+ * Threads: one, before others use the cache.   Blocks: never.
+ */
+NEAR_API near_status near_cache_set_codec(near_cache *cache, const near_codec *codec, void *ctx);
 
 /* ------------------------------------------------------------------------------------------------ reading */
 
@@ -351,6 +467,10 @@ NEAR_API near_bytes near_load_key(const near_load *load);
 /* This value's TTL in ms instead of the cache's `ttl` (or `negative_ttl`); 0: never expires; negative: the default.
  * Before the answer. */
 NEAR_API void near_load_ttl(near_load *load, int64_t ttl_ms);
+
+/* The pool of L1 that this value is kept in (near_pool_number()); 0: see near_cache_set_pool_fn().  NEAR_OK; NEAR_ERR_INVALID, and nothing
+ * is changed: there is no such pool.  Before the answer. */
+NEAR_API near_status near_load_pool(near_load *load, unsigned pool);
 
 /* Answer with a copy of `value`.  NEAR_OK; NEAR_ERR_TOO_LARGE (over l2.max_value) and NEAR_ERR_NOMEM: the load has been
  * answered with that failure. */
@@ -450,9 +570,11 @@ typedef struct near_put_options {
     /* near_put() only: put only while the version that this value was read from is still the newest one; NULL: whatever is
      * there.  Borrowed for the call.  Not together with NEAR_IF_ABSENT */
     const near_value *unchanged;
+    /* the pool of L1 that it is kept in (near_pool_number()); 0: see near_cache_set_pool_fn() */
+    unsigned pool;
 } near_put_options;
 /* clang-format off */
-#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1, NULL, 0, NULL }
+#define NEAR_PUT_OPTIONS_INIT { sizeof(near_put_options), 0, -1, -1, NULL, 0, NULL, 0 }
 /* clang-format on */
 
 /**
@@ -460,10 +582,12 @@ typedef struct near_put_options {
  *
  * With NEAR_IF_ABSENT, or with options->unchanged, of any number of instances that try at the same moment one at most gets NEAR_OK, the
  * others NEAR_ERR_CONFLICT, and what is there stays.  The judge is L2 (L1 where there is nothing else): what has expired or was evicted
- * there is absent, and has changed.  A value known not to exist is absent.
+ * there is absent, and has changed.  A value known not to exist is absent; bytes in L2 that are no entry of this library's may count as
+ * there until they are removed.
  * @param value  copied; at most l2.max_value bytes, else NEAR_ERR_TOO_LARGE and nothing is changed anywhere.
  * @return NEAR_OK; NEAR_ERR_CONFLICT; NEAR_ERR_UNSUPPORTED for `unchanged` when its version is not known: with l2.envelope = none, for
- *         a counter, and for a value that was loaded but not to be stored in L2 (one that could not be stored is in conflict); NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
+ *         a counter, for a change of near_update() that the store has not got yet (write.policy = back), and for a value that was loaded
+ *         but not to be stored in L2 (one that could not be stored is in conflict); NEAR_ERR_TIMEOUT (unknown outcome), NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED, NEAR_ERR_PROTOCOL;
  *         NEAR_ERR_BUSY (with a condition and without L2: a near_update() of the key, or of one that shares its fence, is under way);
  *         NEAR_ERR_TOO_LARGE, NEAR_ERR_INVALID, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: up to l2.timeout, and once more when the outcome is unknown or refused: then the key is removed
@@ -667,12 +791,167 @@ NEAR_API near_status near_flush(near_client *client, int64_t timeout_ms);
  * @return NEAR_OK; NEAR_ERR_CONFLICT: there is a value that is no counter, or the key is being changed by near_update();
  *         NEAR_ERR_INVALID also where the sum does not fit into 64 bits, and the counter is as it was;
  *         NEAR_ERR_TIMEOUT: not known whether it was added: it is never tried again; NEAR_ERR_UNAVAILABLE, NEAR_ERR_DENIED,
- *         NEAR_ERR_PROTOCOL: it was not; NEAR_ERR_BUSY: nor, as others were always quicker; NEAR_ERR_UNSUPPORTED without L2, and where
- *         the backend cannot; NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
+ *         NEAR_ERR_PROTOCOL: it was not; NEAR_ERR_BUSY: nor, as others were always quicker; NEAR_ERR_UNSUPPORTED without L2, where
+ *         the backend cannot, and in a cache with l2.mac_key_file (a counter has no MAC); NEAR_ERR_TOO_LARGE, NEAR_ERR_NOMEM, NEAR_ERR_FORKED.
  * Threads: any.   Blocks: up to l2.timeout.
  */
 NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, int64_t initial,
                               int64_t *result);
+
+/* ------------------------------------------------------------------------------------------------- fields
+ *
+ * Values by (entity, field), as feature stores keep them: of each of n entities the same m fields, hundreds of cells per call.  L1
+ * has each cell by itself.  In L2 an entity is a hash (`HSET entity field value`: plain values, written by whomever; fields.layout,
+ * fields.key_prefix, fields.names), and what L1 lacks is asked for with one HMGET per entity, all in one exchange with each server; on
+ * a server without hashes (memcached) each cell is an entry of its own, all in one multi-get.
+ *
+ * A cell's value comes from the first that has one: the caller (options->given), L1, L2, the store (the cache's loader, see
+ * near_load_field()), the field's declared preset.  With hashes, what the loader brings is kept in L1 alone: the hash is for who
+ * writes it, which may be near_fields_put_many().
+ *
+ * Freshness is that of near_get(), and cells are invalidated as keys are, with these differences: what L2 has as a hash carries nothing
+ * of this library's, so near_clear() and near_fields_invalidate() empty the L1s and leave the hashes alone; where the server tells of
+ * changes (coherence.mode = tracking), a change of the hash by anybody makes all L1s forget that entity; and two reads of L2 that
+ * overlap a write of another instance may, until its message has come, be kept in either order.  A hash that lies under the key of
+ * near_put(entity), as it does by default, is removed by near_remove(entity).
+ * A cache may have keys and fields; an entity must not end in a NUL and 'F'.  Of rollout.*: a cell takes part by the hash of its entity,
+ * and when a pattern of rollout.allow matches its entity or its field's name; of hashes, cells that take no part are read past L1, and a
+ * dry run reads all of them so, and compares.
+ */
+
+typedef uint32_t near_field; /* XXH32 of its name, seed 0; or any number that writers and readers agree on */
+
+#define NEAR_FIELD_NAME_MAX 512 /* bytes */
+
+typedef struct near_field_options {
+    size_t     struct_size; /* NEAR_FIELD_OPTIONS_INIT */
+    near_bytes preset;      /* what a cell has when nothing else is to be had; data NULL: none.  Copied */
+    int64_t    ttl_ms; /* in L1, and in L2 where each cell is an entry; 0: never expires; negative: `ttl` */
+} near_field_options;
+/* clang-format off */
+#define NEAR_FIELD_OPTIONS_INIT { sizeof(near_field_options), { NULL, 0 }, -1 }
+/* clang-format on */
+
+/**
+ * Declare a field by its name.  Again: what is said last holds, for calls that begin later.
+ * @param name     1 to NEAR_FIELD_NAME_MAX bytes.  Copied.
+ * @param options  NULL: no preset, the cache's TTL.
+ * @param field    on NEAR_OK its number; else 0.
+ * @return NEAR_OK; NEAR_ERR_CONFLICT when another registered name has the same number (`error` names both);
+ *         NEAR_ERR_INVALID, NEAR_ERR_TOO_LARGE (the name, or the preset over l2.max_value), NEAR_ERR_NOMEM, NEAR_ERR_CLOSED,
+ *         NEAR_ERR_FORKED.
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API near_status near_field_register(near_cache *cache, const char *name,
+                                         const near_field_options *options, near_field *field,
+                                         near_error *error);
+
+/* The same for a field that is known by its number alone.  Fields of which nothing was declared can be read and written, too: they
+ * have no preset and the cache's TTL. */
+NEAR_API near_status near_field_number(near_cache *cache, near_field field,
+                                       const near_field_options *options);
+
+typedef struct near_fields_options {
+    size_t   struct_size; /* NEAR_FIELDS_OPTIONS_INIT */
+    unsigned flags;       /* NEAR_SKIP_L1 | NEAR_ONLY_L1 | NEAR_NO_FILL */
+    /* bound on the whole call; negative: l2.timeout for L2 and the loader's own bounds.  At the deadline cells that have no value yet
+     * have their preset (status NEAR_ERR_TIMEOUT); they go on being asked for in the background, and are cached */
+    int64_t timeout_ms;
+    /* NULL, or n * m values as in the results: where data is not NULL, that is the cell's value and nobody is asked */
+    const near_bytes *given;
+} near_fields_options;
+/* clang-format off */
+#define NEAR_FIELDS_OPTIONS_INIT { sizeof(near_fields_options), 0, -1, NULL }
+/* clang-format on */
+
+/**
+ * Read m fields of n entities.
+ * @param entities  n names, any bytes, up to 64 KiB less 16 (of hashes: what the server takes, with fields.key_prefix).
+ * @param fields    m numbers, no two alike.
+ * @param values    array of n * m, row by row: values[e * m + f] is field f of entity e.  A held value or NULL; each is given back
+ *                  with near_value_release().  near_value_get_info() tells where it came from (NEAR_FROM_CALLER, NEAR_FROM_L1,
+ *                  NEAR_FROM_L2, NEAR_FROM_LOADER, NEAR_FROM_DEFAULT), its age, and whether it is stale: within `grace`, and only
+ *                  when L2 and the loader failed.
+ * @param statuses  array of n * m, or NULL.  NEAR_OK: the value is the cell's.  Else it is the preset, if there is one, and the
+ *                  status says why: NEAR_NOT_FOUND (the hash or the store has none), NEAR_MISS (not in the caches, and there is no
+ *                  loader), NEAR_ERR_TIMEOUT, NEAR_ERR_UNAVAILABLE or whatever the loader said.
+ * @return NEAR_OK when every cell has a value or an answer (>= 0); else the first error of a cell without a value.
+ * Threads: any.   Blocks: up to timeout_ms.
+ */
+NEAR_API near_status near_fields_get_many(near_cache *cache, const near_bytes *entities, size_t n,
+                                          const near_field *fields, size_t m,
+                                          const near_fields_options *options, near_value **values,
+                                          near_status *statuses);
+
+enum {
+    NEAR_CELL_STALE = 0x80 /* in a mask: beside the source */
+};
+
+/**
+ * The same into one dense matrix: no values to release.
+ * @param matrix      n * m cells of `cell_bytes`, row by row, at any alignment.  A shorter value is followed by zeros; a cell without
+ *                    a value is zeros.
+ * @param cell_bytes  a longer value counts as none: NEAR_ERR_TOO_LARGE; so does an object whose codec does not keep the bytes.
+ * @param mask        array of n * m, or NULL: each cell's near_source, 0 where there is no value, plus NEAR_CELL_STALE.
+ */
+NEAR_API near_status near_fields_get_into(near_cache *cache, const near_bytes *entities, size_t n,
+                                          const near_field *fields, size_t m,
+                                          const near_fields_options *options, void *matrix, size_t cell_bytes,
+                                          uint8_t *mask, near_status *statuses);
+
+/**
+ * Write m fields of n entities to both tiers, and tell the other instances which cells to forget: one HSET per entity and one message,
+ * in one exchange (on Redis one step), per 512 entities, 512 fields and 64 KiB of names of cells.  On a server without hashes: one
+ * exchange and one message per field.
+ * @param values    n * m, row by row; data NULL: that cell stays as it is (status NEAR_OK).
+ * @param options   ttl_ms: of the whole hash; 0 or negative: as it has (with keys: as in near_put_many(), a field's own TTL wins).  No
+ *                  tags (NEAR_ERR_UNSUPPORTED) and no conditions (NEAR_ERR_INVALID).
+ * @param statuses  array of n * m, not NULL: as near_put().  An error means that the write is not acknowledged: it may or may not have
+ *                  been made; this process has dropped its own copy, and the others were told if they could be.
+ * @return NEAR_OK or the first error.  Upholds G1 and G3 as near_put().
+ * Threads: any.   Blocks: up to l2.timeout for each exchange.
+ */
+NEAR_API near_status near_fields_put_many(near_cache *cache, const near_bytes *entities, size_t n,
+                                          const near_field *fields, size_t m, const near_bytes *values,
+                                          const near_put_options *options, near_status *statuses);
+
+/* Forget one field of all entities, in O(1) and by one message: after a feature was computed anew, say.  It is near_invalidate_tag() with
+ * a tag that all its cells have, "@field:" and eight hexadecimal digits; hashes in L2 stay as they are, and are read again. */
+NEAR_API near_status near_fields_invalidate(near_cache *cache, near_field field);
+
+/* Inside a loader: which cell is wanted.  `entity` is borrowed until the load is answered.  NEAR_OK; NEAR_ERR_INVALID: it is a key and no
+ * cell.  Threads: any. */
+NEAR_API near_status near_load_field(const near_load *load, near_bytes *entity, near_field *field);
+/* ---------------------------------------------------------------------------------------------- owners of keys */
+
+/* One of those who share keys out among themselves. */
+typedef struct near_member {
+    near_bytes name;   /* its own, the same bytes wherever it is asked for */
+    uint32_t   weight; /* its part of the keys, in proportion to the others' weights; 0: none */
+} near_member;
+
+/**
+ * Which member of a fleet owns a key, by weighted rendezvous hashing (highest random weight; Thaler and Ravishankar): so that requests
+ * for a key can be sent where its value is in L1, and each instance's L1 holds its part instead of the same as all others.
+ *
+ * Everybody who asks with the same names and weights gets the same answer, in whatever order they stand, on every machine and in every
+ * later version: hashes are XXH64, and there is no floating point.  When a member joins, leaves or gets another weight, keys move from or
+ * to that one alone, and no more of them than its part changes by.  Takes some 50 ns for each member.
+ * @param members  names of any bytes, each one once; borrowed for the call.
+ * @return its index; `n` when there is none (n is 0, or every weight).
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API size_t near_owner(const near_member *members, size_t n, near_bytes key);
+
+/**
+ * The first `most` owners of a key, best first: the one of near_owner(), then the one that it would be without that one, and so on.  For
+ * copies, and for whom to ask while the owner is away.
+ * @param owners  indices are written here, `most` at most.
+ * @return how many: fewer than `most` where fewer members have a weight.
+ * Threads: any.   Blocks: never.
+ */
+NEAR_API size_t near_owners(const near_member *members, size_t n, near_bytes key, size_t *owners,
+                            size_t most);
 
 /* ------------------------------------------------------------------------------------------------- seeing */
 
@@ -784,7 +1063,58 @@ NEAR_API near_status near_add(near_cache *cache, near_bytes key, int64_t delta, 
     X(audit_stale_1s, c, "hits", "of them: L1 still had a value that L2 no longer had after audit.delay")    \
     X(audit_stale_10s, c, "hits", "the same after ten times audit.delay")                                    \
     X(audit_absent, c, "hits", "of those compared: L2 had nothing any more (evicted, or removed unheard)")   \
-    X(audit_skipped, c, "hits", "sampled and not compared: too many at a time, or a key over 256 bytes")
+    X(audit_skipped, c, "hits", "sampled and not compared: too many at a time, or a key over 256 bytes")     \
+    X(l2_servers_down, G, "servers",                                                                         \
+      "servers of L2 seen down just now, so that calls to them fail at once (the breaker is open)")          \
+    X(log_requests, c, "requests", "requests written to the request log (log.requests)")                     \
+    X(log_requests_dropped, c, "requests",                                                                   \
+      "lost to it: too many at a time, a key over 4 KiB, or it is full")                                     \
+    X(fields_defaults, c, "fields", "fields answered with their declared default")                           \
+    X(fields_late, c, "fields", "fields read in the background because their caller's deadline had passed")  \
+    X(decodes, c, "values", "values that the cache's codec decoded")                                         \
+    X(decode_failures, c, "values", "values that it could not decode")                                       \
+    X(snapshot_saves, c, "files", "snapshots of L1 that were saved (snapshot.path)")                         \
+    X(snapshot_saved, c, "entries", "entries in them")                                                       \
+    X(snapshot_bytes, c, "bytes", "their size")                                                              \
+    X(snapshot_restored, c, "entries", "entries that came back from a snapshot")                             \
+    X(snapshot_renewed, c, "entries", "of them: in the newer version that L2 had of them")                   \
+    X(snapshot_dropped, c, "entries", "entries of a snapshot that did not: expired, gone, or written since") \
+    X(snapshot_damaged, c, "pieces", "parts of snapshots that did not verify")                               \
+    X(snapshot_failures, c, "files", "snapshots that could not be saved, not be believed, or were damaged")  \
+    X(snapshot_restoring, g, "caches", "caches whose snapshot is being restored now")                        \
+    X(l2_dictionary_compressed, c, "values", "of l2_compressed: with a dictionary (l2.dictionary)")          \
+    X(l2_dictionary_unknown, c, "entries", "L2 entries refused: their dictionary is not in L2")              \
+    X(l2_dictionaries_fetched, c, "dictionaries", "dictionaries read from L2")                               \
+    X(l2_dictionaries_refused, c, "dictionaries", "refused: damaged, too large, or not the one they lie as") \
+    X(rollout_outside, c, "keys", "reads that went past the cache: their keys take no part (rollout.*)")     \
+    X(rollout_compared, c, "keys", "cached values compared with what was loaded (rollout.dry_run)")          \
+    X(rollout_mismatches, c, "keys", "of them: not the same")                                                \
+    X(rollout_mismatches_1s, c, "keys", "of those: the cached value was younger than a second")              \
+    X(rollout_mismatches_10s, c, "keys", "the same, from a second to ten")                                   \
+    X(rollout_mismatches_1m, c, "keys", "the same, from ten seconds to a minute")                            \
+    X(rollout_mismatches_10m, c, "keys", "the same, from one minute to ten")                                 \
+    X(rollout_mismatches_older, c, "keys", "the same, older than ten minutes")                               \
+    X(disk_hits, c, "keys", "answered by the disk tier (disk.path)")                                         \
+    X(disk_misses, c, "keys", "looked for there and not found, or not in time")                              \
+    X(disk_puts, c, "entries", "taken by the disk tier when they left L1")                                   \
+    X(disk_put_bytes, c, "bytes", "their size there")                                                        \
+    X(disk_written_bytes, c, "bytes",                                                                        \
+      "written to the disk: over disk_put_bytes it is the write amplification")                              \
+    X(disk_kept, c, "entries", "left L1 and were on the disk already")                                       \
+    X(disk_rejected, c, "entries", "left L1 and were not taken: disk.admission")                             \
+    X(disk_dropped, c, "entries", "not taken because the disk did not keep up or failed, or for their size") \
+    X(disk_forgotten, c, "entries", "left the disk tier because of an invalidation or a newer value")        \
+    X(disk_evicted, c, "entries", "left the disk tier for room")                                             \
+    X(disk_moved, c, "entries", "of the oldest there: were used, and written once more")                     \
+    X(disk_timeouts, c, "keys", "given up after disk.timeout, or not asked because the disk hangs")          \
+    X(disk_corrupt, c, "entries", "refused: what the disk gave did not verify")                              \
+    X(disk_errors, c, "calls", "calls of the system that failed for the disk tier")                          \
+    X(disk_confirmed, c, "entries", "of a former life: found to be right yet")                               \
+    X(disk_entries, g, "entries", "in the disk tier now")                                                    \
+    X(disk_bytes, g, "bytes", "disk space of its log")                                                       \
+    X(disk_index_bytes, g, "bytes", "memory of its index, and of what else grows with its log")              \
+    X(l2_unauthentic, c, "entries",                                                                          \
+      "L2 entries refused: without a MAC, or with a wrong one (l2.mac_key_file)")
 
 /* Every histogram of durations once: field, scope (c: of each cache; C: of the client as a whole), help.  Values that are read out
  * differ from those measured by at most 1.6 %.  An L1 hit is timed by sample: see l1_hit. */
@@ -817,8 +1147,8 @@ NEAR_API near_status near_stats_get(near_client *client, near_stats *stats);
 
 /**
  * The same as one JSON object, freed with near_free().  Beside the fields of near_stats: `caches`, an object that has one of its own
- * for each open cache by name, with its counters; and in both `histograms`, by name: count, sum, mean, p50, p90, p99, p99_9 and max,
- * in seconds.  Only those of which something was measured.
+ * for each open cache by name, with its counters (and `pools`, by name, where it has l1.pools); and in both `histograms`, by name: count, sum, mean, p50, p90, p99, p99_9 and max,
+ * in seconds.  Only those of which something was measured.  Caches with l1.curve = yes have `curve`, see near_curve_get().
  * NULL: out of memory, a NULL client, or a forked child.  Threads: any.
  */
 NEAR_API char *near_stats_json(near_client *client);
@@ -836,6 +1166,30 @@ NEAR_API char *near_stats_prometheus(near_client *client);
  * files, for one. */
 NEAR_API char *near_stats_prometheus_text(near_client *client);
 
+/* How a cache's L1 would answer with other sizes: see near_curve_get(). */
+typedef struct near_curve {
+    size_t   struct_size; /* NEAR_CURVE_INIT */
+    double   share; /* of the keys that are followed, 0 to 1.  0: nothing is known yet, and all else is 0 */
+    double   requests; /* that the ratios stand for; older ones count less and less */
+    uint64_t entries;  /* of an L1 that is full */
+    /* of its requests, 0 to 1, those that L1 would answer with half of its memory, as it is, with twice and four times as much */
+    double half, same, twice, four_times;
+} near_curve;
+/* clang-format off */
+#define NEAR_CURVE_INIT { sizeof(near_curve), 0, 0, 0, 0, 0, 0, 0 }
+/* clang-format on */
+
+/**
+ * The hit-rate curve of a cache opened with l1.curve = yes: what more memory would bring, and less would cost.  L1's policy is run beside it
+ * in ghosts of these sizes for a sample of the keys (SHARDS).  With l1.policy = adaptive or lru it is right to about a point, but where hits
+ * rise steeply at just that size; for others the half is to some points.  TTLs, invalidations and removals count as they do in L1, and
+ * sizes of values as if they were the same for all.  The same in near_stats_json() (`curve`) and near_stats_prometheus() (nearcache_l1_hit_ratio).
+ * @param curve  initialised with NEAR_CURVE_INIT.
+ * NEAR_OK, also when nothing is known yet; NEAR_ERR_UNSUPPORTED: l1.curve is no, or there is no L1; NEAR_ERR_INVALID, NEAR_ERR_CLOSED,
+ * NEAR_ERR_FORKED.  Threads: any.  Blocks: never for long.
+ */
+NEAR_API near_status near_curve_get(near_cache *cache, near_curve *curve);
+
 enum {
     NEAR_PLAIN_KEYS = 1u << 8 /* near_hot_keys(): the keys themselves, too, not only their hashes */
 };
@@ -852,7 +1206,7 @@ NEAR_API char *near_hot_keys(near_cache *cache, unsigned flags);
 /**
  * One key on every level, as one JSON object, for a person who wonders: `gate` (may L1 answer?), `hash` (XXH64 of the whole key), `pending`
  * (write-back: the store has not got its newest change yet), `owed` (an invalidation of it could not
- * be sent yet), `l1` and `l2` (present or not, age, size, what is left of its TTL and until it is dropped, tags, what its load took),
+ * be sent yet), `l1` and `l2` (present or not, its pool, age, size, what is left of its TTL and until it is dropped, tags, what its load took),
  * and `invalidated`: by whom last, and when, if that is remembered.  Asks L2 as a read would; changes nothing.  Freed with near_free().
  * NULL: as near_hot_keys(), and for a key that the cache cannot have.  Threads: any.  Blocks: up to l2.timeout.
  */

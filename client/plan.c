@@ -4,6 +4,8 @@
 #include <stdlib.h>
 
 #include "budget.h"
+#include "codec.h"
+#include "disk.h"
 #include "early.h"
 #include "generation.h"
 #include "load.h"
@@ -162,6 +164,7 @@ split(struct near__plan *plan, bool (*which)(const struct near__plan *plan, cons
     other->read       = read;
     other->sorted     = read;
     other->hedge      = plan->hedge;
+    other->past       = plan->past;
     for (size_t i = 0; i < plan->n; i++) {
         struct near__leg *leg = &plan->legs[i];
 
@@ -183,9 +186,22 @@ collect_asks(struct near__plan *plan)
     size_t n = 0;
 
     for (size_t i = 0; i < plan->n; i++)
-        if (!plan->legs[i].ended)
+        if (!plan->legs[i].ended && !plan->legs[i].ask.disk)
             plan->asks[n++] = &plan->legs[i].ask;
     return n;
+}
+
+/* The disk tier is asked first, for what L1 might have had. */
+static void
+read_disk(struct near__plan *plan, int64_t now)
+{
+    size_t n;
+
+    if (NEAR__LIKELY(!plan->disk) || !near__disk_may_answer(plan->cache, now))
+        return;
+    n = collect_asks(plan);
+    if (n > 0)
+        near__disk_read(plan->cache, plan->asks, n, plan->deadline);
 }
 
 static bool
@@ -199,15 +215,18 @@ static void
 read_l2(struct near__plan *plan)
 {
     near_cache *cache = plan->cache;
-    size_t      n     = cache->client->ops != NULL ? collect_asks(plan) : 0;
     int64_t     now   = plan->background ? near__client_now(cache->client) : plan->started;
     int64_t     full  = near__time_after(now, cache->client->settings.l2_timeout);
+    size_t      n;
 
     plan->read = true;
+    read_disk(plan, now);
+    n = cache->client->ops != NULL ? collect_asks(plan) : 0;
     if (n == 0)
         return;
     near__tier_read(cache, plan->asks, n, now, plan->deadline < full ? plan->deadline : full,
                     &plan->generation);
+    near__decode_asks(cache, plan->asks, n, true);
     if (plan->deadline < full) /* the caller was in a hurry; L2 may be well, and others may have joined */
         split(plan, is_unreachable, false);
 }
@@ -242,9 +261,11 @@ take_found(struct near__plan *plan, struct near__leg *leg, int64_t now)
         leg->ended = true; /* the loader was faster, and what it gave is newer */
         return;
     }
-    if (leg->fill_l1 && !ask->counter)
+    if (ask->disk)
+        near__disk_take(cache, ask, leg->fill_l1, now);
+    else if (leg->fill_l1 && !ask->counter)
         near__l1_insert(cache->l1, entry, ask->fence, now);
-    if (leg->lead == 0)
+    if (leg->lead == 0 && !ask->disk)
         near__count(cache, entry->negative ? NEAR__negative_hits : NEAR__hits_l2, 1);
     if (!plan->background && !entry->negative && near__early_may(cache, now, ask->soft_until, entry->cost_us))
         lead = near__early_lead(cache, now, ask->soft_until, entry->cost_us);
@@ -254,7 +275,7 @@ take_found(struct near__plan *plan, struct near__leg *leg, int64_t now)
         near__entry_release(&entry);
         return;
     }
-    land(plan, leg, NEAR_OK, near__value_of(entry, NEAR_FROM_L2, false));
+    land(plan, leg, NEAR_OK, near__value_of(entry, ask->disk ? NEAR_FROM_L1 : NEAR_FROM_L2, false));
     if (lead > 0)
         near__refresh(cache, ask->key, ask->hash, lead, ask->fence, fallback_of(ask));
 }
@@ -295,12 +316,33 @@ is_to_be_refreshed(const struct near__leg *leg, int64_t now)
     return leg->lead > 0 && leg->ask.soft_until - leg->lead <= now && !leg->ask.entry->negative;
 }
 
+/* What a hedge has loaded meanwhile may be of before a write that L2 knows of: over a mark it is kept as little as any load is, and what
+ * waits for the store in a write-back cache lies in L2 first.  Any later write moves the fence, which is of before L2 was asked.
+ * True: a hedge has landed. */
+static bool
+take_hedged(struct near__plan *plan, struct near__leg *leg, int64_t now)
+{
+    near_cache *cache = plan->cache;
+    bool        older = cache->settings.write_policy == NEAR__WRITE_BACK &&
+                 (leg->ask.found == NEAR__FOUND || leg->ask.found == NEAR__STALE);
+    bool                keep  = leg->ask.found != NEAR__MARKED && !older;
+    struct near__entry *entry = near__flight_heard(cache, leg->flight, keep);
+
+    if (entry == NULL)
+        return false;
+    if (keep)
+        near__l1_insert(cache->l1, entry, leg->ask.fence, now);
+    near__entry_release(&entry);
+    return true;
+}
+
 static void
 sort_out(struct near__plan *plan)
 {
     near_cache *cache = plan->cache;
     int64_t     now   = near__client_now(cache->client);
     int64_t     hard  = cache->settings.loader_hard_timeout;
+    bool        hedge = cache->settings.l2_hedge_after > 0 && !plan->hedge;
 
     plan->sorted = true;
     for (size_t i = 0; i < plan->n; i++) {
@@ -309,6 +351,10 @@ sort_out(struct near__plan *plan)
 
         if (leg->ended)
             continue;
+        if (hedge && take_hedged(plan, leg, now)) {
+            leg->ended = true;
+            continue;
+        }
         if (leg->ask.found == NEAR__FOUND && !is_to_be_refreshed(leg, now)) {
             take_found(plan, leg, now);
             continue;
@@ -325,8 +371,7 @@ sort_out(struct near__plan *plan)
         if (failed != NEAR_OK) {
             near__count(cache, NEAR__loads_throttled, 1);
             give_up(plan, leg, failed);
-        } else if (cache->settings.l2_hedge_after > 0 && !plan->hedge &&
-                   !near__flight_load(cache, leg->flight)) {
+        } else if (hedge && !near__flight_load(cache, leg->flight)) {
             leg->ended = true; /* a hedge is loading it */
         } else if (hard > 0) {
             near__flight_limit(cache, leg->flight, near__time_after(now, hard));
@@ -368,6 +413,7 @@ look_again(struct near__plan *plan, struct near__leg **legs, size_t n, int64_t d
         }
     if (m > 0)
         near__tier_read(plan->cache, asks, m, near__client_now(plan->cache->client), deadline, &generation);
+    near__decode_asks(plan->cache, asks, m, true);
     for (size_t i = 0; m > 0 && i < n; i++) {
         struct near__ask *mine = &legs[i]->ask;
 
@@ -397,7 +443,7 @@ take_leases(struct near__plan *plan, struct near__leg **legs, size_t n)
     near_cache *cache = plan->cache;
     int64_t deadline  = near__time_after(near__client_now(cache->client), cache->client->settings.l2_timeout);
 
-    if (cache->client->ops == NULL || plan->hedge)
+    if (cache->client->ops == NULL || plan->hedge || plan->past)
         return;
     for (size_t i = 0; i < n; i++)
         plan->asks[i] = &legs[i]->ask;

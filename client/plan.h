@@ -37,6 +37,8 @@ struct near__plan {
     bool               background;
     bool               read;   /* L2 has answered */
     bool               sorted; /* and its answers have been dealt with: what is left has to be loaded */
+    bool               past;   /* past both tiers: neither read nor filled */
+    bool               disk;   /* the disk tier may answer, too */
     bool               hedge;  /* a second way besides another plan's: loads, and stores in L1 only */
     size_t             n, capacity;
     struct near__ask **asks;   /* room for all */

@@ -7,7 +7,10 @@
 
 #include "audit.h"
 #include "back.h"
+#include "codec.h"
+#include "disk.h"
 #include "early.h"
+#include "requests.h"
 #include "share.h"
 
 #include <stdlib.h>
@@ -66,11 +69,12 @@ near__value_as_stale(near_value *value)
 }
 
 /* L1 has counted a hit that the caller does not answer with. */
-static void
-hit_back(near_cache *cache)
+void
+near__hit_back(near_cache *cache)
 {
     near__count(cache, NEAR__requests, (uint64_t)-1);
     near__count(cache, NEAR__hits_l1, (uint64_t)-1);
+    near__l1_unused(cache->l1);
 }
 
 struct near__hit
@@ -85,7 +89,7 @@ near__l1_look(near_cache *cache, uint64_t hash, near_bytes key, int64_t now)
         return (struct near__hit){
             .value = NULL, .negative = true, .fresh_until = NEAR_NEVER, .expires = NEAR_NEVER
         };
-    hit_back(cache);
+    near__hit_back(cache);
     near__value_meta(value, now, &meta);
     return (struct near__hit){
         .value       = near__value_fresh_bits(value),
@@ -152,13 +156,13 @@ usable(near_cache *cache, const struct near__view *view, near_value *hit)
     if ((uintptr_t)hit <= NEAR__VALUE_BITS)
         return hit != NULL && view->gate == NEAR__GATE_OPEN;
     near__value_release(hit);
-    hit_back(cache);
+    near__hit_back(cache);
     return false;
 }
 
-bool
-near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
-                 near_value **value, near_status *status, int64_t *lead)
+static bool
+l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
+           near_value **value, near_status *status, int64_t *lead)
 {
     near_value *hit;
 
@@ -183,6 +187,17 @@ near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash
             *lead = near__early_lead(cache, view->now, meta.fresh_until, meta.cost_us);
     }
     return true;
+}
+
+bool
+near__l1_answers(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
+                 near_value **value, near_status *status, int64_t *lead)
+{
+    bool answers = l1_answers(cache, view, hash, key, value, status, lead);
+
+    if (NEAR__UNLIKELY(cache->requests != NULL))
+        near__requests_note(cache, key, answers && *status == NEAR_OK ? *value : NULL);
+    return answers;
 }
 
 void
@@ -214,6 +229,13 @@ near__first_error(const near_status *statuses, size_t n)
     return NEAR_OK;
 }
 
+/* near__tier_key_check(), without a call where every key is good that near__key_check() takes. */
+static inline near_status
+key_check(const near_cache *cache, near_bytes key)
+{
+    return NEAR__UNLIKELY(cache->bare) ? near__tier_key_check(cache, key) : near__key_check(key);
+}
+
 near_status
 near__batch_check(const near_cache *cache, const near_bytes *keys, size_t n, near_value **values,
                   near_status *statuses)
@@ -222,14 +244,12 @@ near__batch_check(const near_cache *cache, const near_bytes *keys, size_t n, nea
 
     if (n > 0 && (keys == NULL || statuses == NULL))
         status = NEAR_ERR_INVALID;
-    for (size_t i = 0; i < n; i++) {
-        if (values != NULL)
-            values[i] = NULL;
-        if (statuses == NULL)
-            continue;
-        statuses[i] = status != NEAR_OK ? status : near__tier_key_check(cache, keys[i]);
-        if (statuses[i] == NEAR_OK)
-            statuses[i] = NEAR_MISS;
+    for (size_t i = 0; values != NULL && i < n; i++)
+        values[i] = NULL;
+    for (size_t i = 0; statuses != NULL && i < n; i++) {
+        near_status one = status != NEAR_OK ? status : key_check(cache, keys[i]);
+
+        statuses[i] = one != NEAR_OK ? one : NEAR_MISS;
     }
     return status;
 }
@@ -248,6 +268,10 @@ settle(near_cache *cache, const struct near__view *view, struct near__ask *ask, 
        near_value **value)
 {
     if (ask->found == NEAR__FOUND) {
+        if (ask->disk) {
+            near__disk_take(cache, ask, !(view->flags & NEAR_NO_FILL), view->now);
+            return near__hand_out(ask->entry, NEAR_FROM_L1, value);
+        }
         if (!(view->flags & NEAR_NO_FILL) && !joined && !ask->counter)
             near__l1_insert(cache->l1, ask->entry, ask->fence, view->now);
         near__count(cache, ask->entry->negative ? NEAR__negative_hits : NEAR__hits_l2, 1);
@@ -258,6 +282,14 @@ settle(near_cache *cache, const struct near__view *view, struct near__ask *ask, 
     near__entry_release(&ask->entry); /* past its TTL: good for a fetch whose loader fails, not here */
     near__count(cache, NEAR__misses, 1);
     return NEAR_MISS;
+}
+
+/* For what L1 might have answered: not for who asks past it, or it alone. */
+static inline bool
+asks_disk(const near_cache *cache, const struct near__view *view)
+{
+    return NEAR__UNLIKELY(cache->disk != NULL) && !(view->flags & (NEAR_SKIP_L1 | NEAR_ONLY_L1)) &&
+           near__disk_may_answer(cache, view->now);
 }
 
 static near_status
@@ -271,22 +303,45 @@ get_below(near_cache *cache, const struct near__view *view, uint64_t hash, near_
     uint64_t            generation;
     bool                shares, joined;
 
-    if (cache->client->ops == NULL || (view->flags & NEAR_ONLY_L1)) {
+    if (cache->disk == NULL && (cache->client->ops == NULL || (view->flags & NEAR_ONLY_L1))) {
         near__count(cache, NEAR__misses, 1);
         return NEAR_MISS;
     }
     ask.fence       = near__l1_fence(cache->l1, hash);
     ask.label_clock = near__l1_label_clock(cache->l1);
     deadline        = l2_deadline(cache, view->now, timeout_ms);
-    shares          = !(view->flags & NEAR_SKIP_L1);
-    joined          = shares && near__share_begin(cache, &shared, &ask, view->now, deadline);
+    if (asks_disk(cache, view) && near__disk_read(cache, &one, 1, deadline) > 0)
+        return settle(cache, view, &ask, false, value);
+    if (cache->client->ops == NULL || (view->flags & NEAR_ONLY_L1)) {
+        near__count(cache, NEAR__misses, 1);
+        return NEAR_MISS;
+    }
+    shares = !(view->flags & NEAR_SKIP_L1);
+    joined = shares && near__share_begin(cache, &shared, &ask, view->now, deadline);
     if (!joined || !near__share_wait(cache, &shared, &ask)) {
         near__tier_read(cache, &one, 1, view->now, deadline, &generation);
+        near__decode_asks(cache, &one, 1, false);
         if (shares && !joined)
             near__share_end(cache, &shared);
         joined = false;
     }
     return settle(cache, view, &ask, joined, value);
+}
+
+/* A key that takes no part in a rollout, or a dry run: a miss, but for a change of ours that the store does not have yet.  Counted. */
+static bool
+hidden(near_cache *cache, near_bytes key, near_value **value, near_status *status)
+{
+    *status = NEAR_MISS;
+    if (!near__rollout_hides(cache->rollout, key))
+        return false;
+    if (cache->back != NULL &&
+        near__back_answers(cache, near__hash_keyed(&cache->client->secret, key), key, value, status))
+        return true;
+    near__count(cache, NEAR__requests, 1);
+    near__count(cache, NEAR__misses, 1);
+    near__count(cache, NEAR__rollout_outside, !near__rollout_is_dry(cache->rollout));
+    return true;
 }
 
 static near_status
@@ -303,6 +358,8 @@ get_one(near_cache *cache, near_bytes key, unsigned flags, int64_t timeout_ms, n
         status = near__tier_key_check(cache, key);
     if (status != NEAR_OK)
         return status;
+    if (NEAR__UNLIKELY(cache->rollout != NULL) && hidden(cache, key, value, &status))
+        return status;
     view = near__view_of(cache, flags);
     hash = near__hash_keyed(&cache->client->secret, key);
     if (near__l1_answers(cache, &view, hash, key, value, &status, NULL))
@@ -311,7 +368,7 @@ get_one(near_cache *cache, near_bytes key, unsigned flags, int64_t timeout_ms, n
     return get_below(cache, &view, hash, key, timeout_ms, value);
 }
 
-/* Everything is as it mostly is: an open cache, a plausible key, a gate that is open or not needed. */
+/* The client is open, the key plausible, the gate open or not needed. */
 static inline bool
 plain_view(const near_cache *cache, near_bytes key, int64_t *now)
 {
@@ -320,7 +377,7 @@ plain_view(const near_cache *cache, near_bytes key, int64_t *now)
     if (NEAR__UNLIKELY(cache == NULL || key.data == NULL || key.size > NEAR__KEY_MAX))
         return false;
     client = cache->client;
-    if (NEAR__UNLIKELY(*client->alive == 0 || atomic_load_explicit(&client->detour, memory_order_relaxed)))
+    if (NEAR__UNLIKELY(atomic_load_explicit(cache->shortest.plain, memory_order_relaxed) == 0))
         return false;
     if (client->coherence == NULL) {
         *now = near__client_hit_time_alone(cache);
@@ -328,6 +385,20 @@ plain_view(const near_cache *cache, near_bytes key, int64_t *now)
     }
     *now = near__client_now_coarse(client);
     return near__cache_gate(cache, *now) == NEAR__GATE_OPEN;
+}
+
+/* What L1 has, if it is a fresh value; NULL stands for something past its time, too, which is as good as absent here. */
+static inline near_value *
+fresh(near_cache *cache, near_value **hit)
+{
+    if (NEAR__LIKELY((uintptr_t)*hit > NEAR__VALUE_BITS && !((uintptr_t)*hit & NEAR__VALUE_STALE)))
+        return *hit;
+    if ((uintptr_t)*hit > NEAR__VALUE_BITS) {
+        near__value_release(*hit);
+        near__hit_back(cache);
+        *hit = NULL;
+    }
+    return NULL;
 }
 
 /* A fresh value out of L1 while everything is plain.  NULL: see *hit and *hash; 0 says that L1 was not asked. */
@@ -345,14 +416,7 @@ get_plain(near_cache *cache, near_bytes key, near_value **hit, uint64_t *hash)
         return NULL;
     }
     *hit = near__l1_hit((struct near__l1_front *)cache->l1, *hash, key, now);
-    if (NEAR__LIKELY((uintptr_t)*hit > NEAR__VALUE_BITS && !((uintptr_t)*hit & NEAR__VALUE_STALE)))
-        return *hit;
-    if ((uintptr_t)*hit > NEAR__VALUE_BITS) {
-        near__value_release(*hit); /* past its time: as good as absent here */
-        hit_back(cache);
-        *hit = NULL;
-    }
-    return NULL;
+    return fresh(cache, hit);
 }
 
 near_value *
@@ -377,13 +441,14 @@ get_absent(near_cache *cache, near_bytes key, near_value *hit, uint64_t hash, ne
     near__hot_miss(cache, hash, key);
     if (cache->bare && near__tier_key_check(cache, key) != NEAR_OK)
         return NEAR_ERR_INVALID;
-    if (cache->client->ops != NULL)
+    if (cache->client->ops != NULL || cache->disk != NULL)
         near__view_exact(cache, &view);
     return get_below(cache, &view, hash, key, -1, value);
 }
 
-near_status
-near_get(near_cache *cache, near_bytes key, near_value **value)
+/* near_get() but for the shortest path. */
+static __attribute__((noinline)) near_status
+get_any(near_cache *cache, near_bytes key, near_value **value)
 {
     near_value *hit, *found;
     uint64_t    hash;
@@ -398,6 +463,124 @@ near_get(near_cache *cache, near_bytes key, near_value **value)
     if (hash != 0)
         return get_absent(cache, key, hit, hash, value);
     return get_one(cache, key, 0, -1, value);
+}
+
+/* The shortest path has come to the hash, and L1 must be looked at more closely. */
+static __attribute__((noinline)) near_status
+get_closely(near_cache *cache, near_bytes key, near_value **value, uint64_t hash)
+{
+    near_value *hit = near__l1_find(cache->l1, hash, key, near__client_hit_time_alone(cache));
+
+    *value = fresh(cache, &hit);
+    return NEAR__LIKELY(*value != NULL) ? NEAR_OK : get_absent(cache, key, hit, hash, value);
+}
+
+/* The same, and what was found is past its time. */
+static __attribute__((noinline)) near_status
+get_stale(near_cache *cache, near_bytes key, near_value *stale, near_value **value)
+{
+    near__value_release(stale);
+    near__hit_back(cache);
+    return get_any(cache, key, value);
+}
+
+void
+near__read_open(near_cache *cache)
+{
+    static const _Atomic uint32_t never;
+    near_client                  *client = cache->client;
+    struct near__l1_front        *front  = (struct near__l1_front *)cache->l1;
+
+    bool simple = front->fast && cache->back == NULL;
+
+    cache->shortest = (struct near__shortest){
+        .front  = simple && client->coherence == NULL ? front : NULL,
+        .plain  = cache->requests != NULL || cache->rollout != NULL ? &never : client->plain,
+        .secret = &client->secret,
+    };
+    if (!simple || client->coherence == NULL)
+        return;
+    cache->shortest.guarded     = front;
+    cache->shortest.gate        = near__coherence_gate_at(client->coherence);
+    cache->shortest.boot_offset = &client->boot_offset;
+    cache->shortest.coarse_step = client->coarse_step;
+}
+
+/* The short path of a hit behind a gate: beside the shortest, below, a look at the clock. */
+static __attribute__((noinline, flatten)) near_status
+get_guarded(near_cache *cache, near_bytes key, near_value **value)
+{
+    const struct near__shortest *shortest = &cache->shortest;
+    struct near__l1_time         time     = { .is_told = false };
+    struct near__l1_held         held;
+    uint64_t                     hash;
+
+    if (NEAR__UNLIKELY(shortest->guarded == NULL || key.size > NEAR__KEY_MAX))
+        return get_any(cache, key, value);
+    time.now = near__now_coarse(shortest->boot_offset);
+    /* relaxed: as in plain_view(); acquire: as in near__coherence_gate().  The coarse time may be late by a step */
+    if (NEAR__UNLIKELY(atomic_load_explicit(shortest->plain, memory_order_relaxed) == 0 ||
+                       time.now + shortest->coarse_step >=
+                           atomic_load_explicit(shortest->gate, memory_order_acquire)))
+        return get_any(cache, key, value);
+    hash = near__hash_keyed_inline(shortest->secret, key);
+    if (NEAR__UNLIKELY(!near__l1_meet(shortest->guarded, hash, key, time, &held)))
+        return get_any(cache, key, value);
+    if (NEAR__UNLIKELY((uintptr_t)held.value & NEAR__VALUE_STALE))
+        return get_stale(cache, key, held.value, value);
+    *value = held.value;
+    if (NEAR__UNLIKELY(held.more))
+        return near__l1_after(shortest->guarded, held.mark, hash, key);
+    return NEAR_OK;
+}
+
+/*
+ * The shortest path of a hit.  A function that consists of it calls nothing but at its end, where whatever is not simple goes, so
+ * it keeps nothing over a call.  `least` and `most`: sizes of keys, so that what they need to be hashed and compared is known without
+ * a branch.
+ */
+static inline __attribute__((always_inline)) near_status
+get_shortest(near_cache *cache, near_bytes key, size_t least, size_t most, near_value **value)
+{
+    const struct near__l1_time told = { .is_told = true };
+    struct near__l1_held       held;
+    struct near__l1_front     *front;
+    uint64_t                   hash;
+
+    if (NEAR__UNLIKELY(cache == NULL))
+        return get_any(cache, key, value);
+    if (NEAR__UNLIKELY(value == NULL))
+        return get_any(cache, key, value);
+    if (NEAR__UNLIKELY(key.data == NULL))
+        return get_any(cache, key, value);
+    front = cache->shortest.front;
+    if (NEAR__UNLIKELY(front == NULL))
+        return get_guarded(cache, key, value);
+    /* relaxed: as in plain_view() */
+    if (NEAR__UNLIKELY(atomic_load_explicit(cache->shortest.plain, memory_order_relaxed) == 0))
+        return get_any(cache, key, value);
+    hash = near__hash_between(cache->shortest.secret, key, least, most);
+    if (NEAR__UNLIKELY(!near__l1_meet(front, hash, key, told, &held)))
+        return get_closely(cache, key, value, hash);
+    *value = held.value;
+    if (NEAR__UNLIKELY(held.more))
+        return near__l1_after(front, held.mark, hash, key);
+    return NEAR_OK;
+}
+
+static __attribute__((noinline, flatten)) near_status
+get_by_small_key(near_cache *cache, near_bytes key, near_value **value)
+{
+    if (NEAR__LIKELY(key.size - 9 <= 7))
+        return get_shortest(cache, key, 9, 16, value);
+    return get_any(cache, key, value);
+}
+
+near_status __attribute__((flatten)) near_get(near_cache *cache, near_bytes key, near_value **value)
+{
+    if (NEAR__LIKELY(key.size - 17 <= 15))
+        return get_shortest(cache, key, 17, 32, value);
+    return get_by_small_key(cache, key, value);
 }
 
 near_status
@@ -428,7 +611,9 @@ near_get_copy(near_cache *cache, near_bytes key, void *buffer, size_t capacity, 
     bytes = near_value_bytes(value);
     *size = bytes.size;
     near_value_get_info(value, info);
-    if (bytes.size > capacity)
+    if (near__value_object(value) != NULL && !(cache->decoder.codec.flags & NEAR_KEEP_BYTES))
+        status = NEAR_ERR_UNSUPPORTED;
+    else if (bytes.size > capacity)
         status = NEAR_ERR_TOO_LARGE;
     else if (bytes.size > 0)
         memcpy(buffer, bytes.data, bytes.size);
@@ -467,25 +652,61 @@ missing_open(struct missing *missing, size_t n)
 static size_t
 begin_all(near_cache *cache, const struct near__view *view, struct missing *missing, int64_t deadline)
 {
-    size_t leads = 0;
+    bool   shares = !(view->flags & NEAR_SKIP_L1);
+    size_t leads  = 0;
 
     for (size_t i = 0; i < missing->n; i++)
-        if (!near__share_begin(cache, &missing->shared[i], &missing->asks[i], view->now, deadline))
+        if (!shares) {
+            missing->shared[i]         = (struct near__shared){ .ask = &missing->asks[i] };
+            missing->pointers[leads++] = &missing->asks[i];
+        } else if (!near__share_begin(cache, &missing->shared[i], &missing->asks[i], view->now, deadline))
             missing->pointers[leads++] = &missing->asks[i];
     return leads;
 }
 
+/* What the disk tier can answer; the others stay, closed up. */
 static void
-get_missing(near_cache *cache, const struct near__view *view, struct missing *missing, near_value **values,
-            near_status *statuses)
+get_from_disk(near_cache *cache, const struct near__view *view, struct missing *missing, near_value **values,
+              near_status *statuses, int64_t deadline)
 {
-    int64_t  deadline = l2_deadline(cache, view->now, -1);
-    size_t   alone    = 0; /* to be asked for after all */
-    uint64_t generation;
-    size_t   leads = begin_all(cache, view, missing, deadline);
+    size_t left = 0;
 
+    for (size_t i = 0; i < missing->n; i++)
+        missing->pointers[i] = &missing->asks[i];
+    if (near__disk_read(cache, missing->pointers, missing->n, deadline) == 0)
+        return;
+    for (size_t i = 0; i < missing->n; i++) {
+        size_t at = missing->index[i];
+
+        if (missing->asks[i].disk) {
+            statuses[at] = settle(cache, view, &missing->asks[i], false, &values[at]);
+        } else {
+            missing->asks[left]    = missing->asks[i];
+            missing->index[left++] = at;
+        }
+    }
+    missing->n = left;
+}
+
+static void
+get_missing(near_cache *cache, const struct near__view *view, struct missing *missing, int64_t timeout_ms,
+            near_value **values, near_status *statuses)
+{
+    int64_t  deadline = l2_deadline(cache, view->now, timeout_ms);
+    size_t   alone    = 0; /* to be asked for after all */
+    size_t   leads;
+    uint64_t generation;
+
+    if (asks_disk(cache, view))
+        get_from_disk(cache, view, missing, values, statuses, deadline);
+    if (cache->client->ops == NULL) {
+        near__count(cache, NEAR__misses, missing->n);
+        return;
+    }
+    leads = begin_all(cache, view, missing, deadline);
     if (leads > 0)
         near__tier_read(cache, missing->pointers, leads, view->now, deadline, &generation);
+    near__decode_asks(cache, missing->pointers, leads, false);
     for (size_t i = 0; i < missing->n; i++)
         near__share_end(cache, &missing->shared[i]);
     /* only now: who waits for us does not wait for what we wait for */
@@ -498,6 +719,7 @@ get_missing(near_cache *cache, const struct near__view *view, struct missing *mi
     if (alone > 0)
         near__tier_read(cache, missing->pointers, alone, near__client_now(cache->client), deadline,
                         &generation);
+    near__decode_asks(cache, missing->pointers, alone, false);
     for (size_t i = 0; i < missing->n; i++) {
         size_t at = missing->index[i];
 
@@ -507,10 +729,10 @@ get_missing(near_cache *cache, const struct near__view *view, struct missing *mi
 
 /* One key of the batch that L1 lacks: to be asked of L2, if there is one. */
 static near_status
-add_missing(near_cache *cache, struct missing *missing, size_t index, size_t left, near_bytes key,
-            uint64_t hash)
+add_missing(near_cache *cache, unsigned flags, struct missing *missing, size_t index, size_t left,
+            near_bytes key, uint64_t hash)
 {
-    if (cache->client->ops == NULL) {
+    if ((flags & NEAR_ONLY_L1) || (cache->client->ops == NULL && cache->disk == NULL)) {
         near__count(cache, NEAR__misses, 1);
         return NEAR_MISS;
     }
@@ -537,21 +759,65 @@ answer_dirty_group(near_cache *cache, const struct near__view *view, const near_
     }
 }
 
+/* The hashes of a batch's keys; those of 17 to 32 bytes without a call. */
+static __attribute__((flatten)) void
+hash_group(const struct near__secret *secret, const near_bytes *keys, size_t n, uint64_t *hashes)
+{
+    for (size_t i = 0; i < n; i++)
+        hashes[i] = NEAR__LIKELY(keys[i].size - 17 <= 15) ? near__hash_between(secret, keys[i], 17, 32)
+                                                          : near__hash_keyed_inline(secret, keys[i]);
+}
+
+/* The keys of a group, the refused ones empty: in `room` if there are any. */
+static const near_bytes *
+sound_keys(const near_bytes *keys, size_t n, const near_status *statuses, near_bytes room[NEAR__GROUP])
+{
+    size_t refused = 0;
+
+    for (size_t i = 0; i < n; i++)
+        refused += statuses[i] < 0;
+    if (NEAR__LIKELY(refused == 0))
+        return keys;
+    for (size_t i = 0; i < n; i++)
+        room[i] = statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i];
+    return room;
+}
+
+/* One that L1 does not simply answer with a fresh value.  Whether it answers. */
+static __attribute__((noinline)) bool
+answer_other(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key,
+             near_value **value, near_status *status)
+{
+    near_value *hit = *value;
+
+    *value = NULL;
+    if (*status < 0 && (uintptr_t)hit > NEAR__VALUE_BITS) { /* somebody has an empty key */
+        near__value_release(hit);
+        near__hit_back(cache);
+        hit = NULL;
+    }
+    if (*status >= 0 && usable(cache, view, hit)) {
+        *status = take_hit(cache, view, hit, value);
+        return true;
+    }
+    near__hot_miss(cache, hash, key);
+    return false;
+}
+
 void
 near__l1_answer_group(near_cache *cache, const struct near__view *view, const near_bytes *keys, size_t n,
                       uint64_t *hashes, near_value **values, near_status *statuses)
 {
-    near_bytes sound[NEAR__GROUP] = { { NULL, 0 } }; /* the keys, the refused ones empty */
-    size_t     other              = 0;
+    near_bytes        room[NEAR__GROUP];
+    const near_bytes *sound;
+    size_t            other = 0;
 
     if (NEAR__UNLIKELY(cache->back != NULL)) {
         answer_dirty_group(cache, view, keys, n, hashes, values, statuses);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
-        sound[i]  = statuses[i] < 0 ? (near_bytes){ NULL, 0 } : keys[i];
-        hashes[i] = near__hash_keyed_inline(&cache->client->secret, sound[i]);
-    }
+    sound = sound_keys(keys, n, statuses, room);
+    hash_group(&cache->client->secret, sound, n, hashes);
     if (__builtin_expect(!asks_l1(view), 0)) {
         for (size_t i = 0; i < n; i++)
             if (statuses[i] >= 0)
@@ -560,31 +826,52 @@ near__l1_answer_group(near_cache *cache, const struct near__view *view, const ne
     }
     near__l1_find_many(cache->l1, hashes, sound, n, view->now, values);
     for (size_t i = 0; i < n; i++) {
-        near_value *hit = values[i];
+        uintptr_t hit = (uintptr_t)values[i];
 
-        values[i] = NULL;
-        if (NEAR__UNLIKELY(statuses[i] < 0 &&
-                           (uintptr_t)hit > NEAR__VALUE_BITS)) { /* somebody has an empty key */
-            near__value_release(hit);
-            hit_back(cache);
-            hit = NULL;
-        }
-        if (__builtin_expect(statuses[i] >= 0 && usable(cache, view, hit), 1))
-            statuses[i] = take_hit(cache, view, hit, &values[i]);
-        else {
-            near__hot_miss(cache, hashes[i], sound[i]);
-            other++;
-        }
+        if (NEAR__LIKELY(hit > NEAR__VALUE_BITS && !(hit & NEAR__VALUE_STALE) && statuses[i] >= 0 &&
+                         view->gate == NEAR__GATE_OPEN))
+            statuses[i] = NEAR_OK;
+        else
+            other += !answer_other(cache, view, hashes[i], sound[i], &values[i], &statuses[i]);
     }
     if (other > 0)
         near__count(cache, NEAR__requests, other);
     if (NEAR__UNLIKELY(cache->client->audit != NULL))
         for (size_t i = 0; i < n; i++)
             audit(cache, view, hashes[i], keys[i], values[i]);
+    for (size_t i = 0; NEAR__UNLIKELY(cache->requests != NULL) && i < n; i++)
+        if (statuses[i] >= 0)
+            near__requests_note(cache, keys[i], statuses[i] == NEAR_OK ? values[i] : NULL);
+}
+
+/* Of a cache that is being rolled out: those that take part, as a batch of their own. */
+static near_status
+get_each(near_cache *cache, unsigned flags, const near_bytes *keys, size_t n, int64_t timeout_ms,
+         near_value **values, near_status *statuses)
+{
+    struct missing    missing = { 0 };
+    struct near__view view    = near__view_of(cache, flags);
+
+    for (size_t i = 0; i < n; i++) {
+        uint64_t hash;
+
+        if (statuses[i] < 0 || hidden(cache, keys[i], &values[i], &statuses[i]))
+            continue;
+        hash = near__hash_keyed(&cache->client->secret, keys[i]);
+        if (!near__l1_answers(cache, &view, hash, keys[i], &values[i], &statuses[i], NULL))
+            statuses[i] = add_missing(cache, flags, &missing, i, n - i, keys[i], hash);
+    }
+    if (missing.n > 0) {
+        near__view_exact(cache, &view);
+        get_missing(cache, &view, &missing, timeout_ms, values, statuses);
+    }
+    free(missing.asks);
+    return near__first_error(statuses, n);
 }
 
 near_status
-near_get_many(near_cache *cache, const near_bytes *keys, size_t n, near_value **values, near_status *statuses)
+near__get_many(near_cache *cache, const near_bytes *keys, size_t n, unsigned flags, int64_t timeout_ms,
+               near_value **values, near_status *statuses)
 {
     struct missing    missing = { 0 };
     struct near__view view;
@@ -595,19 +882,27 @@ near_get_many(near_cache *cache, const near_bytes *keys, size_t n, near_value **
         status = near__refuse_all(statuses, n, NEAR_ERR_INVALID);
     if (status != NEAR_OK || n == 0)
         return status;
-    view = near__view_of(cache, 0);
+    if (NEAR__UNLIKELY(cache->rollout != NULL))
+        return get_each(cache, flags, keys, n, timeout_ms, values, statuses);
+    view = near__view_of(cache, flags);
     for (size_t at = 0; at < n; at += NEAR__GROUP) {
         size_t group = n - at < NEAR__GROUP ? n - at : NEAR__GROUP;
 
         near__l1_answer_group(cache, &view, keys + at, group, hashes, values + at, statuses + at);
         for (size_t i = at; i < at + group; i++)
             if (__builtin_expect(statuses[i] == NEAR_MISS, 0))
-                statuses[i] = add_missing(cache, &missing, i, n - i, keys[i], hashes[i - at]);
+                statuses[i] = add_missing(cache, flags, &missing, i, n - i, keys[i], hashes[i - at]);
     }
     if (missing.n > 0) {
         near__view_exact(cache, &view);
-        get_missing(cache, &view, &missing, values, statuses);
+        get_missing(cache, &view, &missing, timeout_ms, values, statuses);
     }
     free(missing.asks);
     return near__first_error(statuses, n);
+}
+
+near_status
+near_get_many(near_cache *cache, const near_bytes *keys, size_t n, near_value **values, near_status *statuses)
+{
+    return near__get_many(cache, keys, n, 0, -1, values, statuses);
 }

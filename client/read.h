@@ -35,6 +35,24 @@ void near__l1_answer_group(near_cache *cache, const struct near__view *view, con
 
 /* A held value, if all is plain: an open cache, an open gate, a fresh hit.  NULL says nothing. */
 near_value *near__get_plain(near_cache *cache, near_bytes key);
+/* What the shortest path of near_get() needs, once the cache has all it needs itself. */
+void near__read_open(near_cache *cache);
+
+/* L1 has counted a hit that the caller does not answer with. */
+void near__hit_back(near_cache *cache);
+
+/* near_get_many() as near_get_with() reads. */
+near_status near__get_many(near_cache *cache, const near_bytes *keys, size_t n, unsigned flags,
+                           int64_t timeout_ms, near_value **values, near_status *statuses);
+
+/* Loads, under flights, of keys that L1 and whatever lies below it are known not to have; what comes is kept in L1 alone. */
+struct near__absent {
+    near_bytes key;
+    uint64_t   hash;
+    int64_t    ttl; /* ns, unless the loader says otherwise */
+};
+void near__fetch_absent(near_cache *cache, const struct near__view *view, const struct near__absent *absent,
+                        size_t n, int64_t deadline, near_value **values, near_status *statuses);
 
 /* Turn an entry into an answer: takes the reference over. */
 near_status near__hand_out(struct near__entry *entry, near_source source, near_value **value);

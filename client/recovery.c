@@ -3,6 +3,7 @@
 
 #include "client.h"
 #include "generation.h"
+#include "intent.h"
 #include "prefix.h"
 #include "tags.h"
 #include "write.h"
@@ -38,6 +39,7 @@ key_of(const struct near__owed *owed)
 
 static struct near__owed **
 find_locked(struct near__recovery *r, const near_cache *cache, near_bytes key, uint64_t hash)
+    NEAR__NEEDS(r->lock)
 {
     struct near__owed **at = &r->buckets[hash % NEAR__OWED_BUCKETS];
 
@@ -48,7 +50,7 @@ find_locked(struct near__recovery *r, const near_cache *cache, near_bytes key, u
 }
 
 static void
-count_pending_locked(struct near__recovery *r, ptrdiff_t by)
+count_pending_locked(struct near__recovery *r, ptrdiff_t by) NEAR__NEEDS(r->lock)
 {
     /* release: pairs with the acquire in near__recovery_owes() */
     atomic_fetch_add_explicit(&r->pending, (size_t)by, memory_order_release);
@@ -68,6 +70,7 @@ begins(near_bytes key, near_bytes prefix)
 
 static struct near__owed **
 find_wide_locked(struct near__recovery *r, const near_cache *cache, enum kind kind, near_bytes name)
+    NEAR__NEEDS(r->lock)
 {
     struct near__owed **at = &r->wide;
 
@@ -79,6 +82,7 @@ find_wide_locked(struct near__recovery *r, const near_cache *cache, enum kind ki
 
 static bool
 owes_prefix_of_locked(const struct near__recovery *r, const near_cache *cache, near_bytes key)
+    NEAR__NEEDS(r->lock)
 {
     const struct near__owed *owed = r->wide;
 
@@ -141,7 +145,7 @@ kept(near_cache *cache, size_t before)
 
 /* False: it owes one already, or we are closed. */
 static bool
-owe_clear_locked(struct near__recovery *r, near_cache *cache)
+owe_clear_locked(struct near__recovery *r, near_cache *cache) NEAR__NEEDS(r->lock)
 {
     bool fresh = cache->owes_clear == 0;
 
@@ -157,6 +161,12 @@ owe_clear_locked(struct near__recovery *r, near_cache *cache)
     return true;
 }
 
+bool
+near__recovery_keeps(const near_cache *cache)
+{
+    return cache->client->settings.coherence_max_pending != 0;
+}
+
 void
 near__recovery_keep_clear(near_cache *cache)
 {
@@ -164,7 +174,7 @@ near__recovery_keep_clear(near_cache *cache)
     size_t                 before = pending(r);
     bool                   fresh;
 
-    if (cache->client->settings.coherence_max_pending == 0)
+    if (!near__recovery_keeps(cache))
         return;
     near__lock(&r->lock);
     fresh = owe_clear_locked(r, cache);
@@ -188,7 +198,7 @@ make(near_cache *cache, enum kind kind, near_bytes key, uint64_t hash)
 }
 
 static void
-link_locked(struct near__recovery *r, struct near__owed *owed, struct near__owed **at)
+link_locked(struct near__recovery *r, struct near__owed *owed, struct near__owed **at) NEAR__NEEDS(r->lock)
 {
     *at      = owed;
     *r->last = owed;
@@ -198,7 +208,7 @@ link_locked(struct near__recovery *r, struct near__owed *owed, struct near__owed
 }
 
 static void
-link_wide_locked(struct near__recovery *r, struct near__owed *owed)
+link_wide_locked(struct near__recovery *r, struct near__owed *owed) NEAR__NEEDS(r->lock)
 {
     owed->next = r->wide;
     r->wide    = owed;
@@ -216,7 +226,7 @@ keep(near_cache *cache, enum kind kind, near_bytes key, uint64_t hash)
     struct near__owed     *spare, **at;
     bool                   full, fresh = false, cleared = false;
 
-    if (client->settings.coherence_max_pending == 0)
+    if (!near__recovery_keeps(cache))
         return;
     spare = make(cache, kind, key, hash);
     near__lock(&r->lock);
@@ -283,7 +293,7 @@ choose(struct near__recovery *r, struct near__owed **chosen, near_bytes *keys, u
 }
 
 static void
-unlink_locked(struct near__recovery *r, struct near__owed *owed)
+unlink_locked(struct near__recovery *r, struct near__owed *owed) NEAR__NEEDS(r->lock)
 {
     struct near__owed **at = &r->buckets[owed->hash % NEAR__OWED_BUCKETS];
 
@@ -316,6 +326,8 @@ strike(struct near__recovery *r, struct near__owed **owed, size_t n, uint64_t ke
     }
     near__unlock(&r->lock);
     near__count(cache, NEAR__invalidations_settled, gone);
+    if (gone > 0)
+        near__intents_paid(cache);
     for (size_t i = 0; i < gone; i++) {
         near__cache_release(owed[i]->cache);
         free(owed[i]);
@@ -383,6 +395,7 @@ pay_wide(struct near__recovery *r, int64_t deadline, bool *some)
     near__unlock(&r->lock);
     near__count(cache, NEAR__invalidations_settled, gone);
     if (gone) {
+        near__intents_paid(cache);
         near__cache_release(cache);
         free(owed);
     }
@@ -422,8 +435,10 @@ pay_clear(struct near__recovery *r, int64_t deadline, bool *some)
     }
     near__unlock(&r->lock);
     near__count(cache, NEAR__invalidations_settled, gone);
-    if (gone)
+    if (gone) {
+        near__intents_paid(cache);
         near__cache_release(cache);
+    }
     return NEAR_OK;
 }
 

@@ -50,6 +50,8 @@ size_t near__recovery_close(struct near_client *client, int64_t deadline);
 void near__recovery_drop(struct near_client *client);
 void near__recovery_fini(struct near_client *client);
 
+/* False: nothing may be owed (coherence.max_pending = 0), and what follows keeps nothing. */
+bool near__recovery_keeps(const struct near_cache *cache);
 /* This key is owed. */
 void near__recovery_keep(struct near_cache *cache, near_bytes key, uint64_t hash);
 void near__recovery_keep_clear(struct near_cache *cache);

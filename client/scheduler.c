@@ -54,7 +54,7 @@ sift_down(struct near__scheduler *scheduler, size_t at, struct near__timer *time
 }
 
 static void
-remove_locked(struct near__scheduler *scheduler, struct near__timer *timer)
+remove_locked(struct near__scheduler *scheduler, struct near__timer *timer) NEAR__NEEDS(scheduler->lock)
 {
     size_t              at = timer->place - 1;
     struct near__timer *last;
@@ -70,7 +70,7 @@ remove_locked(struct near__scheduler *scheduler, struct near__timer *timer)
 }
 
 static bool
-make_room_locked(struct near__scheduler *scheduler)
+make_room_locked(struct near__scheduler *scheduler) NEAR__NEEDS(scheduler->lock)
 {
     size_t               capacity = scheduler->capacity != 0 ? 2 * scheduler->capacity : 16;
     struct near__timer **heap;
@@ -88,7 +88,7 @@ make_room_locked(struct near__scheduler *scheduler)
 /* ---- the thread */
 
 static void
-run_first_locked(struct near__scheduler *scheduler, int64_t now)
+run_first_locked(struct near__scheduler *scheduler, int64_t now) NEAR__NEEDS(scheduler->lock)
 {
     struct near__timer *timer = scheduler->heap[0];
 
@@ -126,7 +126,7 @@ run(void *ctx)
 }
 
 static near_status
-start_locked(struct near__scheduler *scheduler)
+start_locked(struct near__scheduler *scheduler) NEAR__NEEDS(scheduler->lock)
 {
     near_status status;
 

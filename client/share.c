@@ -2,11 +2,8 @@
 #include "share.h"
 
 #include <limits.h>
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "base/futex.h"
 #include "tier.h"
 
 #define JOINED ((uintptr_t)1)
@@ -140,7 +137,7 @@ near__share_end(near_cache *cache, struct near__shared *shared)
     atomic_fetch_add_explicit(&cell->epoch, 1, memory_order_release);
     near__unlock(&cell->lock);
     if (shared->joined != NULL)
-        syscall(SYS_futex, &cell->epoch, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+        near__futex_wake(&cell->epoch, INT_MAX);
 }
 
 static bool
@@ -157,12 +154,11 @@ sleep_until_answered(const near_cache *cache, struct near__cell *cell, const str
     uint32_t epoch = shared->epoch;
 
     while (!is_answered(shared)) {
-        int64_t         left = shared->deadline - near__client_now(cache->client);
-        struct timespec time = { left / NEAR__SEC, left % NEAR__SEC };
+        int64_t left = shared->deadline - near__client_now(cache->client);
 
         if (left <= 0)
             return false;
-        syscall(SYS_futex, &cell->epoch, FUTEX_WAIT_PRIVATE, epoch, &time, NULL, 0);
+        near__futex_wait(&cell->epoch, epoch, left);
         /* acquire: see near__share_end().  If it has moved for others, ours moves it once more */
         epoch = atomic_load_explicit(&cell->epoch, memory_order_acquire);
     }

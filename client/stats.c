@@ -6,6 +6,7 @@
 
 #include "back.h"
 #include "client.h"
+#include "disk.h"
 #include "journals.h"
 
 const struct near__counter_row near__counter_rows[NEAR__COUNTERS] = {
@@ -46,8 +47,8 @@ add_l1(struct near__l1_stats *sum, const struct near__l1_stats *one)
 
 /* ---- caches that are closed: what they counted stays in the client's sums; their levels do not */
 
-void
-near__stats_move(near_client *client, near_cache *cache)
+static void
+move_counters(near_client *client, near_cache *cache)
 {
     for (int row = 0; row < NEAR__COUNTER_ROWS; row++)
         for (int i = 0; i < NEAR__COUNTERS; i++) {
@@ -56,10 +57,24 @@ near__stats_move(near_client *client, near_cache *cache)
             if (n != 0)
                 near__counters_add(&client->counters, (enum near__counter)i, n);
         }
+}
+
+static void
+move_histograms(near_client *client, near_cache *cache)
+{
     for (int i = 0; i < NEAR__TIMINGS; i++)
         near__histogram_move(&client->histograms[i], &cache->histograms[i]);
 }
 
+void
+near__stats_move(near_client *client, near_cache *cache)
+{
+    move_counters(client, cache);
+    move_histograms(client, cache);
+}
+
+/* Who has a snapshot reads the histograms afterwards, the client's before the cache's: moved in between they would be in neither.  He has
+ * a reference, so near__stats_move() comes after him. */
 void
 near__stats_keep(near_client *client, near_cache *cache)
 {
@@ -68,7 +83,10 @@ near__stats_keep(near_client *client, near_cache *cache)
     near__l1_stats(cache->l1, &l1);
     l1.entries = l1.bytes = 0;
     add_l1(&client->closed_l1, &l1);
-    near__stats_move(client, cache);
+    near__disk_keep(client, cache);
+    move_counters(client, cache);
+    if (client->snapshots == 0)
+        move_histograms(client, cache);
 }
 
 /* ---- collecting */
@@ -127,7 +145,7 @@ collect_counters(uint64_t n[], const struct near__counters *counters)
 static void
 collect_client(near_client *client, uint64_t n[])
 {
-    struct near_l2_stats       l2 = { 0, 0 };
+    struct near_l2_stats       l2 = { .connects = 0 };
     struct near__journal_state journals;
 
     collect_bus(client, n);
@@ -140,8 +158,9 @@ collect_client(near_client *client, uint64_t n[])
     n[NEAR__journal_dead_letters] = journals.dead_letters;
     if (client->ops != NULL)
         client->ops->stats(client->l2, &l2);
-    n[NEAR__l2_connects]    = l2.connects;
-    n[NEAR__l2_disconnects] = l2.disconnects;
+    n[NEAR__l2_connects]     = l2.connects;
+    n[NEAR__l2_disconnects]  = l2.disconnects;
+    n[NEAR__l2_servers_down] = l2.down;
 }
 
 /* *oldest: the lesser of it and when the oldest change that waits here was accepted. */
@@ -154,6 +173,7 @@ collect_cache_locked(near_cache *cache, uint64_t n[], int64_t *oldest)
     collect_counters(n, &cache->counters); /* first: some are corrected by what L1 has counted too much */
     near__l1_stats(cache->l1, &l1);
     collect_l1(n, &l1);
+    near__disk_count(cache, n);
     n[NEAR__l1_max_bytes]   = cache->wanted_bytes;
     n[NEAR__l1_max_entries] = cache->wanted_entries;
     if (cache->back == NULL)
@@ -178,6 +198,7 @@ collect(struct near__snapshot *snapshot, size_t room)
     for (cache = client->caches; cache != NULL; cache = cache->next)
         n++;
     if (n <= room) {
+        client->snapshots++;
         collect_counters(snapshot->of[0].n, &client->counters);
         collect_l1(snapshot->of[0].n, &client->closed_l1);
         snapshot->of[0].cache = NULL;
@@ -221,7 +242,12 @@ near__snapshot_take(struct near__snapshot *snapshot, near_client *client)
 void
 near__snapshot_free(struct near__snapshot *snapshot)
 {
-    for (size_t i = 1; snapshot->of != NULL && i <= snapshot->caches; i++)
+    if (snapshot->of == NULL)
+        return;
+    near__lock(&snapshot->client->lock);
+    snapshot->client->snapshots--;
+    near__unlock(&snapshot->client->lock);
+    for (size_t i = 1; i <= snapshot->caches; i++)
         near__cache_release(snapshot->of[i].cache);
     free(snapshot->of);
     snapshot->of = NULL;

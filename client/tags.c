@@ -16,7 +16,7 @@ enum {
     SEEN_NAME = 86,  /* longer ones are not remembered */
     ROUNDS    = 8,   /* tries to move a clock that others move as well, before the deadline is looked at */
     MOMENT    = 16,  /* bytes of a stored one: lineage, moment */
-    STORED    = NEAR__ENVELOPE_HEADER + 64 + NEAR__CACHE_NAME_MAX + 48 + NEAR__LABEL_SIZE + MOMENT,
+    STORED    = NEAR__ENVELOPE_MOST + 64 + NEAR__CACHE_NAME_MAX + 48 + NEAR__LABEL_SIZE + MOMENT,
     WANTED    = NEAR_L2_BATCH - 1 /* tags asked for in one exchange, beside the clock */
 };
 
@@ -208,7 +208,7 @@ near__tags_doubt(near_cache *cache)
 }
 
 static struct near__tag_seen *
-place_locked(const struct near__tags *tags, uint64_t hash)
+place_locked(const struct near__tags *tags, uint64_t hash) NEAR__NEEDS(tags->lock)
 {
     return tags->seen != NULL ? &tags->seen[hash % SEEN] : NULL;
 }
@@ -223,7 +223,7 @@ is_of(const struct near__tag_seen *seen, uint64_t hash, near_bytes tag)
 /* At its own moment what is said of a tag is exact, whatever else is under way. */
 static void
 note_locked(const struct near__tags *tags, struct near__tag_seen *seen, uint64_t hash, near_bytes tag,
-            struct near__tag_clock last)
+            struct near__tag_clock last) NEAR__NEEDS(tags->lock)
 {
     if (tag.size > SEEN_NAME) {
         seen->last.lineage = 0;
@@ -271,6 +271,7 @@ struct wanted {
     struct near__tag_clock last; /* lineage 0: not known */
     uint32_t               told;
     uint64_t               stamp; /* of what lies there, 0: nothing */
+    uint64_t               old;   /* the same, if it is sealed by a key that is only believed; else 0 */
     bool                   absent;
 };
 
@@ -325,26 +326,30 @@ remember(const struct asking *asking, const struct wanted *wanted)
 }
 
 struct near__tag_clock
-near__tags_decode(near_bytes stored, near_bytes key)
+near__tags_decode(const near_cache *cache, near_bytes place, near_bytes stored, uint64_t *old)
 {
     struct near__tag_clock clock = { 0, 0 };
     struct near__envelope  envelope;
 
-    if (near__envelope_decode(&envelope, stored, key) != NEAR__ENVELOPE_OK || envelope.payload.size != MOMENT)
+    *old = 0;
+    if (near__tier_decode(cache, &envelope, place, stored, place) != NEAR__ENVELOPE_OK ||
+        envelope.payload.size != MOMENT)
         return clock;
+    *old          = envelope.old_key ? envelope.stamp : 0;
     clock.lineage = near__le64_get(envelope.payload.data);
     clock.moment  = near__le64_get((const uint8_t *)envelope.payload.data + 8);
     return clock;
 }
 
 static void
-encode_moment(near_client *client, struct near_l2_item *item, struct near__tag_clock clock, uint8_t *bytes)
+encode_moment(const near_cache *cache, struct near_l2_item *item, struct near__tag_clock clock,
+              uint8_t *bytes)
 {
     uint8_t payload[MOMENT];
 
     near__le64_put(payload, clock.lineage);
     near__le64_put(payload + 8, clock.moment);
-    near__number_encode(client, item, (near_bytes){ payload, sizeof(payload) }, bytes);
+    near__number_encode(cache, item, (near_bytes){ payload, sizeof(payload) }, bytes);
 }
 
 /* Damaged bytes are as good as nothing, and are overwritten: their stamp says so where they have one. */
@@ -353,11 +358,25 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
 {
     struct wanted *wanted = item->user;
 
-    (void)ctx;
-    if (stored.size >= NEAR_L2_STAMP_AT + 8)
-        wanted->stamp = near__le64_get((const uint8_t *)stored.data + NEAR_L2_STAMP_AT);
-    wanted->last   = near__tags_decode(stored, item->key);
+    wanted->stamp  = near__stamp_in(stored);
+    wanted->last   = near__tags_decode(ctx, item->key, stored, &wanted->old);
     wanted->absent = wanted->last.lineage == 0;
+}
+
+/* What lies there has no stamp under which it could be replaced, and is nothing: it goes.  If it was another's by then, that is as if L2
+ * had evicted it. */
+static near_status
+clear_away(near_cache *cache, struct near_l2_item *item, struct wanted *wanted, int64_t deadline)
+{
+    near_status status;
+
+    *item = (struct near_l2_item){ .key = item->key };
+    near__count(cache, NEAR__l2_corrupt, 1);
+    near__count(cache, NEAR__l2_requests, 1);
+    cache->client->ops->remove_many(cache->client->l2, NEAR_L2_ALWAYS, item, 1, NULL, deadline);
+    status         = near__item_status(item);
+    wanted->absent = true;
+    return status == NEAR_MISS ? NEAR_OK : status;
 }
 
 /* Read tags (or the clock, which has no name) into wanted[0..n). */
@@ -380,12 +399,15 @@ read_wanted(near_cache *cache, struct wanted *wanted, size_t n, int64_t deadline
         item->user                = &wanted[i];
     }
     near__count(cache, NEAR__l2_requests, 1);
-    client->ops->get_many(client->l2, wire.items, n, deliver, NULL, deadline);
+    client->ops->get_many(client->l2, wire.items, n, deliver, cache, deadline);
     for (size_t i = 0; i < n && status == NEAR_OK; i++) {
         if (wire.items[i].answer == NEAR_L2_ABSENT)
             wanted[i].absent = true;
         else
             status = near__item_status(&wire.items[i]);
+        if (status == NEAR_ERR_TOO_LARGE ||
+            (wire.items[i].answer == NEAR_L2_DONE && wanted[i].last.lineage == 0 && wanted[i].stamp == 0))
+            status = clear_away(cache, &wire.items[i], &wanted[i], deadline);
     }
     near__wire_close(&wire);
     return status;
@@ -414,7 +436,7 @@ write_moment(near_cache *cache, near_bytes tag, struct near__tag_clock moment, e
     if (status != NEAR_OK)
         return status;
     item = tag.size > 0 ? near__wire_add_tag(&wire, cache, tag) : near__wire_add_clock(&wire, cache);
-    encode_moment(client, item, moment, bytes);
+    encode_moment(cache, item, moment, bytes);
     item->expected = expected;
     item->ttl_ms   = tag.size > 0 ? kept_ms(cache) : 0;
     near__count(cache, NEAR__l2_requests, 1);
@@ -433,6 +455,14 @@ over(const struct wanted *found)
     return found->absent ? NEAR_L2_IF_ABSENT : NEAR_L2_ALWAYS;
 }
 
+/* As it is, but by the key that signs now: see near__tier_read().  Whoever was quicker has done it. */
+static void
+seal_anew(near_cache *cache, const struct wanted *found, int64_t deadline)
+{
+    if (found->old != 0)
+        (void)write_moment(cache, found->name, found->last, NEAR_L2_IF_STAMP, found->old, deadline);
+}
+
 /* The clock as it is; made where there is none. */
 static near_status
 read_clock(near_cache *cache, struct near__tag_clock *clock, int64_t deadline)
@@ -442,6 +472,8 @@ read_clock(near_cache *cache, struct near__tag_clock *clock, int64_t deadline)
         near_status   status = read_wanted(cache, &found, 1, deadline);
 
         *clock = found.last;
+        if (status == NEAR_OK)
+            seal_anew(cache, &found, deadline);
         if (status != NEAR_OK || found.last.lineage != 0)
             return status;
         *clock = (struct near__tag_clock){ near__stamp(cache->client), 1 };
@@ -475,6 +507,7 @@ make_missing(struct asking *asking, int64_t deadline)
         struct wanted *wanted = &asking->wanted[i];
 
         if (wanted->last.lineage == asking->clock.lineage) {
+            seal_anew(asking->cache, wanted, deadline);
             remember(asking, wanted);
             continue;
         }
@@ -667,10 +700,36 @@ move_clock(near_cache *cache, struct wanted *clock, struct near__tag_clock at_le
     return status;
 }
 
+/* The clock stands at `moment` or later: is the tag still as we wrote it?  L2 may have evicted it, and who found none before the
+ * clock moved has made it at the moment before, or will.  What is missing or older gets the clock's moment, read after the tag: ours
+ * could be behind another invalidation by now.  NEAR_MISS: the clock is of another lineage. */
+static near_status
+confirm(near_cache *cache, near_bytes tag, struct near__tag_clock moment, int64_t deadline)
+{
+    near_status status = NEAR_MISS;
+
+    for (int round = 0; status == NEAR_MISS; round++) {
+        struct wanted found = { .name = tag }, clock = { .hash = 0 };
+
+        if (round >= ROUNDS && near__client_now(cache->client) >= deadline)
+            return NEAR_ERR_TIMEOUT;
+        status = read_wanted(cache, &found, 1, deadline);
+        if (status != NEAR_OK || (found.last.lineage == moment.lineage && found.last.moment >= moment.moment))
+            return status;
+        status = read_wanted(cache, &clock, 1, deadline);
+        if (status != NEAR_OK)
+            return status;
+        if (clock.last.lineage != moment.lineage || clock.last.moment < moment.moment)
+            return NEAR_MISS;
+        status = replace(cache, &found, clock.last, deadline);
+    }
+    return status;
+}
+
 /*
  * Note the invalidation in L2.  The order is what makes it sound:
  *
- *     read the clock  ->  tag to one moment more, never back  ->  move the clock  ->  tell the others
+ *     read the clock  ->  tag to one moment more, never back  ->  move the clock  ->  look at the tag again  ->  tell the others
  *
  * What is loaded with the clock at that moment or later is loaded after this call began, for the clock was not there yet.  What is
  * read of the tag before it was written is known as of a clock that moves afterwards, so nobody believes it any longer.  And nobody
@@ -696,6 +755,8 @@ note_in_l2(near_cache *cache, near_bytes tag, struct near__tag_clock *moment, in
             status = replace(cache, &found[1], *moment, deadline);
         if (status == NEAR_OK)
             status = move_clock(cache, &found[0], *moment, deadline);
+        if (status == NEAR_OK)
+            status = confirm(cache, tag, *moment, deadline);
     }
     return status;
 }

@@ -48,8 +48,10 @@ void near__tags_told(near_cache *cache, near_bytes tag, struct near__tag_clock m
 /* Invalidate a tag in L2, tell the others, and drop what L1 has of it.  NEAR_OK: it is confirmed. */
 near_status near__tags_settle(near_cache *cache, near_bytes tag, int64_t deadline);
 
-/* A stored clock or moment; lineage 0: not one. */
-struct near__tag_clock near__tags_decode(near_bytes stored, near_bytes key);
+/* A clock or moment that lay under the key `place`; lineage 0: not one.  *old: its stamp, if it is sealed by a key that is only
+ * believed, else 0. */
+struct near__tag_clock near__tags_decode(const near_cache *cache, near_bytes place, near_bytes stored,
+                                         uint64_t *old);
 
 /* The clock for a write: known, read, or made. */
 near_status near__tags_now(near_cache *cache, struct near__tag_clock *clock, int64_t deadline);

@@ -29,6 +29,7 @@
 #include <stdlib.h>
 
 #include "announce.h"
+#include "codec.h"
 #include "generation.h"
 #include "intent.h"
 #include "mark.h"
@@ -44,9 +45,11 @@ struct change {
     int64_t                 now, ttl;
     uint64_t                stamp; /* of the value that replaced the mark */
     bool                    put;
-    uint64_t                generation;
-    struct near__labels    *labels; /* NULL: none */
-    struct near__mark       mark;
+    bool     untold; /* the store has been changed, or may have been, and not everybody could be told */
+    uint64_t generation;
+    struct near__labels *labels; /* NULL: none */
+    struct near__object *object; /* what the value was decoded to; NULL: nothing */
+    struct near__mark    mark;
 };
 
 /* An answer after the deadline.  On the store's thread: recovery sees to it. */
@@ -58,7 +61,8 @@ answered_late(void *ctx, const struct near__store_item *item)
     uint64_t hash = near__hash_keyed(&cache->client->secret, item->key);
 
     near__recovery_keep(cache, item->key, hash);
-    near__intent_end(cache, item->key, hash, item->sequence);
+    if (near__recovery_keeps(cache))
+        near__intent_end(cache, item->key, hash, item->sequence);
 }
 
 /* What became of it: NEAR_ERR_TIMEOUT is not known, other errors say that the store is as it was. */
@@ -103,10 +107,10 @@ not_begun(near_status status)
     return status == NEAR_ERR_TIMEOUT ? NEAR_ERR_UNAVAILABLE : status;
 }
 
-/* The store has been changed, or may have been, and not everybody could be told. */
 static near_status
 owe(struct change *change, near_status outcome)
 {
+    change->untold = true;
     near__recovery_keep(change->cache, change->item.key, change->hash);
     return refuses(change) ? NEAR_ERR_TIMEOUT : outcome;
 }
@@ -124,6 +128,19 @@ write_unmarked(struct change *change)
     return removed != NEAR_OK ? owe(change, outcome) : outcome;
 }
 
+/* For L1.  NULL: no memory, then it keeps nothing. */
+static struct near__entry *
+entry_of(const struct change *change)
+{
+    struct near__entry *entry =
+        near__write_entry(change->cache, change->item.key, change->hash, change->item.data, change->now,
+                          change->ttl, change->labels);
+
+    if (entry != NULL)
+        entry->object = near__object_ref(change->object);
+    return entry;
+}
+
 /* L1 is all there is: its bracket orders two writers. */
 static near_status
 write_l1(struct change *change)
@@ -134,10 +151,10 @@ write_l1(struct change *change)
     struct near__l1_write token;
     near_status           status;
 
-    if (change->put &&
-        !(change->options->flags & NEAR_NO_FILL)) /* without memory for it L1 only keeps nothing */
-        entry = near__write_entry(cache, key, change->hash, change->item.data, change->now, change->ttl,
-                                  change->labels);
+    if (change->put && !(change->options->flags & NEAR_NO_FILL))
+        entry = entry_of(change);
+    if (entry != NULL)
+        entry->pool = (uint8_t)change->options->pool;
     token  = near__l1_write_begin(cache->l1, change->hash, key);
     status = call_store(change);
     if ((status == NEAR_OK || status == NEAR_ERR_TIMEOUT) &&
@@ -236,11 +253,11 @@ write_marked(struct change *change)
         status = marked ? end_marked(change, outcome, &installed) : end_unmarked(change, outcome);
     }
     if (installed && status == NEAR_OK && !(change->options->flags & NEAR_NO_FILL))
-        entry = near__write_entry(cache, key, change->hash, change->item.data, change->now, change->ttl,
-                                  change->labels);
+        entry = entry_of(change);
     if (entry != NULL) {
         entry->stamp      = change->stamp;
         entry->generation = change->generation;
+        entry->pool       = (uint8_t)change->options->pool;
     }
     near__l1_write_end(cache->l1, token, change->hash, key, entry, change->now);
     near__entry_release(&entry);
@@ -249,7 +266,8 @@ write_marked(struct change *change)
 
 /* ---- the intent, around either */
 
-/* What the store has not answered stays an intent until it does, or until the next life. */
+/* What the store has not answered stays an intent until it does, or until the next life; what nobody could be told, and may not be
+ * owed, until the next life. */
 static near_status
 with_intent(struct change *change, near_status (*write)(struct change *change))
 {
@@ -261,6 +279,8 @@ with_intent(struct change *change, near_status (*write)(struct change *change))
         return status;
     change->item.status = NEAR_OK;
     status              = write(change);
+    if (change->untold && !near__recovery_keeps(cache))
+        return status; /* nobody else will remember it */
     if (change->item.status != NEAR_ERR_TIMEOUT || change->item.answered)
         near__intent_end(cache, change->item.key, change->hash, change->item.sequence);
     return status;
@@ -281,10 +301,15 @@ write_change(near_cache *cache, near_bytes key, near_bytes data, const near_put_
     };
     near_status status = near__write_labels(cache, options, &change.labels);
 
-    if (status != NEAR_OK)
-        return status;
-    near__count(cache, NEAR__updates, 1);
-    status = with_intent(&change, write);
+    /* before the store: what L1 could not keep is refused while nothing has happened yet */
+    if (status == NEAR_OK && near__decodes(cache) && change.put && write != write_unmarked &&
+        !(options->flags & NEAR_NO_FILL))
+        status = near__decode_bytes(cache, key, data, &change.object);
+    if (status == NEAR_OK) {
+        near__count(cache, NEAR__updates, 1);
+        status = with_intent(&change, write);
+    }
+    near__object_release(&change.object);
     free(change.labels);
     return status;
 }

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/le.h"
+#include "base/visible.h"
 #include "flight.h"
 #include "generation.h"
 #include "l2/envelope.h"
@@ -29,26 +29,24 @@
  *   prefix name '%' 32 hex digits    the same for a hashed key
  *   prefix name '@generation'        the generation
  *   prefix name '@tags'              the clock of its tags
+ *   prefix name '@dictionary'        the id of the newest dictionary
+ *   prefix name '$' 8 hex digits     the dictionary with that id
  *   prefix name '=' tag              a tag's last invalidation
  *   prefix name '~' 32 hex digits    the same for a tag whose name cannot be a key
- * A cache's name holds none of : # ! % @ = ~, so they cannot meet. */
+ * A cache's name holds none of : # ! % @ = ~ $, so they cannot meet. */
 
 #define HASHED_KEY     (1 + 32)
 #define GENERATION_KEY "@generation"
 #define CLOCK_KEY      "@tags"
+#define NEWEST_KEY     "@dictionary"
 
 static bool
 takes_key(const near_cache *cache, near_bytes key)
 {
     const struct near_l2_traits *traits = &cache->client->traits;
-    const unsigned char         *at     = key.data;
 
-    if (cache->prefix_size + 1 + key.size > traits->max_key)
-        return false;
-    for (size_t i = 0; !traits->binary_keys && i < key.size; i++)
-        if (at[i] < 0x21 || at[i] > 0x7E)
-            return false;
-    return true;
+    return cache->prefix_size + 1 + key.size <= traits->max_key &&
+           (traits->binary_keys || near__bytes_visible(key));
 }
 
 near_status
@@ -159,6 +157,26 @@ near__wire_add_generation(struct near__wire *wire, const near_cache *cache)
     return add_item(wire, cache, put(at, GENERATION_KEY, sizeof(GENERATION_KEY) - 1));
 }
 
+struct near_l2_item *
+near__wire_add_newest(struct near__wire *wire, const near_cache *cache)
+{
+    char *at = put(wire->keys, cache->prefix, cache->prefix_size);
+
+    return add_item(wire, cache, put(at, NEWEST_KEY, sizeof(NEWEST_KEY) - 1));
+}
+
+struct near_l2_item *
+near__wire_add_dictionary(struct near__wire *wire, const near_cache *cache, uint32_t id)
+{
+    static const char hex[] = "0123456789abcdef";
+    char             *at    = put(wire->keys, cache->prefix, cache->prefix_size);
+
+    *at++ = '$';
+    for (int shift = 28; shift >= 0; shift -= 4)
+        *at++ = hex[id >> shift & 15];
+    return add_item(wire, cache, at);
+}
+
 enum near__l2_key
 near__l2_key_read(const near_client *client, near_bytes l2_key, near_bytes *name, near_bytes *key)
 {
@@ -169,7 +187,7 @@ near__l2_key_read(const near_client *client, near_bytes l2_key, near_bytes *name
     if (l2_key.size < skip || memcmp(at, prefix, skip) != 0)
         return NEAR__L2_NOTHING;
     end = skip;
-    while (end < l2_key.size && strchr(":#!%@=~", at[end]) == NULL) /* a NUL counts as one: no name has it */
+    while (end < l2_key.size && strchr(":#!%@=~$", at[end]) == NULL) /* a NUL counts as one: no name has it */
         end++;
     *name = (near_bytes){ at + skip, end - skip };
     *key  = (near_bytes){ at + end, l2_key.size - end };
@@ -193,12 +211,71 @@ near__l2_key_read(const near_client *client, near_bytes l2_key, near_bytes *name
 
 /* ---- entries to bytes and back */
 
+size_t
+near__tier_measure(const near_cache *cache, struct near__envelope *envelope)
+{
+    envelope->sealed = cache->mac != NULL;
+    return near__envelope_size(envelope);
+}
+
+near_bytes
+near__tier_encode(const near_cache *cache, struct near__envelope *envelope, near_bytes place, uint8_t *bytes)
+{
+    size_t size = near__tier_measure(cache, envelope);
+
+    if (cache->mac != NULL)
+        near__envelope_seal(envelope, cache->mac, place, bytes);
+    else
+        near__envelope_encode(envelope, bytes);
+    return (near_bytes){ bytes, size };
+}
+
+enum near__envelope_result
+near__tier_decode(const near_cache *cache, struct near__envelope *envelope, near_bytes place,
+                  near_bytes stored, near_bytes key)
+{
+    enum near__envelope_result result = near__envelope_decode(envelope, stored, key);
+    unsigned                   by;
+
+    if (result != NEAR__ENVELOPE_OK || cache->mac == NULL)
+        return result;
+    by                = near__envelope_verify(envelope, cache->mac, place, stored);
+    envelope->old_key = by > 1;
+    if (by > 0)
+        return NEAR__ENVELOPE_OK;
+    near__count(cache, NEAR__l2_unauthentic, 1);
+    return NEAR__ENVELOPE_FORGED;
+}
+
 near_status
 near__tier_key_check(const near_cache *cache, near_bytes key)
 {
     near_status status = near__key_check(key);
 
     return status == NEAR_OK && cache->bare && !takes_key(cache, key) ? NEAR_ERR_INVALID : status;
+}
+
+/* Compress as the cache does.  The bytes it took; 0: it is not worth it, or not tried. */
+static size_t
+compress_into(near_cache *cache, near_bytes raw, uint8_t *at)
+{
+    struct near__packer     *packer = &cache->client->packer;
+    size_t                   room   = NEAR__GAIN_ROOM(raw.size), size;
+    struct near__dictionary *dictionary;
+
+    if (!near__gain_try(&cache->gain, raw.size))
+        return 0;
+    dictionary = near__dictionaries_current(cache, raw.size);
+    if (dictionary == NULL && raw.size < cache->settings.l2_compression_threshold)
+        return 0;
+    size = dictionary != NULL ? near__dictionary_pack(packer, dictionary, raw, at, room)
+                              : near__pack(packer, cache->codec, raw, at, room);
+    near__gain_learn(&cache->gain, raw.size, size);
+    near__count(cache, NEAR__l2_compress_tries, 1);
+    if (dictionary != NULL && size > 0)
+        near__count(cache, NEAR__l2_dictionary_compressed, 1);
+    near__dictionary_release(dictionary);
+    return size;
 }
 
 /* The payload, compressed at the place where it will lie, if that is worth it: the room for it there is as large as it is raw. */
@@ -208,12 +285,9 @@ compress(near_cache *cache, struct near__envelope *envelope, uint8_t *at)
     near_bytes raw = envelope->payload;
     size_t     size;
 
-    if (cache->codec == NEAR__CODEC_NONE || raw.size < cache->settings.l2_compression_threshold ||
-        !near__gain_try(&cache->gain, raw.size))
+    if (cache->codec == NEAR__CODEC_NONE || raw.size < cache->compress_from)
         return;
-    size = near__pack(&cache->client->packer, cache->codec, raw, at, NEAR__GAIN_ROOM(raw.size));
-    near__gain_learn(&cache->gain, raw.size, size);
-    near__count(cache, NEAR__l2_compress_tries, 1);
+    size = compress_into(cache, raw, at);
     if (size == 0)
         return;
     near__count(cache, NEAR__l2_compressed, 1);
@@ -250,18 +324,18 @@ near__tier_store(near_cache *cache, struct near__wire *wire, struct near_l2_item
         envelope.moment  = stored->labels->moment;
         envelope.names   = (near_bytes){ stored->labels->names, stored->labels->names_size };
     }
-    compress(cache, &envelope, wire->values_end + near__envelope_size(&envelope) - stored->value.size);
-    item->value = (near_bytes){ wire->values_end, near__envelope_size(&envelope) };
-    near__envelope_encode(&envelope, wire->values_end);
+    compress(cache, &envelope, wire->values_end + near__tier_measure(cache, &envelope) - stored->value.size);
+    item->value = near__tier_encode(cache, &envelope, item->key, wire->values_end);
     wire->values_end += item->value.size;
 }
 
 struct reading {
     near_cache            *cache;
     int64_t                now, wall_ms;
-    uint64_t               generation; /* as read in this exchange; 0: not */
-    struct near__tag_clock clock;      /* alike */
-    bool                   no_clock;   /* L2's word that there is none */
+    uint64_t               generation;  /* as read in this exchange; 0: not */
+    struct near__tag_clock clock;       /* alike */
+    bool                   no_clock;    /* L2's word that there is none, or what lies there is not one */
+    uint64_t old_generation, old_clock; /* stamps of those that an old key has sealed; 0: they are not */
 };
 
 /* Nanoseconds until a wall time; may be negative.  0 is never. */
@@ -342,17 +416,36 @@ refuse_payload(const struct reading *reading, struct near__ask *ask, const struc
     ask->stamp = envelope->stamp;
 }
 
+/* What it is compressed with, or NULL for nothing; false: it is not here, which the ask says: see fetch_dictionaries(). */
+static bool
+find_dictionary(const struct reading *reading, struct near__ask *ask, const struct near__envelope *envelope,
+                enum near__codec codec, struct near__dictionary **dictionary)
+{
+    uint32_t id = near__dictionary_needed(codec, envelope->payload);
+
+    if (id == 0)
+        return true;
+    *dictionary = near__dictionaries_find(reading->cache, id);
+    if (*dictionary != NULL)
+        return true;
+    ask->dictionary = id;
+    ask->found      = NEAR__UNREADABLE;
+    ask->stamp      = envelope->stamp;
+    return false;
+}
+
 /* The entry with its value; NULL: the ask has been answered without. */
 static struct near__entry *
 take_payload(const struct reading *reading, struct near__ask *ask, const struct near__envelope *envelope)
 {
-    near_cache         *cache = reading->cache;
-    near_bytes          bytes = envelope->payload;
-    size_t              size  = envelope->raw_size;
-    enum near__codec    codec = NEAR__CODEC_NONE;
-    struct near__entry *entry;
-    near_status         status;
-    void               *value;
+    near_cache              *cache      = reading->cache;
+    near_bytes               bytes      = envelope->payload;
+    size_t                   size       = envelope->raw_size;
+    enum near__codec         codec      = NEAR__CODEC_NONE;
+    struct near__dictionary *dictionary = NULL;
+    struct near__entry      *entry;
+    near_status              status;
+    void                    *value;
 
     if (envelope->flags & NEAR__ENVELOPE_COMPRESSED)
         codec = envelope->flags & NEAR__ENVELOPE_LZ4 ? NEAR__CODEC_LZ4 : NEAR__CODEC_ZSTD;
@@ -365,14 +458,21 @@ take_payload(const struct reading *reading, struct near__ask *ask, const struct 
         refuse_payload(reading, ask, envelope, NEAR__l2_corrupt);
         return NULL;
     }
-    entry = entry_for(ask, size, &value);
-    if (entry == NULL)
+    if (!find_dictionary(reading, ask, envelope, codec, &dictionary))
         return NULL;
+    entry = entry_for(ask, size, &value);
+    if (entry == NULL) {
+        near__dictionary_release(dictionary);
+        return NULL;
+    }
     if (codec == NEAR__CODEC_NONE) {
         put(value, bytes.data, bytes.size);
         return entry;
     }
-    status = near__unpack(&cache->client->packer, codec, bytes, value, size);
+    status = dictionary != NULL
+                 ? near__dictionary_unpack(&cache->client->packer, dictionary, bytes, value, size)
+                 : near__unpack(&cache->client->packer, codec, bytes, value, size);
+    near__dictionary_release(dictionary);
     if (status == NEAR_OK)
         return entry;
     near__entry_release(&entry);
@@ -437,7 +537,7 @@ take_bare(const struct reading *reading, struct near__ask *ask, near_bytes store
     ask->found      = NEAR__FOUND;
 }
 
-/* A counter has no envelope: its text, to the last byte, is what tells it. */
+/* A counter has no envelope: its text, to the last byte, is what tells it.  Nor has it a MAC, so where that is asked for it is none. */
 static bool
 take_counter(const struct reading *reading, struct near__ask *ask, near_bytes stored)
 {
@@ -447,6 +547,12 @@ take_counter(const struct reading *reading, struct near__ask *ask, near_bytes st
 
     if (!near__l2_decimal_read(stored, &number))
         return false;
+    if (reading->cache->mac != NULL) {
+        near__count(reading->cache, NEAR__l2_unauthentic, 1);
+        ask->found = NEAR__UNREADABLE;
+        ask->stamp = near__stamp_in(stored);
+        return true;
+    }
     entry = entry_for(ask, stored.size, &value);
     if (entry == NULL)
         return true;
@@ -472,14 +578,15 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
         return;
     }
     if (ask == NULL) {
-        reading->generation = near__generation_decode(stored, item->key);
+        reading->generation =
+            near__generation_decode(reading->cache, item->key, stored, &reading->old_generation);
         return;
     }
     if (item->user == reading) {
-        reading->clock = near__tags_decode(stored, item->key);
+        reading->clock = near__tags_decode(reading->cache, item->key, stored, &reading->old_clock);
         return;
     }
-    result = near__envelope_decode(&envelope, stored, ask->key);
+    result = near__tier_decode(reading->cache, &envelope, item->key, stored, ask->key);
     if (result == NEAR__ENVELOPE_OK) {
         if (envelope.flags & NEAR__ENVELOPE_MARK) {
             ask->found = NEAR__MARKED; /* of whatever generation: that writer has not finished */
@@ -494,12 +601,11 @@ deliver(void *ctx, struct near_l2_item *item, near_bytes stored)
     }
     if (take_counter(reading, ask, stored))
         return;
-    near__count(reading->cache, result == NEAR__ENVELOPE_WRONG_KEY ? NEAR__l2_wrong_key : NEAR__l2_corrupt,
-                1);
+    if (result != NEAR__ENVELOPE_FORGED) /* that has been counted */
+        near__count(reading->cache,
+                    result == NEAR__ENVELOPE_WRONG_KEY ? NEAR__l2_wrong_key : NEAR__l2_corrupt, 1);
     ask->found = NEAR__UNREADABLE;
-    ask->stamp = stored.size >= NEAR_L2_STAMP_AT + 8
-                     ? near__le64_get((const uint8_t *)stored.data + NEAR_L2_STAMP_AT)
-                     : 0;
+    ask->stamp = near__stamp_in(stored);
 }
 
 /* ---- reading */
@@ -556,8 +662,10 @@ read_batch(near_cache *cache, struct reading *reading, struct near__ask **asks, 
         unreachable(asks, n, NEAR_ERR_NOMEM);
         return;
     }
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        asks[i]->dictionary                              = 0;
         near__wire_add(&wire, cache, asks[i]->key)->user = asks[i];
+    }
     if (generation != NULL)
         near__wire_add_generation(&wire, cache);
     if (clock)
@@ -570,7 +678,9 @@ read_batch(near_cache *cache, struct reading *reading, struct near__ask **asks, 
         take_answer(cache, &wire.items[i]);
     if (generation != NULL)
         *generation = wire.items[n];
-    reading->no_clock = clock && wire.items[wire.n - 1].answer == NEAR_L2_ABSENT;
+    reading->no_clock =
+        clock && (wire.items[wire.n - 1].answer == NEAR_L2_ABSENT ||
+                  (wire.items[wire.n - 1].answer == NEAR_L2_DONE && reading->clock.lineage == 0));
     near__wire_close(&wire);
 }
 
@@ -642,6 +752,106 @@ distrust_owed(near_cache *cache, struct near__ask **asks, size_t n)
     }
 }
 
+/* Fetch what entries need to be unpacked.  Those that can be now stand at `again`; their number.  The first time that an id is met only. */
+static size_t
+fetch_dictionaries(near_cache *cache, struct near__ask **asks, size_t n, struct near__ask **again,
+                   int64_t deadline)
+{
+    uint32_t    known  = 0;
+    near_status status = NEAR_OK;
+    size_t      k      = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        struct near__ask *ask = asks[i];
+
+        if (ask->dictionary == 0)
+            continue;
+        if (ask->dictionary != known)
+            status = near__dictionaries_fetch(cache, ask->dictionary, deadline);
+        known = ask->dictionary;
+        if (status == NEAR_OK)
+            again[k++] = ask;
+        else if (status != NEAR_MISS)
+            unreachable(&asks[i], 1, status); /* it may be there: the entry stays */
+        else
+            near__count(cache, NEAR__l2_dictionary_unknown, 1);
+    }
+    for (size_t i = 0; i < k; i++) {
+        again[i]->dictionary = 0;
+        again[i]->found      = NEAR__UNASKED;
+        again[i]->stamp      = 0;
+    }
+    return k;
+}
+
+/* Once more, those that needed a dictionary that was not here. */
+static void
+read_packed(near_cache *cache, struct reading *reading, struct near__ask **asks, size_t n, int64_t deadline)
+{
+    struct near__ask *few[16], **again = n <= NEAR_COUNT_OF(few) ? few : malloc(n * sizeof(*again));
+    bool              no_clock = reading->no_clock;
+    size_t            k;
+
+    if (again == NULL) {
+        for (size_t i = 0; i < n; i++)
+            if (asks[i]->dictionary != 0)
+                unreachable(&asks[i], 1, NEAR_ERR_NOMEM);
+        return;
+    }
+    k = fetch_dictionaries(cache, asks, n, again, deadline);
+    if (k > 0)
+        read_batch(cache, reading, again, k, deadline, NULL, false);
+    reading->no_clock = no_clock;
+    for (size_t i = 0; i < k; i++)
+        if (again[i]->dictionary !=
+            0) /* written anew, with another one, in between; or too many are in use */
+            unreachable(&again[i], 1, NEAR_ERR_BUSY);
+    if (again != few)
+        free(again);
+}
+
+static bool
+any_packed(struct near__ask **asks, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (asks[i]->dictionary != 0)
+            return true;
+    return false;
+}
+
+/* One of the cache's own numbers as it is, but sealed by the key that signs now; unless somebody has written it meanwhile.  Else all
+ * of a cache would be lost at the moment that its old key is no longer believed: these are the entries that nobody writes anew. */
+static void
+seal_anew(near_cache *cache, struct near_l2_item *(*add)(struct near__wire *, const near_cache *),
+          near_bytes number, uint64_t stamp, int64_t deadline)
+{
+    near_client      *client = cache->client;
+    struct near__wire wire;
+
+    if (stamp == 0 || near__wire_open(&wire, cache, 1, 0) != NEAR_OK)
+        return; /* whoever reads it next has another try */
+    add(&wire, cache);
+    wire.items->expected = stamp;
+    if (near__wire_make_room(&wire, NEAR__ENVELOPE_MOST + wire.items->key.size + number.size)) {
+        near__number_encode(cache, wire.items, number, wire.values);
+        near__count(cache, NEAR__l2_requests, 1);
+        client->ops->set_many(client->l2, NEAR_L2_IF_STAMP, wire.items, 1, NULL, deadline);
+    }
+    near__wire_close(&wire);
+}
+
+static void
+seal_numbers_anew(near_cache *cache, const struct reading *reading, int64_t deadline)
+{
+    uint8_t number[16];
+
+    near__le64_put(number, reading->generation);
+    seal_anew(cache, near__wire_add_generation, (near_bytes){ number, 8 }, reading->old_generation, deadline);
+    near__le64_put(number, reading->clock.lineage);
+    near__le64_put(number + 8, reading->clock.moment);
+    seal_anew(cache, near__wire_add_clock, (near_bytes){ number, 16 }, reading->old_clock, deadline);
+}
+
 void
 near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t now, int64_t deadline,
                 uint64_t *generation)
@@ -662,7 +872,11 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t no
         size_t part = n - at < NEAR_L2_BATCH - OWN ? n - at : NEAR_L2_BATCH - OWN;
         read_batch(cache, &reading, asks + at, part, deadline, !known && at == 0 ? &item : NULL,
                    ask_clock && at == 0);
+        if (NEAR__UNLIKELY(any_packed(asks + at, part)))
+            read_packed(cache, &reading, asks + at, part, deadline);
     }
+    if (NEAR__UNLIKELY((reading.old_generation | reading.old_clock) != 0))
+        seal_numbers_anew(cache, &reading, deadline);
     if (ask_clock && reading.clock.lineage != 0)
         near__tags_learn(cache, reading.clock, tags_epoch);
     else if (reading.no_clock) /* one is made now, before the load that will need it */
@@ -672,7 +886,8 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t no
     if (!known && item.answer == NEAR_L2_DONE && reading.generation != 0) {
         *generation = reading.generation;
         near__generation_learn(cache, *generation, epoch);
-    } else if (!known && (item.answer == NEAR_L2_ABSENT || item.answer == NEAR_L2_DONE)) {
+    } else if (!known && (item.answer == NEAR_L2_ABSENT || item.answer == NEAR_L2_DONE ||
+                          item.status == NEAR_ERR_TOO_LARGE)) {
         *generation = 0; /* none, or damaged: whatever is there belongs to no generation */
         near__generation_doubt(cache, true); /* nor may the last known one be written with any more */
     } else if (!known && *generation == 0) {
@@ -713,15 +928,14 @@ how_to_lease(const near_cache *cache, const struct near__ask *ask)
 
 /* The marker: an entry without value whose stamp is the lease. */
 static void
-put_marker(struct near__wire *wire, struct near_l2_item *item, near_bytes key, uint64_t lease,
-           uint64_t generation)
+put_marker(const near_cache *cache, struct near__wire *wire, struct near_l2_item *item, near_bytes key,
+           uint64_t lease, uint64_t generation)
 {
     struct near__envelope envelope = {
         .flags = NEAR__ENVELOPE_LEASE, .stamp = lease, .generation = generation, .key = key
     };
 
-    item->value = (near_bytes){ wire->values_end, near__envelope_size(&envelope) };
-    near__envelope_encode(&envelope, wire->values_end);
+    item->value = near__tier_encode(cache, &envelope, item->key, wire->values_end);
     wire->values_end += item->value.size;
 }
 
@@ -755,7 +969,7 @@ lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum how how, 
 
     if (near__wire_open(&wire, cache, n, bytes) != NEAR_OK)
         return;
-    if (!near__wire_make_room(&wire, n * NEAR__ENVELOPE_HEADER + bytes))
+    if (!near__wire_make_room(&wire, n * near__head_room(cache) + bytes))
         n = 0;
     for (size_t i = 0; i < n; i++) {
         struct near_l2_item *item;
@@ -766,7 +980,7 @@ lease_batch(near_cache *cache, struct near__ask **asks, size_t n, enum how how, 
         item       = how == BESIDE ? near__wire_add_side(&wire, cache, ask->key)
                                    : near__wire_add(&wire, cache, ask->key);
         item->user = ask;
-        put_marker(&wire, item, ask->key, near__stamp_nth(drawn, i), generation);
+        put_marker(cache, &wire, item, ask->key, near__stamp_nth(drawn, i), generation);
         item->expected = ask->stamp;
         item->ttl_ms   = ttl_ms > client->traits.min_lease_ms ? ttl_ms : client->traits.min_lease_ms;
     }

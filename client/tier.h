@@ -6,6 +6,7 @@
 #ifndef NEAR_CLIENT_TIER_H
 #define NEAR_CLIENT_TIER_H
 
+#include "base/le.h"
 #include "client.h"
 #include "l2/envelope.h"
 
@@ -39,13 +40,15 @@ struct near__ask {
     enum near__found       found;
     near_status            status; /* UNREACHABLE: why */
     uint64_t
-            stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED, MARKED: of what lies there; 0: not to be had, or has none */
-    int64_t soft_until; /* FOUND, STALE: end of its TTL, however long L1 may keep it; NEAR_NEVER */
-    bool    counter;    /* FOUND: one of near_add()'s, which L1 does not keep */
-    bool    refresh;    /* FOUND, and to be replaced all the same */
-    bool    lost;       /* another instance has the lease */
-    bool    refused;    /* fill: something else lay there, or the lease was lost */
-    bool    stored;     /* fill: it lies there */
+             stamp; /* FOUND, STALE, OUTDATED, UNREADABLE, LEASED, MARKED: of what lies there; 0: not to be had, or has none */
+    uint32_t dictionary; /* UNREADABLE: what it is compressed with is not here; else 0 */
+    int64_t  soft_until; /* FOUND, STALE: end of its TTL, however long L1 may keep it; NEAR_NEVER */
+    bool     counter;    /* FOUND: one of near_add()'s, which L1 does not keep */
+    bool     disk;       /* FOUND: by the disk tier */
+    bool     refresh;    /* FOUND, and to be replaced all the same */
+    bool     lost;       /* another instance has the lease */
+    bool     refused;    /* fill: something else lay there, or the lease was lost */
+    bool     stored;     /* fill: it lies there */
     bool doubtful; /* fill, l2.envelope = none: it may lie there, and its lease may have been voided before */
     uint64_t
         lease; /* what a fill may replace: our marker's stamp, or that of the entry it refreshes; 0: nothing */
@@ -97,13 +100,17 @@ struct near_l2_item *near__wire_add_side(struct near__wire *wire, const near_cac
 /* A tag, and the clock of all tags (client/tags.h). */
 struct near_l2_item *near__wire_add_tag(struct near__wire *wire, const near_cache *cache, near_bytes tag);
 struct near_l2_item *near__wire_add_clock(struct near__wire *wire, const near_cache *cache);
+/* The item of the dictionary with that id, and of the newest one's name. */
+struct near_l2_item *near__wire_add_dictionary(struct near__wire *wire, const near_cache *cache, uint32_t id);
+struct near_l2_item *near__wire_add_newest(struct near__wire *wire, const near_cache *cache);
 /* The item of the cache's generation. */
 struct near_l2_item *near__wire_add_generation(struct near__wire *wire, const near_cache *cache);
 
 /* Fresh stamps, never 0: a sequence (splitmix64) of the client's own, from a place drawn at random when it was opened.  Asking the
  * kernel for each would cost more than all the rest of a small entry.  A forked child cannot go on with it: it cannot use the
  * client. */
-#define NEAR__STAMP_STEP UINT64_C(0x9E3779B97F4A7C15)
+#define NEAR__STAMP_STEP         UINT64_C(0x9E3779B97F4A7C15)
+#define NEAR__STAMP_STEP_INVERSE UINT64_C(0xF1DE83E19937733D) /* modulo 2^64 */
 
 /* Draw `n` at once; relaxed, for all that matters is that nobody gets them twice. */
 static inline uint64_t
@@ -130,6 +137,19 @@ near__stamp(near_client *client)
     return near__stamp_nth(near__stamps_draw(client, 1), 0);
 }
 
+/* Whether this client drew it: the way back through near__stamp_nth().  Relaxed: whoever has met a stamp knows of its drawing. */
+static inline bool
+near__stamp_is_own(near_client *client, uint64_t stamp)
+{
+    uint64_t drawn = stamp;
+
+    drawn = (drawn ^ drawn >> 31 ^ drawn >> 62) * UINT64_C(0x319642B2D24D8EC3);
+    drawn = (drawn ^ drawn >> 27 ^ drawn >> 54) * UINT64_C(0x96DE1B173F119089);
+    drawn ^= drawn >> 30 ^ drawn >> 60;
+    return (drawn - client->stamp_base) * NEAR__STAMP_STEP_INVERSE <
+           atomic_load_explicit(&client->stamps, memory_order_relaxed);
+}
+
 /* ---- asks */
 
 /* Read all.  `now`: no later than this call, and what the answers are dated with.  *generation: the cache's, 0 when there is none yet or L2 could not say. */
@@ -145,6 +165,35 @@ size_t near__tier_fill(near_cache *cache, struct near__ask **asks, size_t n, uin
                        int64_t deadline);
 /* Give the lease of each back without a value: an entry that was to be refreshed stays. */
 void near__tier_unlease(near_cache *cache, struct near__ask **asks, size_t n, int64_t deadline);
+
+/* ---- envelopes of a cache: sealed where it has a key (l2.mac_key_file), and then none is believed that is not */
+
+/* An envelope's bytes before its key. */
+static inline size_t
+near__head_room(const near_cache *cache)
+{
+    return cache->mac != NULL ? NEAR__ENVELOPE_MOST : NEAR__ENVELOPE_HEADER;
+}
+
+/* The bytes that near__tier_encode() will write.  Sets `sealed`. */
+size_t near__tier_measure(const near_cache *cache, struct near__envelope *envelope);
+/* Write it to `bytes`, which are returned, to lie in L2 under the key `place`. */
+near_bytes near__tier_encode(const near_cache *cache, struct near__envelope *envelope, near_bytes place,
+                             uint8_t *bytes);
+/* What lay in L2 under the key `place`; `key` is what the entry must say.  `old_key` is set where the key that sealed it is one that is
+ * only believed.  Of one that is not sealed as it should be,
+ * NEAR__ENVELOPE_FORGED, and counted: it is of no more use than damaged bytes, whose stamp is good for replacing them. */
+enum near__envelope_result near__tier_decode(const near_cache *cache, struct near__envelope *envelope,
+                                             near_bytes place, near_bytes stored, near_bytes key);
+
+/* The stamp of whatever lies there, by its place; 0: too short to have one. */
+static inline uint64_t
+near__stamp_in(near_bytes stored)
+{
+    if (stored.size < NEAR_L2_STAMP_AT + 8)
+        return 0;
+    return near__le64_get((const uint8_t *)stored.data + NEAR_L2_STAMP_AT);
+}
 
 /* What is to be stored. */
 struct near__stored {
@@ -162,7 +211,7 @@ near__tier_room(const near_cache *cache, near_bytes key, near_bytes value, const
 {
     size_t tags = labels != NULL ? NEAR__ENVELOPE_CLOCK + labels->names_size : 0;
 
-    return cache->bare ? 0 : NEAR__ENVELOPE_HEADER + key.size + tags + value.size;
+    return cache->bare ? 0 : near__head_room(cache) + key.size + tags + value.size;
 }
 /* Put it on the wire as the value of `item`; l2.envelope = none: by reference.  wall_ms: now. */
 void near__tier_store(near_cache *cache, struct near__wire *wire, struct near_l2_item *item,

@@ -23,6 +23,7 @@ bucket_of(struct near__watch *watch, uint64_t hash)
 /* Take the parked legs that are due off the table, at most `most`; the others' earliest time in *next. */
 static struct near__parked *
 take_due_locked(struct near__watch *watch, int64_t now, size_t most, size_t *taken, int64_t *next)
+    NEAR__NEEDS(watch->lock)
 {
     struct near__parked *due = NULL;
 

@@ -72,7 +72,7 @@ near__workers_free(struct near__workers **pworkers)
 }
 
 static struct near__job *
-take_locked(struct near__workers *workers)
+take_locked(struct near__workers *workers) NEAR__NEEDS(workers->lock)
 {
     struct near__job *job = workers->first;
 
@@ -114,7 +114,7 @@ work(void *ctx)
 }
 
 static void
-start_locked(struct near__workers *workers)
+start_locked(struct near__workers *workers) NEAR__NEEDS(workers->lock)
 {
     struct worker *worker = &workers->each[workers->threads];
 
@@ -128,7 +128,7 @@ start_locked(struct near__workers *workers)
 
 /* Another thread, if there is work for it and it may be. */
 static void
-staff_locked(struct near__workers *workers, unsigned jobs)
+staff_locked(struct near__workers *workers, unsigned jobs) NEAR__NEEDS(workers->lock)
 {
     if (!workers->stopping && jobs > workers->idle && workers->threads < workers->capacity + workers->away &&
         workers->threads < SUBSTITUTES * workers->capacity)
@@ -179,7 +179,7 @@ near__workers_submit(struct near__workers *workers, struct near__job *job)
 }
 
 static unsigned
-running_locked(const struct near__workers *workers)
+running_locked(const struct near__workers *workers) NEAR__NEEDS(workers->lock)
 {
     unsigned n = 0;
 

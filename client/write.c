@@ -14,7 +14,9 @@
 
 #include "announce.h"
 #include "budget.h"
+#include "codec.h"
 #include "conditional.h"
+#include "fields.h"
 #include "generation.h"
 #include "prefix.h"
 #include "read.h"
@@ -40,13 +42,15 @@ struct writing {
     struct write        *writes;
     size_t               n;
     bool                 fill_l1;
-    int64_t              ttl; /* ns; 0 never expires */
+    uint8_t              pool; /* of L1; 0: not said */
+    int64_t              ttl;  /* ns; 0 never expires */
     int64_t              now, deadline;
     int64_t              repair; /* deadline of all repairs of this call; 0: none was needed yet */
     uint64_t             generation;
     uint64_t             stamp;   /* of the one put; 0: drawn */
     near_bytes          *keys;    /* of the writes; NULL where nobody has to be told */
     struct near__labels *labels;  /* of all puts; NULL: none */
+    struct near__object *object;  /* of the one put; NULL: not known */
     near_status          refused; /* why nothing of this call can be stored */
     struct write         one;     /* room for a single one */
     near_bytes           one_key;
@@ -251,6 +255,7 @@ begin(struct writing *writing, size_t at, size_t n)
         struct write *write = &writing->writes[i];
 
         write->token = near__l1_write_begin(writing->cache->l1, write->hash, write->key);
+        near__fields_row_moved(writing->cache, write->hash);
         near__last_note(&writing->cache->last, write->hash, NEAR__LAST_WRITE, writing->now);
         write->status = writing->refused;
     }
@@ -264,6 +269,7 @@ end(struct writing *writing, size_t at, size_t n, near_status *statuses)
         struct near__entry *admit = write->status == NEAR_OK ? write->entry : NULL;
 
         near__l1_write_end(writing->cache->l1, write->token, write->hash, write->key, admit, writing->now);
+        near__fields_row_moved(writing->cache, write->hash); /* it may have been read in between */
         near__entry_release(&write->entry);
         statuses[write->index] = write->status;
         if (write->status != NEAR_OK)
@@ -284,8 +290,10 @@ near_status
 near__write_labels(near_cache *cache, const near_put_options *options, struct near__labels **labels)
 {
     uint32_t    clock  = near__l1_label_clock(cache->l1);
-    near_status status = options->tag_count > 0 && options->tags == NULL ? NEAR_ERR_INVALID : NEAR_OK;
+    near_status status = NEAR_OK;
 
+    if ((options->tag_count > 0 && options->tags == NULL) || options->pool > cache->pools.n)
+        status = NEAR_ERR_INVALID;
     *labels = NULL;
     for (size_t i = 0; i < options->tag_count && status == NEAR_OK; i++)
         status = options->tags[i] == NULL ? NEAR_ERR_INVALID
@@ -382,8 +390,9 @@ write_parts(struct writing *writing, bool put, near_status *statuses)
 static near_status
 add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
 {
-    near_cache   *cache = writing->cache;
-    struct write *write = &writing->writes[writing->n];
+    near_cache   *cache  = writing->cache;
+    struct write *write  = &writing->writes[writing->n];
+    near_status   status = NEAR_OK;
 
     if (value.data == NULL && value.size != 0)
         return NEAR_ERR_INVALID;
@@ -395,11 +404,16 @@ add_put(struct writing *writing, size_t index, near_bytes key, near_bytes value)
     if (writing->fill_l1) {
         write->entry =
             near__write_entry(cache, key, write->hash, value, writing->now, writing->ttl, writing->labels);
-        if (write->entry == NULL)
-            return NEAR_ERR_NOMEM;
+        if (write->entry != NULL)
+            write->entry->pool = writing->pool;
+        status =
+            write->entry != NULL ? near__decode_like(cache, write->entry, writing->object) : NEAR_ERR_NOMEM;
     }
-    writing->n++;
-    return NEAR_OK;
+    if (status == NEAR_OK)
+        writing->n++;
+    else
+        near__entry_release(&write->entry);
+    return status;
 }
 
 static void
@@ -415,7 +429,7 @@ add_remove(struct writing *writing, size_t index, near_bytes key)
 /* `values` NULL: removals. */
 static near_status
 write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, size_t n,
-           const near_put_options *options, uint64_t stamp, near_status *statuses)
+           const near_put_options *options, const struct near__known *known, near_status *statuses)
 {
     near_put_options mine = NEAR_PUT_OPTIONS_INIT;
     struct writing   writing;
@@ -424,14 +438,19 @@ write_many(near_cache *cache, const near_bytes *keys, const near_bytes *values, 
     if (status != NEAR_OK || n == 0)
         return status;
     near__options_take(&mine, sizeof(mine), options);
-    writing = (struct writing){ .cache = cache, .now = near__client_now(cache->client), .stamp = stamp };
+    writing = (struct writing){ .cache = cache, .now = near__client_now(cache->client) };
+    if (known != NULL) {
+        writing.stamp  = known->stamp;
+        writing.object = known->object;
+    }
     writing.fill_l1 = !(mine.flags & NEAR_NO_FILL) && cache->settings.l1_max_bytes != 0;
     if (n > 1 && ((mine.flags & NEAR_IF_ABSENT) || mine.unchanged != NULL))
         return near__refuse_all(statuses, n, NEAR_ERR_INVALID); /* one key at a time */
     status = near__write_labels(cache, &mine, &writing.labels);
     if (status != NEAR_OK)
         return near__refuse_all(statuses, n, status);
-    writing.ttl = near__duration(mine.ttl_ms, cache->settings.ttl);
+    writing.pool = (uint8_t)mine.pool;
+    writing.ttl  = near__duration(mine.ttl_ms, cache->settings.ttl);
     writing.deadline =
         near__time_after(writing.now, near__duration(mine.timeout_ms, cache->client->settings.l2_timeout));
     writing.writes = n == 1 ? &writing.one : malloc(n * sizeof(*writing.writes));
@@ -463,7 +482,7 @@ near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *value
 {
     if (n > 0 && values == NULL)
         return statuses != NULL ? near__refuse_all(statuses, n, NEAR_ERR_INVALID) : NEAR_ERR_INVALID;
-    return write_many(cache, keys, values, n, options, 0, statuses);
+    return write_many(cache, keys, values, n, options, NULL, statuses);
 }
 
 /* Where L1 is all there is, a write is one step under its lock, and needs no memory of its own.  False: not so, or not so simple. */
@@ -474,7 +493,7 @@ put_alone(near_cache *cache, near_bytes key, near_bytes value)
     struct near__entry entry = { .key_size = (uint32_t)key.size };
     int64_t            now;
 
-    if (near__cache_check(cache) != NEAR_OK || near__key_check(key) != NEAR_OK ||
+    if (near__cache_check(cache) != NEAR_OK || near__decodes(cache) || near__key_check(key) != NEAR_OK ||
         (value.data == NULL && value.size != 0))
         return false;
     client = cache->client;
@@ -502,27 +521,27 @@ near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_opt
     near__options_take(&mine, sizeof(mine), options);
     if ((mine.flags & NEAR_IF_ABSENT) || mine.unchanged != NULL)
         return near__put_conditional(cache, key, value, &mine);
-    return write_many(cache, &key, &value, 1, options, 0, &status);
+    return write_many(cache, &key, &value, 1, options, NULL, &status);
 }
 
 near_status
 near__write_known(near_cache *cache, near_bytes key, near_bytes data, const near_put_options *options,
-                  uint64_t stamp)
+                  const struct near__known *known)
 {
     near_status status;
 
     if (data.data == NULL)
-        return write_many(cache, &key, NULL, 1, NULL, 0, &status);
-    if (options->ttl_ms < 0 && options->tag_count == 0 && !(options->flags & NEAR_NO_FILL) &&
-        put_alone(cache, key, data))
+        return write_many(cache, &key, NULL, 1, NULL, NULL, &status);
+    if (options->ttl_ms < 0 && options->tag_count == 0 && options->pool == 0 &&
+        !(options->flags & NEAR_NO_FILL) && put_alone(cache, key, data))
         return NEAR_OK;
-    return write_many(cache, &key, &data, 1, options, stamp, &status);
+    return write_many(cache, &key, &data, 1, options, known, &status);
 }
 
 near_status
 near_remove_many(near_cache *cache, const near_bytes *keys, size_t n, near_status *statuses)
 {
-    return write_many(cache, keys, NULL, n, NULL, 0, statuses);
+    return write_many(cache, keys, NULL, n, NULL, NULL, statuses);
 }
 
 near_status
@@ -530,7 +549,7 @@ near_remove(near_cache *cache, near_bytes key)
 {
     near_status status;
 
-    return write_many(cache, &key, NULL, 1, NULL, 0, &status);
+    return write_many(cache, &key, NULL, 1, NULL, NULL, &status);
 }
 
 /* ---- clear and fence */

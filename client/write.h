@@ -15,9 +15,13 @@ struct near__entry *near__write_entry(near_cache *cache, near_bytes key, uint64_
 
 /* Remove the keys from L2 and tell the others; at most one message's worth, and NEAR_L2_BATCH.  NEAR_OK: both are confirmed. */
 near_status near__write_settle(near_cache *cache, const near_bytes *keys, size_t n);
-/* near_put() with a stamp that the caller has drawn (0: any), or with data NULL near_remove(), in the caches alone. */
+/* near_put() of what the caller knows more of, or with data NULL near_remove(), in the caches alone. */
+struct near__known {
+    uint64_t             stamp;  /* that he has drawn; 0: any */
+    struct near__object *object; /* what the value was decoded to; NULL: not yet.  Borrowed */
+};
 near_status near__write_known(near_cache *cache, near_bytes key, near_bytes data,
-                              const near_put_options *options, uint64_t stamp);
+                              const near_put_options *options, const struct near__known *known);
 /* A new generation, in L2 and for the others, and an empty L1. */
 near_status near__clear_settle(near_cache *cache, int64_t deadline);
 

@@ -53,6 +53,7 @@ struct near__bus_env {
 
 /* What is in force now. */
 struct near__bus_state {
+    bool     subscribed; /* every link is */
     bool     tracking;   /* the server itself tells of keys, on every link */
     bool     recognised; /* every server tells who it is, so that a failover is noticed */
     uint64_t suspicions; /* times a server was another one, or no primary any more */
@@ -77,6 +78,9 @@ struct near__bus_ops {
         void *self); /* in a child, instead of stop: there is no thread; close descriptors in silence */
     void (*state)(void *self, struct near__bus_state *state); /* NULL: nothing to say */
     bool beats;                                               /* it calls listener.beat */
+    /* Publish a text that is no message, on another channel of the same server.  NULL: cannot. */
+    near_status (*announce)(void *self, const char *channel, near_bytes text, int64_t deadline,
+                            near_error *error);
 };
 
 extern const struct near__bus_ops near__bus_memory, near__bus_redis, near__bus_rediss, near__bus_redis_unix,

@@ -18,6 +18,7 @@
 #include "base/hash.h"
 #include "base/le.h"
 #include "base/lock.h"
+#include "base/probe.h"
 #include "coherence/bus.h"
 #include "coherence/lag.h"
 #include "coherence/streams.h"
@@ -43,8 +44,13 @@ struct counters {
 #define POSITIONS 4
 static _Thread_local struct near__position positions[POSITIONS];
 
+/* Every hit reads the gate, and every message moves counts: the gate has its line, and the one that processors fetch with it, to itself. */
+#define LINES 128
+
 struct near__coherence {
-    const struct near__bus_ops *ops;
+    _Alignas(LINES) _Atomic int64_t gate;
+
+    _Alignas(LINES) const struct near__bus_ops *ops;
     void                       *bus;
     const struct near__clock   *clock;
     const struct near__log     *log;
@@ -52,8 +58,7 @@ struct near__coherence {
     int64_t                     serve_window;
     uint64_t                    sender;
     bool                        forked;
-    size_t                      copies; /* on how many links each message comes */
-    _Atomic int64_t             gate;
+    size_t                      copies;   /* on how many links each message comes */
     _Atomic unsigned            applying; /* messages being taken */
     struct counters             counters; /* relaxed: they order nothing */
 
@@ -62,11 +67,12 @@ struct near__coherence {
     bool              listening;
     bool              opened, tried; /* the gate was opened once; the first attempt has ended */
     bool              complained;    /* about a bad message or a gap, since the newest subscribed() */
-    int64_t           subscribed_at, lost_at, said_at;
-    int64_t           storm_until;   /* 0: there is none */
-    int64_t           flushes_since; /* the running second of the storm's measure, and how many were in it */
-    unsigned          flushes_in_row;
-    char              reason[256]; /* why the bus was lost, as logged */
+    uint64_t unsure; /* times that something may have been lost; a flush by the next heard() makes it 0 */
+    int64_t  subscribed_at, lost_at, said_at;
+    int64_t  storm_until;   /* 0: there is none */
+    int64_t  flushes_since; /* the running second of the storm's measure, and how many were in it */
+    unsigned flushes_in_row;
+    char     reason[256]; /* why the bus was lost, as logged */
     struct near__streams *streams;
     struct near__doubts   doubts;
     struct near__sent     sent;
@@ -94,20 +100,21 @@ distrust(struct near__coherence *c)
 
 /* By hand.  It may have been closed before that by itself. */
 static void
-close_gate_locked(struct near__coherence *c, int64_t now)
+close_gate_locked(struct near__coherence *c, int64_t now) NEAR__NEEDS(c->lock)
 {
     int64_t gate = atomic_load_explicit(&c->gate, memory_order_relaxed);
 
     if (c->closed_at == 0)
         c->closed_at = gate < now ? gate : now;
     atomic_store_explicit(&c->gate, 0, memory_order_release); /* as in on_heard() */
+    NEAR__PROBE1(gate__closed, c);
 }
 
 enum weather { FAIR, STORM_BEGINS, STORM };
 
 /* One more reason to flush.  STORM: none is needed, because the gate is closed and one will come before it opens. */
 static enum weather
-weather_locked(struct near__coherence *c, int64_t now)
+weather_locked(struct near__coherence *c, int64_t now) NEAR__NEEDS(c->lock)
 {
     if (c->storm_until != 0) {
         c->storm_until = near__time_after(now, STORM_WINDOW);
@@ -166,7 +173,7 @@ dispatch(struct near__coherence *c, const struct near__message *m)
     else
         count(&c->counters.keys_received, m->kind == NEAR__MESSAGE_INVALIDATE ? m->count : 0);
     while (near__message_next(m, &at, &key)) {
-        switch (m->kind) {
+        switch (m->kind) { /* uncovered: beats end in take_message(), other kinds are not decoded */
         case NEAR__MESSAGE_INVALIDATE:
             sink->invalidate(sink->ctx, m->cache, key);
             break;
@@ -198,7 +205,8 @@ is_ours(const struct near__coherence *c, const struct near__message *m)
     return m->sender == c->sender && near__stream_is_ours(m->stream);
 }
 
-/* Our own message, and its writer knew the outcome: nothing to do (race 10). */
+/* Our own message, and its writer knew the outcome: nothing to do (race 10).  Its number is noted like others': what is ours is the
+ * process's to know, and it may forget that in the middle of a stream. */
 static bool
 is_settled_echo(struct near__coherence *c, const struct near__message *m)
 {
@@ -210,6 +218,7 @@ is_settled_echo(struct near__coherence *c, const struct near__message *m)
     now = near__now(c->clock);
     near__lock(&c->lock);
     doubted = near__doubts_has(&c->doubts, m->stream);
+    near__streams_heard(c->streams, m->sender, m->stream, m->sequence);
     if (m->kind != NEAR__MESSAGE_BEAT)
         lag = near__lag_note(&c->lag, m->stream, m->sequence, now, true);
     near__unlock(&c->lock);
@@ -231,7 +240,9 @@ news_of(struct near__coherence *c, const struct near__message *m)
     return news;
 }
 
-/* What a sender says it has published since its last beat: was all of it heard?  A beat that was lost is noticed by its number.
+/* What a sender says it has published lately: was all of it heard?  A beat that was lost is noticed by its number.  Of the first beat
+ * that we hear of a sender since we subscribed we cannot tell whether what is missing was lost, or came before: so L1 is flushed, but
+ * without a word, and once for all senders who are heard between two pongs (all of a fleet are, after each new subscription).
  * Servers of a cluster pass messages on in no common order, but each tells its own subscribers of what was published there first:
  * so a beat is judged when all links have brought it. */
 static enum near__stream_news
@@ -239,8 +250,8 @@ check_beat(struct near__coherence *c, const struct near__message *m)
 {
     enum near__stream_news news;
     near_bytes             key;
-    size_t                 at = 0;
-    bool                   gap, whole;
+    size_t                 at      = 0;
+    bool                   missing = false;
 
     near__message_next(m, &at, &key);
     near__lock(&c->lock);
@@ -249,18 +260,17 @@ check_beat(struct near__coherence *c, const struct near__message *m)
         return NEAR__STREAM_NEXT;
     }
     news = near__streams_heard(c->streams, m->sender, 0, near__le64_get(key.data));
-    gap  = news == NEAR__STREAM_GAP;
-    /* also when it comes again with more in it, since its sender did not know that it had left */
-    whole = news == NEAR__STREAM_NEXT || news == NEAR__STREAM_LATE;
     while (near__message_next(m, &at, &key)) {
         const uint8_t *entry = key.data;
 
-        gap |=
+        missing |=
             near__streams_announced(c->streams, m->sender, near__le64_get(entry), near__le64_get(entry + 8),
-                                    near__le64_get(entry + 16), whole) == NEAR__STREAM_GAP;
+                                    near__le64_get(entry + 16), news != NEAR__STREAM_GAP) == NEAR__STREAM_GAP;
     }
+    c->unsure += missing && news == NEAR__STREAM_FIRST;
     near__unlock(&c->lock);
-    return gap ? NEAR__STREAM_GAP : NEAR__STREAM_NEXT;
+    return news == NEAR__STREAM_GAP || (missing && news != NEAR__STREAM_FIRST) ? NEAR__STREAM_GAP
+                                                                               : NEAR__STREAM_NEXT;
 }
 
 static void
@@ -281,6 +291,7 @@ take_message(struct near__coherence *c, near_bytes bytes)
     news = news_of(c, &m);
     if (m.kind == NEAR__MESSAGE_BEAT && !is_ours(c, &m) && news != NEAR__STREAM_GAP)
         news = check_beat(c, &m);
+    /* uncovered: another one, for these are all */
     switch (news) {
     case NEAR__STREAM_GAP: /* race 18: tolerance 0 */
         count(&c->counters.gaps, 1);
@@ -347,8 +358,11 @@ on_subscribed(void *ctx)
     lost_at          = c->lost_at;
     c->lost_at       = 0;
     c->complained    = false;
+    c->unsure        = 0;
     c->listening     = true;
     c->subscribed_at = now;
+    /* a server that is started again and again is no flood: what its subscriptions cost is not counted together */
+    c->flushes_in_row = 0;
     near__unlock(&c->lock);
     if (lost_at == 0)
         near__log(c->log, NEAR_LOG_INFO, "bus: subscribed");
@@ -375,13 +389,35 @@ end_storm(struct near__coherence *c, int64_t until)
 
 /* The gate moves: for how long it was closed; -1: it was not. */
 static int64_t
-closure_locked(struct near__coherence *c, int64_t now)
+closure_locked(struct near__coherence *c, int64_t now) NEAR__NEEDS(c->lock)
 {
     int64_t closed_at =
         c->closed_at != 0 ? c->closed_at : atomic_load_explicit(&c->gate, memory_order_relaxed);
 
     c->closed_at = 0;
     return c->opened && closed_at < now ? now - closed_at : -1;
+}
+
+/* See check_beat().  Before the gate moves: what it lets by was read after this. */
+static void
+make_sure(struct near__coherence *c)
+{
+    enum weather weather = FAIR;
+    uint64_t     unsure;
+
+    near__lock(&c->lock);
+    unsure = c->unsure;
+    if (unsure != 0)
+        weather = weather_locked(c, near__now(c->clock));
+    near__unlock(&c->lock);
+    if (unsure == 0)
+        return;
+    count(&c->counters.storms, weather == STORM_BEGINS);
+    distrust(c);
+    near__lock(&c->lock);
+    if (c->unsure == unsure)
+        c->unsure = 0;
+    near__unlock(&c->lock);
 }
 
 static void
@@ -392,6 +428,7 @@ on_heard(void *ctx, int64_t since)
     int64_t                 now     = near__now(c->clock), storm;
     int64_t                 closure = -1;
 
+    make_sure(c);
     near__lock(&c->lock);
     storm = c->storm_until;
     if (storm == 0 && c->listening && since >= c->subscribed_at) {
@@ -407,8 +444,10 @@ on_heard(void *ctx, int64_t since)
         }
     }
     near__unlock(&c->lock);
-    if (closure >= 0)
+    if (closure >= 0) {
         near__histogram_record(&c->closures, closure);
+        NEAR__PROBE2(gate__opened, c, closure);
+    }
     if (storm != 0 && now >= storm)
         end_storm(c, storm);
 }
@@ -429,7 +468,7 @@ on_suspected(void *ctx)
 
 /* One line when the bus is lost; another only when the reason has changed, and not more than one a minute. */
 static bool
-lost_is_news_locked(struct near__coherence *c, const char *why, int64_t now)
+lost_is_news_locked(struct near__coherence *c, const char *why, int64_t now) NEAR__NEEDS(c->lock)
 {
     if (c->lost_at != 0 && (now - c->said_at < SAY_AGAIN || strcmp(c->reason, why) == 0))
         return false;
@@ -466,6 +505,12 @@ near__coherence_gate(const struct near__coherence *c)
 {
     /* acquire: pairs with the release in on_heard() */
     return atomic_load_explicit(&c->gate, memory_order_acquire);
+}
+
+const _Atomic int64_t *
+near__coherence_gate_at(const struct near__coherence *c)
+{
+    return &c->gate;
 }
 
 bool
@@ -512,6 +557,20 @@ near__coherence_publish(struct near__coherence *c, uint8_t *message, size_t size
         near__coherence_announced_since(c, message, since);
     count(st == NEAR_OK ? &c->counters.sent : &c->counters.send_failures, 1);
     return st;
+}
+
+bool
+near__coherence_announces(const struct near__coherence *c)
+{
+    return c->ops->announce != NULL;
+}
+
+near_status
+near__coherence_announce(struct near__coherence *c, const char *channel, near_bytes text, int64_t deadline,
+                         near_error *error)
+{
+    return c->ops->announce != NULL ? c->ops->announce(c->bus, channel, text, deadline, error)
+                                    : near__fail(error, NEAR_ERR_UNSUPPORTED, "this bus has no server");
 }
 
 /* ------------------------------------------------------------------------------------------------- beats */
@@ -607,7 +666,7 @@ near__coherence_applied(struct near__coherence *c, const struct near__position *
     bool heard;
 
     near__lock(&c->lock);
-    heard = c->listening &&
+    heard = c->listening && c->unsure == 0 &&
             c->copies <= 1 && /* with several links what was acknowledged before may come after */
             near__streams_has(c->streams, position->sender, position->stream, position->sequence);
     near__unlock(&c->lock);
@@ -699,7 +758,7 @@ near__coherence_open_over(struct near__coherence **coherence, const struct near_
         return near__fail(error, NEAR_ERR_UNSUPPORTED,
                           "bus %s: made for version %u of the bus table, this is %u", ops->scheme,
                           ops->version, (unsigned)NEAR__BUS_OPS_V1);
-    c = calloc(1, sizeof(*c));
+    c = near__zeroed(LINES, sizeof(*c));
     if (c == NULL)
         return near__fail(error, NEAR_ERR_NOMEM, "bus: out of memory");
     c->ops          = ops;
@@ -775,7 +834,7 @@ near__coherence_sender(const struct near__coherence *c)
 void
 near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *stats)
 {
-    struct near__bus_state state = { 0 };
+    struct near__bus_state state = { .subscribed = true };
 
 #define GET(field) stats->field = atomic_load_explicit(&c->counters.field, memory_order_relaxed)
     GET(sent);
@@ -798,6 +857,8 @@ near__coherence_stats(struct near__coherence *c, struct near__coherence_stats *s
     near__unlock(&c->lock);
     if (c->ops->state != NULL)
         c->ops->state(c->bus, &state);
+    stats->connected &=
+        state.subscribed; /* a tracker's subscription says nothing of the link that brings messages */
     stats->tracking   = state.tracking;
     stats->recognised = state.recognised;
     stats->suspicions = state.suspicions;

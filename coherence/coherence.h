@@ -66,6 +66,8 @@ uint64_t near__coherence_sender(const struct near__coherence *coherence);
 
 /* Until when L1 may answer as fresh.  Acquire: pairs with the release in heard(), which came after the flush. */
 int64_t near__coherence_gate(const struct near__coherence *coherence);
+/* Where that lies, for a reader that knows its order. */
+const _Atomic int64_t *near__coherence_gate_at(const struct near__coherence *coherence);
 
 /* Publish an encoded message (it gets stamped).  On a failure whose outcome is unknown the stream is doubted at once. */
 near_status near__coherence_publish(struct near__coherence *coherence, uint8_t *message, size_t size,
@@ -93,6 +95,11 @@ struct near__position {
 void near__coherence_position(const struct near__coherence *coherence, struct near__position *position);
 /* Has that message been applied here?  False: it is not known. */
 bool near__coherence_applied(struct near__coherence *coherence, const struct near__position *position);
+
+/* Publish a text that is no message, on another channel of the bus's server.  NEAR_ERR_UNSUPPORTED: the bus has no server. */
+near_status near__coherence_announce(struct near__coherence *coherence, const char *channel, near_bytes text,
+                                     int64_t deadline, near_error *error);
+bool        near__coherence_announces(const struct near__coherence *coherence);
 
 near_status near__coherence_fence(struct near__coherence *coherence, int64_t deadline, near_error *error);
 

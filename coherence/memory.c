@@ -76,6 +76,7 @@ registry_here(void)
     made->inherited = seen;
     near__lock_init(&made->lock, NEAR__RANK_REGISTRY);
     near__cond_init(&made->idle);
+    /* uncovered: false for the second of two first members in the same moment */
     if (atomic_compare_exchange_strong_explicit(&current, &seen, made, memory_order_acq_rel,
                                                 memory_order_acquire))
         return made;

@@ -76,7 +76,7 @@ near__link_dial(struct near__redis_conn **conn, struct near__bus_link *l, int64_
 {
     if (l->tracker || l->bus->env.uri->layout != NEAR__LAYOUT_CLUSTER)
         return near__redis_dial(conn, &l->server, deadline, error);
-    return near__redis_dial_home(conn, &l->server, l->bus->env.channel, deadline, error);
+    return near__redis_dial_home(conn, &l->server, l->bus->env.channel, NULL, deadline, error);
 }
 
 static near_status
@@ -179,6 +179,36 @@ redis_publish(void *self, uint8_t *message, size_t size, size_t stamp_at, uint64
     return st;
 }
 
+/* At the first link's server that can be reached: a cluster passes it on to all of its own. */
+static near_status
+announce_at(struct near__bus_link *l, const char *channel, near_bytes text, int64_t deadline,
+            near_error *error)
+{
+    struct publish_answer answer  = { l, error, NEAR_ERR_PROTOCOL };
+    near_bytes            argv[3] = { near_key("PUBLISH"), near_key(channel), text };
+    void                 *conn    = NULL;
+    near_status           st      = near__pool_take(l->publishers, &conn, deadline, error);
+
+    if (st != NEAR_OK)
+        return st;
+    st = near__redis_append(conn, NEAR_COUNT_OF(argv), argv);
+    if (st == NEAR_OK)
+        st = near__redis_exchange(conn, take_publish_reply, &answer, NULL, NULL, deadline, error);
+    near__pool_give(l->publishers, conn, st == NEAR_OK);
+    return st == NEAR_OK ? answer.st : st;
+}
+
+static near_status
+redis_announce(void *self, const char *channel, near_bytes text, int64_t deadline, near_error *error)
+{
+    struct near__redis_bus *b  = self;
+    near_status             st = NEAR_ERR_UNAVAILABLE;
+
+    for (size_t i = 0; i < b->publishing && st == NEAR_ERR_UNAVAILABLE; i++)
+        st = announce_at(&b->links[i], channel, text, deadline, error);
+    return st;
+}
+
 /* Wish for a PING on every link, and for a look at the primaries.  False: not all are subscribed. */
 static bool
 wish(struct near__redis_bus *b, uint64_t *losses)
@@ -212,7 +242,7 @@ wish(struct near__redis_bus *b, uint64_t *losses)
 }
 
 static bool
-all_heard_locked(const struct near__redis_bus *b, int64_t asked)
+all_heard_locked(const struct near__redis_bus *b, int64_t asked) NEAR__NEEDS(b->lock)
 {
     for (size_t i = 0; i < b->n; i++)
         if (b->links[i].used && (!b->links[i].subscribed || b->links[i].heard < asked))
@@ -256,13 +286,14 @@ redis_state(void *self, struct near__bus_state *state)
 {
     struct near__redis_bus *b = self;
 
-    *state = (struct near__bus_state){ .tracking = true, .recognised = true };
+    *state = (struct near__bus_state){ .subscribed = true, .tracking = true, .recognised = true };
     near__lock(&b->lock);
     for (size_t i = 0; i < b->n; i++) {
         const struct near__bus_link *l = &b->links[i];
 
         if (!l->used)
             continue;
+        state->subscribed &= l->subscribed;
         state->tracking &= l->tracking || (b->env.uri->layout == NEAR__LAYOUT_CLUSTER && !l->tracker);
         state->recognised &= l->subscribed && l->identity.told;
     }
@@ -291,9 +322,12 @@ redis_stop(void *self)
     if (b->probing)
         pthread_join(b->prober, NULL); /* first: it starts and ends links */
     b->probing = false;
-    for (size_t i = 0; i < b->n; i++)
+    for (size_t i = 0; i < b->n; i++) {
         if (b->links[i].wake >= 0)
             near__event_raise(b->links[i].wake);
+        if (b->links[i].cancel >= 0)
+            near__event_raise(b->links[i].cancel);
+    }
     for (size_t i = 0; i < b->n; i++) {
         if (b->links[i].running)
             pthread_join(b->links[i].thread, NULL);
@@ -309,6 +343,7 @@ link_fini(struct near__bus_link *l)
 {
     near__pool_free(&l->publishers);
     near__event_close(&l->wake);
+    near__event_close(&l->cancel);
 }
 
 static void
@@ -351,6 +386,7 @@ redis_forked(void *self)
         if (l->probe != NULL)
             near__redis_conn_abandon(l->probe);
         near__event_close(&l->wake);
+        near__event_close(&l->cancel);
     }
     if (b->map_conn != NULL)
         near__redis_conn_abandon(b->map_conn);
@@ -376,8 +412,10 @@ near__link_init(struct near__bus_link *l, struct near__redis_bus *b, const struc
     };
     if (l->wake < 0)
         l->wake = near__event_open();
-    if (l->wake < 0)
-        return near__fail(error, NEAR_ERR_NOMEM, "bus: no descriptor: %s", strerrordesc_np(errno));
+    if (l->tracker && l->cancel < 0)
+        l->cancel = near__event_open();
+    if (l->wake < 0 || (l->tracker && l->cancel < 0))
+        return near__fail(error, NEAR_ERR_NOMEM, "bus: no descriptor: %s", near__errno_text(errno));
     return NEAR_OK;
 }
 
@@ -434,10 +472,10 @@ redis_open(void **self, const struct near__bus_env *env, near_error *error)
     b->capacity   = capacity;
     b->mapped     = maps ? INT64_MIN : NEAR_NEVER;
     for (size_t i = 0; i < capacity; i++)
-        b->links[i].wake = -1;
+        b->links[i].wake = b->links[i].cancel = -1;
     b->cancel = near__event_open();
     if (b->cancel < 0)
-        st = near__fail(error, NEAR_ERR_NOMEM, "bus: no descriptor: %s", strerrordesc_np(errno));
+        st = near__fail(error, NEAR_ERR_NOMEM, "bus: no descriptor: %s", near__errno_text(errno));
     for (size_t i = 0; i < n && st == NEAR_OK; i++)
         st = first_link_init(&b->links[i], b, i, error);
     if (st == NEAR_OK)
@@ -452,9 +490,9 @@ redis_open(void **self, const struct near__bus_env *env, near_error *error)
 
 #define ROW(name)                                                                                            \
     {                                                                                                        \
-        .version = NEAR__BUS_OPS_V1, .scheme = name, .open = redis_open, .publish = redis_publish,           \
+        .version = NEAR__BUS_OPS_V1, .scheme = (name), .open = redis_open, .publish = redis_publish,         \
         .fence = redis_fence, .stop = redis_stop, .fini = redis_fini, .forked = redis_forked,                \
-        .state = redis_state, .beats = true,                                                                 \
+        .state = redis_state, .beats = true, .announce = redis_announce,                                     \
     }
 
 const struct near__bus_ops near__bus_redis           = ROW("redis");

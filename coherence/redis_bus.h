@@ -10,7 +10,8 @@
  *
  * bus->lock (rank BUS) covers what threads tell each other: `stopping`, `losses`, `reason`, and of each link the part so marked.  It is
  * not held while calling the listener or doing I/O.  Eventfds carry no meaning but "look again": `wake` ends a link's wait and is
- * drained; `cancel` is raised once, by stop(), and ends every wait of every connection, dials included.
+ * drained; `cancel` is raised once, by stop(), and ends every wait of every connection, dials included; a tracker's own does the same
+ * for its thread alone, when it is retired.
  */
 #ifndef NEAR_COHERENCE_REDIS_BUS_H
 #define NEAR_COHERENCE_REDIS_BUS_H
@@ -44,9 +45,9 @@ struct near__bus_link {
     char                      name[300]; /* for texts */
     struct near__redis_server server;
     struct near__pool        *publishers;
-    int                       wake;    /* stays with the place */
-    bool                      tracker; /* of a cluster's primary: hears of keys, and no messages */
-    struct near__address      address; /* a tracker's */
+    int                       wake, cancel; /* stay with the place; cancel: a tracker's */
+    bool                      tracker;      /* of a cluster's primary: hears of keys, and no messages */
+    struct near__address      address;      /* a tracker's */
     pthread_t                 thread;
     bool running; /* the thread is to be joined; a tracker's: touched by the probe until it has ended */
 
@@ -94,6 +95,7 @@ struct near__redis_bus {
 
     /* the probe's own */
     struct near__redis_conn *map_conn;
+    struct near__address     map_at;   /* where it leads to */
     int64_t                  map_read; /* when all nodes were looked at */
     char                     map_summary[160];
 

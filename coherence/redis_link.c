@@ -23,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define SEND_TIME    (50 * NEAR_MS) /* a PING is 14 bytes: a socket that cannot take it in this time is dead */
 #define BACK_OFF_MAX (1000 * NEAR_MS)
@@ -470,6 +471,18 @@ set_up(struct near__bus_link *l, const struct near__identity *identity, bool tra
     near__unlock(&b->lock);
 }
 
+/* A tracker's own wait can be ended without the others'. */
+static near_status
+dial(struct near__bus_link *l, int64_t deadline, near_error *error)
+{
+    struct near__redis_server server = l->server;
+
+    if (!l->tracker)
+        return near__link_dial(&l->conn, l, deadline, error);
+    server.cancel_fd = &l->cancel;
+    return near__redis_dial(&l->conn, &server, deadline, error);
+}
+
 /* One connection from dial to death; why it ended is in `error`. */
 static void
 session(struct near__bus_link *l, near_error *error)
@@ -479,7 +492,7 @@ session(struct near__bus_link *l, near_error *error)
     struct near__identity   identity;
     bool                    tracking;
 
-    if (near__link_dial(&l->conn, l, deadline, error) != NEAR_OK)
+    if (dial(l, deadline, error) != NEAR_OK)
         return;
     if (subscribe(l, &identity, &tracking, deadline, error) == NEAR_OK) {
         b->env.listener.subscribed(b->env.listener.ctx);
@@ -531,11 +544,15 @@ pause_before_retry(struct near__bus_link *l)
 
     while (!is_over(l)) {
         int64_t now = near__now(l->bus->env.clock);
+        int     got;
 
         if (now >= deadline)
             return;
-        if (poll(&pfd, 1, near__poll_timeout(now, deadline)) > 0)
+        got = poll(&pfd, 1, near__poll_timeout(now, deadline));
+        if (got > 0)
             near__event_drain(l->wake);
+        if (got < 0 && errno != EINTR) /* a system without memory for it: do not ask it all the time */
+            nanosleep(&(struct timespec){ .tv_nsec = NEAR_MS }, NULL);
     }
 }
 

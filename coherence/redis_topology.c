@@ -64,8 +64,8 @@ ask(struct near__redis_bus *b, const char *word, int64_t deadline)
     near_bytes         argv[2] = { near_key("CLUSTER"), near_key(word) };
     struct text_answer answer  = { NULL, NEAR_OK };
 
-    if (b->map_conn == NULL &&
-        near__redis_dial_home(&b->map_conn, &b->links[0].server, b->env.channel, deadline, NULL) != NEAR_OK)
+    if (b->map_conn == NULL && near__redis_dial_home(&b->map_conn, &b->links[0].server, b->env.channel,
+                                                     &b->map_at, deadline, NULL) != NEAR_OK)
         return NULL;
     if (near__redis_append(b->map_conn, 2, argv) == NEAR_OK &&
         near__redis_exchange(b->map_conn, take_text, &answer, NULL, NULL, deadline, NULL) == NEAR_OK &&
@@ -187,8 +187,9 @@ retire(struct near__bus_link *l)
     l->retired = true;
     near__unlock(&b->lock);
     near__event_raise(l->wake);
+    near__event_raise(l->cancel); /* it may be dialling */
     if (l->running)
-        pthread_join(l->thread, NULL); /* a dial under way ends with its deadline */
+        pthread_join(l->thread, NULL);
     l->running = false;
     near__redis_conn_free(&l->probe);
     near__lock(&b->lock);
@@ -204,22 +205,26 @@ start(struct near__redis_bus *b, const struct near__address *address)
 {
     size_t                 i = b->publishing;
     struct near__bus_link *l;
-    int                    wake;
+    int                    wake, cancel;
     uint64_t               life;
 
     while (i < b->n && b->links[i].used)
         i++;
     if (i == b->capacity)
         return false;
-    l    = &b->links[i];
-    wake = l->wake;
-    life = l->life;
+    l      = &b->links[i];
+    wake   = l->wake;
+    cancel = l->cancel;
+    life   = l->life;
     near__lock(&b->lock);
-    *l = (struct near__bus_link){ .wake = wake, .life = life, .tracker = true, .address = *address };
+    *l = (struct near__bus_link){
+        .wake = wake, .cancel = cancel, .life = life, .tracker = true, .address = *address
+    };
     near__unlock(&b->lock);
     if (near__link_init(l, b, &l->address, NULL) != NEAR_OK)
         return false;
     near__event_drain(l->wake);
+    near__event_drain(l->cancel);
     near__lock(&b->lock);
     l->used = true;
     b->n    = i < b->n ? b->n : i + 1;
@@ -288,7 +293,7 @@ read_nodes(struct near__redis_bus *b, int64_t deadline)
     for (char *line = nodes; good && *line != '\0';) {
         size_t size = strcspn(line, "\n");
 
-        parse_node(line, size, &b->env.uri->addresses[0], primaries);
+        parse_node(line, size, &b->map_at, primaries);
         line += size + (line[size] == '\n');
     }
     if (good && primaries->too_many)

@@ -160,11 +160,12 @@ near__streams_announced(struct near__streams *s, uint64_t sender, uint64_t strea
 
     if (at == 0) {
         insert(s, bucket, sender, stream, last);
+        s->slots[s->slots[0].older].first = first; /* said once is enough */
         return whole && !s->forgot ? NEAR__STREAM_GAP : NEAR__STREAM_FIRST;
     }
     missing = s->slots[at].last < last || (whole && !s->forgot && s->slots[at].first > first);
     if (s->slots[at].first > first)
-        s->slots[at].first = first; /* said once is enough */
+        s->slots[at].first = first;
     if (s->slots[at].last < last)
         s->slots[at].last = last;
     return missing ? NEAR__STREAM_GAP : NEAR__STREAM_NEXT;
@@ -194,7 +195,6 @@ near__sent_note(struct near__sent *sent, uint64_t stream, uint64_t sequence)
 {
     size_t i = 0;
 
-    sent->trail = NEAR__SENT_TRAIL;
     while (i < sent->count && sent->streams[i].stream != stream)
         i++;
     if (i == NEAR__SENT_MAX)
@@ -204,6 +204,7 @@ near__sent_note(struct near__sent *sent, uint64_t stream, uint64_t sequence)
         sent->streams[i].stream = stream;
         sent->streams[i].first = sent->streams[i].last = sequence;
     }
+    sent->streams[i].told = 0;
     if (sequence < sent->streams[i].first)
         sent->streams[i].first = sequence;
     if (sequence > sent->streams[i].last)
@@ -213,7 +214,7 @@ near__sent_note(struct near__sent *sent, uint64_t stream, uint64_t sequence)
 bool
 near__sent_due(const struct near__sent *sent)
 {
-    return sent->count > 0 || sent->trail > 0;
+    return sent->count > 0;
 }
 
 void
@@ -222,15 +223,13 @@ near__sent_told(struct near__sent *sent, const struct near__sent *told)
     size_t kept = 0;
 
     sent->beat++;
-    if (told->count == 0 && sent->count == 0 && sent->trail > 0)
-        sent->trail--;
     for (size_t i = 0; i < sent->count; i++) {
-        if (i < told->count && sent->streams[i].last == told->streams[i].last)
+        bool same = i < told->count && sent->streams[i].last == told->streams[i].last &&
+                    sent->streams[i].first == told->streams[i].first;
+
+        if (same && ++sent->streams[i].told > NEAR__SENT_TRAIL)
             continue;
-        sent->streams[kept] = sent->streams[i];
-        if (i < told->count)
-            sent->streams[kept].first = told->streams[i].last + 1;
-        kept++;
+        sent->streams[kept++] = sent->streams[i];
     }
     sent->count = kept;
 }

@@ -5,8 +5,9 @@
  * forgotten first, so a live one loses its place only when 16384 others have spoken since; its next message then counts as a first
  * one.  A sender's beats are numbered, too: they are its stream 0.
  *
- * Sent: what a sender has published since its last beat, stream by stream.  A gap is seen by the message after it; that the *last*
- * message of a stream is missing, or its first ones, is seen by the beat.
+ * Sent: what a sender has published lately, stream by stream, and says in its beats.  A gap is seen by the message after it; that the
+ * *last* message of a stream is missing, or its first ones, is seen by the beat.  What is new is said in the next beat and in some
+ * more, so that it is heard when the first of them is lost; of a stream that never rests all numbers are said since it last did.
  *
  * Doubts: our own streams in which the outcome of a message is unknown.  A doubt is never forgotten, because nothing bounds how
  * late a server may execute what it was sent; when there is no room for another, everything counts as doubted.
@@ -20,8 +21,8 @@
 
 #define NEAR__STREAMS_MAX 16384
 #define NEAR__DOUBTS_MAX  1024
-#define NEAR__SENT_MAX    1024 /* streams between two beats; more are not announced */
-#define NEAR__SENT_TRAIL  2    /* beats after the last one with news: a lost beat is seen by the next */
+#define NEAR__SENT_MAX    1024 /* streams in a beat; more are not announced */
+#define NEAR__SENT_TRAIL  2 /* further beats that say the same: one that is lost is made good by the next */
 
 struct near__streams;
 
@@ -40,9 +41,8 @@ enum near__stream_news near__streams_heard(struct near__streams *streams, uint64
                                            uint64_t sequence);
 /* Was this number heard, or is it between two that were?  (What a gap has swallowed a flush has paid for.) */
 bool near__streams_has(struct near__streams *streams, uint64_t sender, uint64_t stream, uint64_t sequence);
-/* A beat says: `first` to `last` were published in this stream since the beat before.  `whole`: we have heard that one, so a stream
- * that we know nothing of should have been heard.  FIRST: it sets the baseline; NEXT: all of them were heard; GAP: some are
- * missing, and counting goes on after them. */
+/* A beat says: `first` to `last` were published in this stream.  `whole`: we should have heard them all, also of a stream that we know
+ * nothing of.  FIRST: it sets the baseline; NEXT: all of them were heard; GAP: some are missing, and counting goes on after them. */
 enum near__stream_news near__streams_announced(struct near__streams *streams, uint64_t sender,
                                                uint64_t stream, uint64_t first, uint64_t last, bool whole);
 
@@ -52,10 +52,10 @@ unsigned near__streams_copies(struct near__streams *streams, uint64_t sender, ui
 
 struct near__sent {
     uint64_t beat; /* number of the last beat that was published */
-    unsigned trail;
     size_t   count;
     struct {
         uint64_t stream, first, last;
+        unsigned told; /* beats that said it as it is */
     } streams[NEAR__SENT_MAX];
 };
 

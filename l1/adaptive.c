@@ -352,10 +352,25 @@ adaptive_enter(struct near__order *order, uint32_t element)
 
     if (++adaptive->fresh * TICK_TURN >= order->table->entries) {
         adaptive->fresh = 0;
-        atomic_store_explicit(&order->table->tick, (uint8_t)((tick + TICK_STEP) % (TICKS * TICK_STEP)),
-                              memory_order_relaxed);
+        near__table_marks(order->table, (uint8_t)((tick + TICK_STEP) % (TICKS * TICK_STEP)),
+                          atomic_load_explicit(&order->table->count_mask, memory_order_relaxed));
     }
     return near__fifos_enter(&adaptive->fifos, order->table, element);
+}
+
+static uint8_t
+adaptive_warmth(const struct near__order *order, uint8_t mark)
+{
+    (void)order;
+    return near__fifos_warmth(mark);
+}
+
+static uint8_t
+adaptive_revive(struct near__order *order, uint32_t element, uint8_t warmth)
+{
+    struct adaptive *adaptive = order->state;
+
+    return near__fifos_revive(&adaptive->fifos, order->table, element, warmth);
 }
 
 /* A full table tells the pool how many entries that is, where it changed much; when all have told, the shadows are made to
@@ -426,6 +441,8 @@ const struct near__policy near__adaptive = {
     .close      = adaptive_close,
     .enter      = adaptive_enter,
     .victim     = adaptive_victim,
+    .warmth     = adaptive_warmth,
+    .revive     = adaptive_revive,
     .reset      = adaptive_reset,
     .bytes      = adaptive_bytes,
     .watch      = adaptive_watch,

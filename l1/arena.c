@@ -50,8 +50,9 @@
 #define GRANULE_BITS 3
 #define FINE_CLASSES                                                                                         \
     256 /* up to here each multiple of the granule is a class: overhead per entry is what small ones pay */
-#define LINE      ((size_t)64)    /* blocks of this size and more ... */
-#define LINE_FROM ((size_t)1024)  /* ... lie at a multiple of it: values are promised to (l1/block.h) */
+#define LINE ((size_t)64) /* blocks of this size and more ... */
+#define LINE_FROM                                                                                            \
+    ((size_t)1024) /* ... lie at a multiple of it, unless smaller ones are to: values are promised to (l1/block.h) */
 #define LEVELS    6               /* 64^6 slabs: more than references can name */
 #define META_STEP ((size_t)65536) /* records are opened in steps of this many bytes */
 #define WIDE_SLAB ((size_t)32768) /* from here on a record has a cache line to itself (0.2 %) */
@@ -96,6 +97,7 @@ struct near__arena {
     char    *slabs;                           /* records, `stride` apart */
     unsigned shift, slab_shift, number_shift; /* of granule and slab in bytes, of a slab in references */
     unsigned stride;
+    size_t   line_from;
     unsigned class_count;
     struct size_class classes[NEAR__HEAP_CLASSES_MAX];
     uint8_t          *class_of; /* by size in granules, rounded up; up to half a slab */
@@ -325,8 +327,16 @@ chunk_trim(struct near__arena *arena, size_t number, size_t budget)
     return given;
 }
 
+/* A large page that is used for more than a quarter: the rest is not worth that readers meet small pages instead. */
+static bool
+worth_keeping(const struct chunk *chunk, size_t slab_shift)
+{
+    return chunk->huge && (size_t)chunk->used << slab_shift > CHUNK_BYTES / 4;
+}
+
+/* `all`: even what makes small pages of a large one that is well used. */
 static size_t
-trim(struct near__arena *arena, size_t budget)
+trim(struct near__arena *arena, size_t budget, bool all)
 {
     size_t given = 0;
 
@@ -340,8 +350,8 @@ trim(struct near__arena *arena, size_t budget)
     for (size_t i = arena->opened; i-- > 0 && given < budget;) {
         struct chunk *chunk = &arena->chunks[i];
 
-        if (chunk->resident > 0 && (size_t)chunk->resident * arena->unit > (size_t)chunk->used
-                                                                               << arena->slab_shift)
+        if (chunk->resident > 0 && (all || !worth_keeping(chunk, arena->slab_shift)) &&
+            (size_t)chunk->resident * arena->unit > (size_t)chunk->used << arena->slab_shift)
             given += chunk_trim(arena, i, budget - given);
     }
     return given;
@@ -386,7 +396,7 @@ unit_touch(struct near__arena *arena, size_t i)
     /* free slabs elsewhere hold pages: those go first */
     if (resident(arena) + arena->unit > page_budget(arena) && resident(arena) > arena->used
                                                                                     << arena->slab_shift)
-        trim(arena, arena->unit);
+        trim(arena, arena->unit, true);
     bit_set(arena->resident_units, unit);
     resident_add(arena, arena->unit);
     chunk->resident++;
@@ -484,7 +494,7 @@ slab_give(struct near__heap *heap, uint32_t number)
  * the step from one number of blocks to the next is more than an eighth.
  */
 static size_t
-class_after(size_t bytes, size_t granule, size_t slab)
+class_after(const struct near__arena *arena, size_t bytes, size_t granule, size_t slab)
 {
     size_t slots = slab / (bytes + granule);
     size_t aim   = bytes + bytes / 8;
@@ -494,7 +504,7 @@ class_after(size_t bytes, size_t granule, size_t slab)
     for (;; slots--) {
         size_t next = slab / slots;
 
-        next &= ~((next >= LINE_FROM ? LINE : granule) - 1);
+        next &= ~((next >= arena->line_from ? LINE : granule) - 1);
         if (next > bytes)
             return next;
     }
@@ -506,7 +516,7 @@ classes_make(struct near__arena *arena)
     size_t   granule = (size_t)1 << arena->shift, slab = slab_bytes(arena), largest = slab / 2;
     unsigned count = 0;
 
-    for (size_t bytes = granule;; bytes = class_after(bytes, granule, slab)) {
+    for (size_t bytes = granule;; bytes = class_after(arena, bytes, granule, slab)) {
         if (count == NEAR__HEAP_CLASSES_MAX - 1)
             bytes = largest; /* cannot happen: 64 KiB in granules of 8 make 74 */
         arena->classes[count].granules = (uint16_t)(bytes >> arena->shift);
@@ -636,6 +646,13 @@ reserve_most(struct near__arena *arena, size_t least, size_t most)
 near_status
 near__arena_open(struct near__arena **out, size_t max_bytes, size_t grow_bytes, size_t slab)
 {
+    return near__arena_open_lines(out, max_bytes, grow_bytes, slab, LINE_FROM);
+}
+
+near_status
+near__arena_open_lines(struct near__arena **out, size_t max_bytes, size_t grow_bytes, size_t slab,
+                       size_t line_from)
+{
     struct near__arena *arena;
     unsigned            shift;
     size_t              page = (size_t)sysconf(_SC_PAGESIZE), unit = slab > page ? slab : page, limit;
@@ -661,6 +678,7 @@ near__arena_open(struct near__arena **out, size_t max_bytes, size_t grow_bytes, 
         free(arena);
         return NEAR_ERR_NOMEM;
     }
+    arena->line_from    = line_from < LINE ? LINE : line_from < LINE_FROM ? line_from : LINE_FROM;
     arena->shift        = shift;
     arena->slab_shift   = (unsigned)__builtin_ctzll(slab);
     arena->number_shift = arena->slab_shift - shift;
@@ -735,9 +753,17 @@ near__arena_trim(struct near__arena *arena, size_t budget)
     size_t given;
 
     near__lock(&arena->lock);
-    given = trim(arena, budget);
+    given = trim(arena, budget, true);
     near__unlock(&arena->lock);
     return given;
+}
+
+void
+near__arena_tidy(struct near__arena *arena, size_t budget)
+{
+    near__lock(&arena->lock);
+    trim(arena, budget, false);
+    near__unlock(&arena->lock);
 }
 
 /* ---- the rings of partial slabs */

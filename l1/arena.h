@@ -47,6 +47,10 @@ near__arena_at(const struct near__arena_view *view, uint32_t ref)
  */
 near_status near__arena_open(struct near__arena **arena, size_t max_bytes, size_t grow_bytes,
                              size_t slab_bytes);
+/* The same where blocks of `line_from` bytes and more (64 to 1024, else the nearest of these) are rounded to, and lie at, multiples of
+ * 64; above it is 1024. */
+near_status near__arena_open_lines(struct near__arena **arena, size_t max_bytes, size_t grow_bytes,
+                                   size_t slab_bytes, size_t line_from);
 /* Unmaps everything; heaps need no near__heap_fini() before.  NULL inside is fine. */
 void                    near__arena_close(struct near__arena **arena);
 struct near__arena_view near__arena_view(const struct near__arena *arena);
@@ -61,6 +65,8 @@ size_t near__arena_committed(const struct near__arena *arena);
 /* Give the pages of free slabs back to the system, at most about `budget` bytes of them (a 2 MiB page at a time where all of it is
  * free); how many it gave. */
 size_t near__arena_trim(struct near__arena *arena, size_t budget);
+/* The same while nothing presses: 2 MiB pages of which more than a quarter is in use stay whole. */
+void near__arena_tidy(struct near__arena *arena, size_t budget);
 
 #define NEAR__HEAP_CLASSES_MAX 96
 struct near__heap_class {

@@ -1,5 +1,7 @@
 #include "l1/block.h"
 
+#include "base/clock.h"
+
 enum {
     SLOW_SHIFT  = 4, /* births of what does not expire: units of 16 ms */
     LABELS_HEAD = 6  /* clock and how many; stripes and names follow */
@@ -36,14 +38,16 @@ near__block_flags(const struct near__entry *entry, bool plain)
 bool
 near__block_wide(const struct near__entry *entry)
 {
-    return entry->adopted || entry->key_size > NEAR__BLOCK_KEY_MAX ||
-           entry->value_size > NEAR__BLOCK_VALUE_MAX;
+    if (entry->key_size > NEAR__BLOCK_KEY_MAX)
+        return true;
+    return entry->object == NULL && (entry->adopted || entry->value_size > NEAR__BLOCK_VALUE_MAX);
 }
 
 size_t
-near__block_size(const struct near__entry *entry, unsigned flags)
+near__block_size(const struct near__entry *entry, unsigned flags, unsigned code)
 {
-    size_t end = near__block_value_at(flags, entry->key_size, entry->value_size) + entry->value_size;
+    size_t size = code == NEAR__BLOCK_OBJECT ? NEAR__BLOCK_POINTERS : entry->value_size;
+    size_t end  = near__block_value_at(flags, entry->key_size, code) + size;
 
     if (!(flags & NEAR__BLOCK_LABELS))
         return end;
@@ -81,8 +85,10 @@ fresh_number(const struct near__entry *entry, int64_t expires)
 }
 
 void
-near__block_write(struct near__block *block, const struct near__entry *entry, near_bytes key, unsigned flags)
+near__block_write(struct near__block *block, const struct near__entry *entry, near_bytes key, unsigned flags,
+                  unsigned code)
 {
+    char          *value   = (char *)block + near__block_value_at(flags, entry->key_size, code);
     unsigned char *at      = block->rest;
     int64_t        expires = entry->expires;
     uint64_t       born_ms = (uint64_t)(entry->born / NEAR_MS);
@@ -91,7 +97,7 @@ near__block_write(struct near__block *block, const struct near__entry *entry, ne
         expires = entry->born + NEAR__BLOCK_TTL_MAX;
     block->flags      = (uint8_t)flags;
     block->key_size   = (uint8_t)entry->key_size;
-    block->value_size = (uint16_t)entry->value_size;
+    block->value_size = (uint16_t)code;
     if (flags & NEAR__BLOCK_BORN)
         at = put_u32(at, (uint32_t)(flags & NEAR__BLOCK_EXPIRES ? born_ms : born_ms >> SLOW_SHIFT));
     if (flags & NEAR__BLOCK_EXPIRES)
@@ -106,9 +112,12 @@ near__block_write(struct near__block *block, const struct near__entry *entry, ne
     }
     if (key.size > 0)
         memcpy(at, key.data, key.size);
-    if (entry->value_size > 0)
-        memcpy((char *)block + near__block_value_at(flags, entry->key_size, entry->value_size), entry->value,
-               entry->value_size);
+    if (code == NEAR__BLOCK_OBJECT) {
+        memcpy(value, &entry->object->object, sizeof(void *));
+        memcpy(value + sizeof(void *), &entry->object, sizeof(void *));
+    } else if (entry->value_size > 0) {
+        memcpy(value, entry->value, entry->value_size);
+    }
     if (flags & NEAR__BLOCK_LABELS)
         put_labels((unsigned char *)(uintptr_t)near__block_labels(block), entry->labels);
 }
@@ -152,6 +161,18 @@ near__block_write_external(struct near__block *block, struct near__entry *entry)
     memset(block, 0, NEAR__BLOCK_EXTERNAL_SIZE);
     block->flags = NEAR__BLOCK_EXTERNAL | (entry->negative ? NEAR__BLOCK_NEGATIVE : 0);
     memcpy(block->rest + 4, &entry, sizeof(entry));
+}
+
+void
+near__block_end_external(struct near__block *block, int64_t expires, int64_t now)
+{
+    uint32_t end;
+
+    if (expires > near__time_after(now, NEAR__BLOCK_TTL_MAX))
+        expires = near__time_after(now, NEAR__BLOCK_TTL_MAX);
+    end = near__block_time(expires);
+    block->flags |= NEAR__BLOCK_EXPIRES;
+    memcpy(block->rest, &end, sizeof(end)); /* where the first of the numbers lies */
 }
 
 /* A moment near `now` from its low bits. */

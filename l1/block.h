@@ -5,7 +5,10 @@
  *     1        1           2
  *
  * An entry that carries nothing pays 4 bytes.  The value begins at a multiple of 4, or of 64 when it has 1 KiB or more (such
- * blocks lie at a multiple of 64).  Times are milliseconds of the clock's low 32 bits: right for anything that is less than 20
+ * blocks lie at a multiple of 64).  `value size` is a code above 64511: smaller values that the L1's owner wants aligned to 64 as well
+ * (such an L1's blocks of 64 bytes and more all lie at a multiple of 64), and decoded ones, of which the block holds two pointers, the
+ * application's object and the counted one around it (l1/object.h): so a hit reads the first without a step more.
+ *  Times are milliseconds of the clock's low 32 bits: right for anything that is less than 20
  * days away, so nothing expires later than that here.  The birth of an entry that does not expire is kept in units of 16 ms (two
  * years).  What does not fit (long keys, large and adopted values) is EXTERNAL: the block is a pointer to a counted entry.
  *
@@ -36,14 +39,18 @@ enum {
 
 #define NEAR__BLOCK_HEAD       4
 #define NEAR__BLOCK_KEY_MAX    255
-#define NEAR__BLOCK_VALUE_MAX  65535
 #define NEAR__BLOCK_ALIGN_FROM 1024 /* values of this size and more lie at a multiple of 64 */
-#define NEAR__BLOCK_TTL_MAX    (INT64_C(20) * 24 * 3600 * 1000 * NEAR_MS)
+#define NEAR__BLOCK_OBJECT     (65536 - NEAR__BLOCK_ALIGN_FROM) /* code of a decoded value */
+#define NEAR__BLOCK_ALIGNED                                                                                  \
+    NEAR__BLOCK_OBJECT /* and this + size, of a smaller one that lies at a multiple of 64 */
+#define NEAR__BLOCK_VALUE_MAX (NEAR__BLOCK_OBJECT - 1)
+#define NEAR__BLOCK_POINTERS  (2 * sizeof(void *)) /* of a decoded one */
+#define NEAR__BLOCK_TTL_MAX   (INT64_C(20) * 24 * 3600 * 1000 * NEAR_MS)
 
 struct near__block {
     uint8_t       flags;
     uint8_t       key_size;
-    uint16_t      value_size;
+    uint16_t      value_size; /* or a code */
     unsigned char rest[];
 };
 
@@ -78,23 +85,76 @@ near__block_external(const struct near__block *block)
     return entry;
 }
 
-/* Where the value begins, from the block's start. */
+/* Where the value begins, from the block's start; `code`: its size, or what stands for it. */
 static inline size_t
-near__block_value_at(unsigned flags, size_t key_size, size_t value_size)
+near__block_value_at(unsigned flags, size_t key_size, unsigned code)
 {
     size_t at    = NEAR__BLOCK_HEAD + near__block_numbers(flags) + key_size;
-    size_t align = value_size >= NEAR__BLOCK_ALIGN_FROM ? 64 : 4;
+    size_t align = code >= NEAR__BLOCK_ALIGN_FROM && code != NEAR__BLOCK_OBJECT ? 64 : 4;
 
     return (at + align - 1) & ~(align - 1);
 }
 
+static inline bool
+near__block_has_object(const struct near__block *block)
+{
+    return block->value_size == NEAR__BLOCK_OBJECT;
+}
+
+/* Of a block that has one. */
+static inline struct near__object *
+near__block_object(const struct near__block *block)
+{
+    struct near__object *object;
+    size_t               at = near__block_value_at(block->flags, block->key_size, NEAR__BLOCK_OBJECT);
+
+    memcpy(&object, (const char *)block + at + sizeof(void *), sizeof(object));
+    return object;
+}
+
+/* Before anybody has seen the block. */
+static inline void
+near__block_name(struct near__block *block, struct near__object *object)
+{
+    size_t at = near__block_value_at(block->flags, block->key_size, NEAR__BLOCK_OBJECT);
+
+    memcpy((char *)block + at + sizeof(void *), &object, sizeof(object));
+}
+
+/* What the codec made; NULL: the block holds bytes. */
+static inline void *
+near__block_decoded(const struct near__block *block)
+{
+    size_t at = NEAR__BLOCK_HEAD + near__block_numbers(block->flags) + block->key_size;
+    void  *decoded;
+
+    if (!near__block_has_object(block))
+        return NULL;
+    memcpy(&decoded, (const char *)block + ((at + 3) & ~(size_t)3), sizeof(decoded));
+    return decoded;
+}
+
+/* Of one whose value is large, aligned, or decoded. */
+static inline near_bytes
+near__block_value_wide(const struct near__block *block)
+{
+    size_t at   = near__block_value_at(block->flags, block->key_size, block->value_size);
+    size_t size = block->value_size;
+
+    if (near__block_has_object(block))
+        return near__object_bytes(near__block_object(block));
+    return (near_bytes){ (const char *)block + at,
+                         size > NEAR__BLOCK_ALIGNED ? size - NEAR__BLOCK_ALIGNED : size };
+}
+
+/* The value's bytes; of a decoded one those that were kept. */
 static inline near_bytes
 near__block_value(const struct near__block *block)
 {
     size_t at = NEAR__BLOCK_HEAD + near__block_numbers(block->flags) + block->key_size;
 
     if (__builtin_expect(block->value_size >= NEAR__BLOCK_ALIGN_FROM, 0))
-        return (near_bytes){ (const char *)block + ((at + 63) & ~(size_t)63), block->value_size };
+        return near__block_value_wide(block);
     return (near_bytes){ (const char *)block + ((at + 3) & ~(size_t)3), block->value_size };
 }
 
@@ -102,9 +162,15 @@ near__block_value(const struct near__block *block)
 static inline const unsigned char *
 near__block_labels(const struct near__block *block)
 {
-    near_bytes value = near__block_value(block);
+    size_t at   = near__block_value_at(block->flags, block->key_size, block->value_size);
+    size_t size = block->value_size;
 
-    return (const unsigned char *)value.data + ((value.size + 3) & ~(size_t)3);
+    if (size == NEAR__BLOCK_OBJECT)
+        size = NEAR__BLOCK_POINTERS;
+    else if (size > NEAR__BLOCK_ALIGNED)
+        size -= NEAR__BLOCK_ALIGNED;
+
+    return (const unsigned char *)block + ((at + size + 3) & ~(size_t)3);
 }
 
 /* Clock and stripes of such a block. */
@@ -144,6 +210,22 @@ near__block_same16(const unsigned char *a, const unsigned char *b)
 #endif
 }
 
+/* The first 16 bytes and the last, in one comparison. */
+static inline bool
+near__block_same_ends(const unsigned char *a, const unsigned char *b, size_t size)
+{
+#if defined(__SSE2__)
+    __m128i first = _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(const void *)a),
+                                   _mm_loadu_si128((const __m128i *)(const void *)b));
+    __m128i last  = _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(const void *)(a + size - 16)),
+                                   _mm_loadu_si128((const __m128i *)(const void *)(b + size - 16)));
+
+    return _mm_movemask_epi8(_mm_and_si128(first, last)) == 0xffff;
+#else
+    return near__block_same16(a, b) && near__block_same16(a + size - 16, b + size - 16);
+#endif
+}
+
 static inline bool
 near__block_same(const unsigned char *a, const unsigned char *b, size_t size)
 {
@@ -152,8 +234,7 @@ near__block_same(const unsigned char *a, const unsigned char *b, size_t size)
     for (size_t at = 16; __builtin_expect(at < size - 16, 0); at += 16)
         if (!near__block_same16(a + at, b + at))
             return false;
-    /* both, without a branch between */
-    return (near__block_same16(a, b) & near__block_same16(a + size - 16, b + size - 16)) != 0;
+    return near__block_same_ends(a, b, size);
 }
 
 static inline bool
@@ -193,20 +274,40 @@ near__block_u32(const struct near__block *block, unsigned number)
 
 /* Has this moment (a number of the block's) come?  Times are compared around the circle. */
 static inline bool
+near__block_passed(uint32_t moment, uint32_t now)
+{
+    return (int32_t)(moment - now) <= 0;
+}
+
+static inline bool
 near__block_past(uint32_t moment, int64_t now)
 {
-    return (int32_t)(moment - near__block_time(now)) <= 0;
+    return near__block_passed(moment, near__block_time(now));
+}
+
+/* The code of an entry's value: decoded, or its size, and whether it is large enough to be aligned. */
+static inline unsigned
+near__block_code(const struct near__entry *entry, size_t align_from)
+{
+    if (entry->object != NULL)
+        return NEAR__BLOCK_OBJECT;
+    if (entry->value_size >= align_from && entry->value_size < NEAR__BLOCK_ALIGN_FROM &&
+        entry->value_size > 0)
+        return NEAR__BLOCK_ALIGNED + (unsigned)entry->value_size;
+    return (unsigned)entry->value_size;
 }
 
 /* The flags of an entry's block.  `plain`: the owner wants no birth times of entries that do not expire. */
 unsigned near__block_flags(const struct near__entry *entry, bool plain);
 /* Whether an entry must be external whatever its size class. */
 bool   near__block_wide(const struct near__entry *entry);
-size_t near__block_size(const struct near__entry *entry, unsigned flags);
-/* `key` is the entry's, which need not lie in it. */
+size_t near__block_size(const struct near__entry *entry, unsigned flags, unsigned code);
+/* `key` is the entry's, which need not lie in it.  The reference to its object is the caller's to take. */
 void near__block_write(struct near__block *block, const struct near__entry *entry, near_bytes key,
-                       unsigned flags);
+                       unsigned flags, unsigned code);
 void near__block_write_external(struct near__block *block, struct near__entry *entry);
+/* The same, that it is over at `expires`, whatever the entry says; `now`: of the writing. */
+void near__block_end_external(struct near__block *block, int64_t expires, int64_t now);
 #define NEAR__BLOCK_EXTERNAL_SIZE 16
 
 /* What there is to know of an entry, times on the clock's scale. */

@@ -3,7 +3,8 @@
  *
  * One block per entry, by malloc, or from 8 KiB on by mmap: [struct near__entry][key][gap][value].  Large values come and go in all
  * sizes, and what malloc cannot give back between them would be memory that nobody counts; pages are given back.  The gap brings the value to an address
- * divisible by 16, or by 64 when it has 4 KiB or more.  The 64 are found inside a plain block that is 48
+ * divisible by 16, or by 64 when it has 64 bytes or more: an entry small enough for the arena lives for a moment only, and then
+ * lies there.  The 64 are found inside a plain block that is 48
  * bytes longer, not by aligned_alloc(): glibc would cut a bigger block in three and leave crumbs beside each
  * value, memory that nobody counts.
  *
@@ -14,16 +15,18 @@
  */
 #include "l1/entry.h"
 
+#include "base/lock.h"
+
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 enum {
-    BLOCK_ALIGN   = 16,       /* what malloc gives */
-    VALUE_ALIGN   = 64,       /* a cache line, and the widest vector */
-    LARGE         = 4 * 1024, /* from here on the padding is below 1.6 % */
-    MALLOC_HEADER = 8,        /* glibc keeps the size before the block */
+    BLOCK_ALIGN   = 16, /* what malloc gives */
+    VALUE_ALIGN   = 64, /* a cache line, and the widest vector */
+    LARGE         = 64, /* what a vector may be read from in place (l1.align_from) */
+    MALLOC_HEADER = 8,  /* glibc keeps the size before the block */
     PAGE          = 4096,
     MAPPED_FROM   = 2 * PAGE
 };
@@ -138,7 +141,10 @@ near__entry_release(struct near__entry **entry)
     if (e == NULL || atomic_fetch_sub_explicit(&e->refs, 1, memory_order_acq_rel) != 1)
         return;
     if (e->release != NULL)
+        near__lock_none();
+    if (e->release != NULL)
         e->release((void *)(uintptr_t)e->value);
+    near__object_release(&e->object);
     free(e->labels);
     block_put(e);
 }
@@ -151,6 +157,8 @@ near__entry_cost(const struct near__entry *entry)
 
     if (entry->labels != NULL)
         cost += malloc_usable_size(entry->labels) + MALLOC_HEADER;
+    if (entry->object != NULL)
+        cost += near__object_cost(entry->object);
     if (entry->adopted)
         cost += align_up(entry->value_size + MALLOC_HEADER, BLOCK_ALIGN); /* as malloc would have given it */
     return cost;

@@ -13,6 +13,7 @@
 #define NEAR_L1_ENTRY_H
 
 #include "l1/labels.h"
+#include "l1/object.h"
 
 struct near__entry {
     _Atomic uint32_t refs;
@@ -30,14 +31,17 @@ struct near__entry {
     uint32_t mapped_pages;       /* of 4 KiB: this block came from mmap; 0: from malloc */
     bool     negative;           /* "the store has no such thing": no value */
     bool     adopted;            /* value lies in memory that was taken over */
+    uint8_t  origin; /* near_source of what no tier gave, for handles that have none in their bits; else 0 */
+    uint8_t  pool;   /* number of the pool that it is meant for (l1/pools.h); 0: not said */
 
     struct near__labels *labels; /* its own, from malloc; NULL: it has none */
+    struct near__object *object; /* a reference: what its bytes were decoded to; NULL: they are the value */
 
     unsigned char key[];
 };
 
 /* A new entry with room for `value_size` bytes, the key copied in, refs 1, born and expires set by the caller afterwards.
- * `*value` is where the creator writes the bytes before anybody else sees the entry (16-byte aligned, 64 from 4 KiB on; may be
+ * `*value` is where the creator writes the bytes before anybody else sees the entry (16-byte aligned, 64 from 64 bytes on; may be
  * NULL when value_size is 0).  NULL: out of memory. */
 struct near__entry *near__entry_new(near_bytes key, uint64_t hash, size_t value_size, void **value);
 /* A new entry around memory that is taken over: `release(data)` runs once at the end (NULL: nothing runs).  NULL: out of memory,
@@ -49,8 +53,30 @@ void near__entry_ref(struct near__entry *entry);
 /* Lets go and leaves NULL behind; NULL inside is fine.  No lock may be held: the last one calls `release`. */
 void near__entry_release(struct near__entry **entry);
 
-/* Memory this entry costs: what the allocator gave (its header counted), adopted bytes included. */
+/* One of either, by its address: an object's is marked.  What must wait for the end of a lock's hold is kept so. */
+#define NEAR__LEAVES_OBJECT ((uintptr_t)1)
+static inline void
+near__let_go(uintptr_t leaves)
+{
+    struct near__entry  *entry  = (struct near__entry *)leaves;
+    struct near__object *object = (struct near__object *)(leaves & ~NEAR__LEAVES_OBJECT);
+
+    if (leaves & NEAR__LEAVES_OBJECT)
+        near__object_release(&object);
+    else
+        near__entry_release(&entry);
+}
+
+/* Memory this entry costs: what the allocator gave (its header counted), adopted bytes and its object included. */
 size_t near__entry_cost(const struct near__entry *entry);
+
+/* What the value's holder reads: its bytes, or of a decoded one those that were kept. */
+static inline near_bytes
+near__entry_bytes(const struct near__entry *entry)
+{
+    return entry->object != NULL ? near__object_bytes(entry->object)
+                                 : (near_bytes){ entry->value, entry->value_size };
+}
 
 static inline near_bytes
 near__entry_key(const struct near__entry *entry)
@@ -75,6 +101,15 @@ static inline void *
 near__value_address(const near_value *value)
 {
     return (void *)((uintptr_t)value & ~NEAR__VALUE_BITS);
+}
+
+static inline near_source
+near__value_source(const near_value *value)
+{
+    if (((uintptr_t)value & (NEAR__VALUE_SOURCE | NEAR__VALUE_SLOT)) ==
+        0) /* of a field: given by its caller, or by declaration */
+        return (near_source)((const struct near__entry *)near__value_address(value))->origin;
+    return (near_source)((uintptr_t)value & NEAR__VALUE_SOURCE);
 }
 
 #endif

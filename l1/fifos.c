@@ -1,7 +1,11 @@
 /* Two queues and a ghost (see the header). */
 #include "l1/fifos.h"
 
-enum { COUNT_MAX = 3 };
+enum {
+    COUNT_MAX = 3,
+    MAIN_TAGS = 0x80, /* in a mark: main's tags are the upper half */
+    WAS_MAIN  = 4     /* in a warmth */
+};
 
 void
 near__fifos_init(struct near__fifos *fifos, struct near__table *table, struct near__fifos_rule rule)
@@ -11,8 +15,7 @@ near__fifos_init(struct near__fifos *fifos, struct near__table *table, struct ne
     near__ring_init(&fifos->small, 0, 8);
     near__ring_init(&fifos->main, 8, 8);
     /* relaxed: a reader that still sees the zeroes of a new table marks nothing */
-    atomic_store_explicit(&table->tick, 0, memory_order_relaxed);
-    atomic_store_explicit(&table->count_mask, NEAR__RING_TAG | COUNT_MAX, memory_order_relaxed);
+    near__table_marks(table, 0, NEAR__RING_TAG | COUNT_MAX);
 }
 
 void
@@ -44,19 +47,42 @@ uses(struct near__place place)
     return near__place_mark(place) & COUNT_MAX;
 }
 
-uint8_t
-near__fifos_enter(struct near__fifos *fifos, const struct near__table *table, uint32_t element)
+static uint8_t
+push(struct near__fifos *fifos, const struct near__table *table, struct near__ring *ring, uint32_t element,
+     unsigned count)
 {
-    bool    known = near__ghost_take(&fifos->ghost, element);
     uint8_t tag;
 
     if (near__rings_full(fifos->small.count + fifos->main.count, table->entries)) {
         near__ring_compact(&fifos->store, &fifos->small, table, (uint8_t)~NEAR__RING_TAG);
         near__ring_compact(&fifos->store, &fifos->main, table, (uint8_t)~NEAR__RING_TAG);
     }
-    near__ring_push(&fifos->store, known || fifos->rule.share == 0 ? &fifos->main : &fifos->small, element,
-                    &tag);
-    return tag | mark_rest(table, 0);
+    near__ring_push(&fifos->store, ring, element, &tag);
+    return tag | mark_rest(table, count);
+}
+
+uint8_t
+near__fifos_enter(struct near__fifos *fifos, const struct near__table *table, uint32_t element)
+{
+    bool known = near__ghost_take(&fifos->ghost, element);
+
+    return push(fifos, table, known || fifos->rule.share == 0 ? &fifos->main : &fifos->small, element, 0);
+}
+
+uint8_t
+near__fifos_warmth(uint8_t mark)
+{
+    return (uint8_t)((mark & MAIN_TAGS ? WAS_MAIN : 0) | (mark & COUNT_MAX));
+}
+
+uint8_t
+near__fifos_revive(struct near__fifos *fifos, const struct near__table *table, uint32_t element,
+                   uint8_t warmth)
+{
+    bool was_main = warmth & WAS_MAIN;
+
+    return push(fifos, table, was_main || fifos->rule.share == 0 ? &fifos->main : &fifos->small, element,
+                warmth & COUNT_MAX);
 }
 
 static size_t

@@ -37,6 +37,10 @@ void    near__fifos_init(struct near__fifos *fifos, struct near__table *table, s
 void    near__fifos_fini(struct near__fifos *fifos);
 void    near__fifos_clear(struct near__fifos *fifos);
 uint8_t near__fifos_enter(struct near__fifos *fifos, const struct near__table *table, uint32_t element);
+/* For an order's warmth() and revive(): the queue it was in, and its counter. */
+uint8_t near__fifos_warmth(uint8_t mark);
+uint8_t near__fifos_revive(struct near__fifos *fifos, const struct near__table *table, uint32_t element,
+                           uint8_t warmth);
 bool near__fifos_victim(struct near__fifos *fifos, const struct near__table *table, struct near__place *place,
                         uint32_t *element);
 size_t near__fifos_bytes(const struct near__fifos *fifos); /* without the struct itself */

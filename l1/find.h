@@ -23,7 +23,8 @@ struct near__l1_front {
     size_t number; /* of its count of hits */
     void (*sample)(void *ctx, uint64_t hash,
                    near_bytes key); /* hears of one hit in NEAR__L1_SAMPLE; may be NULL */
-    void        *sample_ctx;
+    void                  *sample_ctx;
+    const _Atomic int64_t *tick; /* the time as somebody tells it; 0: nobody does.  NULL: nobody ever will */
     bool         fast;  /* the fast path may be taken: it keeps something, and membarrier is to be had */
     _Atomic bool timed; /* sticky: an entry that may expire was admitted */
     _Atomic(struct near__label_clock *) labels; /* NULL: no tag was ever seen */
@@ -31,9 +32,6 @@ struct near__l1_front {
 
 #define NEAR__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define NEAR__UNLIKELY(x) __builtin_expect(!!(x), 0)
-
-/* A use was noted that the policy wants to hear of. */
-void near__l1_watch(struct near__l1_front *front, uint64_t hash);
 
 /* Whether a hit is one to look at closely, by its number: a multiplication spreads them, so that no rhythm of the callers meets its
  * own. */
@@ -43,8 +41,6 @@ near__l1_is_sample(uint64_t number)
     return (uint32_t)number * UINT32_C(0x9E3779B1) < (UINT32_C(1) << 31) / (NEAR__L1_SAMPLE / 2);
 }
 
-void near__l1_sample(struct near__l1_front *front, uint64_t hash, near_bytes key);
-
 /* Whether any entry may expire: while false, `now` makes no difference to a find. */
 static inline bool
 near__l1_timed(const struct near__l1 *l1)
@@ -53,27 +49,31 @@ near__l1_timed(const struct near__l1 *l1)
     return atomic_load_explicit(&((const struct near__l1_front *)l1)->timed, memory_order_relaxed);
 }
 
+/* Whether one use more would leave the mark as it is: it was used in this tick, and as often as can be counted. */
+static inline bool
+near__l1_used_up(const struct near__table *table, uint8_t mark)
+{
+    /* relaxed: as in near__table_marks() */
+    return (mark & atomic_load_explicit(&table->used_mask, memory_order_relaxed)) ==
+           atomic_load_explicit(&table->used, memory_order_relaxed);
+}
+
 /* Note a use; whether the mark changed. */
 static inline bool
-near__l1_use(const struct near__table *table, struct near__bucket *bucket, unsigned lane)
+near__l1_use(const struct near__table *table, _Atomic uint8_t *place)
 {
-    uint8_t old        = atomic_load_explicit(&bucket->marks[lane], memory_order_relaxed);
-    uint8_t tick       = atomic_load_explicit(&table->tick, memory_order_relaxed);
-    uint8_t count_mask = atomic_load_explicit(&table->count_mask, memory_order_relaxed);
+    uint8_t old = atomic_load_explicit(place, memory_order_relaxed);
     uint8_t mark;
 
-    if (NEAR__LIKELY(old ==
-                     (tick | (count_mask & 15)))) /* used in this tick and as often as can be counted */
+    if (near__l1_used_up(table, old))
         return false;
-    mark = near__mark_hit(old, tick, count_mask);
+    mark = near__mark_hit(old, atomic_load_explicit(&table->tick, memory_order_relaxed),
+                          atomic_load_explicit(&table->count_mask, memory_order_relaxed));
     if (mark == old)
         return false;
-    /* Relaxed.  A count or a tick may be lost when two write at once: they are hints.  Bits that the policy itself wrote must not be
-     * overwritten by what they were: an exchange, and if it fails the use is lost. */
-    if (count_mask & 0xf0)
-        return atomic_compare_exchange_strong_explicit(&bucket->marks[lane], &old, mark, memory_order_relaxed,
-                                                       memory_order_relaxed);
-    atomic_store_explicit(&bucket->marks[lane], mark, memory_order_relaxed);
+    /* Relaxed, and no exchange.  A count or a tick may be lost when two write at once: they are hints.  What the policy itself wrote
+     * between our load and this store is lost, too: queues know that (near__rings_short()). */
+    atomic_store_explicit(place, mark, memory_order_relaxed);
     return true;
 }
 
@@ -100,82 +100,125 @@ near__l1_judge(const struct near__l1_front *front, unsigned flags, const struct 
     return NEAR__UNLIKELY(flags & NEAR__BLOCK_NEGATIVE) ? NEAR__L1_NEGATIVE : (near_value *)value;
 }
 
-/* A slot of a bucket whose tag is the key's: hold its block and see whether it is what is wanted.  NULL: not so simple. */
+/* What was found. */
+struct near__l1_held {
+    near_value      *value;
+    _Atomic uint8_t *mark; /* in its bucket */
+    bool             more; /* near__l1_after() is due: its mark is to change, or it is a sample */
+};
+
+/* What a block is judged by.  Either the time is given, or it is read where it is told, for the few entries that need it; then only what
+ * is simple is wanted: fresh values without tags. */
+struct near__l1_time {
+    int64_t now;
+    bool    is_told;
+};
+
 static inline __attribute__((always_inline)) near_value *
-near__l1_take(struct near__l1_front *front, struct near__reader *reader, struct near__hazard *hazard,
-              struct near__table *table, struct near__place place, uint64_t hash, near_bytes key, int64_t now)
+near__l1_worth(struct near__l1_front *front, const struct near__block *block, unsigned flags,
+               struct near__hazard *hazard, struct near__l1_time time)
 {
-    uint32_t                  ref    = near__bucket_ref(place.bucket, place.lane);
-    size_t                    number = front->number;
-    uint64_t                  hits;
+    uint32_t ms;
+    int64_t  now;
+    bool     past;
+
+    if (!time.is_told)
+        return near__l1_judge(front, flags, block, hazard, time.now);
+    if (flags & (NEAR__BLOCK_NEGATIVE | NEAR__BLOCK_LABELS))
+        return NULL;
+    now = atomic_load_explicit(front->tick, memory_order_relaxed); /* relaxed: a time, it orders nothing */
+    ms  = near__block_time(now);
+    past =
+        (flags & NEAR__BLOCK_EXPIRES) && near__block_passed(near__block_u32(block, NEAR__BLOCK_EXPIRES), ms);
+    past |= (flags & NEAR__BLOCK_FRESH) && near__block_passed(near__block_u32(block, NEAR__BLOCK_FRESH), ms);
+    return now == 0 || past ? NULL : (near_value *)((uintptr_t)hazard | NEAR__VALUE_SLOT | NEAR_FROM_L1);
+}
+
+/* A slot of a bucket whose tag is the key's: hold its block and see whether it is what is wanted.  False: not so simple. */
+static inline __attribute__((always_inline)) bool
+near__l1_hold(struct near__l1_front *front, struct near__reader *reader, struct near__hazard *hazard,
+              struct near__table *table, struct near__place place, near_bytes key, struct near__l1_time time,
+              struct near__l1_held *held)
+{
+    uint32_t                  ref   = near__bucket_ref(place.bucket, place.lane);
     const struct near__block *block = near__arena_at(&front->view, ref);
-    near_value               *value;
+    unsigned                  flags;
+    uint64_t                  hits;
+    size_t                    number;
 
     /* release and the compiler's fence: as in near__hazard_set(); the other half of the fence is membarrier(2) */
     atomic_store_explicit(&hazard->block, block, memory_order_release);
     atomic_signal_fence(memory_order_seq_cst);
-    if (NEAR__UNLIKELY(ref == 0 || near__bucket_ref(place.bucket, place.lane) != ref ||
-                       !near__block_is_plain(block, key) || reader->hits_count <= number))
+    if (NEAR__UNLIKELY(near__bucket_ref(place.bucket, place.lane) != ref || ref == 0 ||
+                       !near__block_is_plain(block, key)))
         goto not_simple;
-    value = (near_value *)((uintptr_t)hazard | NEAR__VALUE_SLOT | NEAR_FROM_L1);
-    if (block->flags &
-        (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE | NEAR__BLOCK_LABELS)) {
-        value = near__l1_judge(front, block->flags, block, hazard, now);
-        if (NEAR__UNLIKELY((uintptr_t)value <= NEAR__VALUE_BITS))
+    held->value = (near_value *)((uintptr_t)hazard | NEAR__VALUE_SLOT | NEAR_FROM_L1);
+    held->mark  = &place.bucket->marks[place.lane];
+    flags       = block->flags;
+    number      = front->number;
+    if (NEAR__UNLIKELY(reader->hits_count <= number))
+        goto not_simple;
+    if (flags & (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE | NEAR__BLOCK_LABELS)) {
+        held->value = near__l1_worth(front, block, flags, hazard, time);
+        if (NEAR__UNLIKELY((uintptr_t)held->value <= NEAR__VALUE_BITS))
             goto not_simple;
     }
-    if (NEAR__UNLIKELY(near__l1_use(table, place.bucket, place.lane)) && front->watch != NULL)
-        near__l1_watch(front, hash);
     reader->next = hazard + 1;
     hits         = atomic_load_explicit(&reader->hits[number], memory_order_relaxed) + 1;
     atomic_store_explicit(&reader->hits[number], hits, memory_order_relaxed);
-    if (NEAR__UNLIKELY(near__l1_is_sample(hits)))
-        near__l1_sample(front, hash, key);
-    return value;
+    held->more =
+        NEAR__UNLIKELY(!near__l1_used_up(table, atomic_load_explicit(held->mark, memory_order_relaxed))) ||
+        NEAR__UNLIKELY(near__l1_is_sample(hits));
+    return true;
 not_simple:
     near__hazard_clear(hazard);
-    return NULL;
+    return false;
+}
+
+/* What a few hits leave to do while the value is held.  NEAR_OK, so that a caller may end with it. */
+near_status near__l1_after(struct near__l1_front *front, _Atomic uint8_t *mark, uint64_t hash,
+                           near_bytes key);
+
+/* The same from the hash on; the key is the first in its chain that has its tag.  False: not so simple, which a miss is, too. */
+static inline __attribute__((always_inline)) bool
+near__l1_meet(struct near__l1_front *front, uint64_t hash, near_bytes key, struct near__l1_time time,
+              struct near__l1_held *held)
+{
+    struct near__reader *reader  = near__reader_mine;
+    uint32_t             element = near__element(hash), match;
+    struct near__bucket *bucket;
+    struct near__hazard *hazard;
+    struct near__table  *table;
+
+    hazard = reader->next;
+    /* acquire: as in near__hazard_slot() */
+    if (NEAR__UNLIKELY(atomic_load_explicit(&hazard->block, memory_order_acquire) != NULL))
+        return false; /* it is taken, or the chunk's end, or the thread has none */
+    table  = &front->tables[hash & front->shard_mask];
+    bucket = near__table_bucket(table, near__table_home(near__table_size(table), element));
+    if (NEAR__UNLIKELY(near__bucket_stale(table, bucket)))
+        return false;
+    while (NEAR__UNLIKELY((match = near__bucket_match(bucket, near__tag(element))) == 0)) {
+        bucket = near__table_after(table, bucket);
+        if (bucket == NULL)
+            return false;
+    }
+    return near__l1_hold(front, reader, hazard, table, (struct near__place){ bucket, NEAR__LANE(match) }, key,
+                         time, held);
 }
 
 /* near__l1_find(), quickly where it is simple. */
 static inline __attribute__((always_inline)) near_value *
 near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_t now)
 {
-    struct near__reader *reader  = near__reader_mine;
-    uint32_t             element = near__element(hash), match;
-    struct near__bucket *home, *bucket;
-    struct near__hazard *hazard;
-    struct near__table  *table;
-    near_value          *value;
-    uint64_t             size;
-    uint16_t             version;
+    struct near__l1_time time = { .now = now };
+    struct near__l1_held held;
 
-    if (NEAR__UNLIKELY(reader == NULL || !front->fast))
-        goto slow;
-    hazard = near__hazard_slot(reader);
-    if (NEAR__UNLIKELY(hazard == NULL))
-        return NULL;
-    table   = &front->tables[hash & front->shard_mask];
-    size    = near__table_size(table);
-    home    = near__table_bucket(table, near__table_home(size, element));
-    bucket  = home;
-    version = near__bucket_version(home);
-    if (NEAR__UNLIKELY(near__bucket_stale(table, home)))
-        goto slow;
-    while (NEAR__UNLIKELY((match = near__bucket_match(bucket, near__tag(element))) == 0)) {
-        bucket = near__table_after(table, bucket);
-        if (bucket != NULL)
-            continue;
-        if (near__table_settled(table, size, home, version))
-            return NULL;
-        goto slow;
-    }
-    value = near__l1_take(front, reader, hazard, table, (struct near__place){ bucket, NEAR__LANE(match) },
-                          hash, key, now);
-    if (NEAR__LIKELY(value != NULL))
-        return value;
-slow:
-    return near__l1_find((struct near__l1 *)front, hash, key, now);
+    if (NEAR__UNLIKELY(!front->fast || !near__l1_meet(front, hash, key, time, &held)))
+        return near__l1_find((struct near__l1 *)front, hash, key, now);
+    if (NEAR__UNLIKELY(held.more))
+        near__l1_after(front, held.mark, hash, key);
+    return held.value;
 }
 
 /* ---- what is handed out */
@@ -197,11 +240,31 @@ near__slot_block(const struct near__hazard *slot)
 static inline near_bytes
 near__value_data(const near_value *value)
 {
-    const struct near__entry *entry = near__value_address(value);
-
     if (NEAR__LIKELY((uintptr_t)value & NEAR__VALUE_SLOT))
         return near__block_value(near__slot_block(near__value_address(value)));
-    return (near_bytes){ entry->value, entry->value_size };
+    return near__entry_bytes(near__value_address(value));
+}
+
+/* The counted object of a decoded value, held as long as the value is; NULL: it has none. */
+static inline struct near__object *
+near__value_object(const near_value *value)
+{
+    const struct near__entry *entry = near__value_address(value);
+    const struct near__block *block;
+
+    if (!((uintptr_t)value & NEAR__VALUE_SLOT))
+        return entry->object;
+    block = near__slot_block(near__value_address(value));
+    return near__block_has_object(block) ? near__block_object(block) : NULL;
+}
+
+/* What it counts as: its bytes, or what its codec said. */
+static inline size_t
+near__value_size(const near_value *value)
+{
+    const struct near__object *object = near__value_object(value);
+
+    return object != NULL ? object->size : near__value_data(value).size;
 }
 
 /* The value without its mark of staleness: whoever knows its times marks it himself. */

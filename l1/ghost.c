@@ -1,8 +1,14 @@
 /* Ghosts (see the header). */
 #include "l1/ghost.h"
 
+#include "l1/pages.h"
+
 #include <stdlib.h>
 #include <string.h>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 /* The exact ghost: nodes in a doubly linked list by age and in chains by element, numbered from 1; 0 is the end of both. */
 struct node {
@@ -108,6 +114,12 @@ list_add(struct near__ghost_list *list, uint32_t element)
 
 /* ---- the one of lines */
 
+static void
+lines_free(struct near__ghost *ghost)
+{
+    near__pages_free(ghost->lines, ghost->count * LINE_BYTES);
+}
+
 void
 near__ghost_size(struct near__ghost *ghost, size_t keys, bool exact)
 {
@@ -121,8 +133,9 @@ near__ghost_size(struct near__ghost *ghost, size_t keys, bool exact)
     count        = count == 0 ? 1 : count;
     ghost->lanes = keys < NEAR__GHOST_LANES ? (uint32_t)keys : NEAR__GHOST_LANES;
     if (count != ghost->count) {
-        free(ghost->lines);
-        ghost->lines = aligned_alloc(LINE_BYTES, count * LINE_BYTES);
+        lines_free(ghost);
+        ghost->lines = count * LINE_BYTES < NEAR__PAGE ? aligned_alloc(LINE_BYTES, count * LINE_BYTES)
+                                                       : near__pages_new(count * LINE_BYTES);
         ghost->count = ghost->lines == NULL ? 0 : count;
     }
     near__ghost_clear(ghost);
@@ -131,7 +144,7 @@ near__ghost_size(struct near__ghost *ghost, size_t keys, bool exact)
 void
 near__ghost_fini(struct near__ghost *ghost)
 {
-    free(ghost->lines);
+    lines_free(ghost);
     list_free(ghost->list);
     *ghost = (struct near__ghost){ 0 };
 }
@@ -185,29 +198,55 @@ near__ghost_add(struct near__ghost *ghost, uint32_t element)
     line[0] = print_of(mixed);
 }
 
+/* A bit for each lane that holds the print. */
+static uint32_t
+lanes_with(const uint16_t *line, uint16_t print)
+{
+    uint32_t lanes = 0;
+
+#if defined(__SSE2__)
+    const __m128i *parts  = (const __m128i *)(const void *)line;
+    __m128i        wanted = _mm_set1_epi16((short)print);
+
+    for (unsigned i = 0; i < NEAR__GHOST_LANES / 16; i++) {
+        __m128i low  = _mm_cmpeq_epi16(_mm_loadu_si128(parts + 2 * i), wanted);
+        __m128i high = _mm_cmpeq_epi16(_mm_loadu_si128(parts + 2 * i + 1), wanted);
+
+        lanes |= (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(low, high)) << 16 * i;
+    }
+#else
+    for (unsigned lane = 0; lane < NEAR__GHOST_LANES; lane++)
+        lanes |= (uint32_t)(line[lane] == print) << lane;
+#endif
+    return lanes;
+}
+
 bool
 near__ghost_take(struct near__ghost *ghost, uint32_t element)
 {
     uint32_t  mixed = mix(element);
     uint16_t *line, print = print_of(mixed);
+    uint32_t  lanes;
+    unsigned  lane;
 
     if (ghost->list != NULL)
         return list_take(ghost->list, element);
     if (ghost->count == 0)
         return false;
-    line = line_of(ghost, mixed);
-    for (unsigned lane = 0; lane < ghost->lanes; lane++) {
-        if (line[lane] != print)
-            continue;
-        memmove(line + lane, line + lane + 1, (ghost->lanes - 1 - lane) * sizeof(*line));
-        line[ghost->lanes - 1] = 0;
-        return true;
-    }
-    return false;
+    line  = line_of(ghost, mixed);
+    lanes = lanes_with(line, print);
+    if (ghost->lanes < NEAR__GHOST_LANES)
+        lanes &= (1u << ghost->lanes) - 1;
+    if (lanes == 0)
+        return false;
+    lane = (unsigned)__builtin_ctz(lanes);
+    memmove(line + lane, line + lane + 1, (ghost->lanes - 1 - lane) * sizeof(*line));
+    line[ghost->lanes - 1] = 0;
+    return true;
 }
 
 size_t
 near__ghost_bytes(const struct near__ghost *ghost)
 {
-    return ghost->count * LINE_BYTES;
+    return near__pages_bytes(ghost->count * LINE_BYTES);
 }

@@ -38,8 +38,11 @@ struct burial {
     void *ctx;
 };
 
-_Thread_local struct near__reader *near__reader_mine __attribute__((tls_model("initial-exec")));
-_Atomic unsigned                   near__hazard_flags;
+static struct near__hazard         never_free          = { .block = &never_free };
+struct near__reader                near__reader_nobody = { .next = &never_free };
+_Thread_local struct near__reader *near__reader_mine __attribute__((tls_model("initial-exec"))) =
+    &near__reader_nobody;
+_Atomic unsigned near__hazard_flags;
 
 /*
  * The process's own state.  `lock` is a leaf and covers everything but the atomics.
@@ -73,7 +76,7 @@ thread_ends(void *arg)
     struct record *record = arg;
 
     near__reader_mine =
-        NULL; /* a later destructor of the same thread that reads must not share it with the next owner */
+        &near__reader_nobody; /* a later destructor of the same thread that reads must not share it with the next owner */
     near__lock(&process.lock);
     record->owned = false;
     near__unlock(&process.lock);

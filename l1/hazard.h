@@ -44,6 +44,9 @@ struct near__reader {
 
 #define NEAR__INSIDE __attribute__((visibility("hidden"))) /* reached without the global offset table */
 
+/* The record of a thread that has none: its only slot is never free, so whoever reads quickly need not ask. */
+extern struct near__reader near__reader_nobody NEAR__INSIDE;
+
 extern _Thread_local struct near__reader *near__reader_mine __attribute__((tls_model("initial-exec")))
 NEAR__INSIDE;
 
@@ -70,7 +73,7 @@ near__reader(void)
 {
     struct near__reader *mine = near__reader_mine;
 
-    return __builtin_expect(mine != NULL, 1) ? mine : near__reader_new();
+    return __builtin_expect(mine != &near__reader_nobody, 1) ? mine : near__reader_new();
 }
 
 /* A free slot of the calling thread; it stays free until near__hazard_set().  NULL: no memory. */

@@ -17,7 +17,7 @@
  * may call the application (an adopted value's release function), so those are collected and let go after the lock was dropped.
  *
  * The fence of a key is the sum of its stripe's counter and the whole cache's epoch.  Both only grow, so an equal
- * sum means that neither has moved, although the two are not read at one moment.  Flush moves the epoch first and
+ * sum means that neither has moved, although the two are not read at one moment.  Flush closes the disk tier, moves the epoch and
  * then clears shard by shard: an insert that ran in a shard before the clearing is cleared, one that runs after it
  * sees the new epoch (the lock orders them) and is refused.  Clearing a shard is one step, whatever it holds: the table's
  * generation moves, and buckets of an older one count as empty until somebody gets round to emptying them.
@@ -61,14 +61,19 @@
  * slots; a slot names a block that is not of its shard's heap; the application is called with a lock held.
  *
  * Locks: the shard's, rank NEAR__RANK_SHARD, never two at once; under it the arena's and the hazard list's leaves.
+ *
+ * An L1 with pools is an empty one: l1/pools.c does its work with several others.
  */
 #include "l1/l1.h"
 
 #include "base/lock.h"
 #include "l1/arena.h"
+#include "l1/curve.h"
+#include "l1/disk.h"
 #include "l1/find.h"
 #include "l1/hazard.h"
 #include "l1/policy.h"
+#include "l1/pools.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -83,19 +88,22 @@ enum {
     STRIPES_MAX   = 16384,           /* 256 KiB: each write needs one */
     SHARDS_LIMIT  = 1024,
     SHARD_LEAST   = 4096, /* bytes */
-    SLAB_PARTS = 256, /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
-    SLAB_MIN   = 512,
-    SLAB_MAX   = 65536,
-    GROWTH     = 16,  /* how far an L1 may be resized ... */
-    LIMBO      = 128, /* blocks of a shard that may wait for a barrier; a power of two */
-    HELD_LOOKS = 64,  /* held blocks looked at again after a barrier */
-    DEAD       = 32,  /* counted entries let go after one hold of the lock */
+    SLAB_PARTS   = 256, /* a slab is this part of a shard: what stays unused in slabs is a few percent then */
+    SLAB_MIN     = 512,
+    SLAB_MAX     = 65536,
+    RECORD_BYTES = 64,  /* of a slab, outside it (l1/arena.h) */
+    OWN_PART     = 128, /* what an L1 takes itself is deducted where it is less than this part */
+    GROWTH       = 16,  /* how far an L1 may be resized ... */
+    LIMBO        = 128, /* blocks of a shard that may wait for a barrier; a power of two */
+    HELD_LOOKS   = 64,  /* held blocks looked at again after a barrier */
+    DEAD         = 32,  /* counted entries let go after one hold of the lock */
     AHEAD_PART =
         64, /* victims taken ahead of need: so that one barrier serves that part of a shard's entries ... */
-    AHEAD_MAX    = 32,   /* ... or so many */
-    SHRINK_TRIES = 128,  /* the same for a slab while there is more than is allowed: upkeep sees to that */
-    TRIES        = 4096, /* rounds of eviction for one block before it is given up */
-    HOMES_FIRST  = 4,    /* buckets of an empty shard */
+    AHEAD_MAX      = 32,   /* ... or so many */
+    RESTORED_LEAST = 64,   /* bytes of an entry, for which an index is made beforehand */
+    SHRINK_TRIES   = 128,  /* the same for a slab while there is more than is allowed: upkeep sees to that */
+    TRIES          = 4096, /* rounds of eviction for one block before it is given up */
+    HOMES_FIRST    = 4,    /* buckets of an empty shard */
     HOMES_APART =
         37, /* how far the first buckets of neighbouring shards lie apart: odd, so that all places are used */
     GROUP      = NEAR__L1_GROUP,
@@ -106,9 +114,12 @@ enum {
     SWEEP_LAPS = 40 /* calls of upkeep for one lap of looking for expired entries: 4 s at ten a second */
 };
 
-#define GROWN_MAX ((size_t)32 << 30)    /* ... up to here: what references to 8 bytes can name */
-#define BYTES_MAX ((size_t)1 << 40)     /* more is as good as unbounded */
-#define READ_MAX  (60 * 1000 * NEAR_MS) /* the longest l2.timeout */
+#define GROWN_MAX ((size_t)32 << 30) /* ... up to here: what references to 8 bytes can name */
+#define BYTES_MAX ((size_t)1 << 40)  /* more is as good as unbounded */
+#define FILLED_BITS                                                                                          \
+    ((size_t)1                                                                                               \
+     << 21) /* 256 KiB: with a million fills meanwhile two of five entries are refused for nothing */
+#define READ_MAX (60 * 1000 * NEAR_MS) /* the longest l2.timeout */
 #define SLEEP_MAX                                                                                            \
     (INT64_C(4) * 24 * 3600 * 1000 *                                                                         \
      NEAR_MS) /* what is left of half the circle beyond the longest TTL here */
@@ -120,10 +131,10 @@ struct stripe {
         fills; /* admitted since the beginning; written under the shard's lock, read by anybody */
 };
 
-/* Counted entries to be let go once the lock was dropped. */
+/* Counted entries, and objects, to be let go once the lock was dropped. */
 struct dead {
-    unsigned            n;
-    struct near__entry *entries[DEAD + 1]; /* one more for a block that nobody has seen */
+    unsigned  n;
+    uintptr_t what[DEAD + 1]; /* as near__let_go() takes them; one more for a block that nobody has seen */
 };
 
 struct waiting {
@@ -139,6 +150,7 @@ struct shard {
     struct near__l1_stats stats;
     size_t                max_entries, max_bytes, policy_bytes; /* the heap gets what the policy leaves */
     unsigned              since_paid; /* inserts since the policy's memory was looked at */
+    uint32_t              number;     /* its own, in the process */
     bool                  timed;      /* a block that may expire was linked since the last clear */
     uint32_t              stale_left; /* home buckets that may be of an older generation ... */
     uint32_t              stale_hand; /* ... and where to go on emptying them */
@@ -146,6 +158,9 @@ struct shard {
     bool                  pressed;    /* memory was refused for want of budget: evict ahead of need */
     bool                  prompt;     /* a counted entry is in limbo: do not wait for others */
     size_t                externals;
+    size_t                objects;      /* blocks that name one */
+    struct near__object  *lost_objects; /* of blocks that nobody remembers */
+    unsigned              revived; /* an entry of a former life is being linked: its warmth + 1; else 0 */
     struct waiting        limbo[LIMBO];
     uint32_t              limbo_from, limbo_n;
     uint32_t             *held;                /* blocks that a barrier found held */
@@ -159,14 +174,27 @@ struct near__l1 {
     struct shard              *shards;
     struct stripe             *stripes;
     const struct near__policy *policy;
-    void                      *pool; /* what the policy's orders share */
+    void                      *pool;   /* what the policy's orders share */
+    struct near__curve        *curve;  /* NULL: not wanted */
+    _Atomic uint64_t           unused; /* of the hits counted; known only with a curve */
     struct near__arena        *arena;
     void                      *grave; /* what near__hazard_bury() needs, so that the end cannot fail */
     uint64_t (*hash)(const void *ctx, near_bytes key);
-    const void      *hash_ctx;
-    size_t           grow_bytes;
-    bool             plain, off;
-    _Atomic int64_t  kept;                                       /* when upkeep ran last */
+    const void         *hash_ctx;
+    size_t              grow_bytes;
+    size_t              own_bytes;  /* what it takes itself, whatever it keeps */
+    int64_t             ttl, grace; /* ttl 0: entries' own alone */
+    size_t              align_from;
+    bool                plain, off;
+    bool                labels_shared; /* the clock of tags is somebody else's */
+    struct near__pools *pools;         /* not NULL: `off`, they have everything, fences included */
+    _Atomic int64_t     kept;          /* when upkeep ran last */
+    struct near__spill *spill;         /* NULL: no disk tier */
+    uint8_t pool_number;      /* 0: it is no pool.  A pool only tells the disk tier of what it evicts */
+    void (*wrote)(void *ctx); /* NULL: nobody wants to know */
+    void *wrote_ctx;
+    _Atomic(_Atomic uint8_t *)
+        filled; /* a bit for the hashes filled since near__l1_restore_begin(); shards' locks.  NULL: not wanted */
     _Atomic uint64_t epoch __attribute__((aligned(CACHE_LINE))); /* moved by flush: the fence of everything */
 };
 
@@ -254,6 +282,43 @@ lookup_locked(const struct near__l1 *l1, const struct shard *sh, uint64_t hash, 
 
 /* ---- leaving: limbo, barrier, free */
 
+/* The object's own counts are of one shard.  Another pool's, while what it had is not quite gone, names one around it.  A reference; NULL:
+ * out of memory. */
+static struct near__object *
+object_here(const struct shard *sh, struct near__object *object)
+{
+    uint32_t owner = 0;
+
+    /* relaxed: who finds himself the owner reads what he wrote himself, under his lock */
+    if (atomic_compare_exchange_strong_explicit(&object->owner, &owner, sh->number, memory_order_relaxed,
+                                                memory_order_relaxed) ||
+        owner == sh->number)
+        return near__object_ref(object);
+    object = near__object_around(object);
+    if (object != NULL)
+        atomic_store_explicit(&object->owner, sh->number, memory_order_relaxed);
+    return object;
+}
+
+/* A block more names the object; the first one's reference and charge are for all. */
+static void
+object_named_locked(struct shard *sh, struct near__object *object)
+{
+    if (object->blocks++ == 0)
+        near__object_ref(object);
+    sh->objects++;
+}
+
+static void
+object_unnamed_locked(struct shard *sh, struct near__object *object, struct dead *dead)
+{
+    sh->objects--;
+    if (--object->blocks > 0)
+        return;
+    near__heap_discharge(&sh->heap, near__object_cost(object));
+    dead->what[dead->n++] = (uintptr_t)object | NEAR__LEAVES_OBJECT;
+}
+
 static void
 block_free_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct dead *dead)
 {
@@ -265,7 +330,9 @@ block_free_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct de
 
         near__heap_discharge(&sh->heap, near__entry_cost(entry));
         sh->externals--;
-        dead->entries[dead->n++] = entry;
+        dead->what[dead->n++] = (uintptr_t)entry;
+    } else if (sh->objects > 0 && near__block_has_object(block)) {
+        object_unnamed_locked(sh, near__block_object(block), dead);
     }
     near__heap_free(&sh->heap, ref);
 }
@@ -359,6 +426,35 @@ ahead(const struct shard *sh)
     return part < 1 ? 1 : part > AHEAD_MAX ? AHEAD_MAX : part;
 }
 
+/* Limbo is full because no more can be let go in this hold of the lock: the first goes where a later one looks again.  It has had its
+ * barrier, as who is held has. */
+static void
+put_aside_locked(struct shard *sh)
+{
+    struct waiting first = sh->limbo[sh->limbo_from % LIMBO];
+
+    if (!near__hazard_passed(first.epoch) || !held_add_locked(sh, first.ref))
+        return;
+    sh->limbo_from++;
+    sh->limbo_n--;
+}
+
+static void
+lose_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref)
+{
+    const struct near__block *block = block_at(l1, ref);
+    struct near__object      *object;
+
+    sh->lost++;
+    if (!near__block_has_object(block))
+        return;
+    object = near__block_object(block);
+    if (object->lost++ > 0)
+        return;
+    object->next     = sh->lost_objects;
+    sh->lost_objects = object;
+}
+
 /* The block's slot was emptied.  Without room in limbo, and all that waits there held, and no memory to hold it elsewhere, its
  * memory is not used again before the L1 ends. */
 static void
@@ -366,8 +462,10 @@ retire_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct dead *
 {
     if (sh->limbo_n == LIMBO && harvest_locked(l1, sh, dead) == 0)
         barrier_locked(l1, sh, dead);
+    if (sh->limbo_n == LIMBO)
+        put_aside_locked(sh);
     if (sh->limbo_n == LIMBO) {
-        sh->lost++;
+        lose_locked(l1, sh, ref);
         return;
     }
     if (sh->externals > 0 && (block_at(l1, ref)->flags & NEAR__BLOCK_EXTERNAL))
@@ -384,13 +482,16 @@ unlink_locked(struct near__l1 *l1, struct shard *sh, uint32_t element, struct ne
     retire_locked(l1, sh, ref, dead);
 }
 
-static void
+/* Whether it was there. */
+static bool
 drop_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key, struct dead *dead)
 {
     struct near__place place;
 
-    if (lookup_locked(l1, sh, hash, key, &place))
-        unlink_locked(l1, sh, near__element(hash), place, dead);
+    if (!lookup_locked(l1, sh, hash, key, &place))
+        return false;
+    unlink_locked(l1, sh, near__element(hash), place, dead);
+    return true;
 }
 
 /* Before the lock is dropped: what was adopted should not wait for the next barrier. */
@@ -406,7 +507,7 @@ static void
 let_go(struct dead *dead)
 {
     for (unsigned i = 0; i < dead->n; i++)
-        near__entry_release(&dead->entries[i]);
+        near__let_go(dead->what[i]);
     dead->n = 0;
 }
 
@@ -448,7 +549,7 @@ purge_some_locked(struct near__l1 *l1, struct shard *sh, size_t buckets, struct 
 }
 
 static void
-clear(struct near__l1 *l1, struct shard *sh)
+clear(struct near__l1 *l1, struct shard *sh) NEAR__UNFOLLOWED
 {
     struct dead dead;
     bool        more;
@@ -472,6 +573,71 @@ clear(struct near__l1 *l1, struct shard *sh)
 
 /* ---- room */
 
+/* A decoded value of which there are no bytes: what has room for them in its entry has none there. */
+static bool
+is_bare(const struct near__entry *entry)
+{
+    return entry->object != NULL && entry->object->bytes == NULL && entry->value_size == 0;
+}
+
+/* A counted entry's times are its own, perhaps longer than this L1 keeps it: on the disk it has no more than that either. */
+static void
+date_meta(const struct near__l1 *l1, struct near__meta *meta)
+{
+    int64_t end = near__time_after(meta->born, l1->ttl);
+
+    if (NEAR__LIKELY(l1->ttl == 0))
+        return;
+    meta->fresh_until = meta->fresh_until < end ? meta->fresh_until : end;
+    end               = near__time_after(end, l1->grace);
+    meta->expires     = meta->expires < end ? meta->expires : end;
+}
+
+/* What leaves for want of room goes to the disk tier; not what has nothing to be written, or is somebody's object. */
+static void
+spill_locked(const struct near__l1 *l1, const struct near__block *block)
+{
+    struct near__spill_record record = { .key = block_key(block) };
+    const struct near__entry *entry;
+    struct near__labels       labels = { .n = 0 };
+    struct near__meta         meta;
+
+    if (block->flags & NEAR__BLOCK_EXTERNAL) {
+        entry = near__block_external(block);
+        if (entry->negative || entry->adopted || is_bare(entry))
+            return;
+        record.value = (near_bytes){ entry->value, entry->value_size };
+        meta         = (struct near__meta){ entry->born,  entry->fresh_until, entry->expires,
+                                            entry->stamp, entry->generation,  entry->cost_us };
+        date_meta(l1, &meta);
+        if (entry->labels != NULL) {
+            labels       = *entry->labels;
+            record.names = (near_bytes){ entry->labels->names, entry->labels->names_size };
+        }
+    } else {
+        if (block->flags & NEAR__BLOCK_NEGATIVE)
+            return;
+        record.value = near__block_value(block);
+        if (near__block_has_object(block) && record.value.data == NULL)
+            return; /* a decoded value whose bytes were not kept */
+        near__block_meta(block, near__spill_now(l1->spill), &meta);
+        if (block->flags & NEAR__BLOCK_LABELS) {
+            near__block_take_labels(block, &labels);
+            record.names = near__block_names(block);
+        }
+    }
+    record.pool        = l1->pool_number;
+    record.born        = meta.born;
+    record.fresh_until = meta.fresh_until;
+    record.expires     = meta.expires;
+    record.stamp       = meta.stamp;
+    record.generation  = meta.generation;
+    record.cost_us     = meta.cost_us;
+    record.clock       = labels.clock;
+    record.stripes     = (near_bytes){ labels.stripes, labels.n * sizeof(labels.stripes[0]) };
+    near__spill_put(l1->spill, l1->hash(l1->hash_ctx, record.key), &record);
+}
+
 static bool
 evict_one_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
 {
@@ -481,6 +647,8 @@ evict_one_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
     sh->table->full = sh->table->entries;
     if (!sh->order.policy->victim(&sh->order, &place, &element))
         return false;
+    if (l1->spill != NULL)
+        spill_locked(l1, block_at(l1, near__place_ref(place)));
     unlink_locked(l1, sh, element, place, dead);
     sh->stats.evictions++;
     return true;
@@ -502,7 +670,7 @@ evict_locked(struct near__l1 *l1, struct shard *sh, size_t n, struct dead *dead)
 }
 
 /* Compaction asks for a block to be moved: possible while it is linked.  A pointer stays: its entry's reference goes with the block,
- * and a reader that has announced the old place may still take one of his own. */
+ * and a reader that has announced the old place may still take one of his own.  An object is named by both then. */
 static bool
 move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
 {
@@ -518,6 +686,8 @@ move_locked(void *ctx, uint32_t from, uint32_t to, size_t bytes)
         for (unsigned lane = 0; lane < NEAR__LANES; lane++)
             if (near__bucket_ref(bucket, lane) == from) {
                 memcpy(block_at(moving->l1, to), block, bytes);
+                if (near__block_has_object(block))
+                    object_named_locked(sh, near__block_object(block));
                 /* release: pairs with the reader's acquire, the copy is complete */
                 atomic_store_explicit(&bucket->refs[lane], to, memory_order_release);
                 sh->limbo[(sh->limbo_from + sh->limbo_n++) % LIMBO] =
@@ -668,6 +838,8 @@ choose_stripes(const struct near__l1_config *config, size_t shards)
 {
     size_t stripes = smaller(power_below(expected_entries(config) / 16), STRIPES_MAX);
 
+    if (config->is_pool)
+        return shards; /* not used */
     if (stripes < STRIPES_MIN)
         stripes = STRIPES_MIN;
     return stripes < shards ? shards : stripes;
@@ -700,6 +872,16 @@ entries_of_shard(size_t max_entries, size_t index, size_t shards)
     return max_entries == 0 ? SIZE_MAX : max_entries / shards + (index < max_entries % shards);
 }
 
+/* What a shard may keep: stripes, shards and the records of slabs are paid for by all.  In small caches they are more than a trifle, and
+ * not counted. */
+static size_t
+bytes_of_shard(const struct near__l1 *l1, size_t max_bytes, size_t shards)
+{
+    size_t own = l1->own_bytes + max_bytes / near__arena_slab_bytes(l1->arena) * RECORD_BYTES;
+
+    return (own < max_bytes / OWN_PART ? max_bytes - own : max_bytes) / shards;
+}
+
 static void *
 chunk_new(void *ctx)
 {
@@ -719,10 +901,13 @@ shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *
     size_t      slab = near__arena_slab_bytes(l1->arena);
     near_status status;
 
+    static _Atomic uint32_t numbers;
+
     near__lock_init(&sh->lock, NEAR__RANK_SHARD);
+    sh->number      = atomic_fetch_add_explicit(&numbers, 1, memory_order_relaxed) + 1; /* only to differ */
     sh->table       = &l1->front.tables[index];
     sh->max_entries = entries_of_shard(config->max_entries, index, shards);
-    sh->max_bytes   = config->max_bytes / shards;
+    sh->max_bytes   = bytes_of_shard(l1, config->max_bytes, shards);
     near__heap_init(&sh->heap, l1->arena, (uint32_t)index, sh->max_bytes);
     sh->table->chunk_shift = (uint8_t)__builtin_ctzll(slab / sizeof(struct near__bucket));
     sh->table->color       = (uint16_t)(index * HOMES_APART);
@@ -752,7 +937,6 @@ shard_fini(struct shard *sh)
     sh->order.policy->close(&sh->order);
     near__table_fini(sh->table);
     near__lock_fini(&sh->lock);
-    free(sh->held);
 }
 
 static bool
@@ -780,19 +964,69 @@ shards_init(struct near__l1 *l1, const struct near__l1_config *config, size_t sh
     return status;
 }
 
+/* What nobody needs who only holds values. */
 static void
-l1_delete(struct near__l1 *l1)
+l1_close(struct near__l1 *l1)
 {
     near__hits_close(l1->front.number);
     if (l1->pool != NULL)
         l1->policy->pool_close(l1->pool);
-    near__arena_close(&l1->arena);
+    near__pools_free(&l1->pools);
+    near__curve_free(&l1->curve);
+    free(atomic_load_explicit(&l1->filled, memory_order_relaxed));
     free(l1->grave);
-    free(atomic_load_explicit(&l1->front.labels, memory_order_relaxed)); /* nobody else is left */
     free(l1->front.tables);
-    free(l1->shards);
     free(l1->stripes);
+}
+
+static void
+l1_delete(struct near__l1 *l1)
+{
+    near__arena_close(&l1->arena);
+    if (!l1->labels_shared)
+        free(atomic_load_explicit(&l1->front.labels, memory_order_relaxed)); /* nobody else is left */
+    free(l1->shards);
     free(l1);
+}
+
+/* For an L1 whose curve wants to hear of what its policy does not. */
+static void
+watch_nothing(struct near__order *order, uint32_t element, bool hit)
+{
+    (void)order;
+    (void)element;
+    (void)hit;
+}
+
+/* An L1 that is made of pools. */
+static near_status
+pooled_new(struct near__l1 **out, const struct near__l1_config *config)
+{
+    struct near__label_clock *labels = calloc(1, sizeof(*labels));
+    struct near__l1          *l1     = near__zeroed(CACHE_LINE, sizeof(*l1));
+    near_status               status = NEAR_ERR_NOMEM;
+
+    if (l1 == NULL || labels == NULL) {
+        free(labels);
+        free(l1);
+        return NEAR_ERR_NOMEM;
+    }
+    atomic_init(&l1->front.labels, labels);
+    l1->front.number = near__hits_open();
+    l1->off          = true;
+    l1->wrote        = config->wrote;
+    l1->wrote_ctx    = config->wrote_ctx;
+    l1->shards       = near__zeroed(CACHE_LINE, sizeof(struct shard)); /* that nobody looks into */
+    l1->stripes      = calloc(1, sizeof(*l1->stripes));
+    if (l1->shards != NULL && l1->stripes != NULL)
+        status = near__pools_new(&l1->pools, config, labels, &l1->front.timed);
+    if (status == NEAR_OK) {
+        *out = l1;
+        return NEAR_OK;
+    }
+    l1_close(l1);
+    l1_delete(l1);
+    return status;
 }
 
 near_status
@@ -803,6 +1037,8 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     near_status      status;
 
     *out = NULL;
+    if (config->pools_n > 0)
+        return pooled_new(out, config);
     if (!config_valid(config))
         return NEAR_ERR_INVALID;
     shards  = choose_shards(config);
@@ -816,7 +1052,10 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1->stripes          = calloc(stripes, sizeof(*l1->stripes));
     l1->front.shard_mask = shards - 1;
     l1->stripe_mask      = stripes - 1;
+    l1->align_from       = config->align_from != 0 ? config->align_from : NEAR__BLOCK_ALIGN_FROM;
     l1->plain            = config->plain;
+    l1->ttl              = config->ttl;
+    l1->grace            = config->grace;
     l1->off              = config->max_bytes < SHARD_LEAST / 2;
     l1->hash             = config->hash;
     l1->hash_ctx         = config->hash_ctx;
@@ -824,23 +1063,35 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1->front.watch      = l1->policy->watch;
     l1->front.sample     = config->sample;
     l1->front.sample_ctx = config->sample_ctx;
+    l1->front.tick       = config->tick;
+    l1->spill            = config->spill;
+    l1->pool_number      = config->is_pool ? config->pool : 0;
+    l1->wrote            = config->wrote;
+    l1->wrote_ctx        = config->wrote_ctx;
     slab                 = choose_slab(config, shards);
     l1->grow_bytes       = choose_range(config, shards, slab);
-    l1->grave            = near__hazard_grave();
-    status = l1->shards == NULL || l1->front.tables == NULL || l1->stripes == NULL || l1->grave == NULL
-                 ? NEAR_ERR_NOMEM
-                 : NEAR_OK;
+    l1->own_bytes        = sizeof(*l1) + stripes * sizeof(struct stripe) +
+                    shards * (sizeof(struct shard) + sizeof(struct near__table));
+    l1->grave = near__hazard_grave();
+    status    = l1->shards == NULL || l1->front.tables == NULL || l1->stripes == NULL || l1->grave == NULL
+                    ? NEAR_ERR_NOMEM
+                    : NEAR_OK;
     if (status == NEAR_OK && !l1->off)
-        status =
-            near__arena_open(&l1->arena, smaller(config->max_bytes, l1->grow_bytes), l1->grow_bytes, slab);
+        status = near__arena_open_lines(&l1->arena, smaller(config->max_bytes, l1->grow_bytes),
+                                        l1->grow_bytes, slab, l1->align_from);
     if (status == NEAR_OK && !l1->off) {
         l1->front.view = near__arena_view(l1->arena);
         if (l1->policy->pool_open != NULL)
             status = l1->policy->pool_open(&l1->pool, expected_entries(config));
-        if (status == NEAR_OK)
+        if (status == NEAR_OK && config->curve)
+            status = near__curve_new(&l1->curve, config->policy, config->max_entries);
+        if (status == NEAR_OK) /* the last: who fails takes his own down again */
             status = shards_init(l1, config, shards);
+        if (l1->curve != NULL && l1->front.watch == NULL)
+            l1->front.watch = watch_nothing;
     }
     if (status != NEAR_OK) {
+        l1_close(l1);
         l1_delete(l1);
         return status;
     }
@@ -850,12 +1101,48 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     return NEAR_OK;
 }
 
+/* The object of a block that was held when its L1 ended. */
 static void
-bury(void *ctx)
+block_end(struct near__l1 *l1, uint32_t ref)
 {
-    struct near__arena *arena = ctx;
+    const struct near__block *block = block_at(l1, ref);
+    struct near__object      *object;
 
-    near__arena_close(&arena);
+    if (!near__block_has_object(block))
+        return;
+    object = near__block_object(block);
+    if (--object->blocks == 0)
+        near__object_release(&object);
+}
+
+/* Nobody else knows of the shard any more.  What was held has been let go. */
+static void
+shard_end(struct near__l1 *l1, struct shard *sh)
+{
+    struct near__object *object = sh->lost_objects, *next;
+
+    for (; sh->limbo_n > 0; sh->limbo_n--)
+        block_end(l1, sh->limbo[sh->limbo_from++ % LIMBO].ref);
+    while (sh->held_n > 0)
+        block_end(l1, sh->held[--sh->held_n]);
+    for (; object != NULL; object = next) {
+        next = object->next;
+        object->blocks -= object->lost;
+        if (object->blocks == 0)
+            near__object_release(&object);
+    }
+    free(sh->held);
+}
+
+/* The last value that was held is free. */
+static void
+end(void *ctx)
+{
+    struct near__l1 *l1 = ctx;
+
+    for (size_t i = 0; i <= l1->front.shard_mask; i++)
+        shard_end(l1, &l1->shards[i]);
+    l1_delete(l1);
 }
 
 /* Everything leaves; false: something is held. */
@@ -890,6 +1177,7 @@ near__l1_free(struct near__l1 **out)
 {
     struct near__l1        *l1   = *out;
     bool                    idle = true;
+    void                   *grave;
     struct near__arena_view view;
     size_t                  range, slab;
 
@@ -897,6 +1185,7 @@ near__l1_free(struct near__l1 **out)
     if (l1 == NULL)
         return;
     if (l1->off) {
+        l1_close(l1);
         l1_delete(l1);
         return;
     }
@@ -909,12 +1198,13 @@ near__l1_free(struct near__l1 **out)
         near__arena_trim(l1->arena, SIZE_MAX);
     for (size_t i = 0; i <= l1->front.shard_mask; i++)
         shard_fini(&l1->shards[i]);
-    if (!idle) {
-        near__hazard_bury(l1->grave, view.base, view.base + slab + range, bury, l1->arena);
-        l1->grave = NULL;
-        l1->arena = NULL;
-    }
-    l1_delete(l1);
+    grave     = l1->grave;
+    l1->grave = idle ? grave : NULL;
+    l1_close(l1);
+    if (idle)
+        end(l1);
+    else
+        near__hazard_bury(grave, view.base, view.base + slab + range, end, l1);
 }
 
 /* ---- reading */
@@ -948,6 +1238,14 @@ outdated(const struct near__l1 *l1, const struct near__labels *labels)
                                                 labels->clock, labels->stripes, labels->n);
 }
 
+/* Whether a counted entry has been here for as long as this L1 allows, `before` that time; its own times are its own. */
+static bool
+external_past(const struct near__block *block, int64_t before, int64_t now)
+{
+    return (block->flags & NEAR__BLOCK_EXPIRES) &&
+           near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES) - (uint32_t)(before / NEAR_MS), now);
+}
+
 /* A counted entry found through its block: the reference is taken while the block is announced. */
 static near_value *
 hand_out_external(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *slot,
@@ -958,11 +1256,14 @@ hand_out_external(struct near__l1 *l1, struct near__reader *reader, struct near_
 
     if (outdated(l1, entry->labels)) {
         value = NULL;
+    } else if (external_past(block, 0, now)) {
+        value = NULL;
     } else if (entry->expires > now && entry->negative) {
         value = entry->fresh_until > now ? NEAR__L1_NEGATIVE : NULL;
     } else if (entry->expires > now) {
         near__entry_ref(entry);
-        value = near__value_of(entry, NEAR_FROM_L1, entry->fresh_until <= now);
+        value = near__value_of(entry, NEAR_FROM_L1,
+                               entry->fresh_until <= now || external_past(block, l1->grace, now));
         near__hits_add(reader, l1->front.number, 1);
     }
     near__hazard_clear(slot);
@@ -988,30 +1289,92 @@ hand_out(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *
     return value;
 }
 
-void
-near__l1_watch(struct near__l1_front *front, uint64_t hash)
+/* The time as far as it is known without asking for it: upkeep's, or what is told to readers. */
+static int64_t
+curve_time(const struct near__l1 *l1)
+{
+    int64_t kept = atomic_load_explicit(&l1->kept, memory_order_relaxed); /* times, they order nothing */
+    int64_t told = l1->front.tick != NULL ? atomic_load_explicit(l1->front.tick, memory_order_relaxed) : 0;
+
+    return told > kept ? told : kept;
+}
+
+static void
+watched(struct near__l1_front *front, uint64_t hash)
 {
     struct near__l1 *l1 = (struct near__l1 *)front;
 
     front->watch(&shard_of(l1, hash)->order, near__element(hash), true);
+    if (l1->curve != NULL && near__curve_follows(l1->curve, hash))
+        near__curve_note(l1->curve, hash, true, curve_time(l1));
+}
+
+/* Note a use, and tell a policy, or a curve, that wants to hear of it. */
+static inline void
+use(struct near__l1_front *front, struct near__table *table, _Atomic uint8_t *mark, uint64_t hash)
+{
+    if (near__l1_use(table, mark) && front->watch != NULL)
+        watched(front, hash);
 }
 
 void
-near__l1_sample(struct near__l1_front *front, uint64_t hash, near_bytes key)
+near__l1_missed(struct near__l1 *l1, uint64_t hash)
 {
-    if (front->sample != NULL)
+    if (NEAR__UNLIKELY(l1->pools != NULL))
+        near__pools_missed(l1->pools, hash);
+    if (NEAR__UNLIKELY(l1->curve != NULL) && near__curve_follows(l1->curve, hash))
+        near__curve_note(l1->curve, hash, false, curve_time(l1));
+}
+
+void
+near__l1_unused(struct near__l1 *l1)
+{
+    if (NEAR__UNLIKELY(l1->curve != NULL))
+        atomic_fetch_add_explicit(&l1->unused, 1, memory_order_relaxed);
+}
+
+/* An entry was admitted. */
+static void
+told_of_fill(struct near__l1 *l1, const struct near__entry *entry)
+{
+    if (NEAR__LIKELY(l1->curve == NULL) || !near__curve_follows(l1->curve, entry->hash))
+        return;
+    near__curve_filled(l1->curve, entry->hash,
+                       entry->fresh_until < entry->expires ? entry->fresh_until : entry->expires);
+}
+
+/* A key was invalidated. */
+static void
+told_of_end(struct near__l1 *l1, uint64_t hash)
+{
+    if (NEAR__UNLIKELY(l1->curve != NULL) && near__curve_follows(l1->curve, hash))
+        near__curve_drop(l1->curve, hash);
+}
+
+/* A value was handed out and counted: is it one to look at closely? */
+static inline void
+sample(struct near__l1_front *front, const struct near__reader *reader, uint64_t hash, near_bytes key)
+{
+    if (front->number < reader->hits_count &&
+        near__l1_is_sample(atomic_load_explicit(&reader->hits[front->number], memory_order_relaxed)) &&
+        front->sample != NULL)
         front->sample(front->sample_ctx, hash, key);
+}
+
+near_status
+near__l1_after(struct near__l1_front *front, _Atomic uint8_t *mark, uint64_t hash, near_bytes key)
+{
+    use(front, &front->tables[hash & front->shard_mask], mark, hash);
+    sample(front, near__reader_mine, hash, key);
+    return NEAR_OK;
 }
 
 /* The slower path has handed a value out. */
 static near_value *
 sampled(struct near__l1 *l1, struct near__reader *reader, uint64_t hash, near_bytes key, near_value *value)
 {
-    size_t number = l1->front.number;
-
-    if ((uintptr_t)value > NEAR__VALUE_BITS && number < reader->hits_count &&
-        near__l1_is_sample(atomic_load_explicit(&reader->hits[number], memory_order_relaxed)))
-        near__l1_sample(&l1->front, hash, key);
+    if ((uintptr_t)value > NEAR__VALUE_BITS)
+        sample(&l1->front, reader, hash, key);
     return value;
 }
 
@@ -1022,9 +1385,10 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
     uint32_t             element = near__element(hash);
     struct near__table  *table;
     struct near__hazard *slot;
+    near_value          *value;
 
     if (reader == NULL || l1->off)
-        return NULL;
+        return l1->pools != NULL ? near__pools_find(l1->pools, hash, key, now) : NULL;
     slot = near__hazard_slot(reader);
     if (slot == NULL)
         return NULL;
@@ -1045,9 +1409,10 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
 
                 if (block == NULL || !near__block_is(block, key))
                     continue;
-                if (near__l1_use(table, bucket, lane) && l1->front.watch != NULL)
-                    near__l1_watch(&l1->front, hash);
-                return sampled(l1, reader, hash, key, hand_out(l1, reader, slot, block, now));
+                value = hand_out(l1, reader, slot, block, now);
+                if (value != NULL) /* what has ended is not used by being met */
+                    use(&l1->front, table, &bucket->marks[lane], hash);
+                return sampled(l1, reader, hash, key, value);
             }
         if (near__table_settled(table, size, home, version))
             break;
@@ -1096,6 +1461,7 @@ find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, 
 {
     struct near__l1_front *front  = &l1->front;
     struct near__reader   *reader = near__reader();
+    struct near__l1_time   time   = { .now = now };
     struct seeming         at[GROUP];
     uint8_t                overflowed[GROUP];
     size_t                 others = 0;
@@ -1106,24 +1472,27 @@ find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, 
             at[i].table, near__table_home(near__table_size(at[i].table), near__element(hashes[i])));
         __builtin_prefetch(at[i].place.bucket);
     }
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         at[i].stale = near__bucket_stale(at[i].table, at[i].place.bucket);
-    for (size_t i = 0; i < n; i++)
         if (!seems_here(front, &at[i], hashes[i]))
             overflowed[others++] = (uint8_t)i;
+    }
     for (size_t i = 0; i < others; i++)
         seems_here(front, &at[overflowed[i]], hashes[overflowed[i]]);
     for (size_t i = 0; i < n; i++) {
         struct near__hazard *hazard = NULL;
+        struct near__l1_held held;
 
-        values[i] = NULL;
         if (NEAR__LIKELY(at[i].place.lane != NEAR__LANES && reader != NULL && !at[i].stale))
             hazard = near__hazard_slot(reader);
-        if (NEAR__LIKELY(hazard != NULL))
-            values[i] =
-                near__l1_take(front, reader, hazard, at[i].table, at[i].place, hashes[i], keys[i], now);
-        if (NEAR__UNLIKELY(values[i] == NULL))
+        if (NEAR__UNLIKELY(hazard == NULL || !near__l1_hold(front, reader, hazard, at[i].table, at[i].place,
+                                                            keys[i], time, &held))) {
             values[i] = near__l1_find(l1, hashes[i], keys[i], now);
+            continue;
+        }
+        values[i] = held.value;
+        if (NEAR__UNLIKELY(held.more))
+            near__l1_after(front, held.mark, hashes[i], keys[i]);
     }
 }
 
@@ -1131,6 +1500,10 @@ void
 near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now,
                    near_value **values)
 {
+    if (l1->pools != NULL) {
+        near__pools_find_many(l1->pools, hashes, keys, n, now, values);
+        return;
+    }
     for (size_t at = 0; at < n; at += GROUP) {
         size_t group = smaller(n - at, GROUP);
 
@@ -1142,8 +1515,119 @@ near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes
     }
 }
 
-uint64_t
-near__l1_fence(const struct near__l1 *l1, uint64_t hash)
+#define SMALL_HEAD   39  /* header, birth, TTL, a key of 21 bytes, gap, and no line more than it takes */
+#define BROUGHT_MOST 512 /* of a larger value the processor fetches the rest ahead by itself */
+
+/* ---- copies: the same passes, of several groups at a time */
+
+void
+near__l1_aim(struct near__l1 *l1, const uint64_t *hashes, size_t n, struct near__l1_sight *sights)
+{
+    struct near__l1_front *front = &l1->front;
+
+    for (size_t i = 0; l1->front.fast && i < n; i++) {
+        sights[i].table  = &front->tables[hashes[i] & front->shard_mask];
+        sights[i].bucket = near__table_bucket(
+            sights[i].table, near__table_home(near__table_size(sights[i].table), near__element(hashes[i])));
+        __builtin_prefetch(sights[i].bucket);
+    }
+}
+
+/* The lines of a block with a value of that size behind the two that are on their way already.  Where the value ends depends on a header
+ * that is not here yet: with a key of 20 bytes or so. */
+static inline void
+bring_rest(const struct near__l1_front *front, struct near__place place, size_t room)
+{
+    const char *block = near__arena_at(&front->view, near__bucket_ref(place.bucket, place.lane));
+    const char *last  = block + SMALL_HEAD + smaller(room, BROUGHT_MOST);
+
+    for (const char *line = block + 2 * CACHE_LINE; line < last + CACHE_LINE; line += CACHE_LINE)
+        __builtin_prefetch(line < last ? line : last);
+}
+
+void
+near__l1_seek(struct near__l1 *l1, const uint64_t *hashes, size_t n, size_t room,
+              struct near__l1_sight *sights)
+{
+    for (size_t i = 0; l1->front.fast && i < n; i++) {
+        struct seeming at = { .table = sights[i].table, .place = { .bucket = sights[i].bucket } };
+
+        sights[i].stale = near__bucket_stale(at.table, at.place.bucket);
+        if (NEAR__UNLIKELY(!seems_here(&l1->front, &at, hashes[i])))
+            seems_here(&l1->front, &at, hashes[i]); /* waits for the overflow bucket: one key in fifty */
+        sights[i].bucket = at.place.bucket;
+        sights[i].lane   = at.place.lane;
+        if (NEAR__LIKELY(at.place.lane != NEAR__LANES))
+            bring_rest(&l1->front, at.place, room);
+    }
+}
+
+/* False: as a handle, if at all. */
+static inline bool
+copy_one(struct near__l1_front *front, struct near__reader *reader, const struct near__l1_sight *sight,
+         uint64_t hash, near_bytes key, int64_t now, struct near__l1_copy *copy)
+{
+    struct near__place   place  = { sight->bucket, sight->lane };
+    struct near__l1_time time   = { .now = now };
+    struct near__hazard *hazard = near__hazard_slot(reader);
+    struct near__l1_held held;
+    near_bytes           bytes;
+
+    if (NEAR__UNLIKELY(hazard == NULL ||
+                       !near__l1_hold(front, reader, hazard, sight->table, place, key, time, &held)))
+        return false;
+    bytes       = near__block_value(near__slot_block(hazard));
+    copy->value = held.value;
+    if (NEAR__UNLIKELY(held.more))
+        near__l1_after(front, held.mark, hash, key);
+    if (NEAR__UNLIKELY(((uintptr_t)held.value & NEAR__VALUE_STALE) || bytes.size > copy->room ||
+                       bytes.size == 0)) /* an object, perhaps */
+        return true;
+    if (NEAR__LIKELY(bytes.size == 64))
+        memcpy(copy->to, bytes.data, 64); /* of a size that the compiler knows */
+    else
+        memcpy(copy->to, bytes.data, bytes.size);
+    copy->size  = bytes.size;
+    copy->value = NEAR__L1_COPIED;
+    near__hazard_release(hazard);
+    reader->next = hazard; /* for the next one: nothing is held any more */
+    return true;
+}
+
+/* Several pools, or a process without membarrier: with handles. */
+static void
+find_for_copies(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now,
+                struct near__l1_copy *copies)
+{
+    near_value *values[GROUP];
+
+    for (size_t at = 0; at < n; at += GROUP) {
+        size_t group = smaller(n - at, GROUP);
+
+        near__l1_find_many(l1, hashes + at, keys + at, group, now, values);
+        for (size_t i = 0; i < group; i++)
+            copies[at + i].value = values[i];
+    }
+}
+
+void
+near__l1_copy(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now,
+              const struct near__l1_sight *sights, struct near__l1_copy *copies)
+{
+    struct near__reader *reader = near__reader();
+
+    if (NEAR__UNLIKELY(!l1->front.fast)) {
+        find_for_copies(l1, hashes, keys, n, now, copies);
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (NEAR__UNLIKELY(reader == NULL || sights[i].stale || sights[i].lane == NEAR__LANES ||
+                           !copy_one(&l1->front, reader, &sights[i], hashes[i], keys[i], now, &copies[i])))
+            copies[i].value = near__l1_find(l1, hashes[i], keys[i], now);
+}
+
+static uint64_t
+fence_of(const struct near__l1 *l1, uint64_t hash)
 {
     const struct stripe *stripe = stripe_of(l1, hash);
     /* acquire: the stripe's pairs with fence_move(), the epoch's with near__l1_flush() */
@@ -1153,6 +1637,40 @@ near__l1_fence(const struct near__l1 *l1, uint64_t hash)
     /* acquire: pairs with near__l1_insert(); who sees a fill asks L2 after it, and gets nothing older */
     return moves << NEAR__L1_FENCE_FILLS |
            (atomic_load_explicit(&stripe->fills, memory_order_acquire) & ((1u << NEAR__L1_FENCE_FILLS) - 1));
+}
+
+uint64_t
+near__l1_fence(const struct near__l1 *l1, uint64_t hash)
+{
+    return l1->pools != NULL ? near__pools_fence(l1->pools, hash) : fence_of(l1, hash);
+}
+
+void
+near__l1_bring_fence(const struct near__l1 *l1, uint64_t hash)
+{
+    if (l1->pools == NULL && l1->stripes != NULL)
+        __builtin_prefetch(stripe_of(l1, hash));
+}
+
+void
+near__l1_bring(const struct near__l1 *l1, uint64_t hash)
+{
+    const struct near__table *table;
+
+    near__l1_bring_fence(l1, hash);
+    if (!l1->front.fast)
+        return;
+    table = &l1->front.tables[hash & l1->front.shard_mask];
+    __builtin_prefetch(
+        near__table_bucket(table, near__table_home(near__table_size(table), near__element(hash))));
+}
+
+/* No lock is held: whoever keeps something that a write makes void hears of it before the writer's caller does. */
+static void
+tell_of_write(const struct near__l1 *l1)
+{
+    if (NEAR__UNLIKELY(l1->wrote != NULL))
+        l1->wrote(l1->wrote_ctx);
 }
 
 /* ---- tags */
@@ -1186,12 +1704,23 @@ near__l1_label_clock(const struct near__l1 *l1)
     return clock != NULL ? (uint32_t)atomic_load_explicit(&clock->now, memory_order_acquire) : 0;
 }
 
+uint32_t
+near__l1_label_moment(const struct near__l1 *l1, uint64_t hash)
+{
+    const struct near__label_clock *clock = atomic_load_explicit(&l1->front.labels, memory_order_acquire);
+
+    /* acquire: pairs with near__l1_invalidate_tag(), as near__l1_label_clock() */
+    return clock != NULL ? (uint32_t)atomic_load_explicit(&clock->stripes[near__label_stripe(hash)],
+                                                          memory_order_acquire)
+                         : 0;
+}
+
 /* The clock first: who captures the new moment asks L2 after this call began.  Everything captured before is behind the stripe
  * when this returns. */
 void
 near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash)
 {
-    struct near__label_clock *clock = l1->off ? NULL : label_clock(l1);
+    struct near__label_clock *clock = l1->off && l1->pools == NULL ? NULL : label_clock(l1);
     _Atomic uint64_t         *stripe;
     uint64_t                  moment, old;
 
@@ -1207,15 +1736,45 @@ near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash)
         ; /* somebody else's moment: the later one stays */
     if (moment % NEAR__LABEL_LAP == 0)
         near__l1_flush(l1);
+    tell_of_write(l1);
 }
 
 /* ---- filling */
 
+/* Under the shard's lock, which orders it with evictions. */
+static inline void
+forget(struct near__l1 *l1, uint64_t hash)
+{
+    if (NEAR__UNLIKELY(l1->spill != NULL) && l1->pool_number == 0)
+        near__spill_forget(l1->spill, hash);
+}
+
+/* Forgotten first: who captures the new fence may give back what the disk had after that. */
 static void
 fence_move(struct near__l1 *l1, uint64_t hash)
 {
-    /* release: who captures the new fence asks L2 after everything that came before this invalidation */
+    forget(l1, hash);
+    /* release: who captures the new fence asks L2, or the disk, after everything that came before this invalidation */
     atomic_fetch_add_explicit(&stripe_of(l1, hash)->fence, 1, memory_order_release);
+}
+
+/* The entry with no more time than this L1 gives it: itself, or what is written to `dated`, which has no key of its own and no count. */
+static const struct near__entry *
+dated_entry(const struct near__l1 *l1, const struct near__entry *entry, struct near__entry *dated)
+{
+    const size_t counts = sizeof(entry->refs); /* others may be changing that one */
+    int64_t      end    = near__time_after(entry->born, l1->ttl);
+
+    if (NEAR__LIKELY(l1->ttl == 0))
+        return entry;
+    memcpy((char *)dated + counts, (const char *)entry + counts, sizeof(*dated) - counts);
+    if (dated->fresh_until > end)
+        dated->fresh_until = end;
+    if (!dated->negative)
+        end = near__time_after(end, l1->grace);
+    if (dated->expires > end)
+        dated->expires = end;
+    return dated;
 }
 
 /* Whether the entry is copied into the arena, and how; else its block is a pointer. */
@@ -1224,26 +1783,49 @@ lives_in_arena(const struct near__l1 *l1, const struct shard *sh, const struct n
                unsigned *flags, size_t *size)
 {
     *flags = near__block_flags(entry, l1->plain);
-    *size  = near__block_size(entry, *flags);
+    *size  = near__block_size(entry, *flags, near__block_code(entry, l1->align_from));
     return !near__block_wide(entry) && *size <= near__heap_largest(&sh->heap);
+}
+
+/* The block, which is not linked yet, names the object from now on, if that can be paid for; 0: it cannot, and the block is free. */
+static uint32_t
+object_paid_locked(struct near__l1 *l1, struct shard *sh, uint32_t ref, struct near__object *whole,
+                   struct dead *dead)
+{
+    struct near__object *object = object_here(sh, whole);
+
+    if (object == NULL || (object->blocks == 0 && !charge_locked(l1, sh, near__object_cost(object), dead))) {
+        near__heap_free(&sh->heap, ref);
+        ref = 0;
+    } else {
+        near__block_name(block_at(l1, ref), object);
+        object_named_locked(sh, object);
+    }
+    near__object_release(&object); /* never the last: the entry is held by our caller */
+    return ref;
 }
 
 /* A block with the entry in it, not linked yet; 0: there is no room, or it would take more than half of the shard's. */
 static uint32_t
 block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key,
-                 struct dead *dead)
+                 int64_t now, struct dead *dead)
 {
-    unsigned flags;
-    size_t   size;
-    uint32_t ref;
+    unsigned                  flags;
+    size_t                    size;
+    uint32_t                  ref;
+    struct near__entry        dated;
+    const struct near__entry *as = dated_entry(l1, entry, &dated);
 
-    if (lives_in_arena(l1, sh, entry, &flags, &size)) {
-        if (near__heap_class_bytes(&sh->heap, size) > sh->max_bytes / 2)
+    if (lives_in_arena(l1, sh, as, &flags, &size)) {
+        size_t cost = entry->object != NULL ? near__object_cost(entry->object) : 0;
+
+        if (near__heap_class_bytes(&sh->heap, size) + cost > sh->max_bytes / 2)
             return 0;
         ref = obtain_locked(l1, sh, size, dead);
-        if (ref != 0)
-            near__block_write(block_at(l1, ref), entry, key, flags);
-        return ref;
+        if (ref == 0)
+            return 0;
+        near__block_write(block_at(l1, ref), as, key, flags, near__block_code(as, l1->align_from));
+        return entry->object != NULL ? object_paid_locked(l1, sh, ref, entry->object, dead) : ref;
     }
     if (near__entry_cost(entry) + NEAR__BLOCK_EXTERNAL_SIZE > sh->max_bytes / 2)
         return 0;
@@ -1251,6 +1833,8 @@ block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entr
     if (ref == 0)
         return 0;
     near__block_write_external(block_at(l1, ref), entry); /* now: compaction looks at every block */
+    if (l1->ttl != 0)
+        near__block_end_external(block_at(l1, ref), as->expires, now);
     if (!charge_locked(l1, sh, near__entry_cost(entry), dead)) {
         near__heap_free(&sh->heap, ref);
         return 0;
@@ -1258,6 +1842,14 @@ block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entr
     near__entry_ref(entry);
     sh->externals++;
     return ref;
+}
+
+static uint8_t
+enter_locked(struct shard *sh, uint32_t element)
+{
+    if (NEAR__UNLIKELY(sh->revived > 0) && sh->order.policy->revive != NULL)
+        return sh->order.policy->revive(&sh->order, element, (uint8_t)(sh->revived - 1));
+    return sh->order.policy->enter(&sh->order, element);
 }
 
 /* Put the block where the key's older one is, or into a slot of its own. */
@@ -1275,19 +1867,19 @@ link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key
         /* release: pairs with announce() */
         atomic_store_explicit(&place.bucket->refs[place.lane], ref, memory_order_release);
         retire_locked(l1, sh, old, dead);
-        near__l1_use(sh->table, place.bucket, place.lane);
+        near__l1_use(sh->table, &place.bucket->marks[place.lane]);
         return true;
     }
     /* one, or after a resize a few more, until the bound is reached */
     for (int i = 0; sh->table->entries >= sh->max_entries && i < AHEAD_MAX && dead->n < DEAD / 2; i++)
         if (!evict_one_locked(l1, sh, dead))
             break;
-    mark = sh->order.policy->enter(&sh->order, element);
+    mark = enter_locked(sh, element);
     if (!near__table_insert(sh->table, element, ref, mark, &place)) {
         if (!slab_room_locked(l1, sh, dead))
             return false;
-        mark = sh->order.policy->enter(
-            &sh->order, element); /* making room may have met the first one's element, and dropped it */
+        mark =
+            enter_locked(sh, element); /* making room may have met the first one's element, and dropped it */
         if (!near__table_insert(sh->table, element, ref, mark, &place))
             return false;
     }
@@ -1296,20 +1888,22 @@ link_locked(struct near__l1 *l1, struct shard *sh, uint64_t hash, near_bytes key
 }
 
 /* So many counted entries have to be let go that the lock must be dropped for it: the same once more. */
-#define AGAIN ((enum near__l1_admission)(NEAR__L1_EXPIRED + 1))
+#define AGAIN NEAR__L1_AGAIN
 
 /* The fence has been found unmoved.  Whatever the answer (but AGAIN), an older value of the key is gone afterwards. */
 static enum near__l1_admission
-admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key, int64_t now,
-             struct dead *dead)
+link_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key, int64_t now,
+                struct dead *dead)
 {
-    uint32_t ref;
+    uint32_t           ref;
+    struct near__entry dated;
 
-    if (entry->expires <= now || (entry->labels != NULL && label_clock(l1) == NULL)) {
+    if (dated_entry(l1, entry, &dated)->expires <= now ||
+        (entry->labels != NULL && label_clock(l1) == NULL)) {
         drop_locked(l1, sh, entry->hash, key, dead);
         return NEAR__L1_EXPIRED;
     }
-    ref = block_new_locked(l1, sh, entry, key, dead);
+    ref = block_new_locked(l1, sh, entry, key, now, dead);
     if (ref == 0 && dead->n >= DEAD / 2)
         return AGAIN;
     if (ref == 0) {
@@ -1317,7 +1911,7 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, n
         sh->stats.too_large++;
         return NEAR__L1_TOO_LARGE;
     }
-    if (entry->expires != NEAR_NEVER) {
+    if (entry->expires != NEAR_NEVER || l1->ttl != 0) {
         sh->timed = true;
         atomic_store_explicit(&l1->front.timed, true, memory_order_relaxed);
     }
@@ -1330,6 +1924,30 @@ admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, n
     return NEAR__L1_ADMITTED;
 }
 
+/* The same for what does not come from the disk tier: that forgets the key, now, for making room may have evicted the older value. */
+static enum near__l1_admission
+admit_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, near_bytes key, int64_t now,
+             struct dead *dead)
+{
+    enum near__l1_admission verdict = link_new_locked(l1, sh, entry, key, now, dead);
+
+    forget(l1, entry->hash);
+    return verdict;
+}
+
+/* Fewer entries or bytes than there are were allowed. */
+static bool
+shrink_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
+{
+    bool too_many = sh->table->entries > sh->max_entries, too_much = sh->heap.bytes > sh->heap.max_bytes;
+
+    if (!too_many && !too_much)
+        return false;
+    if (too_much && compact_locked(l1, sh, dead))
+        return true;
+    return evict_locked(l1, sh, AHEAD_MAX, dead);
+}
+
 /* After an admission, before the lock is dropped: keep a few blocks on their way out, so that one barrier serves many. */
 static void
 ahead_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
@@ -1337,6 +1955,9 @@ ahead_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
     if (++sh->since_paid == PAY_EVERY) {
         sh->since_paid = 0;
         pay_policy_locked(l1, sh);
+        /* the policy has grown at the entries' expense: a slab now and then is as fast as it grows */
+        if (sh->heap.bytes > sh->heap.max_bytes && shrink_locked(l1, sh, dead))
+            near__arena_trim(l1->arena, near__arena_slab_bytes(l1->arena));
     }
     if (sh->limbo_n >= LIMBO / 2 && harvest_locked(l1, sh, dead) == 0)
         barrier_locked(l1, sh, dead);
@@ -1346,19 +1967,16 @@ ahead_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
     settle_locked(l1, sh, dead);
 }
 
-/* Two reads of L2 under way at once, of which the older may end last: since this one asked, another has filled the key with another
- * version.  Which of them is the newer one cannot be told by their stamps.  What is there for longer than any read takes is only
- * being refreshed. */
+/* Whether there is another version of the key that came from L2, no longer ago than a read takes. */
 static bool
-is_overtaken_locked(const struct near__l1 *l1, const struct shard *sh, const struct near__entry *entry,
-                    uint64_t fence, int64_t now)
+has_other_locked(const struct near__l1 *l1, const struct shard *sh, const struct near__entry *entry,
+                 int64_t now)
 {
     struct near__place        place;
     const struct near__block *block;
     struct near__meta         meta;
 
-    if (entry->stamp == 0 || near__l1_fence(l1, entry->hash) == fence ||
-        !lookup_locked(l1, sh, entry->hash, near__entry_key(entry), &place))
+    if (!lookup_locked(l1, sh, entry->hash, near__entry_key(entry), &place))
         return false;
     block = block_at(l1, near__place_ref(place));
     if (block->flags & NEAR__BLOCK_EXTERNAL)
@@ -1369,6 +1987,44 @@ is_overtaken_locked(const struct near__l1 *l1, const struct shard *sh, const str
     return meta.stamp != 0 && meta.stamp != entry->stamp && entry->born - meta.born < READ_MAX;
 }
 
+/* Two reads of L2 under way at once, of which the older may end last: since this one asked, another has filled the key with another
+ * version.  Which of them is the newer one cannot be told by their stamps.  What is there for longer than any read takes is only
+ * being refreshed. */
+static bool
+is_overtaken_locked(const struct near__l1 *l1, const struct shard *sh, const struct near__entry *entry,
+                    uint64_t fence, int64_t now)
+{
+    return entry->stamp != 0 && fence_of(l1, entry->hash) != fence && has_other_locked(l1, sh, entry, now);
+}
+
+/* ---- what was filled while entries of a former life come back */
+
+static size_t
+filled_at(uint64_t hash)
+{
+    return (size_t)((hash * UINT64_C(0x9E3779B97F4A7C15)) >> 40) % FILLED_BITS;
+}
+
+static void
+note_fill_locked(const struct near__l1 *l1, uint64_t hash)
+{
+    _Atomic uint8_t *filled = atomic_load_explicit(&l1->filled, memory_order_acquire);
+    size_t           at     = filled_at(hash);
+
+    if (NEAR__UNLIKELY(filled !=
+                       NULL)) /* relaxed: a hash has one shard, whose lock orders it; a byte may have two */
+        atomic_fetch_or_explicit(&filled[at / 8], (uint8_t)(1u << at % 8), memory_order_relaxed);
+}
+
+static bool
+was_filled_locked(const struct near__l1 *l1, uint64_t hash)
+{
+    _Atomic uint8_t *filled = atomic_load_explicit(&l1->filled, memory_order_acquire);
+    size_t           at     = filled_at(hash);
+
+    return filled == NULL || (atomic_load_explicit(&filled[at / 8], memory_order_relaxed) >> at % 8 & 1);
+}
+
 /* What a fill (from L2 or a loader) and a conditional write offer; the write's own condition is that nothing came since `fence`. */
 static enum near__l1_admission
 offer_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, uint64_t fence, bool is_write,
@@ -1377,7 +2033,7 @@ offer_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, u
     struct stripe          *stripe = stripe_of(l1, entry->hash);
     enum near__l1_admission verdict;
 
-    if (!near__l1_fence_same(near__l1_fence(l1, entry->hash), fence) || stripe->writers > 0) {
+    if (!near__l1_fence_same(fence_of(l1, entry->hash), fence) || stripe->writers > 0) {
         sh->stats.fills_refused += !is_write;
         return NEAR__L1_FENCED;
     }
@@ -1393,6 +2049,8 @@ offer_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, u
         fence_move(l1, entry->hash);       /* what was asked for before is older */
     else if (verdict == NEAR__L1_ADMITTED) /* release: pairs with near__l1_fence() */
         atomic_fetch_add_explicit(&stripe->fills, 1, memory_order_release);
+    if (verdict != AGAIN)
+        note_fill_locked(l1, entry->hash); /* kept or not: its caller has seen it */
     ahead_locked(l1, sh, dead);
     return verdict;
 }
@@ -1405,6 +2063,12 @@ offer(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, bool is_wr
     enum near__l1_admission verdict;
 
     dead.n = 0;
+    if (l1->pools != NULL) {
+        verdict = near__pools_offer(l1->pools, entry, fence, is_write, now);
+        if (is_write)
+            tell_of_write(l1);
+        return verdict;
+    }
     if (l1->off)
         return NEAR__L1_TOO_LARGE;
     do {
@@ -1415,6 +2079,10 @@ offer(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, bool is_wr
     } while (verdict == AGAIN);
     if (verdict == NEAR__L1_ADMITTED && l1->front.watch != NULL)
         l1->front.watch(&sh->order, near__element(entry->hash), false);
+    if (verdict == NEAR__L1_ADMITTED)
+        told_of_fill(l1, entry);
+    if (is_write)
+        tell_of_write(l1);
     return verdict;
 }
 
@@ -1430,6 +2098,80 @@ near__l1_store_if(struct near__l1 *l1, struct near__entry *entry, uint64_t fence
     return offer(l1, entry, fence, true, now);
 }
 
+/* ---- what the disk tier gives back */
+
+static enum near__l1_admission
+return_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entry, uint64_t fence, int64_t now,
+              struct dead *dead)
+{
+    near_bytes              key    = near__entry_key(entry);
+    struct stripe          *stripe = stripe_of(l1, entry->hash);
+    enum near__l1_admission verdict;
+    struct near__place      place;
+
+    if (near__l1_fence(l1, entry->hash) != fence || stripe->writers > 0 ||
+        lookup_locked(l1, sh, entry->hash, key, &place)) {
+        sh->stats.fills_refused++;
+        return NEAR__L1_FENCED;
+    }
+    verdict = link_new_locked(l1, sh, entry, key, now, dead);
+    if (verdict == NEAR__L1_ADMITTED) /* release: pairs with near__l1_fence() */
+        atomic_fetch_add_explicit(&stripe->fills, 1, memory_order_release);
+    ahead_locked(l1, sh, dead);
+    return verdict;
+}
+
+enum near__l1_admission
+near__l1_return(struct near__l1 *l1, struct near__entry *entry, uint64_t fence, int64_t now)
+{
+    struct shard           *sh = shard_of(l1, entry->hash);
+    struct dead             dead;
+    enum near__l1_admission verdict;
+
+    dead.n = 0;
+    if (l1->pools != NULL)
+        return near__pools_return(l1->pools, entry, fence, now);
+    if (l1->off)
+        return NEAR__L1_TOO_LARGE;
+    do {
+        near__lock(&sh->lock);
+        verdict = return_locked(l1, sh, entry, fence, now, &dead);
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    } while (verdict == AGAIN);
+    if (verdict == NEAR__L1_ADMITTED && l1->front.watch != NULL)
+        l1->front.watch(&sh->order, near__element(entry->hash), false);
+    if (verdict == NEAR__L1_ADMITTED)
+        told_of_fill(l1, entry);
+    return verdict;
+}
+
+bool
+near__l1_adopt(struct near__l1 *l1, uint64_t hash, near_bytes key, uint64_t fence, uint64_t at, uint32_t size)
+{
+    struct shard      *sh = shard_of(l1, hash);
+    struct near__place place;
+    bool               done;
+
+    if (l1->pools != NULL)
+        return near__pools_adopt(l1->pools, hash, fence, at, size);
+    if (l1->off || l1->spill == NULL)
+        return false;
+    near__lock(&sh->lock);
+    done = stripe_of(l1, hash)->writers == 0 &&
+           (fence == NEAR__L1_UNTOUCHED ? !near__spill_touched(l1->spill, hash)
+                                        : near__l1_fence(l1, hash) == fence) &&
+           !lookup_locked(l1, sh, hash, key, &place) && near__spill_adopt(l1->spill, hash, at, size);
+    near__unlock(&sh->lock);
+    return done;
+}
+
+bool
+near__l1_labels_outdated(const struct near__l1 *l1, const struct near__labels *labels)
+{
+    return outdated(l1, labels);
+}
+
 /* ---- invalidating */
 
 void
@@ -1439,6 +2181,11 @@ near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key)
     struct dead   dead;
 
     dead.n = 0;
+    if (l1->pools != NULL) {
+        near__pools_invalidate(l1->pools, hash, key);
+        tell_of_write(l1);
+        return;
+    }
     if (l1->off) {
         fence_move(l1, hash);
         return;
@@ -1449,17 +2196,32 @@ near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key)
     settle_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
     let_go(&dead);
+    told_of_end(l1, hash);
+    tell_of_write(l1);
 }
 
 void
 near__l1_flush(struct near__l1 *l1)
 {
-    /* first, and release: pairs with near__l1_fence(), as in fence_move() */
+    if (l1->pools != NULL) {
+        near__pools_flush(l1->pools);
+        tell_of_write(l1);
+        return;
+    }
+    /* first: nobody gives back with the new fence what the disk had before */
+    if (l1->spill != NULL && !l1->off)
+        near__spill_flush_begin(l1->spill);
+    /* before the shards, and release: pairs with near__l1_fence(), as in fence_move() */
     atomic_fetch_add_explicit(&l1->epoch, 1, memory_order_release);
     if (l1->off)
         return;
     for (size_t i = 0; i <= l1->front.shard_mask; i++)
         clear(l1, &l1->shards[i]);
+    if (l1->spill != NULL) /* not before: until it is cleared a shard may evict */
+        near__spill_flush_end(l1->spill);
+    if (l1->curve != NULL)
+        near__curve_clear(l1->curve);
+    tell_of_write(l1);
 }
 
 /* ---- writing */
@@ -1473,6 +2235,11 @@ near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key)
     struct near__l1_write write = { 0, false };
 
     dead.n = 0;
+    if (l1->pools != NULL) {
+        write = near__pools_write_begin(l1->pools, hash, key);
+        tell_of_write(l1);
+        return write;
+    }
     if (l1->off) {
         fence_move(l1, hash);
         return write;
@@ -1480,12 +2247,13 @@ near__l1_write_begin(struct near__l1 *l1, uint64_t hash, near_bytes key)
     near__lock(&sh->lock);
     fence_move(l1, hash);
     drop_locked(l1, sh, hash, key, &dead);
-    write.fence      = near__l1_fence(l1, hash);
+    write.fence      = fence_of(l1, hash);
     write.overlapped = stripe->writers > 0;
     stripe->writers++;
     settle_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
     let_go(&dead);
+    tell_of_write(l1);
     return write;
 }
 
@@ -1498,18 +2266,23 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
     bool          alone;
 
     dead.n = 0;
+    if (l1->pools != NULL) {
+        near__pools_write_end(l1->pools, write, hash, key, entry, now);
+        tell_of_write(l1);
+        return;
+    }
     if (l1->off) {
         fence_move(l1, hash);
         return;
     }
     near__lock(&sh->lock);
-    alone = !write.overlapped && near__l1_fence_same(near__l1_fence(l1, hash), write.fence);
+    alone = !write.overlapped && near__l1_fence_same(fence_of(l1, hash), write.fence);
     while (entry != NULL && alone &&
            admit_locked(l1, sh, entry, near__entry_key(entry), now, &dead) == AGAIN) {
         near__unlock(&sh->lock);
         let_go(&dead);
         near__lock(&sh->lock);
-        alone = !write.overlapped && near__l1_fence_same(near__l1_fence(l1, hash), write.fence);
+        alone = !write.overlapped && near__l1_fence_same(fence_of(l1, hash), write.fence);
     }
     stripe_of(l1, hash)->writers--;
     fence_move(l1, hash);
@@ -1520,6 +2293,7 @@ near__l1_write_end(struct near__l1 *l1, struct near__l1_write write, uint64_t ha
     ahead_locked(l1, sh, &dead);
     near__unlock(&sh->lock);
     let_go(&dead);
+    tell_of_write(l1);
 }
 
 bool
@@ -1532,6 +2306,12 @@ near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, i
     size_t        size;
 
     dead.n = 0;
+    if (l1->pools != NULL) {
+        again = near__pools_store(l1->pools, entry, key, now);
+        if (again) /* it was */
+            tell_of_write(l1);
+        return again;
+    }
     if (l1->off || !lives_in_arena(l1, sh, entry, &flags, &size))
         return false;
     do {
@@ -1542,23 +2322,27 @@ near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, i
             again = admit_locked(l1, sh, entry, key, now, &dead) == AGAIN;
         else
             drop_locked(l1, sh, entry->hash, key, &dead);
+        if (NEAR__UNLIKELY(l1->spill != NULL)) /* once more: the older value was evicted there, perhaps */
+            fence_move(l1, entry->hash);
         ahead_locked(l1, sh, &dead);
         near__unlock(&sh->lock);
         let_go(&dead);
     } while (again);
     if (l1->front.watch != NULL)
         l1->front.watch(&sh->order, near__element(entry->hash), false);
+    told_of_fill(l1, entry);
+    tell_of_write(l1);
     return true;
 }
 
-/* ---- upkeep */
+/* ---- snapshots */
 
 /* Past its time, or a tag of its was invalidated: gone for readers already. */
 static bool
 expired(const struct near__l1 *l1, const struct near__block *block, int64_t now)
 {
     if (block->flags & NEAR__BLOCK_EXTERNAL)
-        return near__block_external(block)->expires <= now ||
+        return near__block_external(block)->expires <= now || external_past(block, 0, now) ||
                outdated(l1, near__block_external(block)->labels);
     if ((block->flags & NEAR__BLOCK_LABELS) &&
         near__block_outdated(block, atomic_load_explicit(&l1->front.labels, memory_order_acquire)))
@@ -1566,6 +2350,242 @@ expired(const struct near__l1 *l1, const struct near__block *block, int64_t now)
     return (block->flags & NEAR__BLOCK_EXPIRES) &&
            near__block_past(near__block_u32(block, NEAR__BLOCK_EXPIRES), now);
 }
+
+/* What the announced block says; false: it has ended, or has nothing to say. */
+static bool
+describe(const struct near__l1 *l1, const struct near__block *block, int64_t now, struct near__l1_seen *seen)
+{
+    const struct near__entry *entry;
+    struct near__labels       labels;
+
+    if (expired(l1, block, now))
+        return false;
+    *seen =
+        (struct near__l1_seen){ .key = block_key(block), .negative = block->flags & NEAR__BLOCK_NEGATIVE };
+    if (block->flags & NEAR__BLOCK_EXTERNAL) {
+        entry         = near__block_external(block);
+        seen->unknown = is_bare(entry);
+        seen->value   = (near_bytes){ entry->value, entry->value_size };
+        seen->meta    = (struct near__meta){ .born        = entry->born,
+                                             .fresh_until = entry->fresh_until,
+                                             .expires     = entry->expires,
+                                             .stamp       = entry->stamp,
+                                             .generation  = entry->generation,
+                                             .cost_us     = entry->cost_us };
+        if (entry->labels != NULL) {
+            seen->tags  = entry->labels->n;
+            seen->names = (near_bytes){ entry->labels->names, entry->labels->names_size };
+        }
+        return true;
+    }
+    if (near__block_has_object(block) && near__block_object(block)->bytes == NULL)
+        seen->unknown = true;
+    else
+        seen->value = near__block_value(block);
+    near__block_meta(block, now, &seen->meta);
+    if (block->flags & NEAR__BLOCK_LABELS) {
+        near__block_take_labels(block, &labels);
+        seen->tags  = labels.n;
+        seen->names = near__block_names(block);
+    }
+    return true;
+}
+
+static void
+walk_home(struct near__l1 *l1, struct shard *sh, uint32_t home, struct near__hazard *slot, int64_t now,
+          void (*fn)(void *ctx, const struct near__l1_seen *seen), void *ctx)
+{
+    struct near__bucket *bucket = near__table_bucket(sh->table, home);
+    struct near__l1_seen seen;
+
+    if (near__bucket_stale(sh->table, bucket))
+        return;
+    for (; bucket != NULL; bucket = near__table_after(sh->table, bucket)) {
+        for (unsigned lane = 0; lane < NEAR__LANES; lane++) /* a block that has left by now is still memory */
+            __builtin_prefetch(block_at(l1, near__bucket_ref(bucket, lane)));
+        for (unsigned lane = 0; lane < NEAR__LANES; lane++) {
+            const struct near__block *block = announce(l1, slot, bucket, lane);
+            /* relaxed: marks carry no other data */
+            uint8_t mark = atomic_load_explicit(&bucket->marks[lane], memory_order_relaxed);
+
+            if (block == NULL || !describe(l1, block, now, &seen))
+                continue;
+            if (l1->policy->warmth != NULL)
+                seen.warmth = l1->policy->warmth(&sh->order, mark);
+            fn(ctx, &seen);
+        }
+    }
+}
+
+static bool
+walk(struct near__l1 *l1, struct near__l1_cursor *cursor, size_t homes_wanted, int64_t now,
+     void (*fn)(void *ctx, const struct near__l1_seen *seen), void *ctx)
+{
+    struct near__reader *reader = near__reader();
+    struct near__hazard *slot   = reader != NULL ? near__hazard_slot(reader) : NULL;
+
+    for (; slot != NULL && !l1->off && cursor->shard <= l1->front.shard_mask; homes_wanted--) {
+        struct shard *sh = &l1->shards[cursor->shard];
+
+        if (homes_wanted == 0)
+            break;
+        /* acquire, in near__table_size(): the buckets are there */
+        if (cursor->home >= (uint32_t)near__table_size(sh->table)) {
+            *cursor = (struct near__l1_cursor){ cursor->pool, cursor->shard + 1, 0 };
+            continue;
+        }
+        walk_home(l1, sh, cursor->home++, slot, now, fn, ctx);
+    }
+    if (slot != NULL)
+        near__hazard_clear(slot);
+    return slot != NULL && !l1->off && cursor->shard <= l1->front.shard_mask;
+}
+
+/* The index as large as so many need, while it is empty: later each bucket that is split has its entries' keys hashed again.  For no more
+ * than what has 64 bytes each, for the number may be anybody's. */
+static void
+grow_to_locked(struct near__l1 *l1, struct shard *sh, size_t expected, struct dead *dead)
+{
+    size_t most = smaller(expected, sh->max_bytes / RESTORED_LEAST);
+
+    while (sh->table->entries == 0 && dead->n < DEAD / 2 &&
+           (uint64_t)homes(sh) * NEAR__FILL_SPLIT_NUM < (uint64_t)most * NEAR__FILL_SPLIT_DEN)
+        if ((split_costs(sh->table) && !slab_room_locked(l1, sh, dead)) || !near__table_split(sh->table))
+            break;
+}
+
+static near_status
+restore_begin(struct near__l1 *l1, size_t expected, bool alone)
+{
+    size_t           each   = expected / (l1->front.shard_mask + 1);
+    _Atomic uint8_t *filled = NULL;
+    struct dead      dead;
+
+    if (l1->off)
+        return NEAR_OK;
+    if (alone) {
+        filled = calloc(1, FILLED_BITS / 8);
+        if (filled == NULL)
+            return NEAR_ERR_NOMEM;
+    }
+    /* release: pairs with note_fill_locked() and was_filled_locked() */
+    atomic_store_explicit(&l1->filled, filled, memory_order_release);
+    for (size_t i = 0; i <= l1->front.shard_mask; i++) {
+        struct shard *sh = &l1->shards[i];
+
+        near__lock(&sh->lock);
+        if (sh->table->full == 0 && sh->table->capacity == 0)
+            sh->table->full = smaller(each, sh->max_bytes / NEAR__BLOCK_EXTERNAL_SIZE);
+        dead.n = 0;
+        grow_to_locked(l1, sh, each, &dead);
+        near__unlock(&sh->lock);
+        let_go(&dead); /* what a flush before this left in limbo */
+    }
+    return NEAR_OK;
+}
+
+bool
+near__l1_walk(struct near__l1 *l1, struct near__l1_cursor *cursor, size_t homes_wanted, int64_t now,
+              void (*fn)(void *ctx, const struct near__l1_seen *seen), void *ctx)
+{
+    if (l1->pools != NULL)
+        return near__pools_walk(l1->pools, cursor, homes_wanted, now, fn, ctx);
+    return walk(l1, cursor, homes_wanted, now, fn, ctx);
+}
+
+near_status
+near__l1_restore_begin(struct near__l1 *l1, size_t expected, bool alone)
+{
+    if (l1->pools != NULL)
+        return near__pools_restore_begin(l1->pools, expected, alone);
+    return restore_begin(l1, expected, alone);
+}
+
+void
+near__l1_restore_end(struct near__l1 *l1)
+{
+    _Atomic uint8_t *filled = atomic_exchange_explicit(&l1->filled, NULL, memory_order_acq_rel);
+
+    if (l1->pools != NULL)
+        near__pools_restore_end(l1->pools);
+    for (size_t i = 0; filled != NULL && i <= l1->front.shard_mask;
+         i++) { /* whoever still uses it has this lock */
+        near__lock(&l1->shards[i].lock);
+        near__unlock(&l1->shards[i].lock);
+    }
+    free(filled);
+}
+
+struct restoring {
+    struct near__entry *entry;
+    near_bytes          key;
+    uint64_t            fence;
+    bool                alone;
+    uint8_t             warmth;
+};
+
+static enum near__l1_admission
+restore_locked(struct near__l1 *l1, struct shard *sh, const struct restoring *what, int64_t now,
+               struct dead *dead)
+{
+    uint64_t                hash   = what->entry->hash;
+    struct stripe          *stripe = stripe_of(l1, hash);
+    enum near__l1_admission verdict;
+    struct near__place      place;
+
+    if (!near__l1_fence_same(near__l1_fence(l1, hash), what->fence) || stripe->writers > 0 ||
+        lookup_locked(l1, sh, hash, what->key, &place) || (what->alone && was_filled_locked(l1, hash)))
+        return NEAR__L1_FENCED;
+    sh->revived = 1u + what->warmth;
+    verdict     = admit_locked(l1, sh, what->entry, what->key, now, dead);
+    sh->revived = 0;
+    if (verdict == NEAR__L1_ADMITTED) /* release: pairs with near__l1_fence() */
+        atomic_fetch_add_explicit(&stripe->fills, 1, memory_order_release);
+    ahead_locked(l1, sh, dead);
+    return verdict;
+}
+
+enum near__l1_admission
+near__l1_restore(struct near__l1 *l1, struct near__entry *entry, near_bytes key, uint64_t fence, bool alone,
+                 uint8_t warmth, int64_t now)
+{
+    struct restoring        what = { entry, key, fence, alone, warmth };
+    struct shard           *sh   = shard_of(l1, entry->hash);
+    struct dead             dead;
+    enum near__l1_admission verdict;
+
+    dead.n = 0;
+    if (l1->pools != NULL)
+        return near__pools_restore(l1->pools, entry, key, fence, alone, warmth, now);
+    if (l1->off)
+        return NEAR__L1_TOO_LARGE;
+    do {
+        near__lock(&sh->lock);
+        verdict = restore_locked(l1, sh, &what, now, &dead);
+        near__unlock(&sh->lock);
+        let_go(&dead);
+    } while (verdict == AGAIN);
+    return verdict;
+}
+
+void
+near__l1_expect(const struct near__l1 *l1, uint64_t hash)
+{
+    const struct near__l1_front *front = &l1->front;
+    const _Atomic uint8_t *filled      = atomic_load_explicit(&l1->filled, memory_order_relaxed); /* a hint */
+    struct near__table    *table;
+
+    if (l1->off || l1->pools != NULL)
+        return;
+    table = &front->tables[hash & front->shard_mask];
+    __builtin_prefetch(
+        near__table_bucket(table, near__table_home(near__table_size(table), near__element(hash))), 1);
+    __builtin_prefetch(stripe_of(l1, hash), 1);
+    if (filled != NULL)
+        __builtin_prefetch(&filled[filled_at(hash) / 8]);
+}
+
+/* ---- upkeep */
 
 static bool
 find_expired(const struct near__l1 *l1, struct shard *sh, uint32_t home, int64_t now,
@@ -1611,19 +2631,6 @@ sweep_locked(struct near__l1 *l1, struct shard *sh, int64_t now, size_t buckets,
         if (sh->limbo_n > LIMBO / 2)
             barrier_locked(l1, sh, dead);
     }
-}
-
-/* Fewer entries or bytes than there are were allowed. */
-static bool
-shrink_locked(struct near__l1 *l1, struct shard *sh, struct dead *dead)
-{
-    bool too_many = sh->table->entries > sh->max_entries, too_much = sh->heap.bytes > sh->heap.max_bytes;
-
-    if (!too_many && !too_much)
-        return false;
-    if (too_much && compact_locked(l1, sh, dead))
-        return true;
-    return evict_locked(l1, sh, AHEAD_MAX, dead);
 }
 
 static bool
@@ -1679,8 +2686,49 @@ trim(struct near__l1 *l1, size_t steps)
     if (committed > allowed)
         near__arena_trim(l1->arena, smaller(committed - allowed, TRIM_MAX));
     else
-        near__arena_trim(l1->arena,
+        near__arena_tidy(l1->arena,
                          steps * near__arena_slab_bytes(l1->arena)); /* nobody needs them just now */
+}
+
+static uint64_t
+used_hits(const struct near__l1 *l1)
+{
+    uint64_t unused = atomic_load_explicit(&l1->unused, memory_order_relaxed);
+    uint64_t hits   = near__hits_sum(l1->front.number);
+
+    return hits > unused ? hits - unused : 0;
+}
+
+static void
+keep_curve(struct near__l1 *l1, int64_t now)
+{
+    struct near__curve_levels levels = { .now = now };
+    struct near__l1_stats     stats;
+
+    near__l1_stats(l1, &stats);
+    levels.hits    = used_hits(l1);
+    levels.entries = stats.entries;
+    levels.bytes   = stats.bytes;
+    for (size_t i = 0; i <= l1->front.shard_mask; i++) {
+        struct shard *sh = &l1->shards[i];
+
+        near__lock(&sh->lock);
+        levels.max_bytes += sh->max_bytes;
+        levels.max_entries += sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
+        near__unlock(&sh->lock);
+    }
+    near__curve_upkeep(l1->curve, &levels);
+}
+
+bool
+near__l1_curve(struct near__l1 *l1, struct near__curve_answer *answer)
+{
+    if (l1->pools != NULL)
+        return near__pools_curve(l1->pools, answer);
+    if (l1->curve == NULL)
+        return false;
+    near__curve_read(l1->curve, used_hits(l1), answer);
+    return true;
 }
 
 bool
@@ -1689,6 +2737,8 @@ near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
     bool    more = false;
     int64_t before;
 
+    if (l1->pools != NULL)
+        return near__pools_upkeep(l1->pools, now, steps);
     if (l1->off)
         return false;
     /* times are known around a circle only: what slept through half of it cannot be told from what is yet to come */
@@ -1698,6 +2748,8 @@ near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
     for (size_t i = 0; i <= l1->front.shard_mask; i++)
         more |= upkeep_shard(l1, &l1->shards[i], now, steps);
     trim(l1, steps);
+    if (l1->curve != NULL)
+        keep_curve(l1, now);
     return more;
 }
 
@@ -1717,6 +2769,8 @@ near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
 {
     size_t shards = l1->front.shard_mask + 1;
 
+    if (l1->pools != NULL)
+        return near__pools_resize(l1->pools, max_bytes, max_entries);
     if (l1->off || max_bytes / shards < SHARD_LEAST || max_bytes > l1->grow_bytes ||
         max_bytes > near__arena_range(l1->arena) || (max_entries != 0 && max_entries < shards))
         return NEAR_ERR_INVALID;
@@ -1728,7 +2782,7 @@ near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
         struct shard *sh = &l1->shards[i];
 
         near__lock(&sh->lock);
-        sh->max_bytes = max_bytes / shards;
+        sh->max_bytes = bytes_of_shard(l1, max_bytes, shards);
         pay_policy_locked(l1, sh);
         sh->max_entries     = entries_of_shard(max_entries, i, shards);
         sh->table->capacity = sh->max_entries == SIZE_MAX ? 0 : sh->max_entries;
@@ -1741,6 +2795,10 @@ void
 near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats)
 {
     memset(stats, 0, sizeof(*stats));
+    if (l1->pools != NULL) {
+        near__pools_stats(l1->pools, stats);
+        return;
+    }
     stats->hits = near__hits_sum(l1->front.number);
     for (size_t i = 0; i <= l1->front.shard_mask && !l1->off; i++) {
         struct shard *sh = &l1->shards[i];
@@ -1755,6 +2813,162 @@ near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats)
         stats->bytes += sh->heap.bytes + sh->policy_bytes;
         near__unlock(&sh->lock);
     }
+}
+
+/* ---- as a pool, and with pools */
+
+/* What left goes up. */
+static void
+hand_up(struct dead *dead, struct near__leaving *leaving)
+{
+    for (unsigned i = 0; i < dead->n; i++)
+        leaving->what[leaving->n++] = dead->what[i];
+    dead->n = 0;
+}
+
+enum near__l1_admission
+near__l1_seat(struct near__l1 *l1, struct near__entry *entry, near_bytes key, int64_t now,
+              struct near__leaving *leaving)
+{
+    struct shard           *sh = shard_of(l1, entry->hash);
+    struct dead             dead;
+    enum near__l1_admission verdict;
+
+    dead.n = 0;
+    near__lock(&sh->lock);
+    verdict = admit_locked(l1, sh, entry, key, now, &dead);
+    if (verdict != AGAIN)
+        note_fill_locked(l1, entry->hash); /* as in offer_locked(); a write's, too: that does no harm */
+    ahead_locked(l1, sh, &dead);
+    near__unlock(&sh->lock);
+    hand_up(&dead, leaving);
+    if (verdict == NEAR__L1_ADMITTED && l1->front.watch != NULL)
+        l1->front.watch(&sh->order, near__element(entry->hash), false);
+    if (verdict == NEAR__L1_ADMITTED)
+        told_of_fill(l1, entry);
+    return verdict;
+}
+
+enum near__l1_admission
+near__l1_reseat(struct near__l1 *l1, struct near__entry *entry, near_bytes key, uint8_t warmth, int64_t now,
+                struct near__leaving *leaving)
+{
+    struct shard           *sh = shard_of(l1, entry->hash);
+    struct dead             dead;
+    enum near__l1_admission verdict;
+
+    dead.n = 0;
+    near__lock(&sh->lock);
+    sh->revived = 1u + warmth;
+    verdict     = admit_locked(l1, sh, entry, key, now, &dead);
+    sh->revived = 0;
+    ahead_locked(l1, sh, &dead);
+    near__unlock(&sh->lock);
+    hand_up(&dead, leaving);
+    return verdict;
+}
+
+bool
+near__l1_was_filled(struct near__l1 *l1, uint64_t hash)
+{
+    struct shard *sh = shard_of(l1, hash);
+    bool          was;
+
+    near__lock(&sh->lock);
+    was = was_filled_locked(l1, hash);
+    near__unlock(&sh->lock);
+    return was;
+}
+
+bool
+near__l1_unseat(struct near__l1 *l1, uint64_t hash, near_bytes key, struct near__leaving *leaving)
+{
+    struct shard *sh = shard_of(l1, hash);
+    struct dead   dead;
+    bool          was;
+
+    dead.n = 0;
+    near__lock(&sh->lock);
+    was = drop_locked(l1, sh, hash, key, &dead);
+    settle_locked(l1, sh, &dead);
+    near__unlock(&sh->lock);
+    hand_up(&dead, leaving);
+    told_of_end(l1, hash);
+    return was;
+}
+
+bool
+near__l1_copies(const struct near__l1 *l1, const struct near__entry *entry)
+{
+    struct near__entry dated;
+    unsigned           flags;
+    size_t             size;
+
+    if (l1->pools != NULL)
+        return near__pools_copy(l1->pools, entry);
+    return !l1->off &&
+           lives_in_arena(l1, shard_of(l1, entry->hash), dated_entry(l1, entry, &dated), &flags, &size);
+}
+
+bool
+near__l1_is_overtaken(struct near__l1 *l1, const struct near__entry *entry, int64_t now)
+{
+    struct shard *sh = shard_of(l1, entry->hash);
+    bool          is;
+
+    near__lock(&sh->lock);
+    is = has_other_locked(l1, sh, entry, now);
+    near__unlock(&sh->lock);
+    return is;
+}
+
+void
+near__l1_share_labels(struct near__l1 *l1, struct near__label_clock *labels)
+{
+    l1->labels_shared = true;
+    atomic_init(&l1->front.labels, labels);
+}
+
+unsigned
+near__l1_pools(const struct near__l1 *l1)
+{
+    return l1->pools != NULL ? near__pools_count(l1->pools) : 0;
+}
+
+void
+near__l1_pool_stats(struct near__l1 *l1, unsigned pool, struct near__l1_stats *stats, size_t *max_bytes)
+{
+    near__l1_stats(near__pools_at(l1->pools, pool, max_bytes), stats);
+}
+
+bool
+near__l1_pool_curve(struct near__l1 *l1, unsigned pool, struct near__curve_answer *answer)
+{
+    size_t max_bytes;
+
+    return near__l1_curve(near__pools_at(l1->pools, pool, &max_bytes), answer);
+}
+
+near_status
+near__l1_pool_resize(struct near__l1 *l1, unsigned pool, size_t max_bytes)
+{
+    return l1->pools != NULL ? near__pools_resize_one(l1->pools, pool, max_bytes) : NEAR_ERR_INVALID;
+}
+
+unsigned
+near__l1_pool_of(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
+{
+    for (unsigned pool = near__l1_pools(l1); pool > 0; pool--) {
+        size_t      max_bytes;
+        near_value *value = near__l1_find(near__pools_at(l1->pools, pool, &max_bytes), hash, key, now);
+
+        if (value == NULL)
+            continue;
+        if ((uintptr_t)value > NEAR__VALUE_BITS)
+            near__value_release(value);
+        return pool;
+    }
+    return 0;
 }
 
 /* ---- what was handed out */
@@ -1865,5 +3079,6 @@ near__value_counted(const near_value *value, near_bytes key, uint64_t hash, int6
     entry->stamp       = meta.stamp;
     entry->generation  = meta.generation;
     entry->cost_us     = meta.cost_us;
+    entry->object      = near__object_ref(near__value_object(value));
     return entry;
 }

@@ -21,6 +21,9 @@
 #include "l1/entry.h"
 
 struct near__l1;
+struct near__spill;
+struct near__l1_domain;
+struct near__curve_answer;
 
 struct near__l1_config {
     size_t max_bytes;   /* 0: keeps nothing */
@@ -35,7 +38,37 @@ struct near__l1_config {
     const void *hash_ctx;
     /* Hears of about one hit in NEAR__L1_SAMPLE, on the reader's thread, while the value is held; may look keys up.  NULL: nobody. */
     void (*sample)(void *ctx, uint64_t hash, near_bytes key);
-    void *sample_ctx;
+    void                  *sample_ctx;
+    const _Atomic int64_t *tick;  /* the time, for reads that are not given it; 0 while nobody tells it */
+    bool                   curve; /* keep ghosts of other sizes (l1/curve.h) */
+    struct near__spill
+        *spill; /* hears of what is evicted, filled and invalidated (l1/disk.h); NULL: nobody */
+    /* No entry is fresh longer after its birth.  0: no such bound. */
+    int64_t ttl, grace; /* grace: how long past `ttl` a value stays to be handed out as stale */
+    bool
+            is_pool; /* it is one of several: its owner keeps the fences (l1/pools.h), and tells the disk tier of what is its own */
+    uint8_t pool;    /* ... its number there, from 1 */
+    /* Several pools instead, each of its own size, policy and ttl; 0: none.  max_bytes and policy above are then nobody's, max_entries
+     * is divided as the bytes are. */
+    unsigned                      pools_n;
+    const struct near__l1_domain *pools;
+    /* The number of the pool for what does not say it, from 1; 0: the first.  Called with no lock held.  NULL: the first. */
+    unsigned (*pool_of)(void *ctx, near_bytes key, size_t value_size);
+    void *pool_ctx;
+    /* Called after anything was invalidated or written, or is about to be, with no lock held, before the call that did it returns.  NULL:
+     * nobody wants to know. */
+    void (*wrote)(void *ctx);
+    void *wrote_ctx;
+    size_t
+        align_from; /* values of this size and more lie at a multiple of 64; 0, or above 1024: from 1024 on */
+};
+
+#define NEAR__POOLS_MAX 8
+
+struct near__l1_domain {
+    size_t      max_bytes;
+    const char *policy;
+    int64_t     ttl; /* 0: the entry's own alone */
 };
 
 #define NEAR__L1_SAMPLE 1024
@@ -54,6 +87,31 @@ near_value *near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, in
 #define NEAR__L1_GROUP 32
 void near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n,
                         int64_t now, near_value **values);
+
+/*
+ * Many values copied out, their memory accesses overlapped over groups: while the entries of one group are being copied those of the next
+ * are on their way, and the index's lines of the one after.  Each group goes through aim, seek and copy; the sights are the caller's room.
+ * No handle is taken for what is copied.
+ */
+struct near__l1_sight {
+    struct near__table  *table;
+    struct near__bucket *bucket;
+    unsigned             lane;
+    bool                 stale; /* cleared: nothing is there */
+};
+struct near__l1_copy {
+    char  *to;
+    size_t room;
+    size_t size; /* COPIED: so many bytes */
+    near_value *
+        value; /* COPIED, or what near__l1_find() gives: nothing, something past its time, or larger than the room */
+};
+#define NEAR__L1_COPIED ((near_value *)(uintptr_t)1)
+void near__l1_aim(struct near__l1 *l1, const uint64_t *hashes, size_t n, struct near__l1_sight *sights);
+void near__l1_seek(struct near__l1 *l1, const uint64_t *hashes, size_t n, size_t room,
+                   struct near__l1_sight *sights);
+void near__l1_copy(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, size_t n, int64_t now,
+                   const struct near__l1_sight *sights, struct near__l1_copy *copies);
 
 /* The fence of a key: how often it has moved, and in the low bits how many fills there were.  Capture it before the slower tier is asked.
  * Acquire: pairs with the release of whoever moves it, so what is asked afterwards is at least as new as that invalidation. */
@@ -90,11 +148,26 @@ enum near__l1_admission {
  */
 enum near__l1_admission near__l1_insert(struct near__l1 *l1, struct near__entry *entry, uint64_t fence,
                                         int64_t now);
+/* For who inserts many: the lines that near__l1_fence() reads, or an insert besides, are on their way.  Changes nothing. */
+void near__l1_bring_fence(const struct near__l1 *l1, uint64_t hash);
+void near__l1_bring(const struct near__l1 *l1, uint64_t hash);
 
 /* The same for a write that is judged by what its caller saw in L1 after capturing `fence`, in one step: FENCED, and nothing is
  * touched, if that may no longer be so or a local write of the stripe is under way; else the fence moves. */
 enum near__l1_admission near__l1_store_if(struct near__l1 *l1, struct near__entry *entry, uint64_t fence,
                                           int64_t now);
+
+/* The same for what the disk tier gave back, but that it is there already is no news to it.  FENCED, too, when the key is present, or
+ * anything was filled since: what came from elsewhere is no older. */
+enum near__l1_admission near__l1_return(struct near__l1 *l1, struct near__entry *entry, uint64_t fence,
+                                        int64_t now);
+/* Let the disk tier answer with a record of its former life: if nothing came since `fence` was captured, fills included, and before L2
+ * was asked; `fence` NEAR__L1_UNTOUCHED: if nothing came since it was opened. */
+bool near__l1_adopt(struct near__l1 *l1, uint64_t hash, near_bytes key, uint64_t fence, uint64_t at,
+                    uint32_t size);
+#define NEAR__L1_UNTOUCHED UINT64_MAX
+/* Whether one of these tags was invalidated since they were captured. */
+bool near__l1_labels_outdated(const struct near__l1 *l1, const struct near__labels *labels);
 
 /* An invalidation: moves the key's fence and drops the key. */
 void near__l1_invalidate(struct near__l1 *l1, uint64_t hash, near_bytes key);
@@ -103,6 +176,8 @@ void near__l1_flush(struct near__l1 *l1);
 
 /* The clock of tags: capture it with the fence, before the slower tier is asked, for the labels of what it brings. */
 uint32_t near__l1_label_clock(const struct near__l1 *l1);
+/* The clock at the last invalidation of a tag with this hash, or of one that shares its stripe: it only grows.  0: never. */
+uint32_t near__l1_label_moment(const struct near__l1 *l1, uint64_t hash);
 /* Everything that carries the tag with this hash (near__hash_keyed of its name), now or in a fill under way: gone, in O(1). */
 void near__l1_invalidate_tag(struct near__l1 *l1, uint64_t hash);
 /* Whether a tag of a value was invalidated since its value was asked for, and perhaps before `until`, a clock captured later (a
@@ -141,6 +216,47 @@ bool near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps);
  * index, which never shrinks, would take more than half of it. */
 near_status near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries);
 
+/*
+ * Snapshots.  A walk shows every entry that is there from its beginning to its end at least once, what comes and goes meanwhile perhaps,
+ * some twice (a bucket that splits).  It takes no lock and counts no hit; what has ended is passed over.
+ */
+struct near__l1_seen {
+    near_bytes        key, value;
+    near_bytes        names; /* of its tags, as in near__labels */
+    unsigned          tags;
+    struct near__meta meta;
+    bool              negative;
+    bool              unknown; /* a decoded value whose bytes were not kept: there is no `value` */
+    uint8_t           warmth;  /* how much it has been used, in the policy's own measure */
+};
+struct near__l1_cursor {
+    unsigned pool; /* of an L1 with pools, from 0 */
+    size_t   shard;
+    uint32_t home;
+};
+/* Shows the entries of the next `homes` buckets, each borrowed for one call of `fn`, which may block: only the one that it is shown is kept
+ * in place.  From a cursor of zeros on.  False: that was the end.  NEAR_ERR_NOMEM is not to be had: a reader without slots sees nothing. */
+bool near__l1_walk(struct near__l1 *l1, struct near__l1_cursor *cursor, size_t homes, int64_t now,
+                   void (*fn)(void *ctx, const struct near__l1_seen *seen), void *ctx);
+
+/* Entries of a former life come back between these two.  `expected`: how many there may be (policies measure by it); 0: not known.  `alone`:
+ * nobody confirms them, so fills are remembered (256 KiB) from begin on, and nothing that was filled meanwhile can be followed by something
+ * older, evicted or not.  begin: NEAR_OK or NEAR_ERR_NOMEM. */
+near_status near__l1_restore_begin(struct near__l1 *l1, size_t expected, bool alone);
+void        near__l1_restore_end(struct near__l1 *l1);
+/*
+ * One of them, admitted as a fill is, and only where nothing is; the policy is told how warm it was, and that it is no new key.  `fence`:
+ * captured before L2 was asked.  `alone`: nobody was; with NEAR__L1_FENCE_BIRTH it is refused if anything of its stripe was invalidated
+ * since this L1 was made, or its key perhaps filled since near__l1_restore_begin().
+ */
+#define NEAR__L1_FENCE_BIRTH 0
+enum near__l1_admission near__l1_restore(struct near__l1 *l1, struct near__entry *entry, near_bytes key,
+                                         uint64_t fence, bool alone, uint8_t warmth, int64_t now);
+/* That key comes soon: its lines of the index are wanted. */
+void near__l1_expect(const struct near__l1 *l1, uint64_t hash);
+/* Whether that would copy it: then `entry` may live on the caller's stack, with its `key` beside it and a value that is only borrowed. */
+bool near__l1_copies(const struct near__l1 *l1, const struct near__entry *entry);
+
 struct near__l1_stats {
     uint64_t fills, fills_refused, evictions, expired, too_large; /* counters */
     uint64_t hits;                                                /* values handed out, negative ones not */
@@ -149,6 +265,23 @@ struct near__l1_stats {
                                 stripe for 16 entries expected, 1024 to 16384 of them, so 16 to 256 KiB) */
 };
 void near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats);
+
+/* How many pools it was opened with; 0: it is one. */
+unsigned near__l1_pools(const struct near__l1 *l1);
+/* One of them, by its number from 1: what it counts and may keep, and its curve (as near__l1_curve()). */
+void near__l1_pool_stats(struct near__l1 *l1, unsigned pool, struct near__l1_stats *stats, size_t *max_bytes);
+bool near__l1_pool_curve(struct near__l1 *l1, unsigned pool, struct near__curve_answer *answer);
+/* The pool that has the key now, 0: none. */
+unsigned near__l1_pool_of(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now);
+/* A new bound for one of them; the others keep theirs.  As near__l1_resize(). */
+near_status near__l1_pool_resize(struct near__l1 *l1, unsigned pool, size_t max_bytes);
+
+/* A request that a find did not answer, to be told for the curve; does nothing in an L1 without. */
+void near__l1_missed(struct near__l1 *l1, uint64_t hash);
+/* A value that was found, and counted as a hit, is not used as one: past its time, for instance. */
+void near__l1_unused(struct near__l1 *l1);
+/* How it would hit with other sizes.  False: it keeps no ghosts. */
+bool near__l1_curve(struct near__l1 *l1, struct near__curve_answer *answer);
 
 /* ---- what is handed out; more in l1/find.h */
 

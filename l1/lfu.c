@@ -30,8 +30,7 @@ lfu_open(struct near__order *order)
     order->state = calloc(1, sizeof(struct lfu));
     if (order->state == NULL)
         return NEAR_ERR_NOMEM;
-    atomic_store_explicit(&order->table->tick, 0, memory_order_relaxed);
-    atomic_store_explicit(&order->table->count_mask, COUNT_MAX, memory_order_relaxed);
+    near__table_marks(order->table, 0, COUNT_MAX);
     return NEAR_OK;
 }
 
@@ -94,10 +93,28 @@ lfu_enter(struct near__order *order, uint32_t element)
     (void)element;
     if (++lfu->fresh * 2 >= entries) {
         lfu->fresh = 0;
-        atomic_store_explicit(&table->tick, (uint8_t)(tick_of(table) + TICK_ONE), memory_order_relaxed);
+        near__table_marks(table, (uint8_t)(tick_of(table) + TICK_ONE), COUNT_MAX);
         sweep(table, tick_of(table));
     }
     return tick_of(table) | 1;
+}
+
+/* The count above, the age below. */
+static uint8_t
+lfu_warmth(const struct near__order *order, uint8_t mark)
+{
+    unsigned age = age_of(mark, tick_of(order->table));
+
+    return (uint8_t)((mark & COUNT_MAX) << 4 | (AGE_HELD - (age < AGE_HELD ? age : AGE_HELD)));
+}
+
+static uint8_t
+lfu_revive(struct near__order *order, uint32_t element, uint8_t warmth)
+{
+    unsigned young = warmth & 15, age = AGE_HELD - (young < AGE_HELD ? young : AGE_HELD);
+
+    (void)element;
+    return (uint8_t)((tick_of(order->table) - age * TICK_ONE) | warmth >> 4);
 }
 
 static void
@@ -140,6 +157,8 @@ const struct near__policy near__lfu = {
     .close  = lfu_close,
     .enter  = lfu_enter,
     .victim = lfu_victim,
+    .warmth = lfu_warmth,
+    .revive = lfu_revive,
     .reset  = lfu_reset,
     .bytes  = lfu_bytes,
 };

@@ -37,8 +37,7 @@ lru_open(struct near__order *order)
     order->state = calloc(1, sizeof(struct lru));
     if (order->state == NULL)
         return NEAR_ERR_NOMEM;
-    atomic_store_explicit(&order->table->tick, 0, memory_order_relaxed);
-    atomic_store_explicit(&order->table->count_mask, 0, memory_order_relaxed);
+    near__table_marks(order->table, 0, 0);
     return NEAR_OK;
 }
 
@@ -103,10 +102,27 @@ lru_enter(struct near__order *order, uint32_t element)
     (void)element;
     if (++lru->fresh * (size_t)TICKS >= entries) {
         lru->fresh = 0;
-        atomic_store_explicit(&table->tick, (uint8_t)(tick_of(table) + 1), memory_order_relaxed);
+        near__table_marks(table, (uint8_t)(tick_of(table) + 1), 0);
         sweep(lru, table);
     }
     return tick_of(table);
+}
+
+/* Its age in ticks, from the other end. */
+static uint8_t
+lru_warmth(const struct near__order *order, uint8_t mark)
+{
+    return (uint8_t)(UINT8_MAX - (uint8_t)(tick_of(order->table) - mark));
+}
+
+/* As old as it was, but not so old that the sweep could not hold it back in time. */
+static uint8_t
+lru_revive(struct near__order *order, uint32_t element, uint8_t warmth)
+{
+    unsigned age = UINT8_MAX - warmth;
+
+    (void)element;
+    return (uint8_t)(tick_of(order->table) - (age < AGE_HELD ? age : AGE_HELD));
 }
 
 static void
@@ -195,6 +211,8 @@ const struct near__policy near__lru = {
     .close  = lru_close,
     .enter  = lru_enter,
     .victim = lru_victim,
+    .warmth = lru_warmth,
+    .revive = lru_revive,
     .hit    = lru_hit,
     .reset  = lru_reset,
     .bytes  = lru_bytes,

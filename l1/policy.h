@@ -27,6 +27,10 @@ struct near__policy {
     /* The next entry to leave.  It is still linked: the caller unlinks it at once.  `element` is good for near__table_erase (and no
      * more: bits that the table does not know may be missing).  False: the table is empty. */
     bool (*victim)(struct near__order *order, struct near__place *place, uint32_t *element);
+    /* How much an entry with this mark has been used, for revive(): 0 least.  May be NULL: nothing of that is kept. */
+    uint8_t (*warmth)(const struct near__order *order, uint8_t mark);
+    /* As enter(), for an entry of a former life that was so warm: no new key, so no time passes by it.  NULL where warmth() is. */
+    uint8_t (*revive)(struct near__order *order, uint32_t element, uint8_t warmth);
     /* Exact tables only: a hit on the entry in this place (its mark was updated already), or a new entry was linked there.  May be
      * NULL. */
     void (*hit)(struct near__order *order, uint32_t element, struct near__place place);

@@ -1,59 +1,92 @@
 /* Queues of elements (see the header). */
 #include "l1/ring.h"
 
+#include "l1/pages.h"
+
 #include <stdlib.h>
 
 enum {
-    CHUNK_MIN   = 12,   /* elements: a chunk of 64 bytes */
-    CHUNK_MAX   = 1020, /* of 4 KiB */
-    CHUNK_SHARE = 32,   /* two part-filled chunks a queue waste 1/16 of 4 bytes an entry */
+    CHUNK_MIN   = 12,        /* elements: a chunk of 64 bytes */
+    CHUNK_PAGE  = 1020,      /* of 4 KiB */
+    CHUNK_MAX   = 16 * 1020, /* of 64 KiB: a system allows some ten thousand pieces of memory */
+    CHUNK_SHARE = 32,        /* two part-filled chunks a queue waste 1/16 of 4 bytes an entry */
     TAG_SHIFT   = 4
 };
+
+/* A share of `elements`, whole pages where it is as much as one. */
+static uint32_t
+chunk_room(size_t elements)
+{
+    size_t share = elements / CHUNK_SHARE;
+
+    if (share > CHUNK_MAX)
+        return CHUNK_MAX;
+    if (share >= CHUNK_PAGE)
+        return (uint32_t)((share / (CHUNK_PAGE + 4) + 1) * (CHUNK_PAGE + 4) - 4);
+    return share < CHUNK_MIN ? CHUNK_MIN : (uint32_t)share;
+}
+
+/* Of a queue that may grow: pages as soon as two part-filled ones are little, so that malloc does not keep what it leaves when it shrinks. */
+static uint32_t
+chunk_room_growing(size_t elements)
+{
+    if (elements < CHUNK_PAGE / 4 * CHUNK_SHARE)
+        return CHUNK_PAGE / 4;
+    return elements < CHUNK_PAGE * CHUNK_SHARE ? CHUNK_PAGE : chunk_room(elements);
+}
 
 void
 near__ring_store_init(struct near__ring_store *store, size_t capacity)
 {
-    size_t elements = capacity == 0 ? CHUNK_MAX / 4 : capacity / CHUNK_SHARE;
+    *store = (struct near__ring_store){ .chunk_elements = capacity == 0 ? 0 : chunk_room(capacity) };
+}
 
-    *store                = (struct near__ring_store){ 0 };
-    store->chunk_elements = (uint32_t)(elements < CHUNK_MIN   ? CHUNK_MIN
-                                       : elements > CHUNK_MAX ? CHUNK_MAX
-                                                              : elements);
+static size_t
+chunk_bytes(uint32_t room)
+{
+    return sizeof(struct near__ring_chunk) + room * sizeof(uint32_t);
+}
+
+static void
+chunk_delete(struct near__ring_store *store, struct near__ring_chunk *chunk)
+{
+    if (chunk == NULL)
+        return;
+    store->bytes -= near__pages_bytes(chunk_bytes(chunk->room));
+    near__pages_free(chunk, chunk_bytes(chunk->room));
 }
 
 void
 near__ring_store_fini(struct near__ring_store *store)
 {
-    free(store->spare);
+    chunk_delete(store, store->spare);
     store->spare = NULL;
 }
 
-static size_t
-chunk_bytes(const struct near__ring_store *store)
-{
-    return sizeof(struct near__ring_chunk) + store->chunk_elements * sizeof(uint32_t);
-}
-
 static struct near__ring_chunk *
-chunk_new(struct near__ring_store *store)
+chunk_new(struct near__ring_store *store, uint32_t room)
 {
     struct near__ring_chunk *chunk = store->spare;
 
     store->spare = NULL;
-    if (chunk == NULL && (chunk = malloc(chunk_bytes(store))) != NULL)
-        store->bytes += chunk_bytes(store);
+    if (chunk != NULL && (chunk->room >= room / 2 && chunk->room <= 2 * room))
+        return chunk;
+    chunk_delete(store, chunk);
+    chunk = near__pages_new(chunk_bytes(room));
+    if (chunk == NULL)
+        return NULL;
+    chunk->room = (uint16_t)room;
+    store->bytes += near__pages_bytes(chunk_bytes(room));
     return chunk;
 }
 
 static void
 chunk_free(struct near__ring_store *store, struct near__ring_chunk *chunk)
 {
-    if (store->spare == NULL) {
+    if (store->spare == NULL)
         store->spare = chunk;
-        return;
-    }
-    store->bytes -= chunk_bytes(store);
-    free(chunk);
+    else
+        chunk_delete(store, chunk);
 }
 
 void
@@ -84,7 +117,8 @@ near__ring_clear(struct near__ring_store *store, struct near__ring *ring)
 static bool
 ring_grow(struct near__ring_store *store, struct near__ring *ring)
 {
-    struct near__ring_chunk *chunk = chunk_new(store);
+    uint32_t room = store->chunk_elements != 0 ? store->chunk_elements : chunk_room_growing(ring->count);
+    struct near__ring_chunk *chunk = chunk_new(store, room);
 
     if (chunk == NULL)
         return false;
@@ -104,7 +138,7 @@ bool
 near__ring_push(struct near__ring_store *store, struct near__ring *ring, uint32_t element, uint8_t *tag)
 {
     *tag = 0;
-    if ((ring->last == NULL || ring->last->end == store->chunk_elements) && !ring_grow(store, ring))
+    if ((ring->last == NULL || ring->last->end == ring->last->room) && !ring_grow(store, ring))
         return false;
     ring->last->at[ring->last->end++] = element;
     ring->count++;

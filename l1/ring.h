@@ -7,7 +7,7 @@
  * as its first life would have.  near__ring_live() drops stale elements as they are met, near__rings_full() says when they pile
  * up.
  *
- * The store belongs to one order (shard's lock); its chunks come from malloc and are counted in `bytes`.
+ * The store belongs to one order (shard's lock); its chunks are counted in `bytes`.
  */
 #ifndef NEAR_L1_RING_H
 #define NEAR_L1_RING_H
@@ -16,14 +16,14 @@
 
 struct near__ring_chunk {
     struct near__ring_chunk *next;
-    uint16_t                 begin, end;
+    uint16_t                 begin, end, room;
     uint8_t                  tag; /* as it stands in marks */
     uint32_t                 at[];
 };
 
 struct near__ring_store {
-    uint32_t                 chunk_elements;
-    struct near__ring_chunk *spare; /* one, so that a queue in balance does not call malloc */
+    uint32_t                 chunk_elements; /* 0: by what the queue holds */
+    struct near__ring_chunk *spare;          /* one, so that a queue in balance does not ask for memory */
     size_t                   bytes;
 };
 

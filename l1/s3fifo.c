@@ -36,6 +36,19 @@ s3fifo_enter(struct near__order *order, uint32_t element)
     return near__fifos_enter(order->state, order->table, element);
 }
 
+static uint8_t
+s3fifo_warmth(const struct near__order *order, uint8_t mark)
+{
+    (void)order;
+    return near__fifos_warmth(mark);
+}
+
+static uint8_t
+s3fifo_revive(struct near__order *order, uint32_t element, uint8_t warmth)
+{
+    return near__fifos_revive(order->state, order->table, element, warmth);
+}
+
 static bool
 s3fifo_victim(struct near__order *order, struct near__place *place, uint32_t *element)
 {
@@ -54,6 +67,8 @@ const struct near__policy near__s3fifo = {
     .close  = s3fifo_close,
     .enter  = s3fifo_enter,
     .victim = s3fifo_victim,
+    .warmth = s3fifo_warmth,
+    .revive = s3fifo_revive,
     .reset  = s3fifo_reset,
     .bytes  = s3fifo_bytes,
 };

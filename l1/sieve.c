@@ -39,8 +39,7 @@ sieve_open(struct near__order *order)
     near__ring_store_init(&sieve->store, order->table->capacity);
     near__ring_init(&sieve->ahead, 0, 8);
     near__ring_init(&sieve->passed, 8, 8);
-    atomic_store_explicit(&order->table->tick, 0, memory_order_relaxed);
-    atomic_store_explicit(&order->table->count_mask, NEAR__RING_TAG | VISITED, memory_order_relaxed);
+    near__table_marks(order->table, 0, NEAR__RING_TAG | VISITED);
     order->state = sieve;
     return NEAR_OK;
 }
@@ -78,6 +77,19 @@ sieve_enter(struct near__order *order, uint32_t element)
     }
     near__ring_push(&sieve->store, &sieve->ahead, element, &tag);
     return tag;
+}
+
+static uint8_t
+sieve_warmth(const struct near__order *order, uint8_t mark)
+{
+    (void)order;
+    return mark & VISITED;
+}
+
+static uint8_t
+sieve_revive(struct near__order *order, uint32_t element, uint8_t warmth)
+{
+    return sieve_enter(order, element) | (warmth & VISITED);
 }
 
 /* The hand starts again at the tail. */
@@ -128,6 +140,8 @@ const struct near__policy near__sieve = {
     .close  = sieve_close,
     .enter  = sieve_enter,
     .victim = sieve_victim,
+    .warmth = sieve_warmth,
+    .revive = sieve_revive,
     .reset  = sieve_reset,
     .bytes  = sieve_bytes,
 };

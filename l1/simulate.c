@@ -7,6 +7,8 @@
  */
 #include "l1/simulate.h"
 
+#include "l1/lfu_exact.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,11 +33,12 @@ struct near__simulator {
     unsigned                   exact_bits; /* log2 of the homes */
     size_t                     shard_mask;
     /* exact: the numbers of keys */
-    uint64_t    *key_hash; /* 0: free */
-    uint32_t    *key_number;
-    size_t       key_mask, keys;
-    size_t       opened; /* shards */
-    struct shard shards[];
+    uint64_t               *key_hash; /* 0: free */
+    uint32_t               *key_number;
+    size_t                  key_mask, keys;
+    struct near__lfu_exact *lfu;    /* exact lfu without guards: instead of all else but the numbers */
+    size_t                  opened; /* shards */
+    struct shard            shards[];
 };
 
 /* ---- what a table needs */
@@ -120,7 +123,9 @@ simulator_fill(struct near__simulator *simulator, const struct near__simulator_c
         if (simulator->key_hash == NULL || simulator->key_number == NULL)
             return NEAR_ERR_NOMEM;
     }
-    if (simulator->policy->pool_open != NULL)
+    if (simulator->exact && simulator->policy == &near__lfu && !config->guards)
+        status = near__lfu_exact_open(&simulator->lfu, config->capacity);
+    if (status == NEAR_OK && simulator->policy->pool_open != NULL)
         status = simulator->policy->pool_open(&simulator->pool, config->capacity);
     for (size_t i = 0; status == NEAR_OK && i <= simulator->shard_mask; i++) {
         size_t shards                 = simulator->shard_mask + 1;
@@ -173,6 +178,7 @@ near__simulator_close(struct near__simulator **out)
     }
     if (simulator->pool != NULL)
         simulator->policy->pool_close(simulator->pool);
+    near__lfu_exact_close(&simulator->lfu);
     free(simulator->key_hash);
     free(simulator->key_number);
     free(simulator);
@@ -333,6 +339,8 @@ near__simulator_access(struct near__simulator *simulator, uint64_t hash)
     struct key         key = key_of(simulator, hash);
     struct near__place place;
 
+    if (simulator->lfu != NULL)
+        return near__lfu_exact_access(simulator->lfu, key.ref);
     if (find(&key.shard->table, &key, &place)) {
         used(simulator, &key, place);
         return true;
@@ -341,12 +349,28 @@ near__simulator_access(struct near__simulator *simulator, uint64_t hash)
     return false;
 }
 
+void
+near__simulator_put(struct near__simulator *simulator, uint64_t hash)
+{
+    struct key         key = key_of(simulator, hash);
+    struct near__place place;
+
+    if (simulator->lfu != NULL) {
+        if (!near__lfu_exact_has(simulator->lfu, key.ref))
+            near__lfu_exact_access(simulator->lfu, key.ref);
+    } else if (!find(&key.shard->table, &key, &place)) {
+        insert(simulator, &key);
+    }
+}
+
 bool
 near__simulator_remove(struct near__simulator *simulator, uint64_t hash)
 {
     struct key         key = key_of(simulator, hash);
     struct near__place place;
 
+    if (simulator->lfu != NULL)
+        return near__lfu_exact_remove(simulator->lfu, key.ref);
     if (!find(&key.shard->table, &key, &place))
         return false;
     near__table_erase(&key.shard->table, key.element, place);
@@ -354,8 +378,25 @@ near__simulator_remove(struct near__simulator *simulator, uint64_t hash)
 }
 
 void
+near__simulator_resize(struct near__simulator *simulator, size_t capacity)
+{
+    size_t shards = simulator->shard_mask + 1;
+
+    if (simulator->lfu != NULL)
+        near__lfu_exact_resize(simulator->lfu, capacity);
+    for (size_t i = 0; i < shards; i++) {
+        size_t part = capacity / shards + (i < capacity % shards);
+
+        simulator->shards[i].capacity       = part > 0 ? part : 1;
+        simulator->shards[i].table.capacity = simulator->shards[i].capacity;
+    }
+}
+
+void
 near__simulator_clear(struct near__simulator *simulator)
 {
+    if (simulator->lfu != NULL)
+        near__lfu_exact_clear(simulator->lfu);
     for (size_t i = 0; i <= simulator->shard_mask; i++) {
         struct shard *shard = &simulator->shards[i];
         near__table_clear(&shard->table);
@@ -377,5 +418,7 @@ near__simulator_bytes(const struct near__simulator *simulator)
     }
     if (simulator->policy->pool_bytes != NULL)
         bytes.pool = simulator->policy->pool_bytes(simulator->pool);
+    if (simulator->lfu != NULL)
+        bytes.entries = near__lfu_exact_entries(simulator->lfu);
     return bytes;
 }

@@ -27,8 +27,12 @@ near_status near__simulator_open(struct near__simulator             **simulator,
 void        near__simulator_close(struct near__simulator **simulator);
 /* Whether the key was there.  `hash` must be good in all its bits. */
 bool near__simulator_access(struct near__simulator *simulator, uint64_t hash);
+/* The key is put there, if it is not: no request. */
+void near__simulator_put(struct near__simulator *simulator, uint64_t hash);
 /* The key is removed, as by an invalidation; whether it was there. */
 bool near__simulator_remove(struct near__simulator *simulator, uint64_t hash);
+/* Another size, up to half as much again as the first; what is too much leaves with the next insertions. */
+void near__simulator_resize(struct near__simulator *simulator, size_t capacity);
 /* Everything is removed at once. */
 void near__simulator_clear(struct near__simulator *simulator);
 

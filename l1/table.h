@@ -59,9 +59,11 @@ struct near__table {
     _Atomic uint64_t size; /* home buckets, and above them the mask: the next power of two - 1 */
     struct near__bucket *
         *chunks; /* directory of home buckets, fixed; an entry is published by the size beyond it */
-    _Atomic uint16_t generation;  /* moved by a clear; a home bucket of another one counts as empty */
-    _Atomic uint8_t  tick;        /* the time part of a mark, set by the policy (see near__mark_hit) */
+    _Atomic uint16_t generation; /* moved by a clear; a home bucket of another one counts as empty */
+    _Atomic uint8_t  tick; /* the time part of a mark, set by near__table_marks() (see near__mark_hit) */
     _Atomic uint8_t  count_mask;  /* the counting part of a mark (see near__mark_hit) */
+    _Atomic uint8_t  used;        /* what a mark is after enough uses in this tick ... */
+    _Atomic uint8_t  used_mask;   /* ... in these bits: all but those that only the policy writes */
     uint8_t          chunk_shift; /* log2 of the buckets in a chunk */
     bool             exact;       /* hits are reported to the policy under the lock (the simulator) */
     uint32_t         chunk_mask;  /* buckets in a chunk - 1 */
@@ -220,6 +222,17 @@ near__mark_hit(uint8_t mark, uint8_t tick, uint8_t count_mask)
 }
 
 /* ---- under the lock */
+
+/* The time and the counting part of marks from now on.  Relaxed: a reader that mixes old and new leaves a mark that is as good as
+ * one use more or less. */
+static inline void
+near__table_marks(struct near__table *table, uint8_t tick, uint8_t count_mask)
+{
+    atomic_store_explicit(&table->tick, tick, memory_order_relaxed);
+    atomic_store_explicit(&table->count_mask, count_mask, memory_order_relaxed);
+    atomic_store_explicit(&table->used_mask, (uint8_t) ~(count_mask & 0xf0), memory_order_relaxed);
+    atomic_store_explicit(&table->used, tick | (count_mask & 15), memory_order_relaxed);
+}
 
 /* `buckets` homes to begin with.  The caller has set max_chunks, chunk_shift, color, chunk_new and its like, element_*, exact and capacity, all else is 0.
  * NEAR_ERR_NOMEM, after which nothing is left to free. */

@@ -23,7 +23,10 @@ enum {
     SKETCH_SHARE   = 16,  /* entries to a line of 128 counters */
     SKETCH_LINE    = 64,
     ADDITIONS      = 10,
-    SKETCH_MAXIMUM = 15
+    SKETCH_MAXIMUM = 15,
+    MAIN_TAGS      = 0x80, /* in a mark: main's tags are the upper half */
+    WAS_MAIN       = 4,    /* in a warmth */
+    REVIVED        = 2     /* uses that a revived entry of main has had at least */
 };
 
 struct tinylfu {
@@ -129,8 +132,7 @@ tinylfu_open(struct near__order *order)
     near__ring_store_init(&tiny->store, order->table->capacity);
     near__ring_init(&tiny->window, 0, 8);
     near__ring_init(&tiny->main, 8, 8);
-    atomic_store_explicit(&order->table->tick, 0, memory_order_relaxed);
-    atomic_store_explicit(&order->table->count_mask, NEAR__RING_TAG | COUNT_MAX, memory_order_relaxed);
+    near__table_marks(order->table, 0, NEAR__RING_TAG | COUNT_MAX);
     order->state = tiny;
     return NEAR_OK;
 }
@@ -164,7 +166,7 @@ entries_of(const struct near__table *table)
 }
 
 static uint8_t
-tinylfu_enter(struct near__order *order, uint32_t element)
+push(struct near__order *order, struct near__ring *ring, uint32_t element, unsigned uses)
 {
     struct tinylfu *tiny = order->state;
     uint8_t         tag;
@@ -174,9 +176,36 @@ tinylfu_enter(struct near__order *order, uint32_t element)
         near__ring_compact(&tiny->store, &tiny->main, order->table, COUNT_MAX);
     }
     sketch_fit(tiny, entries_of(order->table));
-    add(tiny, element, 1);
-    near__ring_push(&tiny->store, &tiny->window, element, &tag);
+    add(tiny, element, uses);
+    near__ring_push(&tiny->store, ring, element, &tag);
     return tag;
+}
+
+static uint8_t
+tinylfu_enter(struct near__order *order, uint32_t element)
+{
+    struct tinylfu *tiny = order->state;
+
+    return push(order, &tiny->window, element, 1);
+}
+
+static uint8_t
+tinylfu_warmth(const struct near__order *order, uint8_t mark)
+{
+    (void)order;
+    return (uint8_t)((mark & MAIN_TAGS ? WAS_MAIN : 0) | (mark & COUNT_MAX));
+}
+
+/* The sketch is not kept: what was in main has won a contest there, so it was asked for more than once. */
+static uint8_t
+tinylfu_revive(struct near__order *order, uint32_t element, uint8_t warmth)
+{
+    struct tinylfu *tiny = order->state;
+    unsigned        uses = warmth & COUNT_MAX;
+
+    if (warmth & WAS_MAIN)
+        return push(order, &tiny->main, element, REVIVED + uses) | (uint8_t)uses;
+    return push(order, &tiny->window, element, 1 + uses) | (uint8_t)uses;
 }
 
 /* The front of a queue that was not used since it was put there. */
@@ -263,6 +292,8 @@ const struct near__policy near__tinylfu = {
     .close  = tinylfu_close,
     .enter  = tinylfu_enter,
     .victim = tinylfu_victim,
+    .warmth = tinylfu_warmth,
+    .revive = tinylfu_revive,
     .reset  = tinylfu_reset,
     .bytes  = tinylfu_bytes,
 };

@@ -30,6 +30,13 @@ bool near__l2_valid_set(enum near_l2_mode mode, struct near_l2_item *items, size
 bool near__l2_valid_remove(enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                            const struct near_l2_announce *announce);
 bool near__l2_valid_increment(struct near_l2_item *items, size_t n);
+bool near__l2_valid_hash_get(struct near_l2_item *items, size_t n);
+bool near__l2_valid_hash_set(struct near_l2_item *items, size_t n);
+
+/* No field of these is answered yet. */
+void near__l2_forget_fields(struct near_l2_item *items, size_t n);
+/* Bytes of the names and values that a write of this hash has. */
+size_t near__l2_hash_bytes(const struct near_l2_hash *hash);
 
 /* A counter's text.  read: false when it is none, to the last byte.  write: at most NEAR_L2_DECIMAL bytes, no NUL; how many. */
 #define NEAR_L2_DECIMAL 20

@@ -80,6 +80,62 @@ near__l2_valid_increment(struct near_l2_item *items, size_t n)
     return valid_call(items, n, possible);
 }
 
+static bool
+is_readable(const struct near_l2_hash *hash)
+{
+    return hash != NULL && hash->fields != NULL && hash->count >= 1 && hash->count <= NEAR_L2_FIELDS;
+}
+
+bool
+near__l2_valid_hash_get(struct near_l2_item *items, size_t n)
+{
+    bool possible = true;
+
+    for (size_t i = 0; i < n && i < NEAR_L2_BATCH; i++)
+        possible = possible && is_readable(items[i].hash) && items[i].hash->answers != NULL;
+    return valid_call(items, n, possible);
+}
+
+static bool
+is_writable(const struct near_l2_hash *hash)
+{
+    bool any = false;
+
+    for (size_t i = 0; is_readable(hash) && hash->values != NULL && i < hash->count; i++)
+        any = any || hash->values[i].data != NULL;
+    return any;
+}
+
+bool
+near__l2_valid_hash_set(struct near_l2_item *items, size_t n)
+{
+    bool possible = true;
+
+    for (size_t i = 0; i < n && i < NEAR_L2_BATCH; i++)
+        possible = possible && is_writable(items[i].hash);
+    return valid_call(items, n, possible);
+}
+
+void
+near__l2_forget_fields(struct near_l2_item *items, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t f = 0; f < items[i].hash->count; f++)
+            items[i].hash->answers[f] = NEAR_L2_NOT_TRIED;
+}
+
+size_t
+near__l2_hash_bytes(const struct near_l2_hash *hash)
+{
+    size_t bytes = 0;
+
+    for (size_t f = 0; f < hash->count; f++)
+        if (hash->values[f].data != NULL &&
+            __builtin_add_overflow(bytes, hash->fields[f].size + hash->values[f].size, &bytes))
+            return SIZE_MAX;
+    return bytes;
+}
+
 size_t
 near__l2_decimal_write(int64_t number, char *out)
 {

@@ -35,8 +35,9 @@ near__codec_is_built(enum near__codec codec)
 enum near__codec
 near__codec_fastest(void)
 {
-    if (near__codec_is_built(NEAR__CODEC_LZ4))
+    if (near__codec_is_built(NEAR__CODEC_LZ4)) /* uncovered: which there are is the build's */
         return NEAR__CODEC_LZ4;
+    /* uncovered: as above */
     return near__codec_is_built(NEAR__CODEC_ZSTD) ? NEAR__CODEC_ZSTD : NEAR__CODEC_NONE;
 }
 
@@ -59,7 +60,7 @@ lz4_pack(near_bytes raw, void *out, size_t room)
 static bool
 lz4_is_plausible(near_bytes stored, size_t size)
 {
-    return size <= LZ4_MAX_INPUT_SIZE && stored.size <= INT32_MAX && size / LZ4_MOST <= stored.size;
+    return size <= LZ4_MAX_INPUT_SIZE && size / LZ4_MOST <= stored.size; /* which is less than size */
 }
 
 static near_status
@@ -78,10 +79,10 @@ lz4_unpack(near_bytes stored, void *out, size_t size)
 /* What the format recommends every decoder to accept (RFC 8878, 3.1.1.1.2); our own frames stay far below. */
 #define ZSTD_WINDOW_MOST ((uint64_t)8 << 20)
 
-static void *
-take(_Atomic(void *) *slots)
+void *
+near__packer_take(_Atomic(void *) *slots)
 {
-    /* acquire, pairs with the release in keep(): who takes a context sees what was done with it */
+    /* acquire, pairs with the release in near__packer_keep(): who takes a context sees what was done with it */
     for (size_t i = 0; i < NEAR__PACKER_SLOTS; i++)
         if (atomic_load_explicit(&slots[i], memory_order_relaxed) != NULL) {
             void *context = atomic_exchange_explicit(&slots[i], NULL, memory_order_acquire);
@@ -92,14 +93,13 @@ take(_Atomic(void *) *slots)
     return NULL;
 }
 
-/* False: no slot is free. */
-static bool
-keep(_Atomic(void *) *slots, void *context)
+bool
+near__packer_keep(_Atomic(void *) *slots, void *context)
 {
     for (size_t i = 0; i < NEAR__PACKER_SLOTS; i++) {
         void *none = NULL;
 
-        /* release, pairs with the acquire in take() */
+        /* release, pairs with the acquire in near__packer_take() */
         if (atomic_compare_exchange_strong_explicit(&slots[i], &none, context, memory_order_release,
                                                     memory_order_relaxed))
             return true;
@@ -110,7 +110,7 @@ keep(_Atomic(void *) *slots, void *context)
 static size_t
 zstd_pack(struct near__packer *packer, near_bytes raw, void *out, size_t room)
 {
-    ZSTD_CCtx *context = take(packer->pack);
+    ZSTD_CCtx *context = near__packer_take(packer->pack);
     size_t     size;
 
     if (context == NULL)
@@ -118,13 +118,13 @@ zstd_pack(struct near__packer *packer, near_bytes raw, void *out, size_t room)
     if (context == NULL)
         return 0;
     size = ZSTD_compressCCtx(context, out, room, raw.data, raw.size, ZSTD_LEVEL);
-    if (!keep(packer->pack, context))
+    if (!near__packer_keep(packer->pack, context))
         ZSTD_freeCCtx(context);
     return ZSTD_isError(size) ? 0 : size;
 }
 
-/* Descriptor byte of a frame: bit 5 says that the window is the content and has no byte of its own, bits 0 and 1 that there is a
- * dictionary, bit 3 is reserved. */
+/* Descriptor byte of a frame: bit 5 says that the window is the content and has no byte of its own, bit 3 is reserved; bits 0 and 1 that
+ * there is a dictionary (l2/dictionary.h). */
 static bool
 zstd_is_plausible(near_bytes stored, size_t size)
 {
@@ -132,7 +132,7 @@ zstd_is_plausible(near_bytes stored, size_t size)
     const uint8_t       *at       = stored.data;
     uint64_t             base;
 
-    if (stored.size < 6 || memcmp(at, magic, sizeof(magic)) != 0 || (at[4] & 0x0B) != 0)
+    if (stored.size < 6 || memcmp(at, magic, sizeof(magic)) != 0 || (at[4] & 0x08) != 0)
         return false;
     if (ZSTD_getFrameContentSize(stored.data, stored.size) != size)
         return false;
@@ -149,7 +149,7 @@ zstd_is_plausible(near_bytes stored, size_t size)
 static near_status
 zstd_unpack(struct near__packer *packer, near_bytes stored, void *out, size_t size)
 {
-    ZSTD_DCtx *context = take(packer->unpack);
+    ZSTD_DCtx *context = near__packer_take(packer->unpack);
     size_t     got;
 
     if (context == NULL)
@@ -157,7 +157,7 @@ zstd_unpack(struct near__packer *packer, near_bytes stored, void *out, size_t si
     if (context == NULL)
         return NEAR_ERR_NOMEM;
     got = ZSTD_decompressDCtx(context, out, size, stored.data, stored.size);
-    if (!keep(packer->unpack, context))
+    if (!near__packer_keep(packer->unpack, context))
         ZSTD_freeDCtx(context);
     return !ZSTD_isError(got) && got == size ? NEAR_OK : NEAR_ERR_INVALID;
 }
@@ -246,7 +246,7 @@ class_of(size_t raw)
 {
     size_t class = 0;
 
-    for (raw >>= 12; raw > 0 && class < NEAR__GAIN_CLASSES - 1; raw >>= 2)
+    for (raw >>= 8; raw > 0 && class < NEAR__GAIN_CLASSES - 1; raw >>= 2)
         class ++;
     return class;
 }
@@ -271,4 +271,11 @@ near__gain_learn(struct near__gain *gain, size_t raw, size_t stored)
 
     /* two at once may lose one of the two: it is an average */
     atomic_store_explicit(share, (uint32_t)(before + (latest - before) / WEIGHT), memory_order_relaxed);
+}
+
+void
+near__gain_forget(struct near__gain *gain)
+{
+    for (size_t i = 0; i < NEAR__GAIN_CLASSES; i++)
+        atomic_store_explicit(&gain->share[i], 0, memory_order_relaxed);
 }

@@ -33,18 +33,17 @@
  */
 #include "l2/lane.h"
 
+#include "base/futex.h"
 #include "base/hash.h"
 #include "l2/breaker.h"
 
 #include <errno.h>
 #include <limits.h>
-#include <linux/futex.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -140,29 +139,12 @@ struct run {
     near_error            *error;  /* the caller's; filled by the first failure */
 };
 
-/* ---------------------------------------------------------------------------------------------- futexes */
-
-static void
-futex_wait(_Atomic uint32_t *word, uint32_t seen, int64_t nanoseconds)
-{
-    struct timespec time = { nanoseconds / (1000 * NEAR_MS), nanoseconds % (1000 * NEAR_MS) };
-
-    if (nanoseconds > 0)
-        syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, &time, NULL, 0);
-}
-
-static void
-futex_wake(_Atomic uint32_t *word, int sleepers)
-{
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, sleepers, NULL, NULL, 0);
-}
-
 /* seq_cst: after whatever the sleeper is to see, before it looks at the word. */
 static void
 wake(struct near__lane *lane, unsigned word, int sleepers)
 {
     atomic_fetch_add(&lane->words[word], 1);
-    futex_wake(&lane->words[word], sleepers);
+    near__futex_wake(&lane->words[word], sleepers);
 }
 
 /* ----------------------------------------------------------------------------------------------- queues */
@@ -224,14 +206,29 @@ room_for_piece(struct near__lane_out *out)
     return true;
 }
 
+/* It lies right behind what was put last: one piece with it, unless that may be sent and this may not. */
+static bool
+extends_last(const struct near__lane_out *out, const void *data)
+{
+    const struct iovec *last = out->pieces + out->n - 1;
+
+    return out->n > out->first && (out->holds == 0 || out->holds_at[out->holds - 1] != out->n) &&
+           (const char *)last->iov_base + last->iov_len == data;
+}
+
 bool
 near__lane_put(struct near__lane_out *out, struct near__lane_call *call, const void *data, size_t size)
 {
-    if (!room_for_piece(out))
+    bool extends = out->n > 0 && extends_last(out, data);
+
+    if (!extends && !room_for_piece(out))
         return false;
     if (call->from == call->to)
         call->from = out->put;
-    out->pieces[out->n++] = (struct iovec){ (void *)(uintptr_t)data, size };
+    if (extends)
+        out->pieces[out->n - 1].iov_len += size;
+    else
+        out->pieces[out->n++] = (struct iovec){ (void *)(uintptr_t)data, size };
     out->put += size;
     call->to = out->put;
     return true;
@@ -367,6 +364,15 @@ end_doubt(struct near__lane *lane)
         doubt(lane, false);
 }
 
+static bool
+has_writes(const struct queue *queue)
+{
+    for (struct near__lane_call *call = queue->first; call != NULL; call = call->next)
+        if (!call->idempotent)
+            return true;
+    return false;
+}
+
 static void
 drop_connection(struct near__lane *lane, bool goodbye, bool counts)
 {
@@ -376,6 +382,8 @@ drop_connection(struct near__lane *lane, bool goodbye, bool counts)
         return;
     if (counts)
         atomic_fetch_add_explicit(&lanes->disconnects, 1, memory_order_relaxed);
+    if (has_writes(&lane->outstanding))
+        near__transport_forget(lane->transport); /* it could arrive when others have written since */
     lanes->env.codec->drop(lane->conn, goodbye);
     end_doubt(lane);
     lane->conn      = NULL;
@@ -467,7 +475,7 @@ take_turn(struct near__lanes *lanes, int64_t deadline)
         left = deadline - near__now(lanes->env.clock);
         if (left <= 0)
             return NEAR_ERR_TIMEOUT;
-        futex_wait(&lanes->dialling, 1, left);
+        near__futex_wait(&lanes->dialling, 1, left);
     }
 }
 
@@ -475,7 +483,7 @@ static void
 end_turn(struct near__lanes *lanes)
 {
     atomic_store_explicit(&lanes->dialling, 0, memory_order_release);
-    futex_wake(&lanes->dialling, INT_MAX);
+    near__futex_wake(&lanes->dialling, INT_MAX);
 }
 
 /* Was it our caller's hurry, not the server, that ended this dial? */
@@ -667,15 +675,6 @@ forget_abandoned(struct near__lane *lane)
             enqueue(&kept, call);
     }
     put_before(&lane->waiting, &kept);
-}
-
-static bool
-has_writes(const struct queue *queue)
-{
-    for (struct near__lane_call *call = queue->first; call != NULL; call = call->next)
-        if (!call->idempotent)
-            return true;
-    return false;
 }
 
 /* An idle connection is looked at before it is used (rule P5).  One that was heard of a moment ago is not idle: what could have happened
@@ -1190,7 +1189,8 @@ push(struct near__lane *lane, struct near__lane_ask *ask)
 static struct near__lane *
 choose_lane(struct near__lanes *lanes, const struct near__lane_call *call, int64_t now)
 {
-    if (!call->idempotent && atomic_load_explicit(&lanes->doubts, memory_order_relaxed) > 0)
+    if ((!call->idempotent || call->follows) &&
+        atomic_load_explicit(&lanes->doubts, memory_order_relaxed) > 0)
         for (unsigned i = 0; i < lanes->env.most; i++)
             if (atomic_load_explicit(&lanes->lane[i].doubt, memory_order_relaxed))
                 return &lanes->lane[i];
@@ -1345,7 +1345,7 @@ follow(struct run *run, struct near__lane_ask *ask, uint32_t seen)
             atomic_load_explicit(&ask->lane->leader, memory_order_relaxed) == 0)
             return;
     }
-    futex_wait(&ask->lane->words[ask->epoch % WORDS], seen, left);
+    near__futex_wait(&ask->lane->words[ask->epoch % WORDS], seen, left);
 }
 
 /* ------------------------------------------------------------------------------------ one run: giving up */
@@ -1751,7 +1751,7 @@ near__lanes_close(struct near__lanes *lanes)
     for (unsigned i = 0; i < lanes->env.most; i++)
         for (unsigned word = 0; word < WORDS; word++)
             wake(&lanes->lane[i], word, INT_MAX);
-    futex_wake(&lanes->dialling, INT_MAX);
+    near__futex_wake(&lanes->dialling, INT_MAX);
 }
 
 static void

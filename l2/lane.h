@@ -45,7 +45,9 @@ struct near__lane_call {
     /* the caller's, before the run */
     const char *operation; /* "GET": for texts.  Constant text, or in the call */
     bool bulk; /* large: it takes the connection for bulk transfers, so that small ones do not wait for it */
-    bool idempotent; /* reading: may be sent again when its connection was lost after it had left */
+    bool
+        idempotent; /* reading, or a removal: may be sent again when its connection was lost after it had left */
+    bool follows; /* idempotent, and yet it must not overtake writes that were given up */
 
     /* after the run */
     uint64_t   sent;  /* LOST: bytes of it that had left when the connection was lost */

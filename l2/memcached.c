@@ -304,9 +304,7 @@ renew(struct parts *parts, bool removing)
         if (wanted == 0)
             continue; /* trusted; or another thread was faster */
         make_epoch_store(part, NEAR__MEMCACHED_SET, wanted);
-        if (part->has_call)
-            part->call->lane.idempotent = true;
-        else
+        if (!part->has_call)
             part_fails(part, NEAR_ERR_NOMEM);
     }
     run(parts);
@@ -320,8 +318,9 @@ renew(struct parts *parts, bool removing)
                                           near__now(part->backend->env->clock));
         else
             part_fails(part, part->status != NEAR_OK ? part->status : NEAR_ERR_DENIED);
-        if (part->n == 0 && removing)
-            near__memcached_distrust(&part->server->shared.epoch); /* again: the number may be on its way */
+        /* again: a number that may be on its way is not asked for twice, lest it come back over another's */
+        if (word_at(part, 0) != NEAR__MEMCACHED_DONE && (removing || part->outcome != NEAR__LANE_NOT_SENT))
+            near__memcached_distrust(&part->server->shared.epoch);
         part_done(part);
     }
 }
@@ -812,11 +811,20 @@ add_write(const struct writing *writing, struct part *part, enum near__memcached
                                   unique);
 }
 
+/* What may be sent again after it had left.  The server may come to the first copy late, when it has acknowledged the second one and
+ * somebody's newer value: of a removal that costs a miss, a set would bring its old value back. */
+static bool
+repeats(const struct writing *writing)
+{
+    return writing->remove && writing->mode == NEAR_L2_ALWAYS;
+}
+
 /* What became of command i, which is item's, when the connection was lost after it had (perhaps) left. */
 static void
-answer_lost(const struct part *part, struct near_l2_item *item, size_t i)
+answer_lost(const struct writing *writing, const struct part *part, struct near_l2_item *item, size_t i)
 {
-    bool left = part->call->begins > 1 || part->call->talk.records[i].end <= part->call->lane.sent;
+    bool left = (repeats(writing) && part->call->begins > 1) ||
+                part->call->talk.records[i].end <= part->call->lane.sent;
 
     answer(item, left ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR, part->status);
 }
@@ -824,11 +832,6 @@ answer_lost(const struct part *part, struct near_l2_item *item, size_t i)
 static void
 answer_word(const struct writing *writing, const struct part *part, struct near_l2_item *item, size_t i)
 {
-    /* what the second try was refused, the first may have done: none but sets and removals without condition
-     * are tried twice after they have left */
-    bool                twice   = writing->mode == NEAR_L2_ALWAYS && part->call->begins > 1;
-    enum near_l2_answer refused = twice ? NEAR_L2_UNKNOWN : NEAR_L2_ERROR;
-
     switch (part->call->talk.records[i].word) {
     case NEAR__MEMCACHED_DONE:
         answer(item, NEAR_L2_DONE, NEAR_OK);
@@ -837,13 +840,13 @@ answer_word(const struct writing *writing, const struct part *part, struct near_
         answer(item, writing->mode == NEAR_L2_ALWAYS ? NEAR_L2_DONE : NEAR_L2_ABSENT, NEAR_OK);
         break;
     case NEAR__MEMCACHED_OVERSIZE:
-        answer(item, refused, NEAR_ERR_TOO_LARGE);
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
         break;
     case NEAR__MEMCACHED_REFUSED:
-        answer(item, refused, NEAR_ERR_DENIED);
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_DENIED);
         break;
     default:
-        answer_lost(part, item, i);
+        answer_lost(writing, part, item, i);
     }
 }
 
@@ -896,7 +899,7 @@ remove_refused_sets(struct parts *parts)
                 continue;
             if (!to->has_call && !part_call(to, NEAR__MEMCACHED_WRITES, part->n, key_bytes(part), 0))
                 break;
-            to->call->lane.idempotent = true;
+            to->call->lane.idempotent = to->call->lane.follows = true;
             near__memcached_add_delete(&to->call->talk, part->items[i]->key);
         }
     }
@@ -922,8 +925,7 @@ write_plainly(const struct writing *writing, struct parts *parts)
             part_fails(part, NEAR_ERR_NOMEM);
             continue;
         }
-        part->call->lane.idempotent = writing->mode == NEAR_L2_ALWAYS;
-        part->call->counts          = writing->mode == NEAR_L2_ALWAYS && writing->remove;
+        part->call->lane.idempotent = part->call->lane.follows = part->call->counts = repeats(writing);
         for (size_t i = 0; i < part->n; i++)
             add_write(writing, part, verb, part->items[i], 0);
     }
@@ -1214,13 +1216,14 @@ memcached_stats(void *self, struct near_l2_stats *stats)
     struct backend    *b       = self;
     struct ring *const rings[] = { b->primary, b->gutter };
 
-    *stats = (struct near_l2_stats){ 0, 0 };
+    *stats = (struct near_l2_stats){ .connects = 0 };
     for (size_t r = 0; r < NEAR_COUNT_OF(rings); r++) {
         for (size_t s = 0; rings[r] != NULL && s < rings[r]->n; s++) {
             struct near__lanes_stats one;
             near__lanes_stats(rings[r]->servers[s].shared.lanes, &one);
             stats->connects += one.connects;
             stats->disconnects += one.disconnects;
+            stats->down += near__lanes_down(rings[r]->servers[s].shared.lanes);
         }
     }
 }
@@ -1409,7 +1412,7 @@ memcached_open(void **self, const struct near_l2_env *env, struct near_l2_traits
 
 #define MEMCACHED_OPS(name)                                                                                  \
     {                                                                                                        \
-        .version = NEAR_L2_OPS_V1, .scheme = name, .open = memcached_open, .get_many = memcached_get_many,   \
+        .version = NEAR_L2_OPS_V1, .scheme = (name), .open = memcached_open, .get_many = memcached_get_many, \
         .set_many = memcached_set_many, .remove_many = memcached_remove_many,                                \
         .increment = memcached_increment, .health = memcached_health, .stats = memcached_stats,              \
         .close = memcached_close, .stop = memcached_stop, .fini = memcached_fini,                            \

@@ -2,6 +2,7 @@
 #include "l2/memcached_codec.h"
 
 #include "base/clock.h"
+#include "base/visible.h"
 
 #include <string.h>
 
@@ -85,15 +86,7 @@ near__memcached_exptime(int64_t ttl_ms, int64_t wall_ms)
 bool
 near__memcached_key_is_fit(near_bytes key)
 {
-    const unsigned char *at = key.data;
-
-    if (key.size == 0 || key.size > NEAR__MEMCACHED_KEY)
-        return false;
-    for (size_t i = 0; i < key.size; i++) {
-        if (at[i] < 0x21 || at[i] > 0x7E)
-            return false;
-    }
-    return true;
+    return key.size > 0 && key.size <= NEAR__MEMCACHED_KEY && near__bytes_visible(key);
 }
 
 /* ------------------------------------------------------------------------------------------ what we hear */
@@ -114,19 +107,25 @@ take_text(struct rest *rest, const char *text, size_t size)
 
 #define TAKE(rest, text) take_text(rest, text, sizeof(text) - 1)
 
+#define NO_OVERFLOW 19 /* digits: ten to the 19th is below two to the 64th */
+
 /* Decimal digits, at least one, no sign, not above `most`. */
 static bool
 take_number(struct rest *rest, uint64_t most, uint64_t *number)
 {
-    const char *first = rest->at;
+    const char *first = rest->at, *at = first;
+    uint64_t    sum = 0;
 
-    *number = 0;
-    for (; rest->at < rest->end && *rest->at >= '0' && *rest->at <= '9'; rest->at++) {
-        if (__builtin_mul_overflow(*number, 10, number) ||
-            __builtin_add_overflow(*number, (uint64_t)(*rest->at - '0'), number))
+    for (; at < rest->end && (unsigned char)(*at - '0') <= 9; at++) {
+        uint64_t digit = (uint64_t)(*at - '0');
+
+        if (at - first >= NO_OVERFLOW && (sum > UINT64_MAX / 10 || sum * 10 > UINT64_MAX - digit))
             return false;
+        sum = sum * 10 + digit;
     }
-    return rest->at > first && *number <= most;
+    rest->at = at;
+    *number  = sum;
+    return at > first && sum <= most;
 }
 
 /* What stands before the next blank, or before the end; at least one byte. */

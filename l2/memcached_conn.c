@@ -425,12 +425,11 @@ codec_usable(void *self, bool lately)
 static void
 codec_drop(void *self, bool goodbye)
 {
-    static const struct iovec    quit  = { (void *)(uintptr_t) "quit\r\n", 6 };
-    static const struct linger   reset = { .l_onoff = 1, .l_linger = 0 };
-    struct near__memcached_conn *conn  = self;
+    static const struct iovec    quit = { (void *)(uintptr_t) "quit\r\n", 6 };
+    struct near__memcached_conn *conn = self;
 
     if (conn->unanswered > 0)
-        setsockopt(conn->transport.fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+        near__transport_forget(&conn->transport);
     else if (goodbye && !conn->broken)
         (void)near__transport_send(&conn->transport, &quit, 1);
     near__transport_close(&conn->transport);
@@ -451,7 +450,7 @@ static near_status
 lost(const struct near__memcached_conn *conn, const char *what, near_error *error)
 {
     return near__fail(error, NEAR_ERR_UNAVAILABLE, "%s: %s: %s", conn->server->name, what,
-                      strerrordesc_np(errno));
+                      near__errno_text(errno));
 }
 
 static near_status

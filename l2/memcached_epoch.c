@@ -35,13 +35,13 @@ near__memcached_epoch_fresh(void)
 }
 
 static void
-note_change_locked(struct near__memcached_epoch *epoch)
+note_change_locked(struct near__memcached_epoch *epoch) NEAR__NEEDS(epoch->lock)
 {
     atomic_fetch_add_explicit(&epoch->changes, 1, memory_order_relaxed);
 }
 
 static void
-know_locked(struct near__memcached_epoch *epoch, uint32_t number, int64_t now)
+know_locked(struct near__memcached_epoch *epoch, uint32_t number, int64_t now) NEAR__NEEDS(epoch->lock)
 {
     if (atomic_exchange_explicit(&epoch->known, number, memory_order_relaxed) != number)
         note_change_locked(epoch);

@@ -7,8 +7,9 @@
  * counts, under a key of its own.  An entry of another epoch is not there: it is removed when it is met.
  *
  *     distrust   a removal was not made, or its outcome will never be known.  (A set that is not acknowledged
- *                is followed by a removal of its key, so removals are what counts: where that one can be made
- *                nothing else is lost.)  The process that it happened to draws a new epoch and believes
+ *                is followed by a removal of its key, so removals are what counts.  What is left: a set
+ *                that reaches the server later than that removal, held up by a proxy or by a thread of the
+ *                server's that stood still, lies there until its TTL.)  The process that it happened to draws a new epoch and believes
  *                nothing from the server until it has stored it there; it is the first thing said to a server
  *                that is back.
  *     known      the epoch as it was last read; others read it along with their keys, as its last one, LOOK

@@ -131,8 +131,10 @@ near__memcached_talk_ready(struct near__memcached_talk *talk)
         say(talk, "version\r\n", 9);
     if (talk->kind == NEAR__MEMCACHED_ASK_SETTINGS)
         say(talk, "stats settings\r\n", 16);
-    if (talk->kind == NEAR__MEMCACHED_ASK_VERSION || talk->kind == NEAR__MEMCACHED_ASK_SETTINGS)
-        talk->n = 1;
+    if (talk->kind == NEAR__MEMCACHED_ASK_VERSION || talk->kind == NEAR__MEMCACHED_ASK_SETTINGS) {
+        talk->n          = 1;
+        talk->records[0] = (struct near__memcached_record){ .unique = 0 }; /* of a setting that is not told */
+    }
     near__memcached_rewind(talk);
 }
 

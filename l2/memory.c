@@ -9,8 +9,10 @@
  * the store.
  *
  * A blob never changes after birth and is counted: one reference is the entry's, one is each reader's while
- * it delivers.  So the store's lock is held for a look-up only, never while calling out.  The lock covers
+ * it delivers.  So the store's lock is held for a look-up, or to merge the fields of a hash, never while calling out.  The lock covers
  * everything in the store but the blobs' bytes. Eviction is exact LRU over what the entries really take.
+ *
+ * A hash is an entry whose blob holds its fields, one behind the other; a write makes a new blob of the old one and the written fields.
  *
  * fork(): a lock may be held, and a table half changed, by a thread that does not exist in the child.  A
  * registry therefore belongs to one process, a child makes its own on first use, and inherited stores are
@@ -49,6 +51,7 @@ struct entry {
     uint64_t      hash;
     int64_t       expires; /* near__now() scale; NEAR_NEVER */
     struct blob  *blob;
+    bool          hash_of_fields;
     size_t        key_size;
     uint8_t       key[];
 };
@@ -434,8 +437,9 @@ key_is_fit(struct near_l2_item *item)
     return false;
 }
 
+/* *wrong: there is something of the other kind, and NULL is returned. */
 static struct blob *
-read_one(struct handle *h, near_bytes key)
+read_one(struct handle *h, near_bytes key, bool hash_of_fields, bool *wrong)
 {
     struct store *s    = h->store;
     uint64_t      hash = near__hash_keyed(&s->secret, key);
@@ -444,8 +448,9 @@ read_one(struct handle *h, near_bytes key)
     struct entry *e;
 
     near__lock(&s->lock);
-    e = *find_locked(s, hash, key, now);
-    if (e != NULL) {
+    e      = *find_locked(s, hash, key, now);
+    *wrong = e != NULL && e->hash_of_fields != hash_of_fields;
+    if (e != NULL && !*wrong) {
         use_unlink_locked(s, e);
         use_link_locked(s, e);
         blob = blob_ref(e->blob);
@@ -457,9 +462,12 @@ read_one(struct handle *h, near_bytes key)
 static void
 get_one(struct handle *h, struct near_l2_item *item, near_l2_deliver_fn deliver, void *ctx)
 {
-    struct blob *blob = read_one(h, item->key);
+    bool         wrong;
+    struct blob *blob = read_one(h, item->key, false, &wrong);
 
-    if (blob == NULL) {
+    if (wrong) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_PROTOCOL); /* as a server's WRONGTYPE */
+    } else if (blob == NULL) {
         answer(item, NEAR_L2_ABSENT, NEAR_OK);
     } else if (blob->size > h->env->max_stored) {
         answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE); /* written by a client with a higher limit */
@@ -498,9 +506,10 @@ entry_new(uint64_t hash, near_bytes key, near_bytes value, int64_t expires)
         free(e);
         return NULL;
     }
-    e->hash     = hash;
-    e->expires  = expires;
-    e->key_size = key.size;
+    e->hash           = hash;
+    e->expires        = expires;
+    e->hash_of_fields = false;
+    e->key_size       = key.size;
     memcpy(e->key, key.data, key.size);
     return e;
 }
@@ -511,7 +520,7 @@ condition_holds(enum near_l2_mode mode, const struct entry *e, uint64_t expected
     if (mode == NEAR_L2_IF_ABSENT)
         return e == NULL;
     if (mode == NEAR_L2_IF_STAMP)
-        return e != NULL && blob_has_stamp(e->blob, expected);
+        return e != NULL && !e->hash_of_fields && blob_has_stamp(e->blob, expected);
     return true;
 }
 
@@ -730,6 +739,228 @@ memory_increment(void *self, struct near_l2_item *items, size_t n, int64_t deadl
     call_end(h);
 }
 
+/* ------------------------------------------------------------------------------------------------ hashes
+ *
+ * A blob of fields: sizes of name and value (32 bits each), name, value, and so on. */
+
+#define FIELD_HEADER 8
+
+struct field {
+    near_bytes name, value;
+    size_t     size; /* of all of it in the blob */
+};
+
+/* What lies at `at`, which is within the blob. */
+static struct field
+field_at(const struct blob *blob, size_t at)
+{
+    const uint8_t *head = blob->bytes + at;
+    struct field   f    = { .name  = { head + FIELD_HEADER, near__le32_get(head) },
+                            .value = { NULL, near__le32_get(head + 4) } };
+
+    f.value.data = head + FIELD_HEADER + f.name.size;
+    f.size       = FIELD_HEADER + f.name.size + f.value.size;
+    return f;
+}
+
+/* Looked for from `*at` on and around, which is where it lies when fields are asked for in the order in which they were written.  *at moves
+ * behind what was found. */
+static bool
+find_field(const struct blob *blob, near_bytes name, size_t *at, struct field *found)
+{
+    for (size_t seen = 0, here = *at; seen < blob->size; seen += found->size) {
+        if (here == blob->size)
+            here = 0;
+        *found = field_at(blob, here);
+        here += found->size;
+        *at = here;
+        if (near__bytes_equal(found->name, name))
+            return true;
+    }
+    return false;
+}
+
+static enum near_l2_answer
+get_field(struct handle *h, const struct blob *blob, struct near_l2_item *item, size_t i, size_t *at,
+          near_l2_field_fn deliver, void *ctx)
+{
+    struct field f;
+
+    if (blob == NULL || !find_field(blob, item->hash->fields[i], at, &f))
+        return NEAR_L2_ABSENT;
+    if (f.value.size > h->env->max_stored)
+        return NEAR_L2_ERROR;
+    deliver(ctx, item, i, f.value);
+    return NEAR_L2_DONE;
+}
+
+static void
+get_fields(struct handle *h, struct near_l2_item *item, near_l2_field_fn deliver, void *ctx)
+{
+    bool         wrong;
+    struct blob *blob = read_one(h, item->key, true, &wrong);
+    size_t       at   = 0;
+
+    if (wrong) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_PROTOCOL);
+        return;
+    }
+    answer(item, NEAR_L2_DONE, NEAR_OK);
+    for (size_t i = 0; i < item->hash->count; i++)
+        item->hash->answers[i] = get_field(h, blob, item, i, &at, deliver, ctx);
+    blob_release(&blob);
+}
+
+static void
+memory_hash_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_field_fn deliver, void *ctx,
+                     int64_t deadline)
+{
+    struct handle *h = self;
+
+    (void)deadline;
+    if (!near__l2_valid_hash_get(items, n))
+        return;
+    near__l2_forget_fields(items, n);
+    if (!call_begin(h, items, n))
+        return;
+    for (size_t i = 0; i < n; i++) {
+        if (key_is_fit(&items[i]))
+            get_fields(h, &items[i], deliver, ctx);
+    }
+    call_end(h);
+}
+
+static bool
+is_written(const struct near_l2_hash *hash, near_bytes name)
+{
+    for (size_t i = 0; i < hash->count; i++)
+        if (hash->values[i].data != NULL && near__bytes_equal(hash->fields[i], name))
+            return true;
+    return false;
+}
+
+static size_t
+put_field(uint8_t *at, near_bytes name, near_bytes value)
+{
+    near__le32_put(at, (uint32_t)name.size);
+    near__le32_put(at + 4, (uint32_t)value.size);
+    if (name.size > 0)
+        memcpy(at + FIELD_HEADER, name.data, name.size);
+    if (value.size > 0)
+        memcpy(at + FIELD_HEADER + name.size, value.data, value.size);
+    return FIELD_HEADER + name.size + value.size;
+}
+
+/* The fields of `old` that are not written (NULL: none), and those that are.  NULL: out of memory. */
+static struct blob *
+merge_fields(const struct blob *old, const struct near_l2_hash *hash)
+{
+    size_t       old_size = old == NULL ? 0 : old->size;
+    size_t       most = old_size + near__l2_hash_bytes(hash) + hash->count * FIELD_HEADER, size = 0;
+    struct blob *blob = malloc(sizeof(*blob) + most);
+
+    if (blob == NULL)
+        return NULL;
+    atomic_init(&blob->refs, 1);
+    for (size_t at = 0; at < old_size;) {
+        struct field f = field_at(old, at);
+
+        at += f.size;
+        if (!is_written(hash, f.name))
+            size += put_field(blob->bytes + size, f.name, f.value);
+    }
+    for (size_t i = 0; i < hash->count; i++)
+        if (hash->values[i].data != NULL)
+            size += put_field(blob->bytes + size, hash->fields[i], hash->values[i]);
+    blob->size = size;
+    return blob;
+}
+
+/* With the lock held, for a hash that is merged within it must be the one that is replaced. */
+static struct blob *
+write_fields_locked(struct handle *h, struct near_l2_item *item, struct entry *fresh, uint64_t hash)
+{
+    struct store  *s     = h->store;
+    int64_t        now   = near__now(h->env->clock);
+    struct entry **place = find_locked(s, hash, item->key, now);
+    struct entry  *e     = *place;
+    struct blob   *blob;
+
+    if (e != NULL && !e->hash_of_fields) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_PROTOCOL);
+        return NULL;
+    }
+    blob = merge_fields(e == NULL ? NULL : e->blob, item->hash);
+    if (blob == NULL || blob->size > VALUE_MAX) {
+        answer(item, NEAR_L2_ERROR, blob == NULL ? NEAR_ERR_NOMEM : NEAR_ERR_TOO_LARGE);
+        return blob;
+    }
+    fresh->blob = blob;
+    if (e == NULL || item->ttl_ms != 0)
+        fresh->expires = expiry(now, item->ttl_ms);
+    else
+        fresh->expires = e->expires;
+    blob = e == NULL ? NULL : unlink_locked(s, place);
+    link_locked(s, fresh);
+    answer(item, NEAR_L2_DONE, NEAR_OK);
+    return blob;
+}
+
+static void
+write_fields(struct handle *h, struct near_l2_item *item)
+{
+    uint64_t      hash  = near__hash_keyed(&h->store->secret, item->key);
+    struct entry *fresh = malloc(sizeof(*fresh) + item->key.size);
+    struct blob  *unused;
+
+    if (fresh == NULL) {
+        answer(item, NEAR_L2_ERROR, NEAR_ERR_NOMEM);
+        return;
+    }
+    fresh->hash           = hash;
+    fresh->hash_of_fields = true;
+    fresh->key_size       = item->key.size;
+    memcpy(fresh->key, item->key.data, item->key.size);
+    near__lock(&h->store->lock);
+    unused = write_fields_locked(h, item, fresh, hash);
+    near__unlock(&h->store->lock);
+    blob_release(&unused);
+    if (item->answer != NEAR_L2_DONE)
+        free(fresh);
+}
+
+/* No value that a reader of the same limits would refuse. */
+static bool
+fields_fit(const struct handle *h, const struct near_l2_hash *hash)
+{
+    for (size_t i = 0; i < hash->count; i++)
+        if (hash->values[i].data != NULL && hash->values[i].size > h->env->max_stored)
+            return false;
+    return near__l2_hash_bytes(hash) <= VALUE_MAX;
+}
+
+static void
+memory_hash_set_many(void *self, struct near_l2_item *items, size_t n, struct near_l2_announce *announce,
+                     int64_t deadline)
+{
+    struct handle *h = self;
+
+    (void)deadline;
+    if (announce != NULL)
+        announce->stream = 0;
+    if (!near__l2_valid_hash_set(items, n) || !call_begin(h, items, n))
+        return;
+    for (size_t i = 0; i < n; i++) {
+        if (!key_is_fit(&items[i]))
+            continue;
+        if (fields_fit(h, items[i].hash))
+            write_fields(h, &items[i]);
+        else
+            answer(&items[i], NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
+    }
+    call_end(h);
+}
+
 static near_status
 memory_health(void *self, char *text, size_t size, int64_t deadline, near_error *error)
 {
@@ -753,7 +984,7 @@ static void
 memory_stats(void *self, struct near_l2_stats *stats)
 {
     (void)self;
-    *stats = (struct near_l2_stats){ 0, 0 };
+    *stats = (struct near_l2_stats){ .connects = 0 };
 }
 
 static void
@@ -800,7 +1031,7 @@ memory_forked(void *self)
 }
 
 const struct near_l2_ops near__l2_memory = {
-    .version       = NEAR_L2_OPS_V1,
+    .version       = NEAR_L2_OPS_V2,
     .scheme        = "memory",
     .open          = memory_open,
     .get_many      = memory_get_many,
@@ -814,4 +1045,6 @@ const struct near_l2_ops near__l2_memory = {
     .stop          = memory_stop,
     .fini          = memory_fini,
     .forked        = memory_forked,
+    .hash_get_many = memory_hash_get_many,
+    .hash_set_many = memory_hash_set_many,
 };

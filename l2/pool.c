@@ -77,13 +77,13 @@ near__pool_new(struct near__pool **pool, const struct near__pool_ops *ops, void 
 /* ------------------------------------------------------------------------------------------------ lists */
 
 static void *
-lend_locked(struct near__pool *pool)
+lend_locked(struct near__pool *pool) NEAR__NEEDS(pool->lock)
 {
     return pool->conns[--pool->idle_count];
 }
 
 static unsigned
-find_lent_locked(const struct near__pool *pool, const void *conn)
+find_lent_locked(const struct near__pool *pool, const void *conn) NEAR__NEEDS(pool->lock)
 {
     unsigned i = pool->idle_count;
 
@@ -93,7 +93,7 @@ find_lent_locked(const struct near__pool *pool, const void *conn)
 }
 
 static void
-take_back_locked(struct near__pool *pool, void *conn)
+take_back_locked(struct near__pool *pool, void *conn) NEAR__NEEDS(pool->lock)
 {
     unsigned i = find_lent_locked(pool, conn);
 
@@ -123,7 +123,7 @@ drop_lent(struct near__pool *pool, void *conn, bool goodbye, bool counts)
 /* ---------------------------------------------------------------------------------------------- dialling */
 
 static near_status
-refuse_locked(const struct near__pool *pool, int64_t now, near_error *error)
+refuse_locked(const struct near__pool *pool, int64_t now, near_error *error) NEAR__NEEDS(pool->lock)
 {
     near_status status = pool->reason.code == NEAR_ERR_DENIED ? NEAR_ERR_DENIED : NEAR_ERR_UNAVAILABLE;
     int64_t     left   = pool->refuse_until - now;
@@ -136,6 +136,7 @@ refuse_locked(const struct near__pool *pool, int64_t now, near_error *error)
 
 static void
 dial_failed_locked(struct near__pool *pool, const near_error *reason, int64_t began, int64_t until)
+    NEAR__NEEDS(pool->lock)
 {
     int64_t now = near__now(pool->clock);
 
@@ -152,6 +153,7 @@ dial_failed_locked(struct near__pool *pool, const near_error *reason, int64_t be
 /* Called with the lock held and a slot free; returns without the lock. */
 static near_status
 dial_unlock(struct near__pool *pool, void **conn, int64_t now, int64_t deadline, near_error *error)
+    NEAR__GIVES(pool->lock)
 {
     int64_t     until  = near__time_after(now, pool->connect_timeout);
     near_error  reason = { 0 };
@@ -196,7 +198,7 @@ dial_unlock(struct near__pool *pool, void **conn, int64_t now, int64_t deadline,
 /* Lend an idle connection that is still sound.  Returns without the lock when it lent one, with it
  * otherwise. */
 static bool
-take_idle_unlock(struct near__pool *pool, void **conn)
+take_idle_unlock(struct near__pool *pool, void **conn) NEAR__UNFOLLOWED
 {
     while (pool->idle_count > 0) {
         *conn = lend_locked(pool);
@@ -212,6 +214,7 @@ take_idle_unlock(struct near__pool *pool, void **conn)
 /* NEAR_OK while it is worth dialling or waiting on. */
 static near_status
 give_up_locked(const struct near__pool *pool, int64_t now, int64_t deadline, near_error *error)
+    NEAR__NEEDS(pool->lock)
 {
     if (pool->closed)
         return near__fail(error, NEAR_ERR_CLOSED, "closed");
@@ -224,7 +227,7 @@ give_up_locked(const struct near__pool *pool, int64_t now, int64_t deadline, nea
 }
 
 near_status
-near__pool_take(struct near__pool *pool, void **conn, int64_t deadline, near_error *error)
+near__pool_take(struct near__pool *pool, void **conn, int64_t deadline, near_error *error) NEAR__UNFOLLOWED
 {
     near_status status;
     int64_t     now;

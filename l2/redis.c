@@ -3,14 +3,15 @@
  *
  *     get      one read of all keys: MGETs, packed together with other callers' reads
  *     set      pipelined SET [NX] [PX]; under a stamp a constant script by EVALSHA; with an announcement
- *              MULTI ... PUBLISH EXEC
+ *              MULTI ... PUBLISH EXEC, where what never expires goes as one MSET
  *     increment  a constant script by EVALSHA
  *     remove   one UNLINK of all keys; under a stamp a script; with an announcement inside MULTI,
  *              or in a script where the server is out of memory
+ *     hashes   pipelined HMGETs; HSETs as sets, under a time to live by a script
  *
  * Everything about one call is in its `struct batch`, on the caller's stack, and in the calls that it makes of
  * the server, which are its own again when they are answered; one that was given up is not looked at any more.
- * `struct redis` never changes after open.
+ * `struct redis` never changes after open, but for a hint.
  *
  * What can never happen: "absent" without the server's word for it; ERROR for a write that may have been
  * executed (an item is refused, or its command did not leave in full, or it is UNKNOWN).
@@ -27,17 +28,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MGET_BYTES   ((size_t)64 * 1024 * 1024) /* the most one reply may hold: MGETs are cut by it */
-#define ITEM_FRAMING 64                         /* what RESP and a handshake add to a reply, generously */
-#define WINDOW_BYTES ((size_t)1024 * 1024)      /* commands formatted ahead (rule H18) */
+#define WINDOW_BYTES ((size_t)1024 * 1024) /* commands formatted ahead (rule H18) */
 
 struct redis {
     const struct near_l2_env *env;
     struct near__redis_node  *node;
     size_t                    max_stored;
-    unsigned                  mget;      /* keys per MGET */
+    unsigned                  mget;      /* keys per MGET, fields per HMGET */
     int                       cancel_fd; /* event: raised once closed.  -1 in a forked child */
-    char                      name[300];
+    _Atomic bool no_mset; /* it was refused: relaxed, for whoever does not see it yet is refused as well */
+    char         name[300];
 };
 
 /* One call under way. */
@@ -65,6 +65,9 @@ struct batch {
     bool                     eval;     /* the pass with EVAL is running */
     near_status              refused;  /* the first error reply's class */
     char                     word[64]; /* what may be shown of it */
+
+    bool mset;   /* the writes of the transaction are one MSET */
+    bool denied; /* which this server does not allow, by the word of its refusal */
 
     /* a transaction's replies so far */
     bool collecting; /* MULTI was accepted */
@@ -124,12 +127,10 @@ batch_init(struct batch *b, struct redis *r, enum near__redis_verb verb, struct 
 static void
 sift(struct batch *b)
 {
-    size_t most = b->verb == NEAR__REDIS_SET ? b->r->max_stored : 0;
-
     for (size_t i = 0; i < b->n; i++) {
         struct near_l2_item *item = &b->items[i];
         item->status              = NEAR_OK;
-        if (item->key.size > NEAR__REDIS_MAX_KEY || (b->verb == NEAR__REDIS_SET && item->value.size > most)) {
+        if (!near__redis_fits(b->verb, item, b->r->max_stored)) {
             near__redis_answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
             continue;
         }
@@ -273,15 +274,62 @@ redis_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_deliver
     finish(&b);
 }
 
+/* The replies from *at on that are this item's, as far as they are there. */
+static void
+take_hash(struct batch *b, struct near_l2_item *item, size_t *at, size_t replies, near_l2_field_fn deliver)
+{
+    size_t parts = near__redis_parts(item, b->r->mget);
+
+    for (size_t part = 0; part < parts && *at < replies; part++) {
+        const struct near__redis_reply *reply = near__redis_call_reply(b->call, (*at)++);
+
+        if (reply->type == REDIS_REPLY_ERROR)
+            answer_refused(b, item, reply);
+        else
+            near__redis_take_fields(item, part, b->r->mget, reply, b->r->max_stored, deliver, b->ctx);
+        if (part + 1 == parts && item->answer == NEAR_L2_NOT_TRIED)
+            near__redis_answer(item, NEAR_L2_DONE, NEAR_OK);
+    }
+}
+
+static void
+redis_hash_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_field_fn deliver, void *ctx,
+                    int64_t deadline)
+{
+    near_status  status = NEAR_OK;
+    size_t       at     = 0;
+    struct batch b;
+    struct fate  fate;
+
+    if (!near__l2_valid_hash_get(items, n))
+        return;
+    near__l2_forget_fields(items, n);
+    batch_init(&b, self, NEAR__REDIS_HASH_GET, items, n, deadline);
+    b.ctx = ctx;
+    sift(&b);
+    if (b.todo_count == 0 || !call_begin(&b)) {
+        finish(&b);
+        return;
+    }
+    for (size_t i = 0; i < b.todo_count && status == NEAR_OK; i++)
+        status = near__redis_add_fields(b.call, &items[b.todo[i]], b.r->mget, false);
+    near__redis_call_idempotent(b.call, true);
+    if (status == NEAR_OK) {
+        fate = call_run(&b);
+        for (size_t i = 0; i < b.todo_count; i++)
+            take_hash(&b, &items[b.todo[i]], &at, fate.replies, deliver);
+    } else {
+        end_here(&b, status);
+    }
+    finish(&b);
+}
+
 /* --------------------------------------------------------------------------- writes, one command per item */
 
 static near_status
 add_write(const struct batch *b, const struct near_l2_item *item)
 {
-    struct near__redis_args args;
-
-    near__redis_args(&args, b->verb, b->mode, item, b->eval);
-    return near__redis_call_add(b->call, args.argc, args.argv);
+    return near__redis_add(b->call, b->verb, b->mode, item, b->eval);
 }
 
 static void
@@ -348,7 +396,7 @@ write_pass(struct batch *b)
         }
         expect_write(b);
         b->window[b->window_count++] = b->todo[i];
-        b->window_bytes += item->key.size + item->value.size;
+        b->window_bytes += near__redis_bytes(b->verb, item);
         if (b->window_bytes >= WINDOW_BYTES)
             flush_window(b);
     }
@@ -435,18 +483,37 @@ take_outcomes(struct batch *b, const struct near__redis_reply *reply)
         unlink_reply(b, &reply->element[0]);
     else
         for (size_t i = 0; i < b->todo_count; i++)
-            write_reply(b, &b->items[b->todo[i]], &reply->element[i]);
+            write_reply(b, &b->items[b->todo[i]], &reply->element[b->mset ? 0 : i]);
     b->executed  = true;
     b->published = publish->type == REDIS_REPLY_INTEGER;
     if (publish->type == REDIS_REPLY_ERROR)
         note_refusal(b, publish);
 }
 
+/* Commands that write within the transaction. */
+static size_t
+writes_of(const struct batch *b)
+{
+    return b->verb == NEAR__REDIS_REMOVE || b->mset ? 1 : b->todo_count;
+}
+
+/* By an ACL that was written for SET; or it does not know MSET (renamed, a proxy's). */
+static bool
+denies_command(const struct near__redis_reply *reply)
+{
+    char word[16];
+
+    near__redis_reply_word(reply, word, sizeof(word));
+    return strcmp(word, "NOPERM") == 0 || strcmp(word, "ERR") == 0;
+}
+
 static void
 transaction_reply(struct batch *b, size_t at, const struct near__redis_reply *reply)
 {
-    size_t writes = b->verb == NEAR__REDIS_REMOVE ? 1 : b->todo_count;
+    size_t writes = writes_of(b);
 
+    if (reply->type == REDIS_REPLY_ERROR)
+        b->denied |= at == 1 && b->mset && b->collecting && denies_command(reply);
     if (reply->type == REDIS_REPLY_ERROR)
         note_refusal(b, reply);
     else if (at == 0)
@@ -455,6 +522,37 @@ transaction_reply(struct batch *b, size_t at, const struct near__redis_reply *re
         take_outcomes(b, reply);
     else if (at == writes + 2 || !is_status(reply, "QUEUED"))
         b->direct = true;
+}
+
+/* Inside MULTI each SET costs the server half as much again: it is put aside, told "QUEUED", and taken up anew.  MSET is one command for
+ * all, does the same and fails for the same reasons, but knows no time to live.  Large values cost more than that. */
+static bool
+may_mset(const struct batch *b)
+{
+    size_t bytes = 0;
+    bool   may   = b->verb == NEAR__REDIS_SET && b->mode == NEAR_L2_ALWAYS && b->todo_count > 1 &&
+               !atomic_load_explicit(&b->r->no_mset, memory_order_relaxed);
+
+    for (size_t i = 0; i < b->todo_count && may; i++) {
+        const struct near_l2_item *item = &b->items[b->todo[i]];
+
+        bytes += item->key.size + item->value.size;
+        may = item->ttl_ms == 0 && bytes < WINDOW_BYTES;
+    }
+    return may;
+}
+
+static near_status
+add_mset(const struct batch *b)
+{
+    near_bytes argv[1 + 2 * NEAR_L2_BATCH];
+
+    argv[0] = near_key("MSET");
+    for (size_t i = 0; i < b->todo_count; i++) {
+        argv[1 + 2 * i] = b->items[b->todo[i]].key;
+        argv[2 + 2 * i] = b->items[b->todo[i]].value;
+    }
+    return near__redis_call_add(b->call, 1 + 2 * b->todo_count, argv);
 }
 
 static near_status
@@ -467,7 +565,10 @@ add_transaction(struct batch *b, struct near__redis_note **note)
 
     if (status == NEAR_OK && b->verb == NEAR__REDIS_REMOVE)
         status = add_unlink(b);
-    for (size_t i = 0; b->verb == NEAR__REDIS_SET && i < b->todo_count && status == NEAR_OK; i++)
+    else if (status == NEAR_OK && b->mset)
+        status = add_mset(b);
+    for (size_t i = 0; b->verb != NEAR__REDIS_REMOVE && !b->mset && i < b->todo_count && status == NEAR_OK;
+         i++)
         status = add_write(b, &b->items[b->todo[i]]);
     if (status == NEAR_OK)
         status = near__redis_call_add(b->call, 3, publish);
@@ -585,6 +686,17 @@ remove_by_script(struct batch *b)
     announced_call(b, add_remove_script, true);
 }
 
+static void
+set_one_by_one(struct batch *b)
+{
+    atomic_store_explicit(&b->r->no_mset, true, memory_order_relaxed);
+    b->mset = b->denied = b->collecting = false;
+    b->refused                          = NEAR_OK;
+    b->word[0]                          = '\0';
+    answer_todo(b, NEAR_L2_NOT_TRIED, NEAR_OK);
+    announced_call(b, add_transaction, false);
+}
+
 /* An announced call is done as a whole or not at all, hence not even tried when one item cannot be sent. */
 static void
 announce_all(struct batch *b)
@@ -594,7 +706,10 @@ announce_all(struct batch *b)
         near__l2_answer_all(b->items, b->n, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
         return;
     }
+    b->mset = may_mset(b);
     announced_call(b, add_transaction, false);
+    if (b->denied && b->ended == NEAR_OK && !b->executed && !b->direct)
+        set_one_by_one(b); /* nothing of it was executed */
     if (b->ended == NEAR_OK && !b->executed && !b->direct && b->verb == NEAR__REDIS_REMOVE &&
         strcmp(b->word, "OOM") == 0)
         remove_by_script(b);
@@ -637,6 +752,24 @@ redis_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *items
         write_all(&b);
     else
         unlink_all(&b);
+}
+
+static void
+redis_hash_set_many(void *self, struct near_l2_item *items, size_t n, struct near_l2_announce *announce,
+                    int64_t deadline)
+{
+    struct batch b;
+
+    if (!near__l2_valid_hash_set(items, n))
+        return;
+    batch_init(&b, self, NEAR__REDIS_HASH_SET, items, n, deadline);
+    b.announce = announce;
+    b.eval = announce != NULL; /* a script that is not known within the transaction cannot be sent again */
+    sift(&b);
+    if (announce != NULL)
+        announce_all(&b);
+    else
+        write_all(&b);
 }
 
 /* By its mode like what depends on a stamp: a script, and not to be repeated. */
@@ -773,6 +906,7 @@ redis_stats(void *self, struct near_l2_stats *stats)
     near__lanes_stats(near__redis_node_lanes(r->node), &lanes);
     stats->connects    = lanes.connects;
     stats->disconnects = lanes.disconnects;
+    stats->down        = near__lanes_down(near__redis_node_lanes(r->node));
 }
 
 /* ------------------------------------------------------------------------------------------ birth and end */
@@ -810,11 +944,10 @@ check_settings(const struct near_l2_env *env, near_error *error)
 static void
 set_limits(struct redis *r)
 {
-    size_t most = r->env->max_stored, mget;
+    size_t most = r->env->max_stored;
 
     r->max_stored = most == 0 || most > NEAR__REDIS_MAX_STORED ? NEAR__REDIS_MAX_STORED : most;
-    mget          = MGET_BYTES / (r->max_stored + ITEM_FRAMING);
-    r->mget       = mget < 1 ? 1 : mget > NEAR_L2_BATCH ? NEAR_L2_BATCH : (unsigned)mget;
+    r->mget       = near__redis_values_most(r->max_stored);
 }
 
 static struct near__redis_node_env
@@ -827,7 +960,7 @@ node_env(struct redis *r)
                              .access      = env->access,
                              .clock       = env->clock,
                              .client_name = env->client_name,
-                             .max_reply   = r->mget * (r->max_stored + ITEM_FRAMING) + 64 * 1024,
+                             .max_reply   = near__redis_values_bytes(r->mget, r->max_stored) + 64 * 1024,
                              .cancel_fd   = &r->cancel_fd },
         .log             = env->log,
         .name            = r->name,
@@ -900,10 +1033,11 @@ redis_forked(void *self)
 
 #define REDIS_OPS(name)                                                                                      \
     {                                                                                                        \
-        .version = NEAR_L2_OPS_V1, .scheme = (name), .open = redis_open, .get_many = redis_get_many,         \
+        .version = NEAR_L2_OPS_V2, .scheme = (name), .open = redis_open, .get_many = redis_get_many,         \
         .set_many = redis_set_many, .remove_many = redis_remove_many, .remove_prefix = redis_remove_prefix,  \
         .increment = redis_increment, .health = redis_health, .stats = redis_stats, .close = redis_close,    \
-        .stop = redis_stop, .fini = redis_fini, .forked = redis_forked                                       \
+        .stop = redis_stop, .fini = redis_fini, .forked = redis_forked,                                      \
+        .hash_get_many = redis_hash_get_many, .hash_set_many = redis_hash_set_many                           \
     }
 
 const struct near_l2_ops near__l2_redis           = REDIS_OPS("redis");

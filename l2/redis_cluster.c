@@ -46,7 +46,6 @@
 #define DEAD_ENDS     4    /* rounds in a row in which no node answered: there is no cluster */
 #define RELOSSES      4    /* times that a write is sent again although it may have been executed */
 #define REPLY_MIN     ((size_t)4 << 20) /* of the largest reply allowed: CLUSTER SLOTS of a thousand nodes */
-#define ITEM_FRAMING  64
 #define PAUSE_MIN     (2 * NEAR_MS)
 #define PAUSE_MAX     (50 * NEAR_MS)
 #define REFRESH_TRIES 3
@@ -69,6 +68,7 @@ struct cluster {
     const struct near_l2_env *env;
     struct near__redis_server server;
     size_t                    max_stored;
+    unsigned                  step;      /* fields per HMGET */
     int                       cancel_fd; /* event: raised once closed.  -1 in a forked child */
     char                      name[300];
 
@@ -90,7 +90,7 @@ struct way {
     struct node *to;  /* of this round */
     struct node *ask; /* an ASK sends it there, once */
     uint16_t     item, slot;
-    uint16_t     reply; /* which of its call's replies is its own */
+    uint32_t     reply; /* which of its call's replies is its own, or the first of them */
     uint8_t      group; /* which call of this round; GROUPS: none */
     uint8_t      hops, relosses;
     bool         eval;  /* its script goes as text */
@@ -114,6 +114,7 @@ struct batch {
     enum near_l2_mode     mode;
     struct near_l2_item  *items;
     near_l2_deliver_fn    deliver;
+    near_l2_field_fn      deliver_field;
     void                 *ctx;
     int64_t               deadline;
 
@@ -571,6 +572,29 @@ take_reply(struct batch *b, struct group *g, struct way *w, const struct near__r
     }
 }
 
+/* All replies are there.  The first that is none of values speaks for the rest. */
+static void
+take_hash(struct batch *b, struct group *g, struct way *w)
+{
+    struct near_l2_item *item   = item_of(b, w);
+    unsigned             stride = w->ask != NULL ? 2 : 1;
+
+    for (size_t part = 0; part < near__redis_parts(item, b->c->step); part++) {
+        const struct near__redis_reply *reply = near__redis_call_reply(g->call, w->reply + part * stride);
+
+        if (g->nonsense || reply->type != REDIS_REPLY_ARRAY) {
+            take_reply(b, g, w, reply);
+            return;
+        }
+        near__redis_take_fields(item, part, b->c->step, reply, b->c->max_stored, b->deliver_field, b->ctx);
+    }
+    b->heard = true;
+    w->ask   = NULL;
+    w->stray = false;
+    note_well(w->to);
+    settle(b, w, NEAR_L2_DONE, NEAR_OK);
+}
+
 /* Its node could not be reached, and it was certainly not executed. */
 static void
 take_unreached(struct batch *b, struct way *w, near_status status)
@@ -596,7 +620,7 @@ take_unreached(struct batch *b, struct way *w, near_status status)
 static bool
 is_repeatable(const struct batch *b, const struct way *w)
 {
-    return b->verb == NEAR__REDIS_GET || (b->mode == NEAR_L2_ALWAYS && w->relosses < RELOSSES);
+    return near__redis_reads(b->verb) || (b->mode == NEAR_L2_ALWAYS && w->relosses < RELOSSES);
 }
 
 static void
@@ -604,7 +628,7 @@ take_lost(struct batch *b, const struct group *g, struct way *w)
 {
     bool executed = w->reply < near__redis_call_left(g->call); /* for all we know */
 
-    w->doubt |= executed && b->verb != NEAR__REDIS_GET;
+    w->doubt |= executed && !near__redis_reads(b->verb);
     if (executed && !is_repeatable(b, w)) {
         settle(b, w, NEAR_L2_ERROR, g->status);
         return;
@@ -616,13 +640,18 @@ take_lost(struct batch *b, const struct group *g, struct way *w)
 static void
 take_outcome(struct batch *b, struct way *w)
 {
-    struct group *g = &b->groups[w->group];
+    struct group *g    = &b->groups[w->group];
+    size_t        last = w->reply;
 
+    if (b->verb == NEAR__REDIS_HASH_GET)
+        last += (near__redis_parts(item_of(b, w), b->c->step) - 1) * (w->ask != NULL ? 2 : 1);
     if (g->outcome == NEAR__LANE_GIVEN_UP)
         near__redis_answer_lost(b->verb, item_of(b, w), g->status);
     else if (g->outcome == NEAR__LANE_NOT_SENT)
         take_unreached(b, w, g->status);
-    else if (w->reply < near__redis_call_replies(g->call))
+    else if (last < near__redis_call_replies(g->call) && b->verb == NEAR__REDIS_HASH_GET)
+        take_hash(b, g, w);
+    else if (last < near__redis_call_replies(g->call))
         take_reply(b, g, w, near__redis_call_reply(g->call, w->reply));
     else
         take_lost(b, g, w);
@@ -659,15 +688,32 @@ group_for(struct batch *b, struct node *node)
     return g;
 }
 
+/* Its command, or the commands that read its hash. */
+static near_status
+add_commands(struct batch *b, struct way *w, struct near__redis_call *call)
+{
+    const struct near_l2_item *item   = item_of(b, w);
+    near_bytes                 asking = near_key("ASKING");
+    near_status                status = NEAR_OK;
+
+    w->reply = (uint32_t)near__redis_call_commands(call) + (w->ask != NULL);
+    if (b->verb == NEAR__REDIS_HASH_GET)
+        return near__redis_add_fields(call, item, b->c->step, w->ask != NULL);
+    if (w->ask != NULL)
+        status = near__redis_call_add(call, 1, &asking);
+    if (status == NEAR_OK)
+        status = near__redis_add(call, b->verb, b->mode, item, w->eval);
+    if (status == NEAR_OK)
+        near__redis_call_expects(call, near__redis_kinds(b->verb, b->mode));
+    return status;
+}
+
 /* Commands are put into calls; what cannot be is answered. */
 static void
 add_way(struct batch *b, struct way *w)
 {
-    struct near_l2_item    *item   = item_of(b, w);
-    near_bytes              asking = near_key("ASKING");
-    struct near__redis_args args;
-    struct group           *g;
-    near_status             status = NEAR_OK;
+    struct group *g;
+    near_status   status;
 
     w->to    = choose(b->c, w);
     w->group = GROUPS;
@@ -675,19 +721,9 @@ add_way(struct batch *b, struct way *w)
     if (g == NULL)
         return;
     w->group = (uint8_t)(g - b->groups);
-    if (g->call == NULL)
-        status = NEAR_ERR_NOMEM;
-    else if (w->ask != NULL)
-        status = near__redis_call_add(g->call, 1, &asking);
-    if (status == NEAR_OK) {
-        near__redis_args(&args, b->verb, b->mode, item, w->eval);
-        w->reply = (uint16_t)near__redis_call_commands(g->call);
-        status   = near__redis_call_add(g->call, args.argc, args.argv);
-    }
-    if (status == NEAR_OK) {
-        near__redis_call_expects(g->call, near__redis_kinds(b->verb, b->mode));
+    status   = g->call == NULL ? NEAR_ERR_NOMEM : add_commands(b, w, g->call);
+    if (status == NEAR_OK)
         return;
-    }
     if (w->ask != NULL)
         g->node = NULL; /* no more in this call: an ASKING without its command would speak for the next one */
     settle(b, w, NEAR_L2_ERROR, status);
@@ -716,7 +752,7 @@ run_groups(struct batch *b)
 
         if (g->call == NULL || near__redis_call_commands(g->call) == 0)
             continue;
-        near__redis_call_idempotent(g->call, b->verb == NEAR__REDIS_GET);
+        near__redis_call_idempotent(g->call, near__redis_reads(b->verb));
         asks[n]    = near__redis_ask(g->call);
         index[n++] = i;
     }
@@ -852,8 +888,7 @@ converse(struct batch *b, size_t n)
     for (size_t i = 0; i < n; i++) {
         struct near_l2_item *item = &b->items[i];
 
-        if (item->key.size > NEAR__REDIS_MAX_KEY ||
-            (b->verb == NEAR__REDIS_SET && item->value.size > c->max_stored)) {
+        if (!near__redis_fits(b->verb, item, c->max_stored)) {
             near__redis_answer(item, NEAR_L2_ERROR, NEAR_ERR_TOO_LARGE);
             continue;
         }
@@ -920,6 +955,35 @@ cluster_remove_many(void *self, enum near_l2_mode mode, struct near_l2_item *ite
     if (announce != NULL)
         announce->stream = 0; /* not ours to send: see the traits */
     batch_init(&b, self, NEAR__REDIS_REMOVE, mode, items, deadline);
+    converse(&b, n);
+}
+
+static void
+cluster_hash_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_field_fn deliver, void *ctx,
+                      int64_t deadline)
+{
+    struct batch b;
+
+    if (!near__l2_valid_hash_get(items, n))
+        return;
+    near__l2_forget_fields(items, n);
+    batch_init(&b, self, NEAR__REDIS_HASH_GET, NEAR_L2_ALWAYS, items, deadline);
+    b.deliver_field = deliver;
+    b.ctx           = ctx;
+    converse(&b, n);
+}
+
+static void
+cluster_hash_set_many(void *self, struct near_l2_item *items, size_t n, struct near_l2_announce *announce,
+                      int64_t deadline)
+{
+    struct batch b;
+
+    if (announce != NULL)
+        announce->stream = 0; /* not ours to send: see the traits */
+    if (!near__l2_valid_hash_set(items, n))
+        return;
+    batch_init(&b, self, NEAR__REDIS_HASH_SET, NEAR_L2_ALWAYS, items, deadline);
     converse(&b, n);
 }
 
@@ -1133,6 +1197,7 @@ cluster_stats(void *self, struct near_l2_stats *stats)
         near__lanes_stats(lanes_of(node_at(c, i)), &one);
         stats->connects += one.connects;
         stats->disconnects += one.disconnects;
+        stats->down += near__lanes_down(lanes_of(node_at(c, i)));
     }
 }
 
@@ -1183,6 +1248,7 @@ set_up(struct cluster *c, const struct near_l2_env *env)
     c->env        = env;
     c->cancel_fd  = near__event_open();
     c->max_stored = most == 0 || most > NEAR__REDIS_MAX_STORED ? NEAR__REDIS_MAX_STORED : most;
+    c->step       = near__redis_values_most(c->max_stored);
     near__uri_display(env->uri, c->name, sizeof(c->name));
     for (unsigned slot = 0; slot < NEAR__SLOTS; slot++)
         atomic_init(&c->owner[slot], NEAR__SLOT_NOBODY);
@@ -1190,8 +1256,9 @@ set_up(struct cluster *c, const struct near_l2_env *env)
                                              .access      = env->access,
                                              .clock       = env->clock,
                                              .client_name = env->client_name,
-                                             .max_reply   = c->max_stored + ITEM_FRAMING + REPLY_MIN,
-                                             .cancel_fd   = &c->cancel_fd };
+                                             .max_reply =
+                                                 near__redis_values_bytes(c->step, c->max_stored) + REPLY_MIN,
+                                             .cancel_fd = &c->cancel_fd };
     if (c->cancel_fd < 0)
         return NEAR_ERR_NOMEM;
     for (size_t i = 0; i < env->uri->address_count; i++) /* the seeds, known for ever (rule C6) */
@@ -1273,10 +1340,11 @@ cluster_forked(void *self)
 
 #define CLUSTER_OPS(name)                                                                                    \
     {                                                                                                        \
-        .version = NEAR_L2_OPS_V1, .scheme = (name), .open = cluster_open, .get_many = cluster_get_many,     \
+        .version = NEAR_L2_OPS_V2, .scheme = (name), .open = cluster_open, .get_many = cluster_get_many,     \
         .set_many = cluster_set_many, .remove_many = cluster_remove_many, .increment = cluster_increment,    \
         .remove_prefix = cluster_remove_prefix, .health = cluster_health, .stats = cluster_stats,            \
-        .close = cluster_close, .stop = cluster_stop, .fini = cluster_fini, .forked = cluster_forked         \
+        .close = cluster_close, .stop = cluster_stop, .fini = cluster_fini, .forked = cluster_forked,        \
+        .hash_get_many = cluster_hash_get_many, .hash_set_many = cluster_hash_set_many                       \
     }
 
 const struct near_l2_ops near__l2_redis_cluster  = CLUSTER_OPS("redis-cluster");

@@ -112,7 +112,7 @@ find(struct near__redis_conn **conn, const struct near__redis_server *server, st
 
 near_status
 near__redis_dial_home(struct near__redis_conn **conn, const struct near__redis_server *server,
-                      const char *word, int64_t deadline, near_error *error)
+                      const char *word, struct near__address *at, int64_t deadline, near_error *error)
 {
     struct near__uri *uri;
     near_status       status;
@@ -125,6 +125,8 @@ near__redis_dial_home(struct near__redis_conn **conn, const struct near__redis_s
         return near__fail(error, NEAR_ERR_NOMEM, "redis cluster: out of memory");
     *uri   = *server->uri;
     status = find(conn, server, uri, word, deadline, error);
+    if (at != NULL)
+        *at = uri->addresses[0];
     explicit_bzero(uri, sizeof(*uri)); /* it holds the password */
     free(uri);
     return status;

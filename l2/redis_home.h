@@ -11,8 +11,9 @@
 #include "l2/redis_conn.h"
 
 /* A connection to `word`'s home: of a redis-cluster URI, found anew each time through the URI's addresses; of any other, as
- * near__redis_dial().  Statuses are that one's. */
+ * near__redis_dial().  Statuses are that one's.  *at (may be NULL): of a cluster, the address it leads to. */
 near_status near__redis_dial_home(struct near__redis_conn **conn, const struct near__redis_server *server,
-                                  const char *word, int64_t deadline, near_error *error);
+                                  const char *word, struct near__address *at, int64_t deadline,
+                                  near_error *error);
 
 #endif

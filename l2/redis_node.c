@@ -1,7 +1,7 @@
 /*
  * One Redis server behind lanes: see redis_node.h.
  *
- *     call        commands (hiredis's bytes, or keys to be read) | replies | arena: keys and texts of replies
+ *     call        commands (or keys to be read) | replies | arena: commands, keys, texts of replies
  *     connection  near__redis_conn, dialled and then used for its transport and its stream of messages only;
  *                 a reader whose reply functions put replies where they belong; the MGETs that are outstanding
  *
@@ -52,9 +52,10 @@ struct chunk {
 
 /* One command and its reply; or one key to be read and its value. */
 struct slot {
-    char                    *bytes; /* malloc'ed; a key: in the arena */
+    char                    *bytes; /* in the arena */
     size_t                   size;
-    unsigned                 kinds; /* that its reply can have; 0: any */
+    unsigned                 kinds;  /* that its reply can have; 0: any */
+    uint32_t                 values; /* so many in an array, and nothing else; 0: not asked for */
     struct near__redis_reply reply;
 };
 
@@ -141,35 +142,61 @@ struct near__redis_node {
 
 /* ----------------------------------------------------------------------------------------- a call's memory */
 
+/* Bytes from `at` on, one behind the other. */
+static char *
+pick(char *bytes, size_t room, size_t *used, size_t at, size_t size)
+{
+    if (at > room || room - at < size)
+        return NULL;
+    *used = at + size;
+    return bytes + at;
+}
+
+static struct chunk *
+add_chunk(struct near__redis_call *call, size_t size)
+{
+    size_t        room = call->chunks == NULL ? 2048 : call->chunks->size * 2;
+    struct chunk *chunk;
+
+    if (room > 256 * 1024)
+        room = 256 * 1024;
+    if (room < size)
+        room = size;
+    chunk = room > SIZE_MAX - sizeof(*chunk) ? NULL : malloc(sizeof(*chunk) + room);
+    if (chunk == NULL)
+        return NULL;
+    *chunk       = (struct chunk){ .next = call->chunks, .size = room };
+    call->chunks = chunk;
+    return chunk;
+}
+
+/* `align` is 1 or 16. */
+static void *
+aligned(struct near__redis_call *call, size_t size, size_t align)
+{
+    struct chunk *chunk = call->chunks;
+    size_t       *used  = chunk == NULL ? &call->used : &chunk->used;
+    size_t        from  = (*used + align - 1) & ~(align - 1);
+    char         *at    = chunk == NULL ? pick(call->here, HERE, used, from, size)
+                                        : pick(chunk->bytes, chunk->size, used, from, size);
+
+    if (at != NULL)
+        return at;
+    chunk = add_chunk(call, size);
+    return chunk == NULL ? NULL : pick(chunk->bytes, chunk->size, &chunk->used, 0, size);
+}
+
 static void *
 arena(struct near__redis_call *call, size_t size)
 {
-    size_t        rounded = (size + 15) & ~(size_t)15, room;
-    struct chunk *chunk   = call->chunks;
-    void         *at;
+    return aligned(call, size, 16);
+}
 
-    if (rounded < size)
-        return NULL;
-    if (chunk == NULL && HERE - call->used >= rounded) {
-        at = call->here + call->used;
-        call->used += rounded;
-        return at;
-    }
-    if (chunk == NULL || chunk->size - chunk->used < rounded) {
-        room = chunk == NULL ? 2048 : chunk->size * 2;
-        if (room > 256 * 1024)
-            room = 256 * 1024;
-        if (room < rounded)
-            room = rounded;
-        chunk = malloc(sizeof(*chunk) + room);
-        if (chunk == NULL)
-            return NULL;
-        *chunk       = (struct chunk){ .next = call->chunks, .size = room };
-        call->chunks = chunk;
-    }
-    at = chunk->bytes + chunk->used;
-    chunk->used += rounded;
-    return at;
+/* One lies right behind the other, so that many commands are sent as one piece. */
+static char *
+text_arena(struct near__redis_call *call, size_t size)
+{
+    return aligned(call, size, 1);
 }
 
 static struct near__redis_call *
@@ -198,13 +225,6 @@ near__redis_call_new(struct near__redis_node *node, size_t bytes)
 }
 
 static void
-free_commands(struct near__redis_call *call)
-{
-    for (size_t i = 0; !call->reads && i < call->count; i++)
-        free(call->slots[i].bytes);
-}
-
-static void
 note_release(struct near__redis_note *note)
 {
     /* acq_rel: whoever goes last frees what the other has written */
@@ -218,7 +238,6 @@ near__redis_call_free(struct near__redis_call *call)
     if (call == NULL)
         return;
     note_release(call->note);
-    free_commands(call);
     if (call->slots != call->slots_here)
         free(call->slots);
     while (call->chunks != NULL) {
@@ -278,15 +297,17 @@ name_operation(struct near__redis_call *call, near_bytes word)
 near_status
 near__redis_call_add(struct near__redis_call *call, size_t argc, const near_bytes *argv)
 {
-    char       *bytes = NULL;
-    size_t      size  = 0;
-    near_status status;
+    size_t size = near__resp_size(argc, argv);
+    char  *bytes;
 
-    if (call->reads || !room_for_slots(call, 1))
-        return call->reads ? NEAR_ERR_INVALID : NEAR_ERR_NOMEM;
-    status = near__resp_format(&bytes, &size, argc, argv);
-    if (status != NEAR_OK)
-        return status;
+    if (call->reads)
+        return NEAR_ERR_INVALID;
+    if (size == 0)
+        return NEAR_ERR_TOO_LARGE;
+    bytes = room_for_slots(call, 1) ? text_arena(call, size) : NULL;
+    if (bytes == NULL)
+        return NEAR_ERR_NOMEM;
+    near__resp_put(bytes, argc, argv);
     name_operation(call, argv[0]);
     call->slots[call->count++] = (struct slot){ .bytes = bytes, .size = size };
     call->bytes += size;
@@ -370,6 +391,13 @@ void
 near__redis_call_expects(struct near__redis_call *call, unsigned kinds)
 {
     call->slots[call->count - 1].kinds = kinds;
+}
+
+void
+near__redis_call_expects_values(struct near__redis_call *call, uint32_t n)
+{
+    call->slots[call->count - 1].kinds  = NEAR__REDIS_KIND(REDIS_REPLY_ARRAY);
+    call->slots[call->count - 1].values = n;
 }
 
 void
@@ -576,6 +604,18 @@ create_text(const redisReadTask *task, char *text, size_t size)
     return NULL;
 }
 
+/* The reply is to have so many values, and this array is not they. */
+static bool
+is_unexpected(const struct codec_conn *conn, const redisReadTask *task, size_t elements)
+{
+    uint32_t values;
+
+    if (conn->ignored || conn->mget != NULL)
+        return false;
+    values = conn->into->slots[conn->into->replies].values;
+    return values != 0 && (task->parent != NULL || elements != values);
+}
+
 /* A peer may announce arrays of any length and depth, for all of which there must be memory before one element is seen (rule H14).
  * NULL ends the reader. */
 static void *
@@ -591,7 +631,9 @@ create_array(const redisReadTask *task, element_count elements)
         is_element(conn, task))
         return NULL;
     conn->elements += (size_t)elements;
-    reply  = place(conn, task);
+    reply = place(conn, task);
+    if (is_unexpected(conn, task, (size_t)elements))
+        return NULL;
     *reply = (struct near__redis_reply){ .type = REDIS_REPLY_ARRAY, .elements = (uint32_t)elements };
     if (reply == &conn->root &&
         !conn->ignored) /* an MGET's: its elements are dealt out, they need no memory here */
@@ -1092,17 +1134,37 @@ end_stamped(struct codec_conn *conn, struct near__redis_call *call)
     }
 }
 
+static bool
+has_values(const struct near__redis_reply *reply, uint32_t values)
+{
+    bool good = values == 0 || reply->type == REDIS_REPLY_ERROR || reply->elements == values;
+
+    for (uint32_t i = 0; i < reply->elements && values > 0 && good; i++)
+        good = has_kind(&reply->element[i], VALUE_KINDS) && reply->element[i].type != REDIS_REPLY_ERROR;
+    return good;
+}
+
+static size_t
+reply_bytes(const struct near__redis_reply *reply)
+{
+    size_t bytes = reply->size;
+
+    for (uint32_t i = 0; i < reply->elements; i++)
+        bytes += reply->element[i].size;
+    return bytes;
+}
+
 /* A reply to a command is complete. */
 static bool
 end_reply(struct codec_conn *conn, struct near__redis_call *call, size_t *ends)
 {
     const struct slot *slot = &call->slots[call->replies];
 
-    if (!has_kind(&slot->reply, slot->kinds))
+    if (!has_kind(&slot->reply, slot->kinds) || !has_values(&slot->reply, slot->values))
         return false;
     conn->spent |= says_no(conn, &slot->reply);
     if (call->lane.idempotent)
-        near__large_note(&conn->node->large, asked(slot), slot->reply.size);
+        near__large_note(&conn->node->large, asked(slot), reply_bytes(&slot->reply));
     call->replies++;
     if (conn->held == call && (call->replies == 1 || call->replies + 2 == call->count)) {
         near__lane_release(conn->out);

@@ -81,6 +81,9 @@ uint64_t near__redis_note_read(struct near__redis_note *note, bool given_up, uin
 #define NEAR__REDIS_KIND(type) (1u << (type))
 void near__redis_call_expects(struct near__redis_call *call, unsigned kinds);
 
+/* Instead: an array of exactly n strings or nils, or an error.  n is 1 or more. */
+void near__redis_call_expects_values(struct near__redis_call *call, uint32_t n);
+
 void                  near__redis_call_idempotent(struct near__redis_call *call,
                                                   bool                     idempotent); /* default: false, get: true */
 struct near__lane_ask near__redis_ask(struct near__redis_call *call);

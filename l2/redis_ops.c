@@ -9,6 +9,9 @@
 /* A century: more would overflow in the server, "invalid expire time". */
 #define MAX_TTL_MS INT64_C(3153600000000)
 
+#define REPLY_BYTES   ((size_t)64 * 1024 * 1024) /* the most that one reply of many values may hold */
+#define VALUE_FRAMING 64                         /* what RESP and a handshake add to a reply, generously */
+
 /* Compare the stamp (8 bytes at 8, so an entry of fewer than 16 bytes never matches), then act.  Constant
  * texts: the server keeps them by their SHA-1.  ARGV: stamp, and for set: value, ttl in ms or 0. */
 static const struct script {
@@ -29,37 +32,69 @@ static const struct script {
                          "redis.pcall('INCRBY', KEYS[1], ARGV[1]) if type(r) ~= 'table' then return "
                          "redis.call('GET', KEYS[1]) end if string.find(r.err, 'would overflow', 1, true) "
                          "then return 1 end if string.find(r.err, 'not an integer', 1, true) or "
-                         "string.find(r.err, 'WRONGTYPE', 1, true) then return 0 end return r" };
+                         "string.find(r.err, 'WRONGTYPE', 1, true) then return 0 end return r" },
+  /* ARGV: ttl in ms, names and values.  What is no hash ends it before it is given a time to live. */
+    hash_script = { "8d9a70439e8f734d418058adcb2cab225401b47a",
+                    "redis.call('HSET', KEYS[1], unpack(ARGV, 2)) redis.call('PEXPIRE', KEYS[1], ARGV[1]) "
+                    "return 1" };
 
 const char *
 near__redis_verb_name(enum near__redis_verb verb)
 {
-    static const char *const names[] = { "get", "set", "remove", "increment" };
+    static const char *const names[] = { "get", "set", "remove", "increment", "hash get", "hash set" };
 
     return names[verb];
 }
 
+bool
+near__redis_fits(enum near__redis_verb verb, const struct near_l2_item *item, size_t max_stored)
+{
+    bool fits = item->key.size <= NEAR__REDIS_MAX_KEY;
+
+    if (verb == NEAR__REDIS_SET)
+        return fits && item->value.size <= max_stored;
+    if (verb != NEAR__REDIS_HASH_SET)
+        return fits;
+    for (size_t i = 0; i < item->hash->count; i++)
+        fits = fits && (item->hash->values[i].data == NULL || item->hash->values[i].size <= max_stored);
+    return fits && near__l2_hash_bytes(item->hash) <= NEAR__REDIS_MAX_STORED;
+}
+
+size_t
+near__redis_bytes(enum near__redis_verb verb, const struct near_l2_item *item)
+{
+    return item->key.size +
+           (verb == NEAR__REDIS_HASH_SET ? near__l2_hash_bytes(item->hash) : item->value.size);
+}
+
 /* ---------------------------------------------------------------------------------------------- commands */
 
+/* A command's arguments and the numbers in them.  Borrows from the item. */
+struct args {
+    near_bytes argv[8];
+    size_t     argc;
+    char       ttl[24], delta[NEAR_L2_DECIMAL], initial[NEAR_L2_DECIMAL];
+    uint8_t    stamp[8];
+};
+
 static void
-arg(struct near__redis_args *a, near_bytes bytes)
+arg(struct args *a, near_bytes bytes)
 {
     a->argv[a->argc++] = bytes;
 }
 
 static near_bytes
-ttl_text(struct near__redis_args *a, int64_t ttl_ms)
+ttl_text(char out[24], int64_t ttl_ms)
 {
     if (ttl_ms < 0)
         ttl_ms = 1; /* 0 would mean for ever */
     if (ttl_ms > MAX_TTL_MS)
         ttl_ms = MAX_TTL_MS;
-    snprintf(a->ttl, sizeof(a->ttl), "%lld", (long long)ttl_ms);
-    return near_key(a->ttl);
+    return (near_bytes){ out, (size_t)snprintf(out, 24, "%lld", (long long)ttl_ms) };
 }
 
 static void
-set_args(struct near__redis_args *a, const struct near_l2_item *item, bool if_absent)
+set_args(struct args *a, const struct near_l2_item *item, bool if_absent)
 {
     arg(a, near_key("SET"));
     arg(a, item->key);
@@ -69,11 +104,11 @@ set_args(struct near__redis_args *a, const struct near_l2_item *item, bool if_ab
     if (item->ttl_ms == 0)
         return; /* PX 0 is an error (rule R2) */
     arg(a, near_key("PX"));
-    arg(a, ttl_text(a, item->ttl_ms));
+    arg(a, ttl_text(a->ttl, item->ttl_ms));
 }
 
 static void
-script_args(struct near__redis_args *a, bool set, const struct near_l2_item *item, bool eval)
+script_args(struct args *a, bool set, const struct near_l2_item *item, bool eval)
 {
     const struct script *script = set ? &set_script : &remove_script;
 
@@ -86,7 +121,7 @@ script_args(struct near__redis_args *a, bool set, const struct near_l2_item *ite
     if (!set)
         return;
     arg(a, item->value);
-    arg(a, ttl_text(a, item->ttl_ms));
+    arg(a, ttl_text(a->ttl, item->ttl_ms));
 }
 
 static near_bytes
@@ -96,7 +131,7 @@ number_text(char *out, int64_t number)
 }
 
 static void
-increment_args(struct near__redis_args *a, const struct near_l2_item *item, bool eval)
+increment_args(struct args *a, const struct near_l2_item *item, bool eval)
 {
     arg(a, near_key(eval ? "EVAL" : "EVALSHA"));
     arg(a, near_key(eval ? increment_script.text : increment_script.sha));
@@ -104,12 +139,12 @@ increment_args(struct near__redis_args *a, const struct near_l2_item *item, bool
     arg(a, item->key);
     arg(a, number_text(a->delta, item->sum->delta));
     arg(a, number_text(a->initial, item->sum->initial));
-    arg(a, item->ttl_ms == 0 ? near_key("0") : ttl_text(a, item->ttl_ms));
+    arg(a, item->ttl_ms == 0 ? near_key("0") : ttl_text(a->ttl, item->ttl_ms));
 }
 
-void
-near__redis_args(struct near__redis_args *args, enum near__redis_verb verb, enum near_l2_mode mode,
-                 const struct near_l2_item *item, bool eval)
+static void
+item_args(struct args *args, enum near__redis_verb verb, enum near_l2_mode mode,
+          const struct near_l2_item *item, bool eval)
 {
     args->argc = 0;
     if (verb == NEAR__REDIS_INCREMENT) {
@@ -124,7 +159,126 @@ near__redis_args(struct near__redis_args *args, enum near__redis_verb verb, enum
     }
 }
 
+/* Under a time to live a script: HSET and PEXPIRE are one step, and none of it where no hash lies. */
+static near_status
+add_hash_set(struct near__redis_call *call, const struct near_l2_item *item, bool eval)
+{
+    const struct near_l2_hash *hash = item->hash;
+    near_bytes                 argv[5 + 2 * NEAR_L2_FIELDS];
+    char                       ttl[24];
+    size_t                     argc = 0;
+
+    if (item->ttl_ms != 0) {
+        argv[argc++] = near_key(eval ? "EVAL" : "EVALSHA");
+        argv[argc++] = near_key(eval ? hash_script.text : hash_script.sha);
+        argv[argc++] = near_key("1");
+        argv[argc++] = item->key;
+        argv[argc++] = ttl_text(ttl, item->ttl_ms);
+    } else {
+        argv[argc++] = near_key("HSET");
+        argv[argc++] = item->key;
+    }
+    for (size_t i = 0; i < hash->count; i++) {
+        if (hash->values[i].data == NULL)
+            continue;
+        argv[argc++] = hash->fields[i];
+        argv[argc++] = hash->values[i];
+    }
+    return near__redis_call_add(call, argc, argv);
+}
+
+near_status
+near__redis_add(struct near__redis_call *call, enum near__redis_verb verb, enum near_l2_mode mode,
+                const struct near_l2_item *item, bool eval)
+{
+    struct args args;
+
+    if (verb == NEAR__REDIS_HASH_SET)
+        return add_hash_set(call, item, eval);
+    item_args(&args, verb, mode, item, eval);
+    return near__redis_call_add(call, args.argc, args.argv);
+}
+
+unsigned
+near__redis_values_most(size_t max_stored)
+{
+    size_t most = REPLY_BYTES / (max_stored + VALUE_FRAMING);
+
+    return most < 1 ? 1 : most > NEAR_L2_FIELDS ? NEAR_L2_FIELDS : (unsigned)most;
+}
+
+size_t
+near__redis_values_bytes(unsigned values, size_t max_stored)
+{
+    return values * (max_stored + VALUE_FRAMING);
+}
+
+size_t
+near__redis_parts(const struct near_l2_item *item, unsigned step)
+{
+    return (item->hash->count + step - 1) / step;
+}
+
+static size_t
+fields_in(const struct near_l2_item *item, size_t part, unsigned step)
+{
+    size_t left = item->hash->count - part * step;
+
+    return left < step ? left : step;
+}
+
+static near_status
+add_part(struct near__redis_call *call, const struct near_l2_item *item, size_t part, unsigned step)
+{
+    near_bytes  argv[2 + NEAR_L2_FIELDS] = { near_key("HMGET"), item->key };
+    size_t      n                        = fields_in(item, part, step);
+    near_status status;
+
+    memcpy(argv + 2, item->hash->fields + part * step, n * sizeof(argv[0]));
+    status = near__redis_call_add(call, 2 + n, argv);
+    if (status == NEAR_OK)
+        near__redis_call_expects_values(call, (uint32_t)n);
+    return status;
+}
+
+near_status
+near__redis_add_fields(struct near__redis_call *call, const struct near_l2_item *item, unsigned step,
+                       bool asking)
+{
+    near_bytes  word   = near_key("ASKING");
+    size_t      parts  = near__redis_parts(item, step);
+    near_status status = NEAR_OK;
+
+    for (size_t part = 0; part < parts && status == NEAR_OK; part++) {
+        if (asking)
+            status = near__redis_call_add(call, 1, &word);
+        if (status == NEAR_OK)
+            status = add_part(call, item, part, step);
+    }
+    return status;
+}
+
 /* ----------------------------------------------------------------------------------------------- replies */
+
+/* Those that are answered already have been so by the same hash elsewhere, before it moved. */
+void
+near__redis_take_fields(struct near_l2_item *item, size_t part, unsigned step,
+                        const struct near__redis_reply *reply, size_t max_stored, near_l2_field_fn deliver,
+                        void *ctx)
+{
+    for (size_t i = 0; i < reply->elements; i++) {
+        const struct near__redis_reply *value = &reply->element[i];
+        enum near_l2_answer            *word  = &item->hash->answers[part * step + i];
+
+        if (*word != NEAR_L2_NOT_TRIED)
+            continue;
+        *word = value->type == REDIS_REPLY_NIL ? NEAR_L2_ABSENT
+                : value->size > max_stored     ? NEAR_L2_ERROR
+                                               : NEAR_L2_DONE;
+        if (*word == NEAR_L2_DONE)
+            deliver(ctx, item, part * step + i, (near_bytes){ value->text, value->size });
+    }
+}
 
 unsigned
 near__redis_kinds(enum near__redis_verb verb, enum near_l2_mode mode)
@@ -134,7 +288,7 @@ near__redis_kinds(enum near__redis_verb verb, enum near_l2_mode mode)
     if (verb == NEAR__REDIS_INCREMENT)
         return NEAR__REDIS_KIND(REDIS_REPLY_STATUS) | NEAR__REDIS_KIND(REDIS_REPLY_STRING) |
                NEAR__REDIS_KIND(REDIS_REPLY_INTEGER);
-    if (verb == NEAR__REDIS_REMOVE || mode == NEAR_L2_IF_STAMP)
+    if (verb == NEAR__REDIS_REMOVE || verb == NEAR__REDIS_HASH_SET || mode == NEAR_L2_IF_STAMP)
         return NEAR__REDIS_KIND(REDIS_REPLY_INTEGER);
     if (mode == NEAR_L2_IF_ABSENT)
         return NEAR__REDIS_KIND(REDIS_REPLY_STATUS) | NEAR__REDIS_KIND(REDIS_REPLY_NIL);
@@ -178,11 +332,19 @@ increment_meaning(struct near_l2_item *item, const struct near__redis_reply *rep
     return said(item, NEAR_L2_DONE);
 }
 
+static bool
+is_script(enum near__redis_verb verb, enum near_l2_mode mode, const struct near_l2_item *item)
+{
+    if (verb == NEAR__REDIS_HASH_SET)
+        return item->ttl_ms != 0;
+    return !near__redis_reads(verb) && mode == NEAR_L2_IF_STAMP;
+}
+
 enum near__redis_meaning
 near__redis_meaning(enum near__redis_verb verb, enum near_l2_mode mode, struct near_l2_item *item,
                     const struct near__redis_reply *reply)
 {
-    bool script = verb != NEAR__REDIS_GET && mode == NEAR_L2_IF_STAMP;
+    bool script = is_script(verb, mode, item);
 
     if (reply->type == REDIS_REPLY_ERROR)
         return script && is_noscript(reply) ? NEAR__REDIS_NOSCRIPT : NEAR__REDIS_REFUSED;
@@ -192,6 +354,10 @@ near__redis_meaning(enum near__redis_verb verb, enum near_l2_mode mode, struct n
         return NEAR__REDIS_VALUE;
     if (verb == NEAR__REDIS_GET && reply->type == REDIS_REPLY_NIL)
         return said(item, NEAR_L2_ABSENT);
+    if (verb == NEAR__REDIS_HASH_GET && reply->type == REDIS_REPLY_ARRAY)
+        return NEAR__REDIS_VALUE;
+    if (verb == NEAR__REDIS_HASH_SET && reply->type == REDIS_REPLY_INTEGER)
+        return said(item, NEAR_L2_DONE);
     if (script && reply->type == REDIS_REPLY_INTEGER)
         return said(item, reply->integer > 0 ? NEAR_L2_DONE : NEAR_L2_ABSENT);
     if (verb == NEAR__REDIS_REMOVE && !script && reply->type == REDIS_REPLY_INTEGER)

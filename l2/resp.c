@@ -45,9 +45,8 @@ put_argument(char *at, near_bytes argument)
     return at + 2;
 }
 
-/* How many bytes it will be; 0: too many. */
-static size_t
-size_of(size_t argc, const near_bytes *argv)
+size_t
+near__resp_size(size_t argc, const near_bytes *argv)
 {
     size_t total = digits(argc) + 3;
 
@@ -63,19 +62,23 @@ size_of(size_t argc, const near_bytes *argv)
     return total;
 }
 
-near_status
-near__resp_format(char **bytes, size_t *size, size_t argc, const near_bytes *argv)
+void
+near__resp_put(char *at, size_t argc, const near_bytes *argv)
 {
-    char *at;
-
-    *size = size_of(argc, argv);
-    if (*size == 0)
-        return NEAR_ERR_TOO_LARGE;
-    *bytes = at = malloc(*size);
-    if (at == NULL)
-        return NEAR_ERR_NOMEM;
     at = put_head(at, '*', argc);
     for (size_t i = 0; i < argc; i++)
         at = put_argument(at, argv[i]);
+}
+
+near_status
+near__resp_format(char **bytes, size_t *size, size_t argc, const near_bytes *argv)
+{
+    *size = near__resp_size(argc, argv);
+    if (*size == 0)
+        return NEAR_ERR_TOO_LARGE;
+    *bytes = malloc(*size);
+    if (*bytes == NULL)
+        return NEAR_ERR_NOMEM;
+    near__resp_put(*bytes, argc, argv);
     return NEAR_OK;
 }

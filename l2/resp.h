@@ -10,6 +10,10 @@
 #define NEAR__RESP_MAX                                                                                       \
     ((size_t)512 * 1024 * 1024) /* of one command: what servers take at the most (proto-max-bulk-len) */
 
+/* How many bytes a command will be; 0: too many, or no argument at all. */
+size_t near__resp_size(size_t argc, const near_bytes *argv);
+void   near__resp_put(char *at, size_t argc, const near_bytes *argv); /* so many of them */
+
 /* malloc'ed.  NEAR_OK, NEAR_ERR_TOO_LARGE (or no argument at all), NEAR_ERR_NOMEM. */
 near_status near__resp_format(char **bytes, size_t *size, size_t argc, const near_bytes *argv);
 

@@ -30,6 +30,12 @@
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 
+#if OPENSSL_VERSION_NUMBER < 0x30000000L
+#define PEER_CERTIFICATE SSL_get_peer_certificate
+#else
+#define PEER_CERTIFICATE SSL_get1_peer_certificate
+#endif
+
 #define RECORD 16384 /* the most bytes of one TLS record: larger pieces would be cut there anyway */
 #define READ_SIZE                                                                                            \
     (64 * 1024) /* ciphertext per recv(): four records, as large as what the codecs read at a time */
@@ -358,6 +364,24 @@ near__tls_fault(const struct near__tls *tls)
     return tls->why[0] != '\0' ? tls->why : NULL;
 }
 
+void
+near__tls_describe(const struct near__tls *tls, char *out, size_t size)
+{
+    X509 *peer         = PEER_CERTIFICATE(tls->ssl);
+    char  subject[160] = "";
+    int   days = 0, seconds = 0;
+
+    if (peer != NULL) {
+        X509_NAME_oneline(X509_get_subject_name(peer), subject, sizeof(subject));
+        ASN1_TIME_diff(&days, &seconds, NULL, X509_get0_notAfter(peer));
+    }
+    for (char *at = subject; *at != '\0'; at++) /* a certificate's words may hold anything */
+        *at = *at >= ' ' && *at < 0x7F ? *at : '?';
+    snprintf(out, size, "%s, %s, certificate %s, good for %d days", SSL_get_version(tls->ssl),
+             SSL_get_cipher_name(tls->ssl), subject, days);
+    X509_free(peer);
+}
+
 /* ---------------------------------------------------------------------------------------------- handshake */
 
 static near_status
@@ -368,7 +392,7 @@ handshake_failed(struct near__tls *tls, int result, near_error *error)
     break_down(tls, result);
     if (tls->why[0] == '\0')
         return near__fail(error, NEAR_ERR_UNAVAILABLE, "TLS handshake: the server hung up: %s",
-                          strerrordesc_np(tls->broken));
+                          near__errno_text(tls->broken));
     return near__fail(error, NEAR_ERR_UNAVAILABLE, "TLS handshake: %s%s", tls->why,
                       stranger ? " (does the server speak TLS at this port?)" : "");
 }
@@ -635,6 +659,14 @@ near__tls_quiet(struct near__tls *tls)
 {
     (void)tls;
     return false;
+}
+
+void
+near__tls_describe(const struct near__tls *tls, char *out, size_t size)
+{
+    (void)tls;
+    if (size > 0)
+        *out = '\0';
 }
 
 const char *

@@ -51,6 +51,8 @@ bool near__tls_pending(const struct near__tls *tls);
 short near__tls_events(const struct near__tls *tls, bool sending);
 /* Nothing to read, nothing left to send, and not closed by the peer. */
 bool near__tls_quiet(struct near__tls *tls);
+/* After the handshake, for a person: "TLSv1.3, TLS_AES_256_GCM_SHA384, certificate CN=cache.example, good for 89 days". */
+void near__tls_describe(const struct near__tls *tls, char *out, size_t size);
 /* Why it is broken, in words; NULL when errno says all. */
 const char *near__tls_fault(const struct near__tls *tls);
 

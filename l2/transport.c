@@ -143,7 +143,7 @@ connect_to(struct near__transport *t, const struct sockaddr *to, socklen_t size,
 
     t->fd = socket(to->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (t->fd < 0)
-        return near__fail(error, NEAR_ERR_UNAVAILABLE, "cannot make a socket: %s", strerrordesc_np(errno));
+        return near__fail(error, NEAR_ERR_UNAVAILABLE, "cannot make a socket: %s", near__errno_text(errno));
     code = connect_once(t, to, size, deadline, &status);
     if (code == 0 && to->sa_family != AF_UNIX && is_self(t->fd))
         code = ECONNREFUSED;
@@ -157,7 +157,7 @@ connect_to(struct near__transport *t, const struct sockaddr *to, socklen_t size,
         return near__fail(error, status, "connect timed out");
     if (status != NEAR_OK)
         return near__fail(error, status, "connect given up: %s", near_status_text(status));
-    return near__fail(error, NEAR_ERR_UNAVAILABLE, "cannot connect: %s", strerrordesc_np(code));
+    return near__fail(error, NEAR_ERR_UNAVAILABLE, "cannot connect: %s", near__errno_text(code));
 }
 
 /* The descriptor is connected: the handshake, by `deadline`.  On failure all is closed. */
@@ -240,6 +240,15 @@ near__transport_close(struct near__transport *transport)
 {
     near__tls_free(&transport->tls);
     near__transport_abandon(transport);
+}
+
+void
+near__transport_forget(struct near__transport *transport)
+{
+    static const struct linger reset = { .l_onoff = 1, .l_linger = 0 };
+
+    /* refused: then it is no TCP, and nothing is under way */
+    setsockopt(transport->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
 }
 
 void
@@ -327,7 +336,7 @@ void
 near__transport_fault(const struct near__transport *transport, int code, char *out, size_t size)
 {
     const char *why  = transport->tls != NULL ? near__tls_fault(transport->tls) : NULL;
-    const char *text = why != NULL ? why : strerrordesc_np(code);
+    const char *text = why != NULL ? why : near__errno_text(code);
 
     snprintf(out, size, "%s", text != NULL ? text : "unknown error");
 }

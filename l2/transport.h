@@ -58,6 +58,8 @@ ssize_t near__transport_send(struct near__transport *transport, const struct iov
 ssize_t near__transport_receive(struct near__transport *transport, void *buffer, size_t size);
 /* Once, on a connection that is open: await() may be called from now on.  False: not on this one (TLS). */
 bool near__transport_make_patient(struct near__transport *transport);
+/* What the kernel has not got rid of when it is closed is not sent any more; the peer sees a reset. */
+void near__transport_forget(struct near__transport *transport);
 /* As receive, but sleeps until there is something, NEAR__TRANSPORT_PATIENCE is over (rounded up to the kernel's ticks) or a signal
  * arrives: 0. */
 ssize_t near__transport_await(struct near__transport *transport, void *buffer, size_t size);

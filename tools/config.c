@@ -83,21 +83,6 @@ list_json_row(const struct row *row)
     print_json("help", row->option->help, " }");
 }
 
-/* Text for troff: a backslash is written \e, a line must not begin with a dot or an apostrophe, and a hyphen is a minus. */
-static void
-print_roff(const char *text)
-{
-    if (*text == '.' || *text == '\'')
-        fputs("\\&", stdout);
-    for (; *text != '\0'; text++)
-        if (*text == '\\')
-            fputs("\\e", stdout);
-        else if (*text == '-')
-            fputs("\\-", stdout);
-        else
-            putchar(*text);
-}
-
 static void
 list_man_row(const struct row *row)
 {
@@ -162,11 +147,11 @@ list(bool json, bool man)
 
 /* The file by itself: what the environment would override does not matter here. */
 static int
-check(const char *path)
+check(const char *path, bool json)
 {
     struct near__settings settings;
     near_config          *config = near_config_new();
-    near_error            error;
+    near_error            error, inner;
     char                  variable[64];
     near_status           status;
 
@@ -177,16 +162,19 @@ check(const char *path)
         unsetenv(variable);
     }
     status = near_config_load(config, path, &error);
-    if (status == NEAR_OK) {
-        status = near__settings_resolve(&settings, config, &error);
-        if (status != NEAR_OK)
-            complain(EXIT_TROUBLE, "%s: %s", path, error.text);
-    } else {
-        complain(EXIT_TROUBLE, "%s", error.text);
+    if (status == NEAR_OK && near__settings_resolve(&settings, config, &inner) != NEAR_OK)
+        status = near__fail(&error, inner.code, "%s: %s", path, inner.text);
+    if (json) {
+        fputs("{ ", stdout);
+        print_json("file", path, ", ");
+        print_json("error", status == NEAR_OK ? "" : error.text,
+                   status == NEAR_OK ? ", \"ok\": true }\n" : ", \"ok\": false }\n");
     }
+    if (status != NEAR_OK)
+        complain(EXIT_TROUBLE, "%s", error.text);
     explicit_bzero(&settings, sizeof(settings));
     near_config_free(config);
-    if (status == NEAR_OK)
+    if (status == NEAR_OK && !json)
         printf("%s: ok\n", path);
     return status == NEAR_OK ? EXIT_DONE : EXIT_TROUBLE;
 }
@@ -194,19 +182,13 @@ check(const char *path)
 int
 run_config(int argc, char **argv)
 {
-    static const struct option options[] = { { "list", no_argument, NULL, 'l' },
-                                             { "json", no_argument, NULL, 'j' },
-                                             { "man", no_argument, NULL,
-                                               'm' }, /* the source of nearcache.conf(5) */
-                                             { "check", required_argument, NULL, 'c' },
-                                             { "help", no_argument, NULL, 'h' },
-                                             { NULL, 0, NULL, 0 } };
-    bool                       listing = false, json = false, man = false;
-    const char                *path = NULL;
-    int                        c;
+    const struct option *options = long_options("config");
+    bool                 listing = false, json = false, man = false;
+    const char          *path = NULL;
+    int                  c;
 
     optind = 0;
-    while ((c = getopt_long(argc, argv, "h", options, NULL)) != -1)
+    while ((c = getopt_long(argc, argv, near__letters, options, NULL)) != -1)
         switch (c) {
         case 'l':
             listing = true;
@@ -225,7 +207,7 @@ run_config(int argc, char **argv)
         default:
             return misuse("config");
         }
-    if (optind != argc || listing == (path != NULL) || ((json || man) && !listing) || (json && man))
+    if (optind != argc || listing == (path != NULL) || (man && !listing) || (json && man))
         return misuse("config");
-    return listing ? list(json, man) : check(path);
+    return listing ? list(json, man) : check(path, json);
 }

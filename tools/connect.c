@@ -51,7 +51,7 @@ load_files(struct connect *connect, int argc, char **argv, const struct option *
 
     opterr = 0;
     optind = 0;
-    while ((c = getopt_long(argc, argv, "+o:h", options, NULL)) != -1)
+    while ((c = getopt_long(argc, argv, near__letters, options, NULL)) != -1)
         if (c == 'c' && near_config_load(connect->config, optarg, &error) != NEAR_OK) {
             complain(EXIT_TROUBLE, "%s", error.text);
             return false;
@@ -62,13 +62,10 @@ load_files(struct connect *connect, int argc, char **argv, const struct option *
 }
 
 int
-connect_options(struct connect *connect, int argc, char **argv)
+connect_options(struct connect *connect, int argc, char **argv, connect_fn take, void *ctx)
 {
-    static const struct option options[] = { { "l2", required_argument, NULL, 'l' },
-                                             { "config", required_argument, NULL, 'c' },
-                                             { "help", no_argument, NULL, 'h' },
-                                             { NULL, 0, NULL, 0 } };
-    int                        c;
+    const struct option *options = long_options(argv[0]);
+    int                  c;
 
     memset(connect, 0, sizeof(*connect));
     connect->config = near_config_new();
@@ -76,7 +73,7 @@ connect_options(struct connect *connect, int argc, char **argv)
         return complain(EXIT_TROUBLE, "out of memory");
     if (!load_files(connect, argc, argv, options))
         return EXIT_TROUBLE;
-    while ((c = getopt_long(argc, argv, "+o:h", options, NULL)) != -1)
+    while ((c = getopt_long(argc, argv, near__letters, options, NULL)) != -1)
         switch (c) {
         case 'l':
             if (!connect_set("l2.uri", optarg, connect))
@@ -90,8 +87,11 @@ connect_options(struct connect *connect, int argc, char **argv)
             break;
         case 'h':
             return help_on(argv[0]);
-        default:
+        case '?':
             return misuse(argv[0]);
+        default:
+            if (!take(ctx, c, optarg))
+                return EXIT_USAGE;
         }
     return -1;
 }
@@ -109,6 +109,17 @@ connect_resolve(struct connect *connect)
     if (status != NEAR_OK)
         complain(EXIT_USAGE, "%s", error.text);
     return status == NEAR_OK;
+}
+
+bool
+connect_is_shared(const struct connect *connect)
+{
+    if (connect->l2_uri.kind != NEAR__URI_NONE && connect->l2_uri.kind != NEAR__URI_MEMORY)
+        return true;
+    complain(EXIT_USAGE,
+             "l2.uri = \"%s\" is no shared tier; name one with --l2 URI, --config FILE or NEARCACHE_L2_URI",
+             connect->settings.l2_uri);
+    return false;
 }
 
 static void

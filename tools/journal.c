@@ -304,16 +304,13 @@ run_journal(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(struct view *view);
-    } verbs[] = { { "inspect", inspect }, { "verify", verify }, { "salvage", salvage } };
-    static const struct option options[] = { { "json", no_argument, NULL, 'j' },
-                                             { "records", no_argument, NULL, 'r' },
-                                             { "help", no_argument, NULL, 'h' },
-                                             { NULL, 0, NULL, 0 } };
-    static struct view         view; /* large */
-    int                        option, status;
+    } verbs[]                    = { { "inspect", inspect }, { "verify", verify }, { "salvage", salvage } };
+    const struct option *options = long_options("journal");
+    static struct view   view; /* large */
+    int                  option, status;
 
     view.dir.fd = -1;
-    while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, near__letters, options, NULL)) != -1) {
         if (option == 'h')
             return help_on(argv[0]);
         if (option == '?')

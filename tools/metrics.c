@@ -1,6 +1,7 @@
 /* nearcache metrics: the tables of counters and histograms, for people, programs and the manual page. */
 #include "command.h"
 
+#include "curve.h"
 #include "metrics.h"
 
 #include <getopt.h>
@@ -35,17 +36,6 @@ timing_metric(const struct near__timing_row *row)
 
     snprintf(metric.name, sizeof(metric.name), "nearcache_%s_seconds", row->name);
     return metric;
-}
-
-/* Hyphens are minus signs, and no line begins with a dot: the help texts have no backslashes. */
-static void
-print_roff(const char *text)
-{
-    for (; *text != '\0'; text++)
-        if (*text == '-')
-            fputs("\\-", stdout);
-        else
-            putchar(*text);
 }
 
 static void
@@ -95,6 +85,9 @@ man_head(void)
 static int
 list(enum form form)
 {
+    static const struct metric curve = {
+        NEAR__CURVE_METRIC, "gauge", "of 1", "curve", NEAR__CURVE_HELP, false
+    };
     bool first = true;
 
     if (form == MAN)
@@ -111,6 +104,7 @@ list(enum form form)
 
         print_one(&metric, form, false);
     }
+    print_one(&curve, form, false);
     if (form == JSON)
         puts("\n]");
     if (form == MAN)
@@ -121,17 +115,13 @@ list(enum form form)
 int
 run_metrics(int argc, char **argv)
 {
-    static const struct option options[] = { { "list", no_argument, NULL, 'l' },
-                                             { "json", no_argument, NULL, 'j' },
-                                             { "man", no_argument, NULL, 'm' }, /* nearcache-metrics(7) */
-                                             { "help", no_argument, NULL, 'h' },
-                                             { NULL, 0, NULL, 0 } };
-    enum form                  form      = PLAIN;
-    bool                       listing   = false;
-    int                        c;
+    const struct option *options = long_options("metrics");
+    enum form            form    = PLAIN;
+    bool                 listing = false;
+    int                  c;
 
     optind = 0;
-    while ((c = getopt_long(argc, argv, "h", options, NULL)) != -1)
+    while ((c = getopt_long(argc, argv, near__letters, options, NULL)) != -1)
         switch (c) {
         case 'l':
             listing = true;

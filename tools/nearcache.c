@@ -1,70 +1,16 @@
-/* The nearcache command: the table of subcommands, and help about them. */
+/* The nearcache command: picks the subcommand; messages, help and parsing by the table in commands.c. */
 #include "command.h"
 
+#include <ctype.h>
 #include <errno.h>
+#include <getopt.h>
 #include <stdarg.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-#define CLIENT_OPTIONS                                                                                       \
-    "  --l2 URI           the shared tier, as -o l2.uri=URI\n"                                               \
-    "  -o NAME=VALUE      any option that `nearcache config --list` shows; before file and environment\n"    \
-    "  --config FILE      options from a file\n"
+enum { HELP_WIDTH = 100, HELP_COLUMN = 21 };
 
-static const struct command commands[] = {
-    { "get", "[--l2 URI] [-o NAME=VALUE]... CACHE KEY", "print a value from the shared tier", run_get,
-      CLIENT_OPTIONS "The bytes go to standard output as they are; a newline follows on a terminal only.\n"
-                     "Exit status 1: the key is not there.\n" },
-    { "set", "[--l2 URI] [-o NAME=VALUE]... CACHE KEY VALUE|-", "store a value and tell every instance",
-      run_set,
-      CLIENT_OPTIONS "VALUE - reads standard input to its end.  -o ttl=30s sets how long it is good.\n" },
-    { "remove", "[--l2 URI] [-o NAME=VALUE]... CACHE KEY", "remove a key and tell every instance", run_remove,
-      CLIENT_OPTIONS "Removing what is not there is no failure.\n" },
-    { "config", "--list [--json] | --check FILE", "show every option, or check a configuration file",
-      run_config,
-      "  --list             every option with its default, in the form of a configuration file\n"
-      "  --list --json      the same for programs\n"
-      "  --check FILE       refuse unknown names, bad values and contradictions; exit status 3\n" },
-    { "doctor", "[-o NAME=VALUE]... URI", "say whether a shared tier can be used, or why not", run_doctor,
-      "  -o NAME=VALUE      any option that `nearcache config --list` shows\n"
-      "  --config FILE      options from a file\n"
-      "Reads only; no key is written.\n" },
-    { "metrics", "--list [--json]", "show every counter and histogram", run_metrics,
-      "  --list             names as in near_stats_prometheus(), kind, unit and meaning\n"
-      "  --list --json      the same for programs\n" },
-    { "simulate", "[OPTION]... TRACE...", "hit ratios of L1 over a trace, at many sizes and policies",
-      run_simulate,
-      "  --sizes LIST       up to 64 of 1000, 10k, 2M entries, 5% of the keys, 64MiB of memory; by default "
-      "eight, 1% to\n"
-      "                     100%\n"
-      "  --policies LIST    of those that l1.policy accepts; by default all\n"
-      "  --exact            the policies by their definitions, one shard, instead of L1 as it is in "
-      "production\n"
-      "  --sampled          estimate from a sample of the keys (some 25000 of them)\n"
-      "  --rate R           the same with this part of the keys, more than 0, up to 1\n"
-      "  --format FORMAT    auto, keys (KEY [SIZE]), csv (TIME,KEY[,SIZE]), monitor (redis-cli MONITOR), "
-      "hmget (HMGET KEY\n"
-      "                     FIELD...)\n"
-      "  --value-size N     bytes of a value where the trace does not say; by default 100\n"
-      "  --threads N        by default one for each processor\n"
-      "  --json             for programs, instead of a table\n"
-      "  --svg FILE         the curves as a picture\n"
-      "  --html FILE        picture, table and advice as one page\n"
-      "TRACE - is standard input; several are read as one.  Files compressed with zstd or gzip are read as "
-      "they are.\n"
-      "Exit status 3: a trace that cannot be read or makes no sense (file and line are named), or a file "
-      "that cannot be\n"
-      "written; then none is left behind.\n" },
-    { "journal", "inspect [--records] [--json] DIR | verify DIR | salvage DIR",
-      "look into the journal of unfinished writes", run_journal,
-      "  inspect DIR        what is there: files, what is not done by cache, dead letters, damage\n"
-      "  --records          besides, each record that is not done and each dead letter, without its value\n"
-      "  --json             for programs\n"
-      "  verify DIR         whether every byte is what was written; exit status 3 where it is not\n"
-      "  salvage DIR        save what can be read of a damaged journal that no program has open; the "
-      "damaged\n"
-      "                     files are kept as *.bad\n" },
-};
+char near__letters[32];
 
 int
 complain(int status, const char *format, ...)
@@ -79,14 +25,77 @@ complain(int status, const char *format, ...)
     return status;
 }
 
-static const struct command *
-command_named(const char *name)
+/* ---- options */
+
+const struct option *
+long_options(const char *name)
 {
-    for (size_t i = 0; i < NEAR_COUNT_OF(commands); i++)
-        if (strcmp(commands[i].name, name) == 0)
-            return &commands[i];
-    return NULL;
+    static struct option         options[40];
+    const struct command        *command = command_named(name);
+    const struct command_option *row     = command->options;
+    size_t                       n       = 0, letters;
+
+    memset(options, 0, sizeof(options));
+    /* a key may begin with a dash: there the first word that is no option ends them */
+    letters = (size_t)snprintf(near__letters, sizeof(near__letters), "%sh",
+                               command->takes == TAKES_WORD ? "+" : "");
+    for (; row->name != NULL && n + 2 < NEAR_COUNT_OF(options); row++)
+        if (row->name[1] != '\0')
+            options[n++] = (struct option){ row->name, row->argument != NULL, NULL, row->code };
+        else if (letters + 3 < sizeof(near__letters))
+            letters += (size_t)snprintf(near__letters + letters, sizeof(near__letters) - letters, "%c%s",
+                                        row->code, row->argument != NULL ? ":" : "");
+    options[n] = (struct option){ "help", no_argument, NULL, 'h' };
+    return options;
 }
+
+bool
+read_number(const char *option, const char *text, uint64_t least, uint64_t most, uint64_t *number)
+{
+    unsigned long long n;
+    uint64_t           factor = 1;
+    char              *end;
+
+    errno = 0;
+    n     = strtoull(text, &end, 10);
+    if (*end != '\0' && end[1] == '\0')
+        factor = *end == 'k' ? 1000 : *end == 'M' ? 1000000 : *end == 'G' ? 1000000000 : 0;
+    else if (*end != '\0')
+        factor = 0;
+    if (!isdigit((unsigned char)*text) || errno != 0 || factor == 0 ||
+        __builtin_mul_overflow(n, factor, number) || *number < least || *number > most) {
+        complain(0, "--%s: \"%.64s\": accepts %llu .. %llu", option, text, (unsigned long long)least,
+                 (unsigned long long)most);
+        return false;
+    }
+    return true;
+}
+
+bool
+read_duration(const char *option, const char *text, int64_t *ns)
+{
+    static const struct {
+        const char *name;
+        int64_t     factor;
+    } units[] = { { "us", NEAR_MS / 1000 }, { "ms", NEAR_MS },         { "s", NEAR__SEC },
+                  { "m", 60 * NEAR__SEC },  { "h", 3600 * NEAR__SEC }, { "d", NEAR__DAY } };
+    char  *end;
+    double n = strtod(text, &end);
+
+    for (size_t i = 0; isdigit((unsigned char)*text) && i < NEAR_COUNT_OF(units); i++)
+        if (strcmp(end, units[i].name) == 0 && n * (double)units[i].factor <= 366.0 * (double)NEAR__DAY) {
+            *ns = (int64_t)(n * (double)units[i].factor);
+            return true;
+        }
+    if (strcmp(text, "0") == 0) {
+        *ns = 0;
+        return true;
+    }
+    complain(0, "--%s: \"%.64s\": accepts a duration: 250us, 10ms, 30s, 5m, 1h", option, text);
+    return false;
+}
+
+/* ---- help */
 
 int
 misuse(const char *name)
@@ -97,12 +106,58 @@ misuse(const char *name)
     return EXIT_USAGE;
 }
 
+/* Words, broken into lines that begin `indent` columns in; the first one is at `column` already. */
+static void
+print_wrapped(const char *text, size_t column, size_t indent)
+{
+    while (*text != '\0') {
+        size_t word = strcspn(text, " \n");
+
+        if (column > indent && column + 1 + word > HELP_WIDTH) {
+            putchar('\n');
+            column = 0;
+        }
+        if (column < indent)
+            printf("%*s", (int)(indent - column), "");
+        column = column < indent ? indent : column;
+        column += (size_t)printf("%s%.*s", column > indent ? " " : "", (int)word, text);
+        text += word;
+        if (*text == '\n') {
+            putchar('\n');
+            column = 0;
+            text++;
+        }
+        text += strspn(text, " ");
+    }
+    putchar('\n');
+}
+
+static void
+print_option(const struct command_option *option)
+{
+    int column;
+
+    if (option->help == NULL)
+        return;
+    column = printf("  %s%s%s%s", option->name[1] != '\0' ? "--" : "-", option->name,
+                    option->argument != NULL ? " " : "", option->argument != NULL ? option->argument : "");
+    if (column >= HELP_COLUMN) {
+        putchar('\n');
+        column = 0;
+    }
+    print_wrapped(option->help, (size_t)column, HELP_COLUMN);
+}
+
 int
 help_on(const char *name)
 {
     const struct command *command = command_named(name);
 
-    printf("usage: nearcache %s %s\n%s\n\n%s", command->name, command->usage, command->help, command->more);
+    printf("usage: nearcache %s %s\n%s\n\n", command->name, command->usage, command->help);
+    for (const struct command_option *option = command->options; option->name != NULL; option++)
+        print_option(option);
+    if (command->more != NULL)
+        print_wrapped(command->more, 0, 0);
     return EXIT_DONE;
 }
 
@@ -118,11 +173,14 @@ static void
 overview(FILE *out)
 {
     fputs("usage: nearcache COMMAND [ARGUMENT...]\n\n", out);
-    for (size_t i = 0; i < NEAR_COUNT_OF(commands); i++)
-        fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].help);
+    for (size_t i = 0; i < near__command_count; i++)
+        fprintf(out, "  %-10s %s\n", near__commands[i].name, near__commands[i].help);
     fputs("\n`nearcache COMMAND --help` says more; `nearcache --version` names the library.\n"
-          "Exit status: 0 done, 1 not found, 2 wrong usage, 3 trouble.\n",
+          "Exit status:\n",
           out);
+#define EXIT_LINE(name, number, text) fprintf(out, "  %d  %s\n", number, text);
+    EXIT_TABLE(EXIT_LINE)
+#undef EXIT_LINE
 }
 
 static int
@@ -150,6 +208,10 @@ run(int argc, char **argv)
         return run_help(argc - 1, argv + 1);
     if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
         printf("nearcache %s\n", near_version());
+        return EXIT_DONE;
+    }
+    if (strcmp(argv[1], "--man") == 0) { /* the source of nearcache(1) */
+        print_manual();
         return EXIT_DONE;
     }
     command = command_named(argv[1]);

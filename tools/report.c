@@ -2,6 +2,8 @@
 #include "report.h"
 
 #include "command.h"
+#include "streams.h"
+#include "trace.h"
 
 #include "metrics.h"
 
@@ -123,17 +125,44 @@ advice(FILE *out, const struct study *study)
         fputs(" More would still bring something: try larger sizes.", out);
 }
 
+static const char *
+value_source(const struct study *study)
+{
+    return study->sizes_known     ? "as the trace says"
+           : study->sizes_learned ? "as the writes in it have"
+                                  : "assumed: --value-size";
+}
+
+/* What captured packets were worth. */
+static void
+captured(FILE *out, const struct study *study)
+{
+    const struct streams_counts *counts = study->captures->streams;
+
+    if (study->captures->files == 0)
+        return;
+    fprintf(out, " Captured: %" PRIu64 " packets, %" PRIu64 " streams to a server, %" PRIu64 " commands.",
+            counts->packets, counts->streams, counts->commands);
+    if (counts->resyncs > 0 || counts->lost > 0)
+        fprintf(out,
+                " %" PRIu64 " bytes are missing in it; %" PRIu64
+                " times something was passed over up to the next command.",
+                counts->lost, counts->resyncs);
+}
+
 static void
 premises(FILE *out, const struct study *study)
 {
     fprintf(out,
             "Memory: %.0f bytes an entry beside index and policy, for values of %.0f bytes on average (%s).",
-            study->block_bytes, study->value_bytes,
-            study->sizes_known ? "as the trace says" : "assumed: --value-size");
+            study->block_bytes, study->value_bytes, value_source(study));
+    if (study->whole)
+        fputs(" Not sampled: of so few keys a sample would be no good, so all of them were looked at.", out);
     if (study->rate < 1)
         fprintf(out, " Estimated from a sample of %.3g %% of the keys.", 100 * study->rate);
     if (study->exact)
         fputs(" The policies by their definitions, not as in production.", out);
+    captured(out, study);
 }
 
 /* ---- table */
@@ -167,7 +196,8 @@ report_table(FILE *out, const struct study *study)
 void
 report_json(FILE *out, const struct study *study)
 {
-    const struct result *at = result_at(study, study->best_policy, study->knee);
+    const struct result         *at     = result_at(study, study->best_policy, study->knee);
+    const struct streams_counts *counts = study->captures->streams;
 
     fputs("{\"trace\":[", out);
     for (size_t i = 0; i < study->n_files; i++) {
@@ -178,11 +208,19 @@ report_json(FILE *out, const struct study *study)
     fprintf(out,
             "],\"requests\":%" PRIu64 ",\"keys\":%" PRIu64
             ",\"highest\":%.6f,\"rate\":%.6g,\"exact\":%s,\"block_bytes\":%.1f,"
-            "\"value_bytes\":%.1f,\"value_bytes_assumed\":%s,\"read_seconds\":%.3f,\"seconds\":%.3f,"
-            "\n\"results\":[",
+            "\"value_bytes\":%.1f,\"value_bytes_assumed\":%s,\"read_seconds\":%.3f,\"seconds\":%.3f,",
             study->requests, study->keys, highest(study), study->rate, study->exact ? "true" : "false",
-            study->block_bytes, study->value_bytes, study->sizes_known ? "false" : "true",
-            study->read_seconds, study->seconds);
+            study->block_bytes, study->value_bytes,
+            study->sizes_known || study->sizes_learned ? "false" : "true", study->read_seconds,
+            study->seconds);
+    if (study->captures->files > 0)
+        fprintf(out,
+                "\"captured\":{\"packets\":%" PRIu64 ",\"tcp\":%" PRIu64 ",\"streams\":%" PRIu64
+                ",\"commands\":%" PRIu64 ",\"again\":%" PRIu64 ",\"reordered\":%" PRIu64
+                ",\"lost_bytes\":%" PRIu64 ",\"resyncs\":%" PRIu64 ",\"fragments\":%" PRIu64 "},",
+                counts->packets, counts->tcp, counts->streams, counts->commands, counts->again,
+                counts->reordered, counts->lost, counts->resyncs, counts->fragments);
+    fputs("\n\"results\":[", out);
     for (size_t i = 0; i < study->n_policies * study->n_sizes; i++)
         fprintf(out,
                 "%s\n{\"policy\":\"%s\",\"entries\":%zu,\"bytes\":%.0f,\"hits\":%" PRIu64 ",\"ratio\":%.6f}",
@@ -196,7 +234,7 @@ report_json(FILE *out, const struct study *study)
 
 /* ---- the picture */
 
-enum { WIDTH = 840, HEIGHT = 460, LEFT = 60, RIGHT = 130, TOP = 24, BOTTOM = 64 };
+enum { WIDTH = 860, HEIGHT = 470, LEFT = 74, RIGHT = 130, TOP = 24, BOTTOM = 70 };
 
 static const char *const colours[] = { "#1b6ca8", "#d1495b", "#3c9d5d", "#edae49",
                                        "#7b4fa3", "#00798c", "#8d5a2b", "#444444" };
@@ -211,51 +249,105 @@ x_of(const struct study *study, double entries)
     return LEFT + (WIDTH - LEFT - RIGHT) * (log(entries) - first) / (last - first);
 }
 
-static double
-y_of(double ratio)
+/* The axis shows the tens of percents that there are: curves that lie close together are told apart. */
+struct span {
+    int from, to; /* percent */
+};
+
+static struct span
+span_of(const struct study *study)
 {
-    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - ratio);
+    double least = highest(study), most = highest(study);
+
+    for (size_t i = 0; i < study->n_policies * study->n_sizes; i++) {
+        least = fmin(least, study->results[i].ratio);
+        most  = fmax(most, study->results[i].ratio);
+    }
+    return (struct span){ .from = 10 * (int)floor(fmax(least, 0) * 9.999),
+                          .to   = 10 * (int)ceil(fmin(most, 1) * 10) };
+}
+
+static double
+y_of(const struct study *study, double ratio)
+{
+    struct span span = span_of(study);
+
+    return TOP + (HEIGHT - TOP - BOTTOM) * (span.to - 100 * ratio) /
+                     (span.to - span.from > 0 ? span.to - span.from : 1);
+}
+
+/* 13 756: with thin spaces between thousands (as an entity, for both formats). */
+static const char *
+grouped(size_t n, char text[64])
+{
+    char  digits[32];
+    char *at   = text;
+    int   left = snprintf(digits, sizeof(digits), "%zu", n);
+
+    for (const char *from = digits; left > 0; left--) {
+        *at++ = *from++;
+        if (left > 1 && left % 3 == 1)
+            at += sprintf(at, "&#8201;");
+    }
+    *at = '\0';
+    return text;
 }
 
 static void
 axes(FILE *out, const struct study *study)
 {
-    char text[32];
+    enum { LABEL = 58 }; /* pixels that the names of a size need */
+    char        text[32], number[64];
+    struct span span   = span_of(study);
+    double      before = -LABEL, last = x_of(study, (double)study->sizes[study->n_sizes - 1]);
 
-    for (int percent = 0; percent <= 100; percent += 20)
+    for (int percent = span.from; percent <= span.to; percent += span.to - span.from > 50 ? 20 : 10)
         fprintf(out,
                 "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#ddd\"/>"
                 "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%d %%</text>\n",
-                LEFT, WIDTH - RIGHT, y_of(percent / 100.0), y_of(percent / 100.0), LEFT - 6,
-                y_of(percent / 100.0) + 4, percent);
+                LEFT, WIDTH - RIGHT, y_of(study, percent / 100.0), y_of(study, percent / 100.0), LEFT - 6,
+                y_of(study, percent / 100.0) + 4, percent);
     for (size_t i = 0; i < study->n_sizes; i++) {
         double x = x_of(study, (double)study->sizes[i]);
 
+        fprintf(out, "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\" stroke=\"#888\"/>\n", x, x,
+                HEIGHT - BOTTOM, HEIGHT - BOTTOM + 5);
+        if (i + 1 < study->n_sizes && (x < before + LABEL || x > last - LABEL))
+            continue; /* no room for what it is called */
+        before = x;
         fprintf(out,
-                "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\" stroke=\"#888\"/>"
-                "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%zu</text>"
-                "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\" fill=\"#777\">%s</text>\n",
-                x, x, HEIGHT - BOTTOM, HEIGHT - BOTTOM + 5, x, HEIGHT - BOTTOM + 20, study->sizes[i], x,
-                HEIGHT - BOTTOM + 36, human_bytes(result_at(study, study->best_policy, i)->bytes, text));
+                "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>"
+                "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\" fill=\"#666\">%s</text>\n",
+                x, HEIGHT - BOTTOM + 20, grouped(study->sizes[i], number), x, HEIGHT - BOTTOM + 36,
+                human_bytes(result_at(study, study->best_policy, i)->bytes, text));
     }
-    fprintf(out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">entries, and memory of L1</text>\n",
-            LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 8);
     fprintf(out,
-            "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#999\" stroke-dasharray=\"3 4\"/>"
-            "<text x=\"%d\" y=\"%.1f\" fill=\"#777\">highest possible</text>\n",
-            LEFT, WIDTH - RIGHT, y_of(highest(study)), y_of(highest(study)), LEFT + 4,
-            y_of(highest(study)) - 5);
+            "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">room in L1: entries, and the memory they take "
+            "(each step "
+            "to the right multiplies)</text>\n",
+            LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 10);
+    fprintf(out,
+            "<text x=\"16\" y=\"%d\" text-anchor=\"middle\" transform=\"rotate(-90 16 %d)\">requests that L1 "
+            "answers</text>\n",
+            TOP + (HEIGHT - TOP - BOTTOM) / 2, TOP + (HEIGHT - TOP - BOTTOM) / 2);
+    fprintf(out,
+            "<line x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\" stroke=\"#777\" stroke-dasharray=\"3 4\"/>"
+            "<text x=\"%d\" y=\"%.1f\" fill=\"#666\">highest possible: %.2f %%</text>\n",
+            LEFT, WIDTH - RIGHT, y_of(study, highest(study)), y_of(study, highest(study)), LEFT + 4,
+            y_of(study, highest(study)) - 5, 100 * highest(study));
 }
 
 static void
 curve(FILE *out, const struct study *study, size_t policy)
 {
     const char *colour = colours[policy % NEAR_COUNT_OF(colours)];
+    bool        chosen = policy == study->best_policy;
 
-    fprintf(out, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" points=\"", colour);
+    fprintf(out, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"%s\" points=\"", colour,
+            chosen ? "3.5" : "1.5");
     for (size_t i = 0; i < study->n_sizes; i++)
         fprintf(out, "%s%.1f,%.1f", i > 0 ? " " : "", x_of(study, (double)study->sizes[i]),
-                y_of(result_at(study, policy, i)->ratio));
+                y_of(study, result_at(study, policy, i)->ratio));
     fputs("\"/>\n", out);
     for (size_t i = 0; i < study->n_sizes; i++) {
         const struct result *at = result_at(study, policy, i);
@@ -263,20 +355,21 @@ curve(FILE *out, const struct study *study, size_t policy)
         fprintf(
             out,
             "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"><title>%s, %zu: %.2f %%</title></circle>\n",
-            x_of(study, (double)at->entries), y_of(at->ratio), colour, at->policy, at->entries,
+            x_of(study, (double)at->entries), y_of(study, at->ratio), colour, at->policy, at->entries,
             100 * at->ratio);
     }
     fprintf(out,
             "<rect x=\"%d\" y=\"%zu\" width=\"12\" height=\"12\" fill=\"%s\"/><text x=\"%d\" "
-            "y=\"%zu\">%s</text>\n",
+            "y=\"%zu\"%s>%s</text>\n",
             WIDTH - RIGHT + 16, TOP + 20 * policy, colour, WIDTH - RIGHT + 34, TOP + 20 * policy + 11,
-            study->policies[policy]);
+            chosen ? " font-weight=\"bold\"" : "", study->policies[policy]);
 }
 
 static void
 picture(FILE *out, const struct study *study)
 {
     const struct result *knee = result_at(study, study->best_policy, study->knee);
+    char                 text[32];
 
     fprintf(out,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" "
@@ -284,13 +377,23 @@ picture(FILE *out, const struct study *study)
             "<rect width=\"%d\" height=\"%d\" fill=\"#fff\"/>\n",
             WIDTH, HEIGHT, WIDTH, HEIGHT, WIDTH, HEIGHT);
     axes(out, study);
+    fprintf(
+        out,
+        "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%d\" stroke=\"#000\" stroke-dasharray=\"2 3\"/>\n",
+        x_of(study, (double)knee->entries), x_of(study, (double)knee->entries), y_of(study, knee->ratio),
+        HEIGHT - BOTTOM);
     for (size_t i = 0; i < study->n_policies; i++)
-        curve(out, study, i);
+        if (i != study->best_policy)
+            curve(out, study, i);
+    curve(out, study, study->best_policy); /* on top */
     fprintf(out,
             "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"8\" fill=\"none\" stroke=\"#000\" stroke-width=\"1.5\"/>"
-            "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\" font-weight=\"bold\">knee</text>\n</svg>\n",
-            x_of(study, (double)knee->entries), y_of(knee->ratio), x_of(study, (double)knee->entries),
-            y_of(knee->ratio) + 24);
+            "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" font-weight=\"bold\">knee: %.1f %% with "
+            "%s</text>\n</svg>\n",
+            x_of(study, (double)knee->entries), y_of(study, knee->ratio),
+            x_of(study, (double)knee->entries) + (study->knee * 2 > study->n_sizes ? -8 : 8),
+            (double)(HEIGHT - BOTTOM - 8), study->knee * 2 > study->n_sizes ? "end" : "start",
+            100 * knee->ratio, human_bytes(knee->bytes, text));
 }
 
 void
@@ -325,18 +428,25 @@ html_text(FILE *out, const char *text)
 static void
 html_table(FILE *out, const struct study *study)
 {
-    char text[32];
+    char text[32], number[64];
 
     fputs("<table><thead><tr><th>entries</th><th>memory</th>", out);
     for (size_t p = 0; p < study->n_policies; p++)
         fprintf(out, "<th>%s</th>", study->policies[p]);
-    fputs("</tr></thead><tbody>\n", out);
+    fputs("<th></th></tr></thead><tbody>\n", out);
     for (size_t s = 0; s < study->n_sizes; s++) {
-        fprintf(out, "<tr%s><td>%zu</td><td>%s</td>", s == study->knee ? " class=\"knee\"" : "",
-                study->sizes[s], human_bytes(result_at(study, study->best_policy, s)->bytes, text));
+        double best = 0;
+
         for (size_t p = 0; p < study->n_policies; p++)
-            fprintf(out, "<td>%.2f</td>", 100 * result_at(study, p, s)->ratio);
-        fputs("</tr>\n", out);
+            best = fmax(best, result_at(study, p, s)->ratio);
+        fprintf(out, "<tr%s><td>%s</td><td>%s</td>", s == study->knee ? " class=\"knee\"" : "",
+                grouped(study->sizes[s], number),
+                human_bytes(result_at(study, study->best_policy, s)->bytes, text));
+        for (size_t p = 0; p < study->n_policies; p++)
+            fprintf(out, "<td%s>%.2f</td>",
+                    result_at(study, p, s)->ratio >= best - 0.0005 ? " class=\"best\"" : "",
+                    100 * result_at(study, p, s)->ratio);
+        fprintf(out, "<td>%s</td></tr>\n", s == study->knee ? "&#9664; knee" : "");
     }
     fputs("</tbody></table>\n", out);
 }
@@ -344,27 +454,38 @@ html_table(FILE *out, const struct study *study)
 void
 report_html(FILE *out, const struct study *study)
 {
+    const struct result *at = result_at(study, study->best_policy, study->knee);
+    char                 setting[32], number[64], keys[64];
+
     fputs(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Hit ratio by size</title>\n"
         "<style>body{font:15px/1.5 sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#222}"
         "table{border-collapse:collapse}td,th{text-align:right;padding:.2em .8em;border-bottom:1px solid "
         "#ddd}"
-        ".knee{background:#fff4d6;font-weight:bold}.advice{background:#eef5fb;padding:.8em 1em}"
+        ".knee{background:#fff4d6}.best{font-weight:bold}td{font-variant-numeric:tabular-nums}"
+        "pre{background:#f4f4f4;padding:.8em "
+        "1em;overflow:auto}.note{color:#555}.advice{background:#eef5fb;padding:.8em 1em}"
         "svg{max-width:100%;height:auto}</style></head><body>\n<h1>Hit ratio by size</h1>\n<p>",
         out);
     for (size_t i = 0; i < study->n_files; i++) {
         fputs(i > 0 ? ", " : "", out);
         html_text(out, study->files[i]);
     }
-    fprintf(out, ": %" PRIu64 " requests for %s%" PRIu64 " keys; highest possible ratio %.2f %%.</p>\n",
-            study->requests, study->rate < 1 ? "about " : "", study->keys, 100 * highest(study));
+    fprintf(out, ": %s requests for %s%s keys; highest possible ratio %.2f %%.</p>\n",
+            grouped(study->requests, number), study->rate < 1 ? "about " : "", grouped(study->keys, keys),
+            100 * highest(study));
     fputs("<p class=\"advice\">", out);
     advice(out, study);
-    fputs("</p>\n", out);
+    fprintf(out, "</p>\n<pre>l1.policy    = %s\nl1.max_bytes = %s</pre>\n", at->policy,
+            setting_bytes(at->bytes, setting));
     picture(out, study);
-    fputs("<h2>In percent of requests</h2>\n", out);
+    fputs("<h2>Hits in percent of all requests</h2>\n", out);
     html_table(out, study);
-    fputs("<p>", out);
+    fputs("<p class=\"note\">Bold: the best policy of a size, give or take 0.05 points. Knee: the smallest "
+          "size of which twice "
+          "as much brings less than a point. The memory stated is that of the policy advised, and is what "
+          "l1.max_bytes bounds.</p>\n<p class=\"note\">",
+          out);
     premises(out, study);
     fputs("</p>\n</body></html>\n", out);
 }

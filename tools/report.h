@@ -16,19 +16,22 @@ struct result {
 };
 
 struct study {
-    char *const   *files;
-    size_t         n_files;
-    uint64_t       requests, keys; /* keys of a sampled study: estimated */
-    double         rate;           /* of the sample; 1: all */
-    bool           exact;
-    double         block_bytes; /* of an average entry in L1's memory, without index and policy */
-    double         value_bytes; /* average value */
-    bool           sizes_known; /* out of the trace; else assumed */
-    double         read_seconds, seconds;
-    size_t         n_policies, n_sizes;
-    const char    *policies[16];
-    size_t        *sizes;   /* entries, growing */
-    struct result *results; /* by policy, then size */
+    char *const *files;
+    size_t       n_files;
+    uint64_t     requests, keys; /* keys of a sampled study: estimated */
+    double       rate;           /* of the sample; 1: all */
+    bool         exact;
+    double       block_bytes;   /* of an average entry in L1's memory, without index and policy */
+    double       value_bytes;   /* average value */
+    bool         sizes_known;   /* out of the trace; else assumed ... */
+    bool         sizes_learned; /* ... or what the writes in captures had */
+    bool         whole;         /* a sample was asked for, and not worth while */
+    const struct trace_captures *captures;
+    double                       read_seconds, seconds;
+    size_t                       n_policies, n_sizes;
+    const char                  *policies[16];
+    size_t                      *sizes;   /* entries, growing */
+    struct result               *results; /* by policy, then size */
     /* the advice: indices */
     size_t best_policy, knee;
 };

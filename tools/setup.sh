@@ -2,11 +2,13 @@
 # Sourced by bash, with the repository's root as the current directory.
 
 # libssl-dev: for TLS, which may be left out, and because libmemcached.pc requires libcrypto and libmemcached-dev does not depend on it.
-# liblz4-dev and libzstd-dev are optional, for l2.compression
+# liblz4-dev and libzstd-dev are optional, for l2.compression; so is liburing-dev, for the disk tier (disk.io)
 packages_build="gcc libc6-dev make autoconf automake libtool pkg-config libhiredis-dev libmemcached-dev libssl-dev libxxhash-dev liblz4-dev libzstd-dev"
 packages_examples="libsqlite3-dev libzstd-dev"
-packages_tests="libcmocka-dev redis-server memcached"
+packages_tests="libcmocka-dev redis-server memcached zstd"
 packages_models="spin gcc"
+packages_manual="cmark-gfm mandoc"
+packages_debian="git abigail-tools binutils build-essential cmake debhelper dpkg-dev fakeroot g++ liburing-dev lintian systemtap-sdt-dev zlib1g-dev"
 modules="hiredis libmemcached libxxhash openssl liblz4 sqlite3 libzstd cmocka"
 
 jobs=$(nproc 2>/dev/null || echo 2)

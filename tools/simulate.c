@@ -6,7 +6,8 @@
  *
  * --sampled looks at some of the keys only, chosen by their hashes, and at caches that are smaller by the same factor: C. Waldspurger, N.
  * Park, A. Garthwaite, I. Ahmad, "Efficient MRC Construction with SHARDS", FAST'15, sections 3 and 5.3 (what the sample has too few or too
- * many requests of is made up for as hits).
+ * many requests of is made up for as hits).  A trace of which a good sample would be more than a twentieth is simulated whole: the error of a
+ * smaller one can be several points, and nobody waits long for such a trace.
  */
 #include "report.h"
 #include "trace.h"
@@ -31,8 +32,9 @@ enum {
     THREADS_MAX = 64,
     SAMPLE_KEYS =
         24576, /* a sample has about that many: with half of them the error was over a point now and then */
-    SAMPLES    = 12,
-    VALUE_SIZE = 100 /* where nobody says */
+    SAMPLE_WORTH = 20, /* the trace has so many times as many keys, or is simulated whole */
+    SAMPLES      = 12,
+    VALUE_SIZE   = 100 /* where nobody says */
 };
 
 /* What an entry with a TTL out of L2 has in its block beside key and value (doc/architecture.md, "Bytes per entry"): header, birth, TTL,
@@ -233,8 +235,9 @@ look_at_keys(struct simulation *sim)
     sim->taken             = sim->n;
     if (sim->sampled && sim->rate != 0)
         sim->study.rate = sim->rate;
-    else if (sim->sampled && sim->study.keys > SAMPLE_KEYS)
+    else if (sim->sampled && sim->study.keys >= (uint64_t)SAMPLE_WORTH * SAMPLE_KEYS)
         sim->study.rate = (double)SAMPLE_KEYS / (double)sim->study.keys;
+    sim->study.whole = sim->sampled && sim->study.rate >= 1;
     return sim->study.rate == 1 || find_sample(sim);
 }
 
@@ -348,17 +351,21 @@ parse_size(const struct simulation *sim, const char *text, size_t *entries)
     if (end == text || !(n > 0))
         return false;
     if (strcmp(end, "%") == 0) {
+        if (!(n <= 1000))
+            return false;
         *entries = (size_t)(n / 100 * (double)sim->study.keys + 0.5);
         *entries += *entries == 0;
-        return n <= 1000;
+        return true;
     }
     for (size_t i = 0; i < NEAR_COUNT_OF(units); i++)
         if (strcmp(end, units[i].unit) == 0) {
             n *= units[i].factor;
             if (units[i].bytes)
                 n /= sim->study.block_bytes + INDEX_BYTES;
+            if (!(n >= 1 && n <= 1e9))
+                return false;
             *entries = (size_t)n;
-            return n >= 1 && n <= 1e9;
+            return true;
         }
     return false;
 }
@@ -477,7 +484,8 @@ parse_options(struct simulation *sim, int argc, char **argv, int *status)
         case FORMAT:
             sim->format = trace_format_named(optarg);
             if ((int)sim->format < 0)
-                return complain(0, "--format: \"%s\": accepts auto, keys, csv, monitor or hmget", optarg);
+                return complain(0, "--format: \"%s\": accepts auto, keys, csv, monitor, hmget or pcap",
+                                optarg);
             break;
         case VALUE:
         case THREADS:
@@ -503,6 +511,21 @@ parse_options(struct simulation *sim, int argc, char **argv, int *status)
     return optind < argc;
 }
 
+/* Reads in a capture do not tell how large values are, but the writes beside them do. */
+static void
+learn_from_stores(struct simulation *sim)
+{
+    struct study *study = &sim->study;
+    double        mean;
+
+    if (study->sizes_known || study->captures->stores == 0)
+        return;
+    mean = (double)study->captures->stored_bytes / (double)study->captures->stores;
+    study->block_bytes += mean - study->value_bytes;
+    study->value_bytes   = mean;
+    study->sizes_learned = true;
+}
+
 static int
 simulate(struct simulation *sim)
 {
@@ -522,8 +545,10 @@ simulate(struct simulation *sim)
     study->requests     = sim->n;
     study->value_bytes  = sim->value_sum / (double)sim->n;
     study->sizes_known  = sim->with_size > 0;
+    study->captures     = trace_captures();
     if (!look_at_keys(sim))
         return complain(EXIT_TROUBLE, "out of memory");
+    learn_from_stores(sim);
     if (!choose_sizes(sim))
         return EXIT_USAGE;
     if (sim->taken == 0)

@@ -5,6 +5,9 @@
 #include "trace.h"
 
 #include "command.h"
+#include "pcap.h"
+#include "source.h"
+#include "streams.h"
 
 #include "base/hash.h"
 
@@ -14,29 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#ifdef NEAR_HAVE_ZLIB
-#include <zlib.h>
-#endif
-#ifdef NEAR_HAVE_ZSTD
-#include <zstd.h>
-#endif
 
-enum { BUFFER_FIRST = 1 << 18, LINE_MOST = 64 << 20, CHUNK = 1 << 16, FIELDS = 3 };
-
-struct source {
-    const char *name;
-    FILE       *file;
-    enum { PLAIN, GZIP, ZSTD } packing;
-    bool           inside; /* a compressed stream has begun and not ended */
-    unsigned char *in;
-    size_t         in_at, in_size;
-#ifdef NEAR_HAVE_ZLIB
-    z_stream gzip;
-#endif
-#ifdef NEAR_HAVE_ZSTD
-    ZSTD_DStream *zstd;
-#endif
-};
+enum { BUFFER_FIRST = 1 << 18, LINE_MOST = 64 << 20, FIELDS = 3 };
 
 struct reader {
     struct source     source;
@@ -54,171 +36,6 @@ bad_line(const struct reader *r, const char *why)
 {
     complain(EXIT_TROUBLE, "%s:%lu: %s", r->source.name, r->line, why);
     return false;
-}
-
-static bool
-bad_source(const struct source *s, const char *why)
-{
-    complain(EXIT_TROUBLE, "%s: %s", s->name, why);
-    return false;
-}
-
-/* ---- bytes */
-
-static bool
-refill(struct source *s)
-{
-    s->in_at   = 0;
-    s->in_size = fread(s->in, 1, CHUNK, s->file);
-    return s->in_size > 0;
-}
-
-#ifdef NEAR_HAVE_ZLIB
-static ssize_t
-inflate_some(struct source *s, char *out, size_t room)
-{
-    int status;
-
-    s->gzip.next_out  = (unsigned char *)out;
-    s->gzip.avail_out = (unsigned)room;
-    while (s->gzip.avail_out == room) {
-        if (s->in_at == s->in_size && !refill(s))
-            break;
-        if (!s->inside && inflateReset(&s->gzip) != Z_OK)
-            return -1;
-        s->inside        = true;
-        s->gzip.next_in  = s->in + s->in_at;
-        s->gzip.avail_in = (unsigned)(s->in_size - s->in_at);
-        status           = inflate(&s->gzip, Z_NO_FLUSH);
-        s->in_at         = s->in_size - s->gzip.avail_in;
-        if (status == Z_STREAM_END)
-            s->inside = false;
-        else if (status != Z_OK && status != Z_BUF_ERROR)
-            return -1;
-    }
-    return (ssize_t)(room - s->gzip.avail_out);
-}
-#endif
-
-#ifdef NEAR_HAVE_ZSTD
-static ssize_t
-unzstd_some(struct source *s, char *bytes, size_t room)
-{
-    ZSTD_outBuffer out = { bytes, room, 0 };
-
-    while (out.pos == 0) {
-        ZSTD_inBuffer in = { s->in, s->in_size, s->in_at };
-        size_t        left;
-
-        if (in.pos == in.size) {
-            if (!refill(s))
-                break;
-            continue;
-        }
-        left     = ZSTD_decompressStream(s->zstd, &out, &in);
-        s->in_at = in.pos;
-        if (ZSTD_isError(left))
-            return -1;
-        s->inside = left != 0;
-    }
-    return (ssize_t)out.pos;
-}
-#endif
-
-/* More bytes: 0 at the end, -1 after complaining. */
-static ssize_t
-source_read(struct source *s, char *out, size_t room)
-{
-    ssize_t n = -1;
-
-    if (s->packing == PLAIN && s->in_at < s->in_size) { /* what was looked at to know */
-        n = (ssize_t)(s->in_size - s->in_at < room ? s->in_size - s->in_at : room);
-        memcpy(out, s->in + s->in_at, (size_t)n);
-        s->in_at += (size_t)n;
-    } else if (s->packing == PLAIN) {
-        n = (ssize_t)fread(out, 1, room, s->file);
-    }
-#ifdef NEAR_HAVE_ZLIB
-    if (s->packing == GZIP)
-        n = inflate_some(s, out, room);
-#endif
-#ifdef NEAR_HAVE_ZSTD
-    if (s->packing == ZSTD)
-        n = unzstd_some(s, out, room);
-#endif
-    if (ferror(s->file))
-        return bad_source(s, strerror(errno)) ? 0 : -1;
-    if (n < 0)
-        return bad_source(s, "damaged compressed data") ? 0 : -1;
-    if (n == 0 && s->inside)
-        return bad_source(s, "ends in the middle of compressed data") ? 0 : -1;
-    return n;
-}
-
-static bool
-source_begin(struct source *s)
-{
-    static const unsigned char gzip[] = { 0x1F, 0x8B }, zstd[] = { 0x28, 0xB5, 0x2F, 0xFD };
-    static const unsigned char pcap[][4] = { { 0xD4, 0xC3, 0xB2, 0xA1 },
-                                             { 0xA1, 0xB2, 0xC3, 0xD4 },
-                                             { 0x4D, 0x3C, 0xB2, 0xA1 },
-                                             { 0x0A, 0x0D, 0x0D, 0x0A } };
-
-    refill(s);
-    if (s->in_size >= sizeof(gzip) && memcmp(s->in, gzip, sizeof(gzip)) == 0)
-        s->packing = GZIP;
-    if (s->in_size >= sizeof(zstd) && memcmp(s->in, zstd, sizeof(zstd)) == 0)
-        s->packing = ZSTD;
-    for (size_t i = 0; s->in_size >= 4 && i < NEAR_COUNT_OF(pcap); i++)
-        if (memcmp(s->in, pcap[i], 4) == 0)
-            return bad_source(s, "a packet capture: this build reads none; record with redis-cli MONITOR");
-#ifdef NEAR_HAVE_ZLIB
-    if (s->packing == GZIP)
-        return inflateInit2(&s->gzip, 15 + 16) == Z_OK || bad_source(s, "out of memory");
-#else
-    if (s->packing == GZIP)
-        return bad_source(s, "compressed with gzip, and this build has no zlib");
-#endif
-#ifdef NEAR_HAVE_ZSTD
-    if (s->packing == ZSTD) {
-        s->zstd = ZSTD_createDStream();
-        return s->zstd != NULL || bad_source(s, "out of memory");
-    }
-#else
-    if (s->packing == ZSTD)
-        return bad_source(s, "compressed with zstd, and this build has no libzstd");
-#endif
-    return true;
-}
-
-static bool
-source_open(struct source *s, const char *path)
-{
-    s->name = strcmp(path, "-") == 0 ? "standard input" : path;
-    s->file = strcmp(path, "-") == 0 ? stdin : fopen(path, "re");
-    s->in   = malloc(CHUNK);
-    if (s->file == NULL)
-        return bad_source(s, strerror(errno));
-    if (s->in == NULL)
-        return bad_source(s, "out of memory");
-    if (!source_begin(s))
-        return false;
-    return !ferror(s->file) || bad_source(s, strerror(errno));
-}
-
-static void
-source_close(struct source *s)
-{
-#ifdef NEAR_HAVE_ZLIB
-    if (s->packing == GZIP)
-        inflateEnd(&s->gzip);
-#endif
-#ifdef NEAR_HAVE_ZSTD
-    ZSTD_freeDStream(s->zstd);
-#endif
-    if (s->file != NULL && s->file != stdin)
-        fclose(s->file);
-    free(s->in);
 }
 
 /* ---- lines */
@@ -576,6 +393,148 @@ take_line(struct reader *r, char *line, size_t size, bool first)
     }
 }
 
+/* ---- captures */
+
+static struct streams_counts seen;
+static struct trace_captures captures = { .streams = &seen };
+
+const struct trace_captures *
+trace_captures(void)
+{
+    return &captures;
+}
+
+static bool
+is_digits(near_bytes word)
+{
+    for (size_t i = 0; word.data != NULL && i < word.size; i++)
+        if (!isdigit(((const unsigned char *)word.data)[i]))
+            return false;
+    return word.data != NULL && word.size > 0 && word.size < 10;
+}
+
+static size_t
+digits(near_bytes word)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < word.size; i++)
+        n = n * 10 + ((const unsigned char *)word.data)[i] - '0';
+    return n;
+}
+
+/* A SET of Redis, or what memcached calls so: KEY FLAGS TIME SIZE. */
+static void
+note_store(const near_bytes *words, size_t n)
+{
+    bool size_told = n >= 5 && is_digits(words[2]) && is_digits(words[3]) && is_digits(words[4]);
+
+    if (n < 3)
+        return;
+    captures.stores++;
+    captures.stored_bytes += size_told ? digits(words[4]) : words[2].size;
+}
+
+/* Where the keys of a command that reads begin; 0: it does not. */
+static size_t
+keys_from(const near_bytes *words, size_t n)
+{
+    static const struct {
+        const char *name;
+        size_t      from;
+    } reads[] = { { "GET", 1 },   { "MGET", 1 }, { "GETS", 1 }, { "HGET", 2 },
+                  { "HMGET", 2 }, { "GAT", 2 },  { "GATS", 2 } };
+
+    for (size_t i = 0; words[0].data != NULL && i < NEAR_COUNT_OF(reads); i++)
+        if (is_word(words[0], reads[i].name))
+            return reads[i].from < n ? reads[i].from : 0;
+    return 0;
+}
+
+static bool
+take_words(void *ctx, const near_bytes *words, size_t n)
+{
+    struct reader *r      = ctx;
+    size_t         from   = keys_from(words, n);
+    bool           fields = from == 2 && toupper(*(const unsigned char *)words[0].data) == 'H';
+    uint64_t       hash   = 0;
+
+    if (words[0].data != NULL && is_word(words[0], "SET"))
+        note_store(words, n);
+    if (fields && words[1].data == NULL)
+        return true;
+    if (fields)
+        hash = near__hash_fixed(words[1]);
+    for (size_t i = from; from > 0 && i < n; i++) {
+        struct trace_request request = { .value_size = TRACE_NO_SIZE };
+
+        if (words[i].data == NULL) /* of more than 64 KiB: no key of ours */
+            continue;
+        request.hash     = fields ? near__hash_fixed2((near_bytes){ &hash, sizeof(hash) }, words[i])
+                                  : near__hash_fixed(words[i]);
+        request.key_size = (uint32_t)(words[i].size + (fields ? words[1].size : 0));
+        if (!r->take(r->ctx, &request))
+            return false;
+    }
+    return true;
+}
+
+static void
+add_counts(const struct streams_counts *one)
+{
+    seen.packets += one->packets;
+    seen.tcp += one->tcp;
+    seen.streams += one->streams;
+    seen.commands += one->commands;
+    seen.again += one->again;
+    seen.reordered += one->reordered;
+    seen.lost += one->lost;
+    seen.resyncs += one->resyncs;
+    seen.fragments += one->fragments;
+}
+
+static bool
+read_capture(struct reader *r)
+{
+    struct streams *streams = streams_new(take_words, r);
+    bool            ok      = streams != NULL || source_bad(&r->source, "out of memory");
+
+    ok = ok && pcap_read(&r->source, r->buffer, r->end, streams);
+    if (ok && streams_counts(streams)->commands == 0)
+        ok = source_bad(&r->source,
+                        streams_counts(streams)->tcp == 0
+                            ? "no TCP in these packets"
+                            : "no commands of Redis or memcached in these packets (encrypted, or another "
+                              "protocol?)");
+    if (ok)
+        add_counts(streams_counts(streams));
+    captures.files += ok;
+    streams_free(&streams);
+    return ok;
+}
+
+/* The first bytes, which tell a capture. */
+static bool
+read_first(struct reader *r)
+{
+    while (r->end < 4 && !r->ended) {
+        ssize_t n = source_read(&r->source, r->buffer + r->end, r->room - 1 - r->end);
+
+        if (n < 0)
+            return false;
+        r->end += (size_t)n;
+        r->ended = n == 0;
+    }
+    return true;
+}
+
+static void
+reader_close(struct reader *r)
+{
+    source_close(&r->source);
+    free(r->buffer);
+}
+
 bool
 trace_read(const char *path, enum trace_format format, trace_fn take, void *ctx)
 {
@@ -587,7 +546,16 @@ trace_read(const char *path, enum trace_format format, trace_fn take, void *ctx)
 
     r.buffer = malloc(r.room);
     if (ok && r.buffer == NULL)
-        ok = bad_source(&r.source, "out of memory");
+        ok = source_bad(&r.source, "out of memory");
+    ok = ok && read_first(&r);
+    if (ok &&
+        (format == TRACE_PCAP || (format == TRACE_AUTO && pcap_begins((unsigned char *)r.buffer, r.end)))) {
+        ok = pcap_begins((unsigned char *)r.buffer, r.end)
+                 ? read_capture(&r)
+                 : source_bad(&r.source, "this is no packet capture");
+        reader_close(&r);
+        return ok;
+    }
     while (ok && (got = next_line(&r, &line, &size)) == LINE) {
         if (size == 0 || line[strspn(line, " \t")] == '\0' || *line == '#') {
             if (memchr(line, '\0', size) != NULL)
@@ -597,15 +565,14 @@ trace_read(const char *path, enum trace_format format, trace_fn take, void *ctx)
         ok    = take_line(&r, line, size, first);
         first = false;
     }
-    source_close(&r.source);
-    free(r.buffer);
+    reader_close(&r);
     return ok && got == NO_MORE;
 }
 
 enum trace_format
 trace_format_named(const char *name)
 {
-    static const char *const names[] = { "auto", "keys", "csv", "monitor", "hmget" };
+    static const char *const names[] = { "auto", "keys", "csv", "monitor", "hmget", "pcap" };
 
     for (int i = 0; i < (int)NEAR_COUNT_OF(names); i++)
         if (strcmp(names[i], name) == 0)

@@ -58,6 +58,14 @@ near_key(const char *text)
     return (near_bytes){ text, text != NULL ? strlen(text) : 0 };
 }
 
+const char *
+near__errno_text(int code)
+{
+    const char *text = strerrordesc_np(code);
+
+    return text != NULL ? text : "unknown error";
+}
+
 void *
 near__zeroed(size_t align, size_t size)
 {

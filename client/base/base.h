@@ -38,6 +38,9 @@ void near__log(const struct near__log *log, near_log_level level, const char *fo
 #define NEAR__TSAN 0
 #endif
 
+/* What an errno means, in English whatever the locale; never NULL.  strerror(3) may write into memory that threads share. */
+const char *near__errno_text(int code);
+
 /* Zeroed memory at a multiple of `align` (a power of two), for free(3).  NULL: out of memory. */
 void *near__zeroed(size_t align, size_t size);
 

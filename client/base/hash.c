@@ -47,6 +47,12 @@ near__hash_fixed(near_bytes bytes)
 }
 
 uint64_t
+near__hash_seeded(near_bytes bytes, uint64_t seed)
+{
+    return XXH64(bytes.data, bytes.size, seed);
+}
+
+uint64_t
 near__hash_fixed2(near_bytes first, near_bytes second)
 {
     XXH64_state_t state;

@@ -118,7 +118,8 @@ number(struct span s, unsigned min, unsigned max, unsigned *value)
 static void
 copy(char *out, struct span s)
 {
-    memcpy(out, s.at, s.size);
+    if (s.size > 0) /* {NULL, 0}: nothing was there */
+        memcpy(out, s.at, s.size);
     out[s.size] = '\0';
 }
 
@@ -246,15 +247,15 @@ parse_host_part(struct parse *p, struct span s, struct near__address *address, s
     return parse_host(p, (struct span){ s.at, (size_t)(end - s.at) }, address);
 }
 
+/* It is not shown: in user:password without what should follow them, it is the password.  (memcached takes none, which not everybody knows.) */
 static near_status
-bad_port(struct parse *p, const struct near__address *address, struct span port)
+bad_port(struct parse *p, const struct near__address *address)
 {
     struct quoted host = quote((struct span){ address->host, strlen(address->host) });
 
     if (p->uri->kind == NEAR__URI_REDIS)
         return refuse(p, NEAR_ERR_INVALID, "what follows the host is no port; accepts 1 .. 65535");
-    return refuse(p, NEAR_ERR_INVALID, "\"%s\" after \"%s\" is no port; accepts 1 .. 65535", quote(port).text,
-                  host.text);
+    return refuse(p, NEAR_ERR_INVALID, "what follows \"%s\" is no port; accepts 1 .. 65535", host.text);
 }
 
 /* host[:port[:weight]]; a weight only where `weighted`. */
@@ -274,7 +275,7 @@ parse_address(struct parse *p, struct span s, unsigned default_port, bool weight
         if (weighted)
             port = cut(port, ':', &weight);
         if (rest.at[0] != ':' || !number(port, 1, 65535, &value))
-            return bad_port(p, address, port);
+            return bad_port(p, address);
         if (weight.at != NULL && !number(weight, 1, WEIGHT_MAX, &address->weight))
             return refuse(p, NEAR_ERR_INVALID, "the weight \"%s\" is no number in 1 .. %d",
                           quote(weight).text, WEIGHT_MAX);

@@ -13,6 +13,10 @@
  * The conditional modes compare it, in one atomic step with the write; stored bytes shorter than 16 match no stamp.  A stamp is
  * never 0.  near_l2_has_stamp() compares.  An entry that is evicted or expired is absent, as one that never was.
  *
+ * Besides such entries a server may hold *hashes*: named fields with plain values under one key, as Redis has them and as other programs
+ * write them.  A table of version NEAR_L2_OPS_V2 may read and write their fields (hash_get_many, hash_set_many); a backend without these
+ * leaves them NULL or is of version 1, and loses nothing but that.
+ *
  * There is no bus for such an L2 unless coherence.uri names one.
  */
 #ifndef NEARCACHE_BACKEND_H
@@ -24,14 +28,16 @@
 extern "C" {
 #endif
 
-#define NEAR_L2_OPS_V1   1
+#define NEAR_L2_OPS_V1   1   /* the table ends with `forked` */
+#define NEAR_L2_OPS_V2   2   /* and then come the operations on hashes */
 #define NEAR_L2_BATCH    512 /* the most items of one call: callers cut larger batches */
+#define NEAR_L2_FIELDS   512 /* the most fields of one item: likewise */
 #define NEAR_L2_STAMP_AT 8
 
 enum near_l2_answer {
     NEAR_L2_NOT_TRIED =
         0, /* what callers put in; also left by a call whose deadline passed before the item was sent */
-    NEAR_L2_DONE, /* get: found, `deliver` was called; set: stored; remove: is gone */
+    NEAR_L2_DONE, /* get: found, `deliver` was called; set: stored; remove: is gone; hash: every field is answered */
     NEAR_L2_ABSENT, /* get: the server says it has no such key; conditional set or remove: the condition did not hold */
     NEAR_L2_ERROR, /* refused or unreachable: certainly not done.  `status` says why */
     NEAR_L2_UNKNOWN /* writes only: sent, and no word of the outcome.  May have been done, or may be done yet */
@@ -44,9 +50,12 @@ struct near_l2_item {
     uint64_t   expected; /* IF_STAMP: the stamp that must be there */
     /* set: 0 never expires, below 0 it is gone at once (or within a millisecond).  Rounded up to what the server
      * can express, never to "expired" */
-    int64_t             ttl_ms;
-    void               *user; /* the caller's */
-    struct near_l2_sum *sum;  /* increment; else NULL */
+    int64_t ttl_ms;
+    void   *user; /* the caller's */
+    union {
+        struct near_l2_sum  *sum;  /* increment; else NULL */
+        struct near_l2_hash *hash; /* hash_get_many, hash_set_many */
+    };
     bool
         plain; /* shared with programs that know nothing of us: stored and read without marks of the backend's own */
     /* answered */
@@ -68,6 +77,20 @@ struct near_l2_sum {
     int64_t result;  /* DONE: what lies there now */
     bool    created; /* DONE: `initial` was stored */
 };
+
+/* Fields of the hash under item->key.  Names and values are any bytes. */
+struct near_l2_hash {
+    const near_bytes *fields; /* their names, no two alike */
+    size_t            count;  /* 1 .. NEAR_L2_FIELDS */
+    const near_bytes
+        *values; /* set: one for each, at least one of them; `data` NULL: that field stays as it is */
+    /* answered by a get, one for each (the caller's room): DONE: delivered; ABSENT: the hash, if there is one, has no such field; ERROR:
+     * its value is larger than max_stored; NOT_TRIED: `status` of the item says why nothing is known */
+    enum near_l2_answer *answers;
+};
+
+/* Called once for each field that was found, in the calling thread, with no lock held.  `value` is borrowed for the call. */
+typedef void (*near_l2_field_fn)(void *ctx, struct near_l2_item *item, size_t field, near_bytes value);
 
 enum near_l2_mode {
     NEAR_L2_ALWAYS,
@@ -125,12 +148,13 @@ struct near_l2_env {
     int64_t                 gutter_ttl;
 };
 
-struct near_l2_stats {
+struct near_l2_stats { /* all 0 before stats() is called */
     uint64_t connects, disconnects;
+    uint64_t down; /* servers that were seen down just now: calls to them fail at once */
 };
 
 struct near_l2_ops {
-    unsigned    version; /* NEAR_L2_OPS_V1; anything else is refused */
+    unsigned    version; /* NEAR_L2_OPS_V1 or NEAR_L2_OPS_V2; anything else is refused */
     const char *scheme;  /* picks the row, names the errors */
 
     /* Checks the settings and sets up; does not dial, so an absent server is no failure.  env and what it points to outlive
@@ -170,12 +194,31 @@ struct near_l2_ops {
         void *self); /* frees self; NULL is fine.  Goodbyes to servers only if `forked` was not called */
     void (*forked)(
         void *self); /* in a child: close descriptors without a byte on the wire, so that fini only frees */
+
+    /* From here on: NEAR_L2_OPS_V2.  Both, or neither (NULL): this backend has no hashes. */
+
+    /* As get_many: the fields of n hashes.  A hash that is not there is DONE, with all of its fields ABSENT.  ERROR: some fields may have
+     * been delivered all the same; with NEAR_ERR_PROTOCOL: also when what lies under the key is no hash, which is no fault of the others. */
+    void (*hash_get_many)(void *self, struct near_l2_item *items, size_t n, near_l2_field_fn deliver,
+                          void *ctx, int64_t deadline);
+    /* Write fields of n hashes, each hash in one atomic step; where nothing lies a hash is made.  ttl_ms is the whole hash's: 0 leaves what it has (a new
+     * one: for ever).  `announce` may be NULL; with it all are one step with the message, but for this: a hash that could not be written because
+     * something else lies there is ERROR, the others are DONE, and the message is published. */
+    void (*hash_set_many)(void *self, struct near_l2_item *items, size_t n, struct near_l2_announce *announce,
+                          int64_t deadline);
 };
+
+/* Whether there are operations on hashes: nothing behind `forked` may be looked at otherwise. */
+static inline bool
+near_l2_has_hashes(const struct near_l2_ops *ops)
+{
+    return ops->version >= NEAR_L2_OPS_V2 && ops->hash_get_many != NULL;
+}
 
 /**
  * Make a backend known to the clients that will be opened with this configuration: l2.uri picks it by its scheme.
  * @param ops     borrowed: must stay as it is until the last of those clients has been closed.
- * @return NEAR_OK; NEAR_ERR_INVALID: another version of the table, a function missing, or a scheme that is not "x-" followed by up to 20 of a-z 0-9 -;
+ * @return NEAR_OK; NEAR_ERR_INVALID: an unknown version of the table, a function missing, or a scheme that is not "x-" followed by up to 20 of a-z 0-9 -;
  *         NEAR_ERR_BUSY: the configuration has that scheme, or eight backends, already.
  * Threads: one at a time per configuration.   Blocks: never.
  */

@@ -94,7 +94,9 @@ fails tags CLOCK_FIRST
 fails tags TAG_ZERO
 fails tags SAME_LINEAGE
 fails tags SET_BACK LOADS=1 CHANGES=3
-fails tags FORGET_ANY_TIME
+fails tags NO_SECOND_LOOK
+fails tags SECOND_LOOK_BACK
+fails tags FORGET=2
 
 holds queue
 fails queue REMOVE_BLIND

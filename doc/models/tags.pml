@@ -5,24 +5,26 @@
  * asked for.
  *
  * One key with one tag.  Two instances change the store and then invalidate the tag: they read the clock, bring the tag to one moment more
- * (never back), then the clock (never back).  Loads capture the clock, ask the store, keep the value with the captured clock, without
- * lease or fence: only the tag protects.  Once, the clock is forgotten at any time, or the tag, but not between the two writes of an
- * invalidation: a tag evicted right after it was written, and made again by a reader before the clock has moved, is not noticed
- * (FORGET_ANY_TIME shows it).
+ * (never back), then the clock (never back), and then see to it that the tag has not been forgotten meanwhile: a reader who finds none
+ * makes one at the clock's moment, in two steps, and that moment may be the one before.  Loads capture the clock, ask the store, keep the
+ * value with the captured clock, without lease or fence: only the tag protects.  Once, the clock is forgotten, or the tag, at any time.
  *
  * Abstraction: messages and what is remembered of tags; an entry is judged by what L2 says now.  A lineage is a number never used before.
  *
  * Promised: who starts to read after an invalidation was acknowledged gets nothing that was loaded before the store changed.
  *
  * Product: (none).   Broken: CLOCK_LATE (captured after the value), CLOCK_FIRST (the clock moves before the tag), TAG_ZERO (a forgotten tag comes
- * back at 0), SAME_LINEAGE (a forgotten clock counts from 0 again), SET_BACK (the tag is set, not raised), and FORGET_ANY_TIME (the limit
- * that is stated).
+ * back at 0), SAME_LINEAGE (a forgotten clock counts from 0 again), SET_BACK (the tag is set, not raised), NO_SECOND_LOOK (at the tag),
+ * SECOND_LOOK_BACK (it may set the tag back), and FORGET=2 (the limit: a tag that is forgotten twice within one invalidation, by a reader's making of it).
  */
 #ifndef LOADS
 #define LOADS   2
 #define CHANGES 2
 #endif
 #define READS   1
+#ifndef FORGET
+#define FORGET  1
+#endif
 #define UNKNOWN 255
 
 byte store = 0;
@@ -30,7 +32,7 @@ byte lineage = 1, clock = 1, lineages = 1;  /* in L2; lineage 0: there is none *
 byte tag = 1, tag_lineage = 1;              /* in L2; UNKNOWN: there is none */
 byte kept = 0, kept_lineage = 0, kept_clock = 0; /* the entry: which version of the store + 1 */
 byte floor = 0;                             /* versions below were invalidated, and that was acknowledged */
-byte between = 0;                           /* invalidations that are between the tag and the clock */
+byte made = 0, made_lineage = 0;            /* the one reader's */
 byte ended = 0;
 
 inline make_clock() {
@@ -78,20 +80,45 @@ inline raise_clock() {
         :: lineage == l && clock < c + 1 -> clock = c + 1
         :: lineage == l && clock >= c + 1 -> clock = clock + 1 /* always on: what was learnt of tags is learnt anew */
         :: else
-        fi;
-        between--
+        fi
     }
 }
 
+/* The tag, then the clock as it is by then: one that is missing, or lower than ours, gets that moment if it is still so. */
+inline look_again() {
+    do
+    :: atomic { t = tag; tl = tag_lineage };
+       if
+       :: t == UNKNOWN || (tl == l && t < c + 1) ->
+           d = clock;
+           atomic {
+               if
+               :: lineage != l -> d = 0; break
+               :: lineage == l && tag == t && tag_lineage == tl ->
+#ifdef SECOND_LOOK_BACK
+                   tag = c + 1;
+#else
+                   tag = d;
+#endif
+                   tag_lineage = l; d = 0; break
+               :: else -> d = 0        /* somebody was quicker: look again */
+               fi
+           }
+       :: else -> break
+       fi
+    od;
+    atomic { t = 0; tl = 0 }
+}
+
 proctype change() {
-    byte l, c, x;
+    byte l, c, d, t, tl, x;
     bool again;
 
     atomic { store = store + 1; x = store };
     do
     :: atomic { make_clock(); l = lineage; c = clock; again = false };
 #ifdef CLOCK_FIRST
-        atomic { between++; raise_clock() };
+        raise_clock();
 #endif
         atomic {
 #ifdef SET_BACK
@@ -102,12 +129,12 @@ proctype change() {
             :: else
             fi
 #endif
-#ifndef CLOCK_FIRST
-            ; between++
-#endif
         };
 #ifndef CLOCK_FIRST
         raise_clock();
+#endif
+#ifndef NO_SECOND_LOOK
+        look_again();
 #endif
         atomic {                                /* the clock was lost meanwhile: once more, in its new lineage */
             if
@@ -134,6 +161,17 @@ proctype read() {
 
     least = floor;
     atomic { k = kept; kl = kept_lineage; kc = kept_clock };
+    if                                          /* one that is missing may be made in two steps */
+    :: atomic { tag == UNKNOWN -> make_clock(); made = clock; made_lineage = lineage };
+       atomic {
+           if
+           :: tag == UNKNOWN -> tag = made; tag_lineage = made_lineage
+           :: else
+           fi;
+           made = 0; made_lineage = 0
+       }
+    :: skip
+    fi;
     atomic {                                    /* the tag is asked for after the entry; one that is missing is made */
         make_tag();
         if
@@ -145,15 +183,13 @@ proctype read() {
 }
 
 active proctype forgetting() {
-    if
-#ifdef FORGET_ANY_TIME
-    :: atomic { tag = UNKNOWN; tag_lineage = 0 }
-#else
-    :: atomic { between == 0 -> tag = UNKNOWN; tag_lineage = 0 }
-#endif
-    :: atomic { lineage = 0; clock = 0 }
-    :: skip
-    fi
+    byte times = 0;
+
+    do
+    :: times < FORGET -> atomic { tag = UNKNOWN; tag_lineage = 0; times++ }
+    :: times == 0 -> atomic { lineage = 0; clock = 0; break }
+    :: break
+    od
 }
 
 init {

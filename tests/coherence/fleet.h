@@ -83,12 +83,14 @@ struct fleet_page {
     _Atomic int64_t  worst_noise;           /* how late a thread of the fleet that only slept was woken */
     _Atomic int64_t  worst_hit, worst_read; /* ns that a value had been outdated for */
     _Atomic uint64_t compared_keys, inconsistent, left; /* left: in L1, and L2 has none */
-    _Atomic uint64_t buckets[FLEET_BUCKETS];            /* of the hits that were outdated */
-    _Atomic int64_t  hit_at[FLEET_PROCESSES];           /* when a process last had a hit */
-    _Atomic unsigned stops[FLEET_PROCESSES];            /* times it was stopped */
+    _Atomic uint64_t
+        ahead; /* L1 has what the store had while L2 could not be asked; L2 an overlapping write that came last */
+    _Atomic uint64_t buckets[FLEET_BUCKETS];  /* of the hits that were outdated */
+    _Atomic int64_t  hit_at[FLEET_PROCESSES]; /* when a process last had a hit */
+    _Atomic unsigned stops[FLEET_PROCESSES];  /* times it was stopped */
     near_stats stats[FLEET_PROCESSES]; /* written now and then by a thread of the process, to be printed */
     _Atomic unsigned incidents;
-    char             incident[FLEET_INCIDENTS][320];
+    char             incident[FLEET_INCIDENTS][1200];
     _Atomic uint64_t store[];
 };
 
@@ -111,6 +113,8 @@ bool fleet_open(struct fleet *fleet);
 void fleet_run(struct fleet *fleet);
 /* All stand still when it returns. */
 void fleet_quiet(struct fleet *fleet);
+/* While all stand still: until no process owes an invalidation any more; false: after `ms` one still does. */
+bool fleet_await_debts(struct fleet *fleet, int64_t ms);
 /* While all stand still: every key of every L1 beside L2. */
 void fleet_compare(struct fleet *fleet);
 /* They close and end; their exit statuses were 0. */

@@ -23,6 +23,7 @@ enum {
     QUEUE     = 512,
     FLOORS    = 256,
     HEARTBEAT = 10, /* ms */
+    LOSSES    = 3,  /* a message and two of the beats that say it */
     TIMEOUT   = 20, /* ms: of L2 */
     SETTLED   = 400 /* ms until whatever went wrong must have been mended: recovery tries every 250 */
 };
@@ -59,13 +60,13 @@ struct link {
     bool                 up, stopping;
     unsigned             lives; /* counts connections */
     int64_t              silent_until;
-    bool                 lose_next, has_lost;
-    uint64_t    known[DST_CLIENTS]; /* senders of whom a beat was heard in this life of the connection */
-    unsigned    tasks;
-    int64_t     heard;
-    struct post queue[QUEUE];
-    size_t      first, n;
-    uint64_t    streams[2], sequences[2]; /* of what this instance publishes */
+    bool                 lose_next;
+    unsigned             losses;
+    unsigned             tasks;
+    int64_t              heard;
+    struct post          queue[QUEUE];
+    size_t               first, n;
+    uint64_t             streams[2], sequences[2]; /* of what this instance publishes */
 };
 
 struct instance {
@@ -173,43 +174,14 @@ cut(struct link *link)
     step_wake(link);
 }
 
+/* Any message, also a sender's first, or a beat. */
 static bool
-is_beat(const uint8_t *message)
+loses(struct link *link)
 {
-    return message[NEAR__MESSAGE_KIND_AT] == NEAR__MESSAGE_BEAT;
-}
+    bool loses = link->lose_next;
 
-static uint64_t
-sender_of(const uint8_t *message)
-{
-    return near__le64_get(message + 8);
-}
-
-static bool
-knows(const struct link *link, const uint8_t *message)
-{
-    for (size_t i = 0; i < DST_CLIENTS; i++)
-        if (link->known[i] == sender_of(message))
-            return true;
-    return false;
-}
-
-static void
-get_to_know(struct link *link, const uint8_t *message)
-{
-    for (size_t i = 0; i < DST_CLIENTS && is_beat(message) && !knows(link, message); i++)
-        if (link->known[i] == 0)
-            link->known[i] = sender_of(message);
-}
-
-/* A loss is noticed by whoever has heard a beat of the sender's: before that he cannot tell it from what came before he listened. */
-static bool
-loses(struct link *link, const uint8_t *message)
-{
-    if (!link->lose_next || is_beat(message) || !knows(link, message))
-        return false;
     link->lose_next = false;
-    return true;
+    return loses;
 }
 
 /* The server has it: everybody who listens gets it. */
@@ -217,7 +189,7 @@ static void
 server_publish(const uint8_t *bytes, size_t size)
 {
     for (unsigned i = 1; i <= w.is->clients; i++)
-        if (w.instances[i].link.up && !loses(&w.instances[i].link, bytes))
+        if (w.instances[i].link.up && !loses(&w.instances[i].link))
             post(&w.instances[i].link, MESSAGE, 0, bytes, size);
 }
 
@@ -254,7 +226,6 @@ deliver_post(struct link *link, struct post *p)
         break;
     case MESSAGE:
         to->message(to->ctx, (near_bytes){ p->bytes, p->size });
-        get_to_know(link, p->bytes);
         break;
     case PONG:
         to->heard(to->ctx, dst_without == DST_PONG_AS_NOW ? step_now() : p->since);
@@ -275,7 +246,6 @@ connect_link(struct link *link)
     if (link->stopping)
         return;
     link->lives++;
-    memset(link->known, 0, sizeof(link->known));
     link->up = true;
     post(link, ACK, 0, NULL, 0);
 }
@@ -1037,8 +1007,8 @@ befall(struct instance *i, enum dst_misfortune what)
         step_wake(&i->link);
         break;
     case DST_LOSE:
-        i->link.lose_next = !i->link.has_lost;
-        i->link.has_lost  = true;
+        i->link.lose_next = i->link.losses < LOSSES;
+        i->link.losses += i->link.lose_next;
         break;
     case DST_REPEAT:
         repeat(&i->link);

@@ -28,7 +28,8 @@ enum dst_misfortune {
     DST_SILENT =
         1u
         << 1, /* it stays up and nothing comes, for longer than the window; then all at once, or it is cut */
-    DST_LOSE     = 1u << 2, /* one message, once for each subscriber: found out by the next, or by a beat */
+    DST_LOSE =
+        1u << 2, /* a message or beat, three for each subscriber: found out by the next, or by a beat */
     DST_REPEAT   = 1u << 3, /* one message, again and late */
     DST_FREEZE   = 1u << 4, /* an instance, as SIGSTOP does */
     DST_JUMP     = 1u << 5, /* time passes and nobody ran */

@@ -4,7 +4,8 @@
  * Input: one byte n, n bytes of key, the rest is the stored entry.  Whatever it is, decoding stays inside it;
  * what it accepts points into it and encodes back to the very same bytes; a payload becomes as many bytes as the
  * header says or none at all.  An entry whose checksum is wrong is tried again with the right one: whoever writes
- * to L2 can compute it, a fuzzer can not.
+ * to L2 can compute it, a fuzzer can not.  No input may verify under a key it does not know; what is sealed with that key does, and
+ * under another name does not.
  *
  * With clang: -fsanitize=fuzzer,address -DFUZZ_ENGINE.  Without an engine the program replays the files named
  * on its command line, and `make check` runs it over the corpus.
@@ -49,6 +50,35 @@ check_payload(const struct near__envelope *e)
     free(out);
 }
 
+static const struct near__mac *
+keyed(void)
+{
+    static struct near__mac *mac;
+    static const uint8_t     key[1][NEAR__MAC_KEY_SIZE] = { "a fuzzer does not know this one" };
+
+    if (mac == NULL && near__mac_new(&mac, key, 1) == NEAR_ERR_NOMEM)
+        check(false);
+    return mac; /* NULL: a build without OpenSSL */
+}
+
+/* As client/tier.c does it: only what was decoded whole is looked at. */
+static void
+check_seal(struct near__envelope *e, const uint8_t *bytes, uint8_t *back, size_t size)
+{
+    static const near_bytes here = { "nc:things:k", 11 }, there = { "nc:others:k", 11 };
+    struct near__envelope   again;
+
+    if (keyed() == NULL)
+        return;
+    check(near__envelope_verify(e, keyed(), here, (near_bytes){ bytes, size }) == 0);
+    if (!e->sealed)
+        return;
+    near__envelope_seal(e, keyed(), here, back);
+    check(near__envelope_decode(&again, (near_bytes){ back, size }, e->key) == NEAR__ENVELOPE_OK);
+    check(near__envelope_verify(&again, keyed(), here, (near_bytes){ back, size }) == 1);
+    check(near__envelope_verify(&again, keyed(), there, (near_bytes){ back, size }) == 0);
+}
+
 static void
 check_entry(uint8_t *bytes, uint8_t *back, size_t size, near_bytes key)
 {
@@ -63,6 +93,7 @@ check_entry(uint8_t *bytes, uint8_t *back, size_t size, near_bytes key)
     near__envelope_encode(&e, back);
     check(memcmp(back, bytes, size) == 0);
     check_payload(&e);
+    check_seal(&e, bytes, back, size);
 }
 
 int

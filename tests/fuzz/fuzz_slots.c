@@ -38,6 +38,30 @@ check_map(const struct near__slot_map *map)
     check(covered == map->covered);
 }
 
+#if HIREDIS_MAJOR >= 1
+typedef size_t element_count;
+#else
+typedef int element_count;
+#endif
+
+static redisReplyObjectFunctions bounded, *theirs;
+
+/* Arrays are bounded where replies are read (l2/redis_conn.c, fuzz_resp); hiredis would allocate whatever they announce. */
+static void *
+bounded_array(const redisReadTask *task, element_count elements)
+{
+    return elements > 64 * 1024 ? NULL : theirs->createArray(task, elements);
+}
+
+static void
+bound(redisReader *reader)
+{
+    theirs              = reader->fn;
+    bounded             = *theirs;
+    bounded.createArray = bounded_array;
+    reader->fn          = &bounded;
+}
+
 static void
 try_reply(const uint8_t *data, size_t size)
 {
@@ -46,7 +70,9 @@ try_reply(const uint8_t *data, size_t size)
     struct near__redis_reply taken;
     struct near__slot_map   *map;
 
-    check(reader != NULL && redisReaderFeed(reader, (const char *)data, size) == REDIS_OK);
+    check(reader != NULL);
+    bound(reader);
+    check(redisReaderFeed(reader, (const char *)data, size) == REDIS_OK);
     if (redisReaderGetReply(reader, &reply) == REDIS_OK && reply != NULL) {
         test_reply_take(&taken, reply);
         if (near__slot_map_parse(&map, &taken, &asked) == NEAR_OK)

@@ -199,6 +199,47 @@ test_cluster_is_agreed(struct test_cluster *c)
     return same;
 }
 
+/* Those of `node` that `other` knows of and it does not. */
+static unsigned
+mend_node(struct test_cluster *c, unsigned node, unsigned other)
+{
+    struct near__slot_map *mine = map_of(c, node), *theirs = map_of(c, other);
+    unsigned               mended = 0;
+    char                   slot[16];
+
+    for (unsigned s = 0; mine != NULL && theirs != NULL && s < SLOTS; s++) {
+        if (mine->owner[s] != NEAR__SLOT_NOBODY || theirs->owner[s] == NEAR__SLOT_NOBODY ||
+            theirs->nodes[theirs->owner[s]].port != c->server[node]->port)
+            continue;
+        snprintf(slot, sizeof(slot), "%u", s);
+        mended += TELL(c, node, "CLUSTER", "ADDSLOTS", slot);
+    }
+    near__slot_map_free(&mine);
+    near__slot_map_free(&theirs);
+    return mended;
+}
+
+unsigned
+test_cluster_mend(struct test_cluster *c)
+{
+    unsigned mended = 0;
+
+    for (unsigned i = 0; i < c->nodes; i++)
+        if (test_cluster_is_master(c, i))
+            mended += mend_node(c, i, (i + 1) % c->nodes);
+    return mended;
+}
+
+void
+test_cluster_set_timeout(struct test_cluster *c, unsigned timeout_ms)
+{
+    char text[64], number[16];
+
+    snprintf(number, sizeof(number), "%u", timeout_ms);
+    for (unsigned i = 0; i < c->nodes; i++)
+        ASK(c, i, text, "CONFIG", "SET", "cluster-node-timeout", number);
+}
+
 /* ------------------------------------------------------------------------------------------------- birth */
 
 static bool
@@ -333,6 +374,21 @@ test_cluster_is_replicated(struct test_cluster *c)
             return false;
     }
     return true;
+}
+
+void
+test_cluster_print(struct test_cluster *c)
+{
+    char nodes[8192], replication[8192];
+
+    for (unsigned i = 0; i < c->nodes; i++) {
+        bool asked = ASK(c, i, nodes, "CLUSTER", "NODES") && ASK(c, i, replication, "INFO", "replication");
+
+        print_error("node %u%s:\n%s%s\n", i, test_cluster_is_well(c, i) ? ", well" : "",
+                    asked ? nodes : "does not answer", asked ? replication : "");
+    }
+    print_error("the nodes agree on the slots: %d; replicas are in step: %d\n", test_cluster_is_agreed(c),
+                test_cluster_is_in_step(c));
 }
 
 static int

@@ -42,6 +42,14 @@ bool test_cluster_is_in_step(struct test_cluster *cluster);
 /* Every write so far has reached the replicas, in their own words (once a second): a primary may be killed and nothing is lost. */
 bool test_cluster_is_replicated(struct test_cluster *cluster);
 bool test_cluster_is_master(struct test_cluster *cluster, unsigned node);
+/* How long a node may be silent before the others take it for dead; of those that answer. */
+void test_cluster_set_timeout(struct test_cluster *cluster, unsigned timeout_ms);
+/* Give back to primaries what only they do not know to be theirs.  Redis 7.0 may forget a slot that was moved shortly before a failover:
+ * where a ping from before the move overtakes the news of it, on another connection, the heir goes on taking the slot for one without
+ * an owner, lets the old primary have it when that comes back, and nobody when that becomes a replica.  How many. */
+unsigned test_cluster_mend(struct test_cluster *cluster);
+/* What each node says of all of them, as an error. */
+void test_cluster_print(struct test_cluster *cluster);
 /* The slot of a key in the words of a server; -1: no answer. */
 int test_cluster_slot(struct test_cluster *cluster, const char *key);
 

@@ -400,6 +400,14 @@ disk_lock(void *ctx, int fd)
     return 0;
 }
 
+static void
+disk_unlock(void *ctx, int fd)
+{
+    struct test_disk *disk = ctx;
+
+    disk->data->files[file_of(disk, fd)].locked = false;
+}
+
 static int
 disk_list(void *ctx, int directory, int (*found)(void *ctx, const char *name), void *found_ctx)
 {
@@ -431,10 +439,10 @@ test_disk_init(struct test_disk *disk)
     *disk      = (struct test_disk){ .fail_errno = EIO };
     disk->data = enlarge(NULL, sizeof(*disk->data));
     memset(disk->data, 0, sizeof(*disk->data));
-    disk->disk =
-        (struct near__disk){ disk_open_directory, disk_open,   disk_status, disk_read,           disk_write,
-                             disk_resize,         disk_resize, disk_sync,   disk_sync_directory, disk_rename,
-                             disk_unlink,         disk_lock,   disk_list,   disk_close,          disk };
+    disk->disk = (struct near__disk){ disk_open_directory, disk_open,   disk_status, disk_read,
+                                      disk_write,          disk_resize, disk_resize, disk_sync,
+                                      disk_sync_directory, disk_rename, disk_unlink, disk_lock,
+                                      disk_unlock,         disk_list,   disk_close,  disk };
 }
 
 void

@@ -16,5 +16,7 @@ size_t test_sized(size_t check, size_t check_long, size_t soak);
 
 /* When the row has to end (test_now_ms()): NEAR_TEST_SECONDS from now, or in two minutes. */
 int64_t test_budget_ends(void);
+/* So many times as long: a row whose count takes longer than others'. */
+int64_t test_budget_ends_after(unsigned times);
 
 #endif

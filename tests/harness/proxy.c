@@ -626,6 +626,8 @@ apply(struct test_proxy *proxy, struct test_fault fault)
             lane_budget(proxy, link, i);
         if (fault.kind == TEST_FAULT_REFUSE)
             link_close(link, false);
+        else if (fault.kind == TEST_FAULT_HANG_UP && !link->dead)
+            shutdown(link->fd[0], SHUT_RDWR); /* its end is read, and passed on behind what is held */
         else if (!link->dead)
             link_settle(proxy, link);
     }

@@ -27,8 +27,9 @@ struct test_fault {
         TEST_FAULT_CUT,   /* close both sides once `bytes` more have passed in that direction */
         TEST_FAULT_RESET, /* the same with RST */
         TEST_FAULT_BLACKHOLE, /* swallow everything, connections stay open; one that has lost bytes stays silent when it is over */
-        TEST_FAULT_DRIP,   /* `bytes` at a time, one such every `ms` */
-        TEST_FAULT_REFUSE, /* close existing connections, close new ones at once */
+        TEST_FAULT_DRIP,    /* `bytes` at a time, one such every `ms` */
+        TEST_FAULT_HANG_UP, /* close existing connections towards their clients only: what these have sent goes on to the target, at its pace */
+        TEST_FAULT_REFUSE,  /* close existing connections, close new ones at once */
         TEST_FAULT_ERRATIC, /* one in `bytes` reads is spoilt at a byte drawn at random: the connection is cut there, or what
                                * follows comes 1 .. `ms` late */
         TEST_FAULT_HOSTILE /* one in `bytes` reads is changed: bits, bytes lost, added, repeated, another connection's, or what no

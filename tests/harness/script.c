@@ -91,7 +91,8 @@ obey(struct test_script *script, struct test_script_conn *conn)
 
     for (; (next = read_command(at, end, argv, &argc)) != NULL; at = next) {
         out[0] = '\0';
-        if (test_script_is(argv, argc, 0, "CLIENT")) {
+        if (test_script_is(argv, argc, 0, "CLIENT") && !test_script_is(argv, argc, 1, "ID") &&
+            !test_script_is(argv, argc, 1, "TRACKING")) {
             snprintf(out, sizeof(out), "+OK\r\n");
             verdict = TEST_SCRIPT_SAY;
         } else {

@@ -36,7 +36,7 @@ struct test_script {
     unsigned                 accepted;
 };
 
-/* False: no socket or thread.  CLIENT SETNAME is answered OK before the script sees it. */
+/* False: no socket or thread.  CLIENT, but for ID and TRACKING, is answered OK before the script sees it. */
 bool test_script_start(struct test_script *script, test_script_fn fn, void *ctx);
 void test_script_stop(struct test_script *script); /* one that was never started, or stopped, is fine */
 

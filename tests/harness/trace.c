@@ -132,6 +132,16 @@ test_trace_next(struct test_trace *trace, near_bytes *key)
 }
 
 bool
+test_trace_line(struct test_trace *trace, near_bytes *line)
+{
+    ssize_t size = next_line(trace);
+
+    if (size >= 0)
+        *line = (near_bytes){ trace->line, (size_t)size };
+    return size >= 0;
+}
+
+bool
 test_trace_close(struct test_trace **pointer)
 {
     struct test_trace *trace = *pointer;

@@ -19,6 +19,8 @@ struct test_trace *test_trace_open(const char *path);
 /* The next key, valid until the next call; false at the end, and when the file is damaged.  Comments (#) and empty lines are passed
  * over; of a line with more fields the first is the key. */
 bool test_trace_next(struct test_trace *trace, near_bytes *key);
+/* Instead of the next key the next line as it is, without its end.  Alike. */
+bool test_trace_line(struct test_trace *trace, near_bytes *line);
 /* From the first key again. */
 void test_trace_rewind(struct test_trace *trace);
 /* False when what was read was damaged, or ended in the middle of a frame.  NULL inside: true. */

@@ -4,6 +4,7 @@
  */
 #include "integration/world.h"
 
+#include "client/back.h"
 #include "harness/sink.h"
 
 WORLD(none, TIER_NONE)
@@ -229,6 +230,136 @@ test_a_foreign_write_does_not_hide_ours(void **state)
     assert_int_equal(near_fence(b.client, -1), NEAR_OK);
     assert_string_equal(fetch_one(&b, "k"), "ours");
     assert_string_equal(fetch_one(&a, "k"), "ours");
+    close_instance(&a);
+    close_instance(&b);
+}
+
+/* The server tells of our own changes as of any: these compete with nobody. */
+struct updates {
+    struct instance *in;
+    _Atomic bool     over;
+    pthread_t        thread;
+};
+
+static void *
+update_until_over(void *ctx)
+{
+    struct updates *updates = ctx;
+
+    for (unsigned i = 0; !updates->over; i++)
+        if (i % 5 == 4)
+            assert_int_equal(near_erase(updates->in->cache, near_key("k")), NEAR_OK);
+        else
+            update(updates->in, "k", "v");
+    return NULL;
+}
+
+static void
+test_echoes_of_our_own_are_no_conflict(void **state)
+{
+    struct world   *w       = *state;
+    struct sink    *sink    = &(struct sink)SINK();
+    struct updates  updates = { .over = false };
+    int64_t         until   = test_now_ms() + 300;
+    struct instance a, b;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "coherence.mode", "tracking");
+    updates.in = &a;
+    pthread_create(&updates.thread, NULL, update_until_over, &updates);
+    while (test_now_ms() < until)
+        flush(&a);
+    updates.over = true;
+    pthread_join(updates.thread, NULL);
+    flush(&a);
+    assert_true(sink->writes > 10);
+    assert_int_equal(sink->conflicts, 0);
+    OPEN(w, &b, "write.policy", "through"); /* the control */
+    update(&a, "k", "ours");
+    assert_int_equal(near_put(b.cache, near_key("k"), near_key("theirs"), NULL), NEAR_OK);
+    assert_int_equal(near_fence(a.client, -1), NEAR_OK);
+    flush(&a);
+    assert_int_equal(sink->conflicts, 1);
+    close_instance(&a);
+    close_instance(&b);
+}
+
+/* A value that was read while the store had it not has no version; once it has been settled it has. */
+static near_status
+put_if_unchanged(struct instance *in, const char *key, const near_value *old)
+{
+    near_put_options options = NEAR_PUT_OPTIONS_INIT;
+
+    options.unchanged = old;
+    return near_put(in->cache, near_key(key), near_key("put"), &options);
+}
+
+static void
+test_what_is_settled_has_a_version(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+    near_value     *dirty, *settled;
+    near_value_info info = NEAR_VALUE_INFO_INIT;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    update(&a, "k", "v1");
+    assert_int_equal(near_get(a.cache, near_key("k"), &dirty), NEAR_OK);
+    flush(&a);
+    assert_int_equal(near_get(a.cache, near_key("k"), &settled), NEAR_OK);
+    near_value_get_info(settled, &info);
+    assert_int_equal(info.source, NEAR_FROM_L1);
+    if (w->tier != TIER_NONE)
+        assert_int_equal(put_if_unchanged(&a, "k", dirty), NEAR_ERR_UNSUPPORTED);
+    assert_int_equal(put_if_unchanged(&a, "k", settled), NEAR_OK);
+    assert_int_equal(put_if_unchanged(&a, "k", settled), NEAR_ERR_CONFLICT);
+    near_value_release(dirty);
+    near_value_release(settled);
+    close_instance(&a);
+}
+
+/* Without the cures: readers that do not look into the table first, and a flusher that is not told. */
+static _Atomic bool no_table, no_suspicion;
+
+struct near__entry *__real_near__dirty_find(struct near__dirty *dirty, uint64_t hash, near_bytes key);
+struct near__entry *__wrap_near__dirty_find(struct near__dirty *dirty, uint64_t hash, near_bytes key);
+struct near__entry *
+__wrap_near__dirty_find(struct near__dirty *dirty, uint64_t hash, near_bytes key)
+{
+    return no_table ? NULL : __real_near__dirty_find(dirty, hash, key);
+}
+
+void __real_near__back_suspect(near_cache *cache, uint64_t hash, near_bytes key);
+void __wrap_near__back_suspect(near_cache *cache, uint64_t hash, near_bytes key);
+void
+__wrap_near__back_suspect(near_cache *cache, uint64_t hash, near_bytes key)
+{
+    if (!no_suspicion)
+        __real_near__back_suspect(cache, hash, key);
+}
+
+static void
+control_race38(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK(.keep_on_conflict = true);
+    struct instance a, b;
+
+    NEEDS(w);
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER);
+    OPEN_BACK(w, &b, sink, "write_back.interval", NEVER);
+    no_table = no_suspicion = true;
+    update(&a, "k", "ours");
+    update(&b, "k", "theirs");
+    assert_int_equal(near_fence(a.client, -1), NEAR_OK);
+    assert_string_equal(read_one(&a, "k"), "theirs"); /* an acknowledged change of its own is gone */
+    flush(&b);
+    flush(&a);
+    no_table = no_suspicion = false;
+    assert_int_equal(sink->conflicts, 0); /* and the store keeps what nobody knows to be in competition */
+    assert_string_equal(sink_value(sink, "k"), "ours");
     close_instance(&a);
     close_instance(&b);
 }
@@ -916,6 +1047,58 @@ test_full_through(void **state)
     close_instance(&a);
 }
 
+/* A loader in the pool that changes something where there is no room: what makes room needs a thread of the pool, too. */
+static void
+load_and_update(near_load *loads[], size_t n, void *ctx)
+{
+    struct instance *a = ctx;
+
+    for (size_t i = 0; i < n; i++)
+        if (near_update(a->cache, near_key("other"), near_key("v"), NULL) == NEAR_OK)
+            near_load_set(loads[i], near_key("v"));
+        else
+            near_load_fail(loads[i], NEAR_ERR_LOADER);
+}
+
+static void *
+release_in_a_while(void *ctx)
+{
+    sleep_ms(100);
+    sink_release(ctx);
+    return NULL;
+}
+
+static void
+test_a_loader_may_wait_for_room(void **state)
+{
+    static const char *const ways[] = { "wait", "through" };
+    struct world            *w      = *state;
+    char                     value[17000];
+    struct instance          a;
+    pthread_t                thread;
+
+    memset(value, 'x', sizeof(value) - 1);
+    value[sizeof(value) - 1] = '\0';
+    for (size_t i = 0; i < 2; i++) {
+        struct sink *sink = &(struct sink)SINK();
+
+        OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.max_pending", "16KiB",
+                  "write_back.on_full", ways[i], "loader.threads", "1", "loader.hard_timeout", "60s",
+                  "store.timeout", "2s");
+        near_cache_set_loader(a.cache, load_and_update, &a);
+        sink->mode = SINK_HOLD;
+        update(&a, "full", value);
+        assert_true(
+            test_wait_for(is_held, sink, 10000 * test_slack())); /* over half of the room: it goes at once */
+        sink->mode = SINK_TAKE;
+        pthread_create(&thread, NULL, release_in_a_while, sink);
+        assert_string_equal(fetch_one(&a, "k"), "v");
+        pthread_join(thread, NULL);
+        flush(&a);
+        close_instance(&a);
+    }
+}
+
 /* ---- flush and close */
 
 static void
@@ -1071,6 +1254,13 @@ main(void)
         OVER(none, test_a_value_survives_eviction),
         OVER(memory, test_a_foreign_write_does_not_hide_ours),
         OVER(redis, test_a_foreign_write_does_not_hide_ours),
+        OVER(redis, test_echoes_of_our_own_are_no_conflict),
+        OVER(none, test_what_is_settled_has_a_version),
+        OVER(memory, test_what_is_settled_has_a_version),
+        OVER(redis, test_what_is_settled_has_a_version),
+        OVER(memcached, test_what_is_settled_has_a_version),
+        OVER(memory, control_race38),
+        OVER(redis, control_race38),
         OVER(memory, test_a_store_may_keep_the_other_ones_value),
         OVER(redis, test_a_store_may_keep_the_other_ones_value),
         OVER(memory, test_G7_nothing_old_stays_behind),
@@ -1101,6 +1291,7 @@ main(void)
         OVER(none, test_full_fail),
         OVER(none, test_full_wait),
         OVER(memory, test_full_through),
+        OVER(none, test_a_loader_may_wait_for_room),
         OVER(memory, test_close_says_how_many),
         OVER(none, test_close_has_time_for_every_cache),
         OVER(memory, test_a_store_that_outlives_its_client),

@@ -8,9 +8,12 @@
 #include "harness/test.h"
 
 #include <pthread.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 /* ---- the backend */
 
@@ -191,6 +194,13 @@ mine_nothing(void *self)
     (void)self;
 }
 
+static void
+mine_hash_set_many(void *self, struct near_l2_item *items, size_t n, struct near_l2_announce *announce,
+                   int64_t deadline)
+{
+    (void)self, (void)items, (void)n, (void)announce, (void)deadline;
+}
+
 static struct near_l2_ops mine = {
     .version     = NEAR_L2_OPS_V1,
     .scheme      = "x-mine",
@@ -332,7 +342,10 @@ a_table_that_will_not_do_is_refused(void **state)
     (void)state;
     assert_int_equal(near_config_set(config, "l2.uri", "x-mine:", NULL), NEAR_OK);
     assert_int_equal(near_client_open(config, &client, &error), NEAR_ERR_UNSUPPORTED); /* nobody has it */
-    other.version = NEAR_L2_OPS_V1 + 1;
+    other.version = NEAR_L2_OPS_V2 + 1;
+    assert_int_equal(near_config_add_backend(config, &other, &error), NEAR_ERR_INVALID);
+    other.version       = NEAR_L2_OPS_V2;
+    other.hash_set_many = mine_hash_set_many; /* reading them must be possible, too */
     assert_int_equal(near_config_add_backend(config, &other, &error), NEAR_ERR_INVALID);
     other          = mine;
     other.set_many = NULL;
@@ -347,6 +360,28 @@ a_table_that_will_not_do_is_refused(void **state)
     near_config_free(config);
 }
 
+/* A table as a program has it that was built before there were hashes: nothing lies behind its end. */
+static void
+an_older_table_is_not_read_beyond_its_end(void **state)
+{
+    size_t   size = offsetof(struct near_l2_ops, hash_get_many), page = (size_t)sysconf(_SC_PAGESIZE);
+    uint8_t *pages = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct near_l2_ops *older  = (void *)(pages + page - size);
+    near_config        *config = near_config_new();
+    near_client        *client = NULL;
+
+    (void)state;
+    assert_true(pages != MAP_FAILED && mprotect(pages + page, page, PROT_NONE) == 0);
+    memcpy(older, &mine, size);
+    assert_false(near_l2_has_hashes(older));
+    assert_int_equal(near_config_add_backend(config, older, NULL), NEAR_OK);
+    assert_int_equal(near_config_set(config, "l2.uri", "x-mine:", NULL), NEAR_OK);
+    assert_int_equal(near_client_open(config, &client, NULL), NEAR_OK);
+    assert_int_equal(near_client_close(client, NULL), NEAR_OK);
+    near_config_free(config);
+    munmap(pages, 2 * page);
+}
+
 int
 main(void)
 {
@@ -354,6 +389,7 @@ main(void)
         cmocka_unit_test(everything_works_over_a_backend_of_ones_own),
         cmocka_unit_test(its_faults_are_no_absences),
         cmocka_unit_test(a_table_that_will_not_do_is_refused),
+        cmocka_unit_test(an_older_table_is_not_read_beyond_its_end),
     };
 
     return TEST_MAIN(tests, NULL, NULL);

@@ -1,7 +1,7 @@
 /*
  * The whole path through the public interface, the same list of behaviours over every pair of tiers: memory, Redis, memcached with a
  * Redis bus, and memcached alone.  Two clients stand for two instances.  Only nearcache.h is used, and raw server commands to
- * look or to spoil.
+ * look or to spoil; but for the controls, which take a cure away.
  */
 #include "harness/test.h"
 
@@ -13,8 +13,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "client/client.h"
 #include "harness/proxy.h"
 #include "harness/server.h"
+#include "l2/envelope.h"
 
 enum tier { TIER_MEMORY, TIER_REDIS, TIER_MEMCACHED_BUS, TIER_MEMCACHED };
 
@@ -960,6 +962,124 @@ ttls_end(void **state)
     close_instance(&b);
 }
 
+/* An entry that is read when most of its time is over ends with the rest of it, in L1, too: its header says when.  Not in there it would be
+ * served for as long as L1 pleases. */
+static _Atomic bool headers_say_nothing;
+
+enum near__envelope_result __real_near__envelope_decode(struct near__envelope *envelope, near_bytes stored,
+                                                        near_bytes key);
+enum near__envelope_result __wrap_near__envelope_decode(struct near__envelope *envelope, near_bytes stored,
+                                                        near_bytes key);
+enum near__envelope_result
+__wrap_near__envelope_decode(struct near__envelope *envelope, near_bytes stored, near_bytes key)
+{
+    enum near__envelope_result result = __real_near__envelope_decode(envelope, stored, key);
+
+    if (headers_say_nothing)
+        envelope->soft_expiry_ms = envelope->hard_expiry_ms = 0;
+    return result;
+}
+
+/* Whether it is served after its end. */
+static bool
+outlives_its_ttl(const struct world *w)
+{
+    static const char *const late[] = { "l1.max_ttl", "60s", NULL };
+    const int64_t            ttl    = 500 * (int64_t)test_slack();
+    near_put_options         put    = NEAR_PUT_OPTIONS_INIT;
+    struct instance          a, b;
+    near_value              *value;
+    int64_t                  began, stored;
+    bool                     served;
+
+    open_instance(w, &a);
+    open_with(w, &b, late);
+    put.ttl_ms = ttl;
+    began      = test_now_ms();
+    assert_int_equal(near_put(a.cache, near_key("late"), near_key("x"), &put), NEAR_OK);
+    stored = test_now_ms();
+    while (test_now_ms() < began + ttl / 2)
+        usleep(1000);
+    assert_get(b.cache, "late", "x");
+    while (test_now_ms() <= stored + ttl + 30) /* a tick of 10 ms, and a step of the wall clock's */
+        usleep(1000);
+    served = near_get(b.cache, near_key("late"), &value) == NEAR_OK;
+    near_value_release(value);
+    close_instance(&a);
+    close_instance(&b);
+    return served;
+}
+
+static void
+test_race19_what_is_read_late_ends_in_time(void **state)
+{
+    NEEDS((struct world *)*state);
+    assert_false(outlives_its_ttl(*state));
+}
+
+static void
+control_race19(void **state)
+{
+    NEEDS((struct world *)*state);
+    headers_say_nothing = true;
+    assert_true(outlives_its_ttl(*state));
+    headers_say_nothing = false;
+}
+
+/* What a child reads from the L1 that it was born with, after its parent has written: 1: nothing, it is told that it is a child; 2: what
+ * was there before; 3: something else.  `deaf`: without the page that a fork wipes. */
+static int
+read_as_a_child(const struct world *w, bool deaf)
+{
+    near_get_options l1_only = NEAR_GET_OPTIONS_INIT;
+    struct instance  a;
+    int              ready[2], status;
+    char             byte = 0;
+    pid_t            child;
+
+    open_instance(w, &a);
+    assert_int_equal(near_put(a.cache, near_key("k"), near_key("old"), NULL), NEAR_OK);
+    assert_get(a.cache, "k", "old");
+    assert_int_equal(pipe(ready), 0);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        near_value *value;
+        near_status answer;
+
+        if (deaf)
+            *(uint32_t *)(uintptr_t)a.client->alive = 1;
+        if (read(ready[0], &byte, 1) != 1)
+            _exit(4);
+        l1_only.flags = NEAR_ONLY_L1;
+        answer        = near_get_with(a.cache, near_key("k"), &l1_only, &value);
+        if (answer == NEAR_OK)
+            _exit(memcmp(near_value_bytes(value).data, "old", 3) == 0 ? 2 : 3);
+        _exit(answer == NEAR_ERR_FORKED ? 1 : 3);
+    }
+    assert_int_equal(near_put(a.cache, near_key("k"), near_key("new"), NULL), NEAR_OK);
+    assert_int_equal(write(ready[1], &byte, 1), 1);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    close(ready[0]);
+    close(ready[1]);
+    close_instance(&a);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void
+test_race40_a_child_reads_nothing_of_its_parents(void **state)
+{
+    NEEDS((struct world *)*state);
+    assert_int_equal(read_as_a_child(*state, false), 1);
+}
+
+static void
+control_race40(void **state)
+{
+    NEEDS((struct world *)*state);
+    assert_int_equal(read_as_a_child(*state, true), 2);
+}
+
 static void
 a_forked_child_is_told_and_harms_nobody(void **state)
 {
@@ -1074,6 +1194,12 @@ main(void)
         OVER_ALL(copies_report_their_size),
         OVER_ALL(levels_can_be_skipped),
         OVER_ALL(ttls_end),
+        OVER(memory, test_race19_what_is_read_late_ends_in_time),
+        OVER(memcached, test_race19_what_is_read_late_ends_in_time),
+        OVER(memory, control_race19),
+        OVER(memcached, control_race19),
+        OVER_ALL(test_race40_a_child_reads_nothing_of_its_parents),
+        OVER_ALL(control_race40),
         OVER_ALL(a_forked_child_is_told_and_harms_nobody),
         OVER_ALL(closing_reports_loads_that_nobody_answered),
         OVER_ALL(statistics_are_json),

@@ -14,7 +14,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define KEYS 24 /* enough for each primary to have some */
+#define KEYS         24    /* enough for each primary to have some */
+#define NODE_TIMEOUT 15000 /* ms: nobody is taken for dead because he waits for a processor */
+#define KILL_TIMEOUT 1000
 
 static struct test_cluster *cluster;
 
@@ -24,7 +26,7 @@ static int
 start_cluster(void **state)
 {
     (void)state;
-    cluster = test_cluster_start(3, 1, 500, NULL);
+    cluster = test_cluster_start(3, 1, NODE_TIMEOUT, NULL);
     return 0;
 }
 
@@ -362,6 +364,7 @@ a_primary_that_dies_is_replaced_and_flushed_for(void **state)
     open_at(&mine, "tracking");
     assert_int_equal(heard_of_changes(), KEYS);
     flushes = stats(&mine).bus_flushes;
+    test_cluster_set_timeout(cluster, KILL_TIMEOUT);
     test_server_kill(cluster->server[1]);
     assert_true(test_wait_for(fences, &mine, SOON)); /* all primaries that there are, so a new one */
     assert_true(test_wait_for(is_tracking, &mine, SOON));

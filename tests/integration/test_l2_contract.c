@@ -1151,16 +1151,435 @@ contract_announce_without_the_trait_is_not_sent(void **state)
     assert_int_equal(announce.stream, 0);
 }
 
+/* ------------------------------------------------------------------------------------------------ hashes */
+
+#define WIDTH 8
+
+/* A hash of up to WIDTH fields: what is asked, and what was delivered. */
+struct row {
+    struct near_l2_hash hash;
+    near_bytes          fields[WIDTH], values[WIDTH];
+    enum near_l2_answer answers[WIDTH];
+    char                seen[WIDTH][40];
+    size_t              size[WIDTH];
+    unsigned            times[WIDTH];
+};
+
+static void
+note_field(void *ctx, struct near_l2_item *item, size_t field, near_bytes value)
+{
+    struct row *row = item->user;
+
+    (void)ctx;
+    assert_in_range(field, 0, item->hash->count - 1);
+    row->times[field]++;
+    row->size[field] = value.size;
+    if (value.size > 0)
+        memcpy(row->seen[field], value.data,
+               value.size < sizeof(row->seen[0]) ? value.size : sizeof(row->seen[0]));
+}
+
+/* Fields by their names, with values or without: "a=1 b=2 c".  The text is to live as long as the row. */
+static struct near_l2_item
+row_item(struct row *row, near_bytes key, const char *text)
+{
+    memset(row, 0, sizeof(*row));
+    row->hash =
+        (struct near_l2_hash){ .fields = row->fields, .values = row->values, .answers = row->answers };
+    while (*text != '\0') {
+        size_t name = strcspn(text, "= "), word = strcspn(text, " "), i = row->hash.count++;
+
+        assert_in_range(i, 0, WIDTH - 1);
+        row->fields[i] = (near_bytes){ text, name };
+        if (name < word)
+            row->values[i] = (near_bytes){ text + name + 1, word - name - 1 };
+        row->answers[i] = NEAR_L2_UNKNOWN; /* of which a get must leave nothing */
+        text += word + (text[word] == ' ');
+    }
+    return (struct near_l2_item){ .key = key, .hash = &row->hash, .user = row };
+}
+
+static struct near_l2_item
+hash_set(struct world *w, near_bytes key, const char *text, int64_t ttl_ms)
+{
+    struct row          row;
+    struct near_l2_item item = row_item(&row, key, text);
+
+    item.ttl_ms = ttl_ms;
+    w->ops->hash_set_many(w->self, &item, 1, NULL, after_ms(w, LIMIT_MS));
+    item.hash = NULL;
+    return item;
+}
+
+static struct near_l2_item
+hash_get(struct world *w, near_bytes key, struct row *row, const char *text)
+{
+    struct near_l2_item item = row_item(row, key, text);
+
+    w->ops->hash_get_many(w->self, &item, 1, note_field, NULL, after_ms(w, LIMIT_MS));
+    return item;
+}
+
+/* What was delivered is what stands behind each name; a name alone: absent. */
+static void
+assert_row(const struct near_l2_item *item)
+{
+    const struct row *row = item->user;
+
+    assert_int_equal(item->answer, NEAR_L2_DONE);
+    assert_int_equal(item->status, NEAR_OK);
+    for (size_t i = 0; i < row->hash.count; i++) {
+        near_bytes value = row->values[i];
+
+        assert_int_equal(row->answers[i], value.data != NULL ? NEAR_L2_DONE : NEAR_L2_ABSENT);
+        assert_int_equal(row->times[i], value.data != NULL);
+        assert_int_equal(row->size[i], value.size);
+        assert_memory_equal(row->seen[i], value.data != NULL ? value.data : "", value.size);
+    }
+}
+
+static void
+assert_hash(struct world *w, near_bytes key, const char *text)
+{
+    struct row          row;
+    struct near_l2_item item = hash_get(w, key, &row, text);
+
+    assert_row(&item);
+}
+
+static void
+contract_hashes_hold_fields(void **state)
+{
+    struct world *w   = *state;
+    near_bytes    key = KEY(w, "hash", 0);
+
+    assert_true(near_l2_has_hashes(w->ops));
+    assert_hash(w, key, "a b");
+    assert_int_equal(hash_set(w, key, "a=1 b= c=xyz", 0).answer, NEAR_L2_DONE);
+    assert_hash(w, key, "a=1 b= c=xyz");
+    assert_hash(w, key, "c=xyz d a=1 b=");
+    assert_int_equal(hash_set(w, key, "b=22 c d=4", 0).answer, NEAR_L2_DONE); /* c stays */
+    assert_hash(w, key, "a=1 b=22 c=xyz d=4 e");
+    assert_int_equal(remove_mode(w, NEAR_L2_ALWAYS, key, 0), NEAR_L2_DONE);
+    assert_hash(w, key, "a b c d");
+}
+
+static void
+contract_hash_names_and_values_are_any_bytes(void **state)
+{
+    struct world       *w    = *state;
+    near_bytes          key  = KEY(w, "hash", 0);
+    struct row          row  = { .times = { 0 } };
+    struct near_l2_item item = { .key = key, .hash = &row.hash, .user = &row };
+    static char         large[(1 << 20) - 1];
+
+    row.hash      = (struct near_l2_hash){ row.fields, 4, row.values, row.answers };
+    row.fields[0] = (near_bytes){ "", 0 };
+    row.fields[1] = (near_bytes){ "\0\r\n$1", 5 };
+    row.fields[2] = (near_bytes){ "\xff", 1 };
+    row.fields[3] = (near_bytes){ "large", 5 };
+    row.values[0] = (near_bytes){ "\r\n$-1\r\n", 7 };
+    row.values[1] = (near_bytes){ "", 0 };
+    row.values[2] = (near_bytes){ "\0\0", 2 };
+    row.values[3] = (near_bytes){ large, sizeof(large) };
+    w->ops->hash_set_many(w->self, &item, 1, NULL, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.answer, NEAR_L2_DONE);
+    w->ops->hash_get_many(w->self, &item, 1, note_field, NULL, after_ms(w, LIMIT_MS));
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(row.answers[i], NEAR_L2_DONE);
+        assert_int_equal(row.times[i], 1);
+        assert_int_equal(row.size[i], row.values[i].size);
+        assert_memory_equal(row.seen[i], row.values[i].data,
+                            row.values[i].size < 40 ? row.values[i].size : 40);
+    }
+}
+
+static void
+contract_a_hash_has_one_ttl(void **state)
+{
+    struct world *w      = *state;
+    near_bytes    short_ = KEY(w, "short", 0), kept = KEY(w, "kept", 0), ended = KEY(w, "ended", 0);
+
+    assert_int_equal(hash_set(w, short_, "a=1", 0).answer, NEAR_L2_DONE);
+    assert_int_equal(hash_set(w, short_, "b=2", 200).answer, NEAR_L2_DONE);
+    assert_int_equal(hash_set(w, short_, "c=3", 0).answer, NEAR_L2_DONE); /* 0 leaves the time it has */
+    assert_int_equal(hash_set(w, kept, "a=1", 200).answer, NEAR_L2_DONE);
+    assert_int_equal(hash_set(w, kept, "a=2", 60000).answer, NEAR_L2_DONE);
+    assert_int_equal(hash_set(w, ended, "a=1", -1).answer, NEAR_L2_DONE);
+    assert_hash(w, short_, "a=1 b=2 c=3");
+    pass(w, 300);
+    assert_hash(w, short_, "a b c");
+    assert_hash(w, kept, "a=2");
+    assert_hash(w, ended, "a");
+}
+
+/* Each is refused what is meant for the other, and nothing happens to it: not even a time to live is put on it. */
+static void
+contract_what_is_no_hash_is_an_error_of_its_own(void **state)
+{
+    struct world       *w     = *state;
+    near_bytes          value = KEY(w, "value", 0), hash = KEY(w, "hash", 0), more = KEY(w, "more", 0);
+    struct row          rows[3];
+    struct near_l2_item items[3];
+    struct got          got;
+    near_status         status;
+
+    assert_int_equal(set(w, value, STAMPED(1, 1), 0), NEAR_L2_DONE);
+    assert_int_equal(hash_set(w, hash, "a=1", 0).answer, NEAR_L2_DONE);
+    for (int ttl = 0; ttl < 2; ttl++) {
+        items[0] = row_item(&rows[0], hash, "b=2");
+        items[1] = row_item(&rows[1], value, "b=2");
+        items[2] = row_item(&rows[2], more, "b=2");
+        for (int i = 0; i < 3; i++)
+            items[i].ttl_ms = ttl * 200;
+        w->ops->hash_set_many(w->self, items, 3, NULL, after_ms(w, LIMIT_MS));
+        assert_int_equal(items[0].answer, NEAR_L2_DONE);
+        assert_int_equal(items[1].answer, NEAR_L2_ERROR);
+        assert_int_equal(items[1].status, NEAR_ERR_PROTOCOL);
+        assert_int_equal(items[2].answer, NEAR_L2_DONE);
+    }
+    items[0] = row_item(&rows[0], hash, "a=1 b=2");
+    items[1] = row_item(&rows[1], value, "a b");
+    items[2] = row_item(&rows[2], more, "a b=2");
+    w->ops->hash_get_many(w->self, items, 3, note_field, NULL, after_ms(w, LIMIT_MS));
+    assert_row(&items[0]);
+    assert_int_equal(items[1].answer, NEAR_L2_ERROR);
+    assert_int_equal(items[1].status, NEAR_ERR_PROTOCOL);
+    assert_int_equal(rows[1].answers[0], NEAR_L2_NOT_TRIED);
+    assert_row(&items[2]);
+    pass(w, 300);
+    assert_holds(w, value, STAMPED(1, 1));
+    assert_int_equal(hash_set(w, hash, "a=1", 0).answer, NEAR_L2_DONE);
+    assert_int_equal(get_until(w, hash, &got, &status, LIMIT_MS), NEAR_L2_ERROR);
+    assert_int_equal(status, NEAR_ERR_PROTOCOL);
+    assert_int_equal(set_mode(w, NEAR_L2_IF_ABSENT, hash, STAMPED(1, 1), 0, 0), NEAR_L2_ABSENT);
+    assert_int_equal(set(w, hash, STAMPED(2, 2), 0), NEAR_L2_DONE); /* as Redis has it */
+    assert_holds(w, hash, STAMPED(2, 2));
+}
+
+static void
+contract_hash_calls_that_make_no_sense(void **state)
+{
+    struct world       *w = *state;
+    struct row          row;
+    struct near_l2_item item = row_item(&row, KEY(w, "hash", 0), "a");
+
+    w->ops->hash_set_many(w->self, &item, 1, NULL, after_ms(w, LIMIT_MS)); /* writes nothing */
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_int_equal(item.status, NEAR_ERR_INVALID);
+    row.hash.count = 0;
+    w->ops->hash_get_many(w->self, &item, 1, note_field, NULL, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.status, NEAR_ERR_INVALID);
+    row.hash.count = NEAR_L2_FIELDS + 1;
+    w->ops->hash_get_many(w->self, &item, 1, note_field, NULL, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.status, NEAR_ERR_INVALID);
+    item.hash = NULL;
+    w->ops->hash_get_many(w->self, &item, 1, note_field, NULL, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.status, NEAR_ERR_INVALID);
+    assert_hash(w, KEY(w, "hash", 0), "a");
+}
+
+static void
+contract_hash_values_larger_than_allowed_are_errors_of_their_own(void **state)
+{
+    struct world         *w     = *state;
+    near_bytes            key   = KEY(w, "hash", 0);
+    struct near_l2_env    wider = w->env;
+    struct row            row;
+    struct near_l2_item   item  = row_item(&row, key, "a=1 large=x b=2");
+    char                 *large = calloc(1, MAX_STORED + 1);
+    void                 *other = NULL;
+    struct near_l2_traits traits;
+
+    assert_non_null(large);
+    row.values[1] = (near_bytes){ large, MAX_STORED + 1 };
+    w->ops->hash_set_many(w->self, &item, 1, NULL, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_int_equal(item.status, NEAR_ERR_TOO_LARGE);
+    assert_hash(w, key, "a large b");
+    wider.max_stored = 2 * MAX_STORED;
+    assert_int_equal(w->ops->open(&other, &wider, &traits, NULL), NEAR_OK);
+    w->ops->hash_set_many(other, &item, 1, NULL, after_ms(w, LIMIT_MS));
+    assert_int_equal(item.answer, NEAR_L2_DONE);
+    w->ops->close(other);
+    w->ops->stop(other);
+    w->ops->fini(other);
+    item = hash_get(w, key, &row, "a=1 large b=2");
+    assert_int_equal(item.answer, NEAR_L2_DONE);
+    assert_int_equal(row.answers[0], NEAR_L2_DONE);
+    assert_int_equal(row.answers[1], NEAR_L2_ERROR);
+    assert_int_equal(row.times[1], 0);
+    assert_int_equal(row.answers[2], NEAR_L2_DONE);
+    free(large);
+}
+
+/* More fields than one command takes of values as large as they may be, in hashes all over the servers. */
+#define FULL_HASHES 40
+
+struct full {
+    unsigned delivered, wrong;
+};
+
+/* Says whose it is, so that what is delivered to the wrong place is found out. */
+
+static size_t
+full_value(char out[24], size_t hash, size_t field)
+{
+    return (size_t)snprintf(out, 24, "%zu:%zu", hash, field);
+}
+
+static void
+note_full(void *ctx, struct near_l2_item *item, size_t field, near_bytes value)
+{
+    struct full *full = ctx;
+    char         text[24];
+    size_t       size = full_value(text, (size_t)item->expected, field);
+
+    full->delivered++;
+    full->wrong += value.size != size || memcmp(value.data, text, size) != 0;
+}
+
+static void
+contract_full_hashes_answer_each_field(void **state)
+{
+    struct world        *w = *state;
+    struct near_l2_item  items[FULL_HASHES];
+    struct near_l2_hash  hashes[FULL_HASHES];
+    near_bytes           fields[NEAR_L2_FIELDS];
+    near_bytes          *values  = calloc((size_t)FULL_HASHES * NEAR_L2_FIELDS, sizeof(*values));
+    enum near_l2_answer *answers = calloc((size_t)FULL_HASHES * NEAR_L2_FIELDS, sizeof(*answers));
+    char(*texts)[24]             = calloc((size_t)FULL_HASHES * NEAR_L2_FIELDS, sizeof(*texts));
+    char        keys[FULL_HASHES][64], names[NEAR_L2_FIELDS][24];
+    struct full full = { 0 };
+
+    assert_true(values != NULL && answers != NULL && texts != NULL);
+    for (size_t f = 0; f < NEAR_L2_FIELDS; f++)
+        fields[f] = (near_bytes){ names[f], (size_t)snprintf(names[f], sizeof(names[f]), "f%zu", f) };
+    for (size_t i = 0; i < FULL_HASHES; i++) {
+        hashes[i] = (struct near_l2_hash){ fields, NEAR_L2_FIELDS, values + i * NEAR_L2_FIELDS,
+                                           answers + i * NEAR_L2_FIELDS };
+        items[i]  = (struct near_l2_item){ .key      = name_key(w, keys[i], 64, "full", (unsigned)i),
+                                           .hash     = &hashes[i],
+                                           .expected = i };
+        for (size_t f = 0; f < NEAR_L2_FIELDS; f++) {
+            char *text = texts[i * NEAR_L2_FIELDS + f];
+
+            values[i * NEAR_L2_FIELDS + f] =
+                f % 3 == 2 ? (near_bytes){ NULL, 0 } : (near_bytes){ text, full_value(text, i, f) };
+        }
+    }
+    w->ops->hash_set_many(w->self, items, FULL_HASHES, NULL, after_ms(w, 5 * LIMIT_MS));
+    for (size_t i = 0; i < FULL_HASHES; i++)
+        assert_int_equal(items[i].answer, NEAR_L2_DONE);
+    w->ops->hash_get_many(w->self, items, FULL_HASHES, note_full, &full, after_ms(w, 5 * LIMIT_MS));
+    for (size_t i = 0; i < FULL_HASHES; i++) {
+        assert_int_equal(items[i].answer, NEAR_L2_DONE);
+        for (size_t f = 0; f < NEAR_L2_FIELDS; f++)
+            assert_int_equal(hashes[i].answers[f], f % 3 == 2 ? NEAR_L2_ABSENT : NEAR_L2_DONE);
+    }
+    assert_int_equal(full.wrong, 0);
+    assert_int_equal(full.delivered, FULL_HASHES * ((NEAR_L2_FIELDS * 2 + 2) / 3));
+    free(values);
+    free(answers);
+    free(texts);
+}
+
+static void
+contract_hash_calls_hold_their_deadline(void **state)
+{
+    struct world       *w     = *state;
+    near_bytes          key   = KEY(w, "hash", 0);
+    int64_t             began = near__now(w->env.clock), took;
+    struct row          row;
+    struct near_l2_item item = row_item(&row, key, "a");
+
+    assert_int_equal(hash_set(w, key, "a=1", 0).answer, NEAR_L2_DONE);
+    assert_hash(w, key, "a=1");
+    for (unsigned i = 0; i < w->kind->servers; i++)
+        test_server_pause(w->kind->server[i]);
+    began = near__now(w->env.clock);
+    w->ops->hash_get_many(w->self, &item, 1, note_field, NULL, after_ms(w, TIMEOUT_MS));
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_int_equal(item.status, NEAR_ERR_TIMEOUT);
+    assert_int_equal(row.answers[0], NEAR_L2_NOT_TRIED);
+    item = row_item(&row, key, "a=2");
+    w->ops->hash_set_many(w->self, &item, 1, NULL, after_ms(w, TIMEOUT_MS));
+    assert_true(item.answer == NEAR_L2_UNKNOWN || item.answer == NEAR_L2_ERROR);
+    took = (near__now(w->env.clock) - began) / NEAR_MS;
+    assert_in_range(took, TIMEOUT_MS, 2 * TIMEOUT_MS + SLACK_MS);
+    for (unsigned i = 0; i < w->kind->servers; i++)
+        test_server_resume(w->kind->server[i]);
+    assert_true(test_wait_for(answers_again, w, 5000 * test_slack()));
+    item = hash_get(w, key, &row, "a");
+    assert_int_equal(row.answers[0], NEAR_L2_DONE);
+    assert_int_equal(row.times[0], 1);
+}
+
+static void
+contract_hashes_unreachable_are_never_absent(void **state)
+{
+    struct world       *w = *state;
+    struct row          row;
+    struct near_l2_item item;
+
+    for (unsigned i = 0; i < w->kind->servers; i++)
+        test_server_kill(w->kind->server[i]);
+    item = hash_get(w, KEY(w, "hash", 0), &row, "a b");
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_true(item.status < 0);
+    assert_int_equal(row.answers[0], NEAR_L2_NOT_TRIED);
+    assert_int_equal(hash_set(w, KEY(w, "hash", 0), "a=1", 0).answer, NEAR_L2_ERROR);
+    for (unsigned i = 0; i < w->kind->servers; i++)
+        assert_true(test_server_restart(w->kind->server[i]));
+    assert_true(test_wait_for(answers_again, w, 1000 * test_slack()));
+    assert_hash(w, KEY(w, "hash", 0), "a b");
+}
+
+static void
+contract_a_closed_backend_has_no_hashes(void **state)
+{
+    struct world       *w = *state;
+    struct row          row;
+    struct near_l2_item item;
+
+    w->ops->close(w->self);
+    item = hash_get(w, KEY(w, "hash", 0), &row, "a");
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_int_equal(item.status, NEAR_ERR_CLOSED);
+    assert_int_equal(row.answers[0], NEAR_L2_NOT_TRIED);
+    assert_int_equal(hash_set(w, KEY(w, "hash", 0), "a=1", 0).status, NEAR_ERR_CLOSED);
+}
+
+static void
+contract_no_hashes_is_said(void **state)
+{
+    struct world *w = *state;
+
+    assert_false(near_l2_has_hashes(w->ops));
+}
+
 /* -------------------------------------------------------------------------------------------------- list */
 
 /* What a behaviour is a question for: all; those with a server that can be taken away, or that works again as soon as it is back; those
- * whose data two clients can open; those that leave announcing to a bus.  A kind that it is no question for is not asked. */
-enum { ALL, SERVED, PROMPT, SHARED, SILENT };
+ * whose data two clients can open; those that leave announcing to a bus; those with hashes, and those without.  A kind that it is no question for is
+ * not asked. */
+enum { ALL, SERVED, PROMPT, SHARED, SILENT, HASHES, HASHES_SHARED, HASHES_SERVED, HASHES_PROMPT, NO_HASHES };
 
 static bool
 is_asked(const struct kind *kind, int of)
 {
+    bool hashes = kind->start != test_memcached_start;
+
     switch (of) {
+    case HASHES:
+    case NO_HASHES:
+        return hashes == (of == HASHES);
+    case HASHES_SHARED:
+        return hashes && is_asked(kind, SHARED);
+    case HASHES_SERVED:
+        return hashes && is_asked(kind, SERVED);
+    case HASHES_PROMPT:
+        return hashes && is_asked(kind, PROMPT);
     case SERVED:
         return kind->servers > 0;
     case PROMPT:
@@ -1207,6 +1626,17 @@ static const struct behaviour {
     BEHAVIOUR(contract_fini_of_nothing_is_fine, ALL),
     BEHAVIOUR(contract_forked_child_disturbs_nobody, ALL),
     BEHAVIOUR(contract_announce_without_the_trait_is_not_sent, SILENT),
+    BEHAVIOUR(contract_hashes_hold_fields, HASHES),
+    BEHAVIOUR(contract_hash_names_and_values_are_any_bytes, HASHES),
+    BEHAVIOUR(contract_a_hash_has_one_ttl, HASHES),
+    BEHAVIOUR(contract_what_is_no_hash_is_an_error_of_its_own, HASHES),
+    BEHAVIOUR(contract_hash_calls_that_make_no_sense, HASHES),
+    BEHAVIOUR(contract_hash_values_larger_than_allowed_are_errors_of_their_own, HASHES_SHARED),
+    BEHAVIOUR(contract_full_hashes_answer_each_field, HASHES),
+    BEHAVIOUR(contract_hash_calls_hold_their_deadline, HASHES_SERVED),
+    BEHAVIOUR(contract_hashes_unreachable_are_never_absent, HASHES_PROMPT),
+    BEHAVIOUR(contract_a_closed_backend_has_no_hashes, HASHES),
+    BEHAVIOUR(contract_no_hashes_is_said, NO_HASHES),
 };
 
 int

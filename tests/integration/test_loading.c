@@ -6,6 +6,12 @@
 
 #include "client/plan.h"
 
+/* A store that outlives its row: where a row fails, its clients stay open, and their loaders go on with what they were given.  So does what
+ * other threads of a row write to. */
+#define KEPT(name, ...)                                                                                      \
+    static struct store name;                                                                                \
+    name = (struct store)STORE(__VA_ARGS__)
+
 WORLD(none, TIER_NONE)
 WORLD(memory, TIER_MEMORY)
 WORLD(redis, TIER_REDIS)
@@ -26,8 +32,8 @@ let_the_ttl_end(void)
 static void
 a_stale_value_is_served_at_once_and_refreshed_behind(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
     struct answer   answer;
 
@@ -69,8 +75,8 @@ a_get_does_not_serve_what_is_past_its_ttl(void **state)
 static void
 a_failing_loader_is_answered_with_the_stale_value(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
     unsigned        attempts;
     int64_t         began;
@@ -103,8 +109,8 @@ a_failing_loader_is_answered_with_the_stale_value(void **state)
 static void
 a_load_slower_than_its_ttl_is_kept_to_fall_back_on(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.delay_ms = 150);
+    struct world *w = *state;
+    KEPT(store, .delay_ms = 150);
     struct instance a;
     near_value     *value;
 
@@ -123,8 +129,8 @@ a_load_slower_than_its_ttl_is_kept_to_fall_back_on(void **state)
 static void
 control_without_grace_a_failing_loader_fails(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
 
     NEEDS(w);
@@ -140,8 +146,8 @@ control_without_grace_a_failing_loader_fails(void **state)
 static void
 grace_ends(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
 
     NEEDS(w);
@@ -157,8 +163,8 @@ grace_ends(void **state)
 static void
 a_removal_takes_the_fallback_with_it_and_expire_leaves_it(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
     near_value     *value;
 
@@ -189,8 +195,8 @@ a_removal_takes_the_fallback_with_it_and_expire_leaves_it(void **state)
 static void
 an_expiry_is_heard_by_the_other_instance(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a, b;
 
     NEEDS(w);
@@ -217,8 +223,8 @@ an_expiry_is_heard_by_the_other_instance(void **state)
 static void
 an_expiry_voids_the_load_under_way(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = HOLD);
+    struct world *w = *state;
+    KEPT(store, .mode = HOLD);
     struct instance a;
 
     NEEDS(w);
@@ -238,8 +244,8 @@ an_expiry_voids_the_load_under_way(void **state)
 static void
 test_race37_a_refresh_does_not_revive_a_removed_key(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
     near_value     *value;
 
@@ -271,8 +277,8 @@ test_race37_a_refresh_does_not_revive_a_removed_key(void **state)
 static void
 a_soft_timeout_serves_stale_and_the_load_goes_on(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
     struct answer   answer;
 
@@ -300,8 +306,8 @@ a_soft_timeout_serves_stale_and_the_load_goes_on(void **state)
 static void
 a_hard_timeout_frees_the_caller_and_the_load_is_cached(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = HOLD);
+    struct world *w = *state;
+    KEPT(store, .mode = HOLD);
     struct instance a;
     struct answer   answer;
 
@@ -356,10 +362,10 @@ answer_of(struct waiter *waiter)
 static void
 every_waiter_has_a_deadline_of_its_own(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = HOLD);
-    struct instance a;
-    struct waiter   hasty, patient[4];
+    struct world *w = *state;
+    KEPT(store, .mode = HOLD);
+    struct instance      a;
+    static struct waiter hasty, patient[4];
 
     NEEDS(w);
     OPEN(w, &a, "load.retry", "0");
@@ -383,11 +389,11 @@ every_waiter_has_a_deadline_of_its_own(void **state)
 static void
 a_failure_is_shared_by_all_who_wait(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = FAIL, .delay_ms = 200);
-    struct instance a;
-    struct waiter   crowd[16];
-    int64_t         began = test_now_ms();
+    struct world *w = *state;
+    KEPT(store, .mode = FAIL, .delay_ms = 200);
+    struct instance      a;
+    static struct waiter crowd[16];
+    int64_t              began = test_now_ms();
 
     NEEDS(w);
     OPEN(w, &a, "load.retry", "60s");
@@ -407,8 +413,8 @@ a_failure_is_shared_by_all_who_wait(void **state)
 static void
 a_failure_is_remembered_until_the_pause_ends_or_a_write_comes(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = FAIL);
+    struct world *w = *state;
+    KEPT(store, .mode = FAIL);
     struct instance a, b;
 
     NEEDS(w);
@@ -447,10 +453,10 @@ many_failures_are_remembered_each(void **state)
     static char        text[N][16];
     static near_value *values[N];
     static near_status statuses[N];
-    struct world      *w     = *state;
-    struct store       store = STORE(.mode = FAIL);
-    struct instance    a;
-    int64_t            began = 0;
+    struct world      *w = *state;
+    KEPT(store, .mode = FAIL);
+    struct instance a;
+    int64_t         began = 0;
 
     NEEDS(w);
     OPEN(w, &a, "load.retry", "60s");
@@ -478,8 +484,8 @@ static void
 a_batch_returns_at_its_deadline_what_it_has(void **state)
 {
     enum { N = 4 };
-    struct world      *w       = *state;
-    struct store       store   = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     near_fetch_options options = NEAR_FETCH_OPTIONS_INIT;
     near_bytes  keys[N] = { near_key("fresh"), near_key("stale"), near_key("held"), near_key("also held") };
     near_value *values[N];
@@ -567,8 +573,8 @@ run_batches(near_cache *cache, unsigned n, unsigned step, unsigned width)
 static void
 overlapping_batches_share_loads_key_by_key(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.delay_ms = 50);
+    struct world *w = *state;
+    KEPT(store, .delay_ms = 50);
     struct instance a;
 
     NEEDS(w);
@@ -583,8 +589,9 @@ overlapping_batches_share_loads_key_by_key(void **state)
 static void
 gathered_loads_are_one_call_of_the_loader(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER), apart = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
+    KEPT(apart, .mode = ANSWER);
     struct instance a, b;
 
     NEEDS(w);
@@ -623,8 +630,8 @@ renew(struct store *store, near_load *load)
 static void
 a_loader_sees_the_previous_value_and_may_renew_it(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.answer = renew);
+    struct world *w = *state;
+    KEPT(store, .answer = renew);
     struct instance a;
     near_value_info info;
 
@@ -665,8 +672,8 @@ be_free(struct store *store, near_load *load)
 static void
 a_loader_chooses_ttl_status_and_whether_to_keep(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.answer = be_free);
+    struct world *w = *state;
+    KEPT(store, .answer = be_free);
     struct instance a;
     struct answer   answer;
     near_value     *value;
@@ -690,8 +697,8 @@ a_loader_chooses_ttl_status_and_whether_to_keep(void **state)
 static void
 jitter_shortens_ttls_and_never_lengthens_them(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
     int64_t         least = INT64_MAX, most = 0;
     char            key[16];
@@ -717,8 +724,8 @@ jitter_shortens_ttls_and_never_lengthens_them(void **state)
 static void
 a_value_in_use_is_refreshed_before_its_end(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.delay_ms = 20);
+    struct world *w = *state;
+    KEPT(store, .delay_ms = 20);
     struct instance a;
     unsigned        stale = 0;
     int64_t         until;
@@ -745,8 +752,8 @@ a_value_in_use_is_refreshed_before_its_end(void **state)
 static void
 test_race37_a_refresh_brings_no_removed_value_along(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
 
     NEEDS(w);
@@ -779,8 +786,8 @@ test_race37_a_refresh_brings_no_removed_value_along(void **state)
 static void
 control_beta_0_refreshes_nothing_early(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.delay_ms = 20);
+    struct world *w = *state;
+    KEPT(store, .delay_ms = 20);
     struct instance a;
     int64_t         until;
 
@@ -800,10 +807,10 @@ control_beta_0_refreshes_nothing_early(void **state)
 static void
 who_loses_the_lease_waits_for_the_fill(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = HOLD);
-    struct instance a, b;
-    struct waiter   first, second[4];
+    struct world *w = *state;
+    KEPT(store, .mode = HOLD);
+    struct instance      a, b;
+    static struct waiter first, second[4];
 
     NEEDS(w);
     OPEN(w, &a, "ttl", "60s");
@@ -841,7 +848,7 @@ static int64_t
 time_to_wake(struct world *w)
 {
     enum { N = 9 };
-    struct store    store = STORE(.mode = HOLD);
+    KEPT(store, .mode = HOLD);
     struct instance a, b;
     int64_t         took[N];
 
@@ -850,9 +857,9 @@ time_to_wake(struct world *w)
     near_cache_set_loader(a.cache, load_from_store, &store);
     near_cache_set_loader(b.cache, load_from_store, &store);
     for (size_t i = 0; i < N; i++) {
-        struct waiter first, second;
-        char          key[16];
-        int64_t       began;
+        static struct waiter first, second;
+        char                 key[16];
+        int64_t              began;
 
         snprintf(key, sizeof(key), "k%zu", i);
         start_waiter(&first, a.cache, key, -1);
@@ -897,13 +904,14 @@ control_without_a_bus_a_fill_is_found_by_polling(void **state)
 static void
 test_race32_a_dead_holder_is_replaced_and_its_fill_refused(void **state)
 {
-    struct world   *w    = *state;
-    struct store    dead = STORE(.mode = HOLD), store = STORE(.newer = 6);
-    struct instance a, b;
-    struct waiter   first, second;
-    const char     *lease = w->memcached != NULL ? "3s" : "300ms";
-    int64_t         least = w->memcached != NULL ? 2900 : 250, most = w->memcached != NULL ? 3100 : 400;
-    int64_t         began;
+    struct world *w = *state;
+    KEPT(dead, .mode = HOLD);
+    KEPT(store, .newer = 6);
+    struct instance      a, b;
+    static struct waiter first, second;
+    const char          *lease = w->memcached != NULL ? "3s" : "300ms";
+    int64_t              least = w->memcached != NULL ? 2900 : 250, most = w->memcached != NULL ? 3100 : 400;
+    int64_t              began;
 
     NEEDS(w);
     OPEN(w, &a, "lease.timeout", lease);
@@ -929,8 +937,8 @@ test_race32_a_dead_holder_is_replaced_and_its_fill_refused(void **state)
 static void
 one_instance_refreshes_and_all_serve_stale_meanwhile(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a, b, c;
 
     NEEDS(w);
@@ -966,11 +974,12 @@ one_instance_refreshes_and_all_serve_stale_meanwhile(void **state)
 static void
 nobody_waits_for_a_lease_from_before_a_clear(void **state)
 {
-    struct world   *w      = *state;
-    struct store    before = STORE(.mode = HOLD), after = STORE(.newer = 1);
-    struct instance a, b;
-    struct waiter   first;
-    struct answer   answer;
+    struct world *w = *state;
+    KEPT(before, .mode = HOLD);
+    KEPT(after, .newer = 1);
+    struct instance      a, b;
+    static struct waiter first;
+    struct answer        answer;
 
     NEEDS(w);
     OPEN(w, &a, "lease.timeout", "60s");
@@ -994,8 +1003,9 @@ nobody_waits_for_a_lease_from_before_a_clear(void **state)
 static void
 concurrent_loads_stay_within_the_budget(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.delay_ms = 20), control = STORE(.delay_ms = 20);
+    struct world *w = *state;
+    KEPT(store, .delay_ms = 20);
+    KEPT(control, .delay_ms = 20);
     struct instance a, b;
 
     NEEDS(w);
@@ -1019,11 +1029,11 @@ concurrent_loads_stay_within_the_budget(void **state)
 static void
 a_full_budget_says_busy_or_serves_stale(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
-    struct instance a;
-    struct waiter   first;
-    struct answer   answer;
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
+    struct instance      a;
+    static struct waiter first;
+    struct answer        answer;
 
     NEEDS(w);
     OPEN(w, &a, SHORT_TTL, "grace", "60s", "load.max_concurrent", "1", "load.queue_timeout", "100ms");
@@ -1063,8 +1073,8 @@ fetch_a_few(void *ctx)
 static void
 the_budget_is_fair_between_callers(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.delay_ms = 20);
+    struct world *w = *state;
+    KEPT(store, .delay_ms = 20);
     struct batch    large = { .from = 0, .to = 64 }, small = { .from = 100, .to = 101 };
     struct instance a;
 
@@ -1086,8 +1096,8 @@ the_budget_is_fair_between_callers(void **state)
 static void
 the_rate_of_loads_is_kept(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a;
     int64_t         began, took;
 
@@ -1140,8 +1150,8 @@ a_loader_may_fetch_whatever_the_bounds(void **state)
 static void
 a_slow_L2_is_hedged_by_the_loader(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = ANSWER);
+    struct world *w = *state;
+    KEPT(store, .mode = ANSWER);
     struct instance a, b;
     struct answer   answer;
     uint64_t        before;
@@ -1177,8 +1187,8 @@ a_slow_L2_is_hedged_by_the_loader(void **state)
 static void
 closing_ends_what_waits_in_the_background(void **state)
 {
-    struct world   *w     = *state;
-    struct store    store = STORE(.mode = HOLD);
+    struct world *w = *state;
+    KEPT(store, .mode = HOLD);
     struct instance a, b;
     int64_t         began;
 

@@ -472,6 +472,61 @@ test_race34_without_a_gutter_keys_go_nowhere(void **state)
         assert_false(has(w->server[other], key, reply, sizeof(reply)));
 }
 
+/* Without the cure: who finds a server dead sends its keys to the next one, and who finds it alive does not. */
+static _Atomic bool ejects, eject_at_fault;
+
+size_t __real_near__memcached_route(const struct near__memcached_router *router, near_bytes key);
+size_t __wrap_near__memcached_route(const struct near__memcached_router *router, near_bytes key);
+size_t
+__wrap_near__memcached_route(const struct near__memcached_router *router, near_bytes key)
+{
+    return (__real_near__memcached_route(router, key) + ejects) % SERVERS;
+}
+
+/* A write of one process to a server that it cannot reach, and what the other reads then. */
+static enum near_l2_answer
+write_beside(struct world *w, const char *key, struct got *got)
+{
+    enum near_l2_answer answer;
+    size_t              s;
+
+    start(w);
+    open_ring(w, &w->a);
+    open_ring(w, &w->b);
+    s = home(&w->a, key);
+    assert_int_equal(set(&w->a, key, "old", false, LIMIT_MS), NEAR_L2_DONE);
+    assert_int_equal(get(&w->b, key, got, false, LIMIT_MS), NEAR_L2_DONE);
+    test_proxy_fault(w->proxy[s], outages[0]);
+    ejects = eject_at_fault;
+    answer = set(&w->a, key, "new", false, LIMIT_MS);
+    ejects = false;
+    test_proxy_heal(w->proxy[s]);
+    for (int try = 0; get(&w->b, key, got, false, LIMIT_MS) == NEAR_L2_ERROR; try++) {
+        assert_true(try < 1000);
+        pause_ms(5);
+    }
+    return answer;
+}
+
+static void
+test_race34_what_one_process_cannot_write_is_not_acknowledged(void **state)
+{
+    struct got got;
+
+    assert_int_equal(write_beside(*state, "t:beside", &got), NEAR_L2_ERROR);
+}
+
+static void
+control_race34(void **state)
+{
+    struct got got;
+
+    eject_at_fault = true;
+    assert_int_equal(write_beside(*state, "t:beside", &got), NEAR_L2_DONE);
+    eject_at_fault = false;
+    assert_string_equal(got.value, "old");
+}
+
 /* ------------------------------------------------------------------------------------------------- speed */
 
 #define KEYS 60
@@ -589,6 +644,8 @@ main(void)
         TEST(test_plain_items_are_as_others_store_them),
         TEST(test_gutter_takes_a_dead_servers_keys),
         TEST(test_race34_without_a_gutter_keys_go_nowhere),
+        TEST(test_race34_what_one_process_cannot_write_is_not_acknowledged),
+        TEST(control_race34),
         TEST(test_L6_a_server_that_is_down_does_not_slow_the_others),
         TEST(test_a_batch_of_writes_is_one_round_trip),
     };

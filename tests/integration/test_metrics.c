@@ -427,6 +427,8 @@ the_text_is_openmetrics_and_counts_by_cache(void **state)
     assert_has(text, "nearcache_requests_total{cache=\"other-1.x\"} 5\n");
     assert_has(text, "nearcache_l1_max_entries{cache=\"things\"} 1000\n");
     assert_has(text, "# UNIT nearcache_l1_bytes bytes\n");
+    assert_has(text, "# UNIT nearcache_write_back_age_seconds seconds\n"); /* and not in milliseconds */
+    assert_has(text, "\nnearcache_write_back_age_seconds 0\n");
     assert_has(text, "# UNIT nearcache_l2_compress_saved_bytes bytes\n");
     assert_has(text, w->tier == TIER_REDIS ? "nearcache_l2_connects_total{backend=\"redis+unix\"} "
                                            : "nearcache_l2_connects_total{backend=\"memory\"} 0\n");
@@ -765,6 +767,51 @@ the_application_may_have_a_locale(void **state)
     setlocale(LC_ALL, "C");
 }
 
+/* Ghosts tell what more memory would bring: a loop over 3000 keys fits into twice the room, and not into this one. */
+static void
+the_curve_is_told(void **state)
+{
+    struct world   *w = *state;
+    struct instance in;
+    near_curve      curve = NEAR_CURVE_INIT;
+    near_value     *value;
+    char            key[32], *text;
+
+    NEEDS(w);
+    OPEN(w, &in, "l1.max_entries", "2000", "l1.policy", "lru", "l1.curve", "yes");
+    assert_int_equal(near_curve_get(in.cache, &curve), NEAR_OK);
+    assert_true(curve.share == 0);
+    for (int round = 0; round < 10; round++)
+        for (int i = 0; i < 3000; i++) {
+            snprintf(key, sizeof(key), "k%d", i);
+            if (near_get(in.cache, near_key(key), &value) == NEAR_OK)
+                near_value_release(value);
+            else
+                assert_int_equal(near_put(in.cache, near_key(key), near_key("v"), NULL), NEAR_OK);
+        }
+    assert_int_equal(near_curve_get(in.cache, &curve), NEAR_OK);
+    assert_true(curve.share > 0 && curve.entries > 1800 && curve.entries <= 2000);
+    /* many requests at once: perhaps only some of the keys are followed, and that from a moment on */
+    assert_true(curve.half < 0.1 && curve.same < 0.4 && curve.twice > 0.5 && curve.four_times > 0.5);
+    text = text_of(in.client);
+    assert_non_null(strstr(text, "nearcache_l1_hit_ratio{cache=\""));
+    assert_non_null(strstr(text, ",memory=\"2x\"} 0."));
+    near_free(text);
+    text = near_stats_json(in.client);
+    assert_is_json(text);
+    assert_non_null(strstr(text, "\"curve\":{\"share\":"));
+    near_free(text);
+    close_instance(&in);
+    OPEN(w, &in, "l1.curve", "no");
+    assert_int_equal(near_curve_get(in.cache, &curve), NEAR_ERR_UNSUPPORTED);
+    assert_int_equal(near_curve_get(NULL, &curve), NEAR_ERR_INVALID);
+    assert_int_equal(near_curve_get(in.cache, NULL), NEAR_ERR_INVALID);
+    text = near_stats_prometheus(in.client);
+    assert_null(strstr(text, "hit_ratio"));
+    near_free(text);
+    close_instance(&in);
+}
+
 int
 main(void)
 {
@@ -783,6 +830,7 @@ main(void)
         OVER(redis, the_lag_is_measured_by_our_own_echo),
         OVER(redis, the_time_that_the_gate_was_closed_is_told),
         OVER(memory, hot_keys_are_found_among_many),
+        OVER(memory, the_curve_is_told),
         OVER(redis, a_key_is_explained_on_every_level),
         OVER(memory, the_application_may_have_a_locale),
     };

@@ -219,7 +219,7 @@ static struct {
     const char *reply;
     size_t      size;
     size_t      repeat; /* send the reply so many times */
-    atomic_uint accepted, closed_by_client;
+    atomic_uint accepted, closed_by_client, resets;
 } fake;
 
 static bool
@@ -255,7 +255,7 @@ fake_serve(int fd)
 {
     char    buffer[64 * KiB];
     bool    replied = false, open = true;
-    ssize_t n;
+    ssize_t n = 0;
 
     while (open && !fake.slam && fake_wait(fd)) {
         n    = recv(fd, buffer, sizeof(buffer), 0);
@@ -266,8 +266,10 @@ fake_serve(int fd)
             open = fake_send(fd, fake.reply, fake.size, fake.repeat);
         replied = true;
     }
-    if (!open)
+    if (!open) {
+        atomic_fetch_add(&fake.resets, n < 0 && errno == ECONNRESET);
         atomic_fetch_add(&fake.closed_by_client, 1);
+    }
     close(fd);
 }
 
@@ -298,7 +300,7 @@ fake_start(void)
     assert_int_equal(listen(fake.listener, 16), 0);
     assert_int_equal(getsockname(fake.listener, (struct sockaddr *)&in, &size), 0);
     assert_int_equal(pipe(fake.stop), 0);
-    fake.accepted = fake.closed_by_client = 0;
+    fake.accepted = fake.closed_by_client = fake.resets = 0;
     assert_int_equal(pthread_create(&fake.thread, NULL, fake_run, NULL), 0);
     fake.running = true;
     snprintf(tier.uri.scheme, sizeof(tier.uri.scheme), "redis");
@@ -1181,6 +1183,26 @@ R4_a_server_that_quotes_the_password_is_not_quoted(void **state)
     assert_null(strstr(error.text, "hunter2"));
 }
 
+/* After a partition the kernel would send it when others have written since. */
+static void
+race9_what_is_unsent_of_a_write_goes_with_its_connection(void **state)
+{
+    struct near_l2_item item;
+
+    (void)state;
+    open_fake("+OK\r\n", 5);
+    assert_int_equal(set_item(NEAR_L2_ALWAYS, "k", near_key("v"), 0, 0, later()).answer, NEAR_L2_DONE);
+    close_tier();
+    assert_client_closes(1);
+    assert_int_equal(fake.resets, 0); /* control */
+    teardown(NULL);
+    open_fake("", 0); /* never answers */
+    item = set_item(NEAR_L2_ALWAYS, "k", near_key("v"), 0, 0, in_ms(200 * test_slack()));
+    assert_int_equal(item.answer, NEAR_L2_UNKNOWN);
+    assert_client_closes(1);
+    assert_int_equal(fake.resets, 1);
+}
+
 static void
 R4_the_database_is_selected(void **state)
 {
@@ -1431,6 +1453,282 @@ race_9_writes_that_were_cut_are_answered_truthfully(void **state)
     assert_true(counts[NEAR_L2_DONE] > 0 && counts[NEAR_L2_UNKNOWN] > 0);
 }
 
+/* ------------------------------------------------------------------------------------------------ hashes */
+
+/* Two fields of one hash. */
+struct pair {
+    struct near_l2_hash hash;
+    near_bytes          fields[2], values[2];
+    enum near_l2_answer answers[2];
+    struct got          got[2];
+};
+
+static void
+deliver_field(void *ctx, struct near_l2_item *item, size_t field, near_bytes value)
+{
+    struct pair *pair = item->user;
+
+    (void)ctx;
+    pair->got[field].delivered = true;
+    pair->got[field].size      = value.size;
+    memcpy(pair->got[field].data, value.data, value.size < KiB ? value.size : KiB);
+}
+
+static struct near_l2_item
+pair_item(struct pair *pair, const char *key)
+{
+    *pair      = (struct pair){ .fields = { near_key("f"), near_key("g") },
+                                .values = { near_key("value of f"), near_key("value of g") } };
+    pair->hash = (struct near_l2_hash){ pair->fields, 2, pair->values, pair->answers };
+    return (struct near_l2_item){ .key = near_key(key), .hash = &pair->hash, .user = pair };
+}
+
+static struct near_l2_item
+get_pair(struct pair *pair, const char *key, int64_t deadline)
+{
+    struct near_l2_item item = pair_item(pair, key);
+
+    tier.ops->hash_get_many(tier.self, &item, 1, deliver_field, NULL, deadline);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pair->got[i].delivered, pair->answers[i] == NEAR_L2_DONE);
+    return item;
+}
+
+static struct near_l2_item
+set_pair(const char *key, int64_t ttl_ms, struct near_l2_announce *announce, int64_t deadline)
+{
+    struct pair         pair;
+    struct near_l2_item item = pair_item(&pair, key);
+
+    item.ttl_ms = ttl_ms;
+    tier.ops->hash_set_many(tier.self, &item, 1, announce, deadline);
+    item.hash = NULL;
+    return item;
+}
+
+static void
+hashes_are_those_of_other_programs(void **state)
+{
+    struct near_l2_item item;
+    struct pair         pair;
+
+    (void)state;
+    open_server();
+    ask(server, "HSET", "other", "g", "42", "x", "y", NULL);
+    item = get_pair(&pair, "other", later());
+    assert_int_equal(item.answer, NEAR_L2_DONE);
+    assert_int_equal(pair.answers[0], NEAR_L2_ABSENT);
+    assert_memory_equal(pair.got[1].data, "42", 2);
+    assert_int_equal(set_pair("other", 0, NULL, later()).answer, NEAR_L2_DONE);
+    assert_string_equal(ask(server, "HGET", "other", "f", NULL), "value of f"); /* plain */
+    assert_string_equal(ask(server, "HGET", "other", "x", NULL), "y");
+    assert_string_equal(ask(server, "HLEN", "other", NULL), "3");
+}
+
+/* Like MGET's: what is not an array of so many values might be the answer to something else. */
+static void
+H14_replies_of_another_shape_are_no_hash(void **state)
+{
+    static const char *const replies[] = {
+        "*1\r\n$1\r\na\r\n",
+        "*3\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n",
+        "*0\r\n",
+        "*-1\r\n",
+        "$-1\r\n",
+        "$1\r\na\r\n",
+        ":2\r\n",
+        "+OK\r\n",
+        "*2\r\n:1\r\n:2\r\n",
+        "*2\r\n$1\r\na\r\n+b\r\n",
+        "*2\r\n$1\r\na\r\n-ERR b\r\n",
+        "*2\r\n$1\r\na\r\n*1\r\n$1\r\nb\r\n",
+        "*2\r\n*2\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n",
+        "*2147483647\r\n",
+        "*2\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n", /* a reply too many */
+        "*2\r\n$1\r\na\r\n$-2\r\n",
+        "%1\r\n$1\r\na\r\n$1\r\nb\r\n",
+    };
+    struct near_l2_item item;
+    struct pair         pair;
+
+    (void)state;
+    for (size_t i = 0; i < NEAR_COUNT_OF(replies); i++) {
+        setup(NULL);
+        fake.always = true; /* on every connection: it is idempotent, and tried again */
+        open_fake(replies[i], strlen(replies[i]));
+        item = get_pair(&pair, "k", later());
+        assert_int_equal(item.answer, NEAR_L2_ERROR);
+        assert_int_equal(item.status, NEAR_ERR_PROTOCOL);
+        assert_int_equal(pair.answers[0], NEAR_L2_NOT_TRIED);
+        assert_true(stats().disconnects >= 1);
+        teardown(NULL);
+    }
+    setup(NULL); /* control: the shape that it must have */
+    fake.always = true;
+    open_fake("*2\r\n$1\r\na\r\n$-1\r\n", 16);
+    item = get_pair(&pair, "k", later());
+    assert_int_equal(item.answer, NEAR_L2_DONE);
+    assert_int_equal(pair.answers[0], NEAR_L2_DONE);
+    assert_int_equal(pair.answers[1], NEAR_L2_ABSENT);
+}
+
+static void
+H14_an_endless_hash_is_cut_off(void **state)
+{
+    static char         flood[MiB];
+    struct near_l2_item item;
+    struct pair         pair;
+    long                before = peak_rss_kib();
+
+    (void)state;
+    memcpy(flood, "*2\r\n$2147483648\r\n", 17);
+    memset(flood + 17, 'x', sizeof(flood) - 17);
+    fake.repeat = 2048;
+    open_fake(flood, sizeof(flood));
+    item = get_pair(&pair, "k", later());
+    assert_int_equal(item.answer, NEAR_L2_ERROR);
+    assert_int_equal(pair.answers[0], NEAR_L2_NOT_TRIED);
+    if (test_slack() == 1) /* a sanitizer keeps freed memory for a while */
+        assert_in_range(peak_rss_kib() - before, 0, 400 * KiB);
+}
+
+/* Refused is certain, for each by itself, and costs a connection only where the server will not do. */
+static void
+R1_a_refused_hash_is_an_error_of_its_own(void **state)
+{
+    static const struct {
+        const char *reply;
+        near_status status;
+        unsigned    connections;
+    } rows[] = { { "-WRONGTYPE Operation against a key\r\n", NEAR_ERR_PROTOCOL, 1 },
+                 { "-NOPERM this user has no permissions\r\n", NEAR_ERR_DENIED, 1 },
+                 { "-OOM command not allowed\r\n", NEAR_ERR_DENIED, 1 },
+                 { "-LOADING Redis is loading the dataset in memory\r\n", NEAR_ERR_UNAVAILABLE, 2 } };
+    struct near_l2_item item;
+    struct pair         pair;
+
+    (void)state;
+    for (size_t i = 0; i < NEAR_COUNT_OF(rows); i++) {
+        setup(NULL);
+        fake.always = true;
+        open_fake(rows[i].reply, strlen(rows[i].reply));
+        item = get_pair(&pair, "k", later());
+        assert_int_equal(item.answer, NEAR_L2_ERROR);
+        assert_int_equal(item.status, rows[i].status);
+        item = set_pair("k", 0, NULL, later());
+        assert_int_equal(item.answer, NEAR_L2_ERROR);
+        assert_int_equal(item.status, rows[i].status);
+        assert_int_equal(fake.accepted, rows[i].connections);
+        teardown(NULL);
+    }
+}
+
+static void
+all_hashes_of_a_call_take_one_round_trip(void **state)
+{
+    enum { N = 40 };
+    struct near_l2_item items[N];
+    static struct pair  pairs[N];
+    int64_t             begun;
+
+    (void)state;
+    open_proxy();
+    for (int i = 0; i < N; i++)
+        items[i] = pair_item(&pairs[i], "k");
+    assert_int_equal(set_pair("k", 0, NULL, later()).answer, NEAR_L2_DONE);
+    test_proxy_fault(proxy,
+                     (struct test_fault){ .kind = TEST_FAULT_DELAY, .direction = TEST_DOWN, .ms = 100 });
+    begun = test_now_ms();
+    tier.ops->hash_get_many(tier.self, items, N, deliver_field, NULL, later());
+    assert_in_range(test_now_ms() - begun, 100, 199 * test_slack());
+    for (int i = 0; i < N; i++)
+        assert_int_equal(pairs[i].answers[1], NEAR_L2_DONE);
+}
+
+static void
+R5_a_hashs_time_to_live_is_a_script(void **state)
+{
+    (void)state;
+    open_server();
+    ask(server, "SCRIPT", "FLUSH", NULL);
+    ask(server, "CONFIG", "RESETSTAT", NULL);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(set_pair("k", 60000, NULL, later()).answer, NEAR_L2_DONE);
+    assert_int_equal(calls_of("evalsha"), 3);
+    assert_int_equal(calls_of("eval"), 1); /* known from then on: the SHA-1 is right */
+    assert_in_range(atoi(ask(server, "PTTL", "k", NULL)), 1, 60000);
+    assert_int_equal(set_pair("k", 0, NULL, later()).answer, NEAR_L2_DONE);
+    assert_in_range(atoi(ask(server, "PTTL", "k", NULL)), 1, 60000);
+    assert_int_equal(calls_of("evalsha"), 3);
+}
+
+static void
+a_hash_cut_at_any_byte_is_never_an_answer(void **state)
+{
+    struct near_l2_item item;
+    struct pair         pair;
+
+    (void)state;
+    open_proxy();
+    assert_int_equal(set_pair("k", 0, NULL, later()).answer, NEAR_L2_DONE);
+    for (int64_t bytes = 0; bytes <= 38; bytes++) { /* *2, and twice $10 and ten bytes */
+        test_proxy_fault(
+            proxy, (struct test_fault){ .kind = TEST_FAULT_CUT, .direction = TEST_DOWN, .bytes = bytes });
+        item = get_pair(&pair, "k", later());
+        assert_int_equal(item.answer, bytes == 38 ? NEAR_L2_DONE : NEAR_L2_ERROR);
+        for (int i = 0; i < 2; i++)
+            assert_int_equal(pair.answers[i], bytes == 38 ? NEAR_L2_DONE : NEAR_L2_NOT_TRIED);
+        test_proxy_heal(proxy);
+    }
+}
+
+/* At each byte of the request or of the reply: what is said not done is not there, what is there has its time to live and all its fields. */
+static void
+race_9_hashes_that_were_cut_are_answered_truthfully(void **state)
+{
+    enum { OFFSETS = 430 };
+    static enum near_l2_answer answers[2][2][OFFSETS];
+    size_t                     counts[5] = { 0 };
+    char                       key[64];
+
+    (void)state;
+    open_proxy();
+    assert_int_equal(set_pair("k", 60000, NULL, later()).answer, NEAR_L2_DONE); /* the script is known */
+    for (int up = 0; up < 2; up++)
+        for (int told = 0; told < 2; told++)
+            for (int64_t bytes = 0; bytes < OFFSETS; bytes += 3) {
+                uint8_t                 message[32] = { 0 };
+                struct near_l2_announce announce    = { near_key("bus"), message, 32, 0, 0 };
+
+                snprintf(key, sizeof(key), "k%d%d%d", up, told, (int)bytes);
+                test_proxy_fault(proxy, (struct test_fault){ .kind      = TEST_FAULT_CUT,
+                                                             .direction = up ? TEST_UP : TEST_DOWN,
+                                                             .bytes     = bytes });
+                answers[up][told][bytes] = set_pair(key, 60000, told ? &announce : NULL, later()).answer;
+                if (told)
+                    assert_int_equal(announce.stream == 0, answers[up][told][bytes] == NEAR_L2_ERROR);
+                test_proxy_heal(proxy);
+            }
+    close_tier();
+    for (int up = 0; up < 2; up++)
+        for (int told = 0; told < 2; told++)
+            for (int bytes = 0; bytes < OFFSETS; bytes += 3) {
+                enum near_l2_answer answer = answers[up][told][bytes];
+
+                snprintf(key, sizeof(key), "k%d%d%d", up, told, bytes);
+                counts[answer]++;
+                if (answer == NEAR_L2_ERROR)
+                    assert_string_equal(ask(server, "EXISTS", key, NULL), "0");
+                if (answer == NEAR_L2_DONE)
+                    assert_string_equal(ask(server, "EXISTS", key, NULL), "1");
+                if (atoi(ask(server, "EXISTS", key, NULL)) == 0)
+                    continue;
+                assert_string_equal(ask(server, "HLEN", key, NULL), "2");
+                assert_in_range(atoi(ask(server, "PTTL", key, NULL)), 1, 60000);
+            }
+    assert_true(counts[NEAR_L2_DONE] > 0 && counts[NEAR_L2_UNKNOWN] > 0);
+}
+
 /* ------------------------------------------------------------------------------------------ announcements */
 
 #define AT 4 /* the stamp's place in our messages */
@@ -1477,6 +1775,8 @@ heard(int fd, uint64_t (*stamps)[2], size_t most)
 
 enum verb { SET, REMOVE };
 
+static int64_t announced_ttl = 60000;
+
 /* An announced write of `n` items; the stream it was published in. */
 static uint64_t
 announced(enum verb verb, size_t n, enum near_l2_answer expected, near_status status)
@@ -1492,8 +1792,9 @@ announced(enum verb verb, size_t n, enum near_l2_answer expected, near_status st
     announce.stream = 77;
     for (size_t i = 0; i < n; i++) {
         snprintf(keys[i], sizeof(keys[i]), "k%zu", i);
-        items[i] =
-            (struct near_l2_item){ .key = near_key(keys[i]), .value = near_key("value"), .ttl_ms = 60000 };
+        items[i] = (struct near_l2_item){ .key    = near_key(keys[i]),
+                                          .value  = near_key("value"),
+                                          .ttl_ms = announced_ttl };
     }
     if (verb == SET)
         tier.ops->set_many(tier.self, NEAR_L2_ALWAYS, items, n, &announce, later());
@@ -1590,6 +1891,76 @@ an_announced_call_is_done_as_a_whole_or_not_at_all(void **state)
     close(fd);
 }
 
+/* Five hashes, of which `k2` may be something else. */
+static struct near_l2_announce
+announced_hashes(struct near_l2_item items[5], int64_t ttl_ms, uint8_t message[20])
+{
+    static struct pair      pairs[5];
+    static char             keys[5][16];
+    struct near_l2_announce announce = { near_key("bus"), message, 20, AT, 77 };
+
+    memcpy(message, "msg:", 4);
+    for (int i = 0; i < 5; i++) {
+        snprintf(keys[i], sizeof(keys[i]), "k%d", i);
+        items[i]        = pair_item(&pairs[i], keys[i]);
+        items[i].ttl_ms = ttl_ms;
+    }
+    tier.ops->hash_set_many(tier.self, items, 5, &announce, later());
+    return announce;
+}
+
+static void
+announced_hashes_are_one_step_with_their_message(void **state)
+{
+    struct near_l2_announce announce;
+    struct near_l2_item     items[5];
+    uint8_t                 message[20];
+    uint64_t                stamps[16][2], stream = 0;
+    size_t                  calls = 0;
+    int                     fd;
+
+    (void)state;
+    tier.env.pool_size = 1;
+    open_server();
+    fd = subscribe("bus");
+    ask(server, "CONFIG", "RESETSTAT", NULL);
+    for (int ttl = 0; ttl < 2; ttl++)
+        for (int odd = 0; odd < 2; odd++) {
+            ask(server, "FLUSHALL", NULL);
+            ask(server, "SCRIPT", "FLUSH", NULL);
+            if (odd)
+                ask(server, "SET", "k2", "no hash", NULL);
+            announce = announced_hashes(items, ttl * 60000, message);
+            assert_true(announce.stream != 0 && (stream == 0 || announce.stream == stream));
+            assert_true(near__le64_get(message + AT) == announce.stream);
+            assert_int_equal(near__le64_get(message + AT + 8), ++calls);
+            stream = announce.stream;
+            for (int i = 0; i < 5; i++)
+                assert_int_equal(items[i].answer, odd && i == 2 ? NEAR_L2_ERROR : NEAR_L2_DONE);
+            assert_string_equal(ask(server, "HLEN", "k4", NULL), "2");
+            assert_int_equal(atoi(ask(server, "PTTL", "k4", NULL)) > 0, ttl);
+            if (odd) {
+                assert_int_equal(items[2].status, NEAR_ERR_PROTOCOL);
+                assert_string_equal(ask(server, "GET", "k2", NULL), "no hash");
+                assert_string_equal(ask(server, "PTTL", "k2", NULL), "-1");
+            }
+        }
+    assert_int_equal(calls_of("exec"), calls);
+    assert_int_equal(heard(fd, stamps, 16), calls);
+    for (size_t i = 0; i < calls; i++)
+        assert_true(stamps[i][0] == stream && stamps[i][1] == i + 1);
+    ask(server, "CONFIG", "SET", "maxmemory", "1", NULL);
+    announce = announced_hashes(items, 0, message); /* refused as a whole */
+    ask(server, "CONFIG", "SET", "maxmemory", "0", NULL);
+    assert_true(announce.stream == 0);
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(items[i].answer, NEAR_L2_ERROR);
+        assert_int_equal(items[i].status, NEAR_ERR_DENIED);
+    }
+    assert_int_equal(heard(fd, stamps, 16), 0);
+    close(fd);
+}
+
 /* More than one window of SETs ahead of EXEC: still one step. */
 static void
 a_large_announced_call_is_one_step(void **state)
@@ -1678,6 +2049,86 @@ streams_of_many_writers_are_each_in_order(void **state)
     close(fd);
 }
 
+static int
+forever(void **state)
+{
+    announced_ttl = 0;
+    return setup(state);
+}
+
+static int
+no_longer_forever(void **state)
+{
+    announced_ttl = 60000;
+    return teardown(state);
+}
+
+/* How often the server was asked for it, refusals included. */
+static int
+asked_for(const char *command)
+{
+    char        field[64];
+    const char *stats = ask(server, "INFO", "commandstats", NULL), *at;
+
+    snprintf(field, sizeof(field), "cmdstat_%s:calls=", command);
+    at = strstr(stats, field);
+    return at == NULL ? 0 : atoi(at + strlen(field)) + atoi(strstr(at, "rejected_calls=") + 15);
+}
+
+/* What never expires goes as one command, says the same, and leaves the same behind. */
+static void
+announced_writes_without_an_end_are_one_command(void **state)
+{
+    static const size_t sizes[] = { 2, 17, NEAR_L2_BATCH };
+    int                 sets, fd;
+
+    (void)state;
+    tier.env.pool_size = 1;
+    open_server();
+    fd   = subscribe("bus");
+    sets = asked_for("set");
+    for (size_t i = 0; i < NEAR_COUNT_OF(sizes); i++) {
+        assert_true(announced(SET, sizes[i], NEAR_L2_DONE, NEAR_OK) != UINT64_MAX);
+        assert_int_equal(atoi(ask(server, "DBSIZE", NULL)), sizes[i]);
+    }
+    assert_int_equal(asked_for("mset"), NEAR_COUNT_OF(sizes));
+    assert_int_equal(asked_for("set"), sets);
+    assert_int_equal(get("k511", "value"), NEAR_L2_DONE);
+    assert_string_equal(ask(server, "TTL", "k511", NULL), "-1");
+    announced_ttl = 60000; /* what expires does so */
+    assert_true(announced(SET, 2, NEAR_L2_DONE, NEAR_OK) != UINT64_MAX);
+    assert_int_equal(asked_for("set"), sets + 2);
+    assert_string_not_equal(ask(server, "TTL", "k1", NULL), "-1");
+    announced_ttl = 0;
+    ask(server, "CONFIG", "SET", "maxmemory", "1", NULL);
+    ask(server, "CONFIG", "SET", "maxmemory-policy", "noeviction", NULL);
+    assert_true(announced(SET, 3, NEAR_L2_ERROR, NEAR_ERR_DENIED) == 0);
+    assert_int_equal(asked_for("set"), sets + 2); /* that is no reason to try it otherwise */
+    close(fd);
+}
+
+/* Rights, or a server, that know only SET: found out once. */
+static void
+R13_without_mset_it_is_set(void **state)
+{
+    char uri[128];
+    int  msets, sets;
+
+    (void)state;
+    test_need_server(server);
+    ask(server, "ACL", "SETUSER", "old", "on", "nopass", "~k*", "&bus", "+@all", "-mset", NULL);
+    snprintf(uri, sizeof(uri), "redis://old:x@127.0.0.1:%d", server->port);
+    open_tier(uri);
+    msets = asked_for("mset");
+    sets  = asked_for("set");
+    for (int i = 0; i < 3; i++)
+        assert_true(announced(SET, 3, NEAR_L2_DONE, NEAR_OK) != UINT64_MAX);
+    assert_string_equal(ask(server, "DBSIZE", NULL), "3");
+    assert_int_equal(asked_for("mset"), msets + 1);
+    assert_int_equal(asked_for("set"), sets + 9);
+    assert_string_equal(logged, "");
+}
+
 /* All that this backend needs. */
 static void
 R13_the_rights_that_are_enough(void **state)
@@ -1754,6 +2205,15 @@ main(void)
         REDIS_TEST(H10_a_socket_path_that_is_too_long_is_refused),
         REDIS_TEST(H11_a_peer_that_closes_does_not_kill_the_process),
         REDIS_TEST(H12_descriptors_are_close_on_exec),
+        REDIS_TEST(hashes_are_those_of_other_programs),
+        REDIS_TEST(H14_replies_of_another_shape_are_no_hash),
+        REDIS_TEST(H14_an_endless_hash_is_cut_off),
+        REDIS_TEST(R1_a_refused_hash_is_an_error_of_its_own),
+        REDIS_TEST(all_hashes_of_a_call_take_one_round_trip),
+        REDIS_TEST(R5_a_hashs_time_to_live_is_a_script),
+        REDIS_TEST(a_hash_cut_at_any_byte_is_never_an_answer),
+        REDIS_TEST(race_9_hashes_that_were_cut_are_answered_truthfully),
+        REDIS_TEST(announced_hashes_are_one_step_with_their_message),
         REDIS_TEST(P3_a_forked_child_leaves_the_parents_connections_alone),
         REDIS_TEST(H13_H14_replies_that_make_no_sense_end_the_connection),
         REDIS_TEST(H14_an_endless_reply_is_cut_off),
@@ -1762,6 +2222,7 @@ main(void)
         REDIS_TEST(R1_error_replies_by_their_first_word),
         REDIS_TEST(R4_credentials_are_checked_and_never_shown),
         REDIS_TEST(R4_a_server_that_quotes_the_password_is_not_quoted),
+        REDIS_TEST(race9_what_is_unsent_of_a_write_goes_with_its_connection),
         REDIS_TEST(R4_the_database_is_selected),
         REDIS_TEST(a_stamp_must_be_there_to_be_replaced_or_removed),
         REDIS_TEST(R5_scripts_survive_a_flush_of_the_servers_memory),
@@ -1774,6 +2235,9 @@ main(void)
         REDIS_TEST(an_announced_call_is_done_as_a_whole_or_not_at_all),
         REDIS_TEST(a_large_announced_call_is_one_step),
         REDIS_TEST(streams_of_many_writers_are_each_in_order),
+        cmocka_unit_test_setup_teardown(announced_writes_without_an_end_are_one_command, forever,
+                                        no_longer_forever),
+        cmocka_unit_test_setup_teardown(R13_without_mset_it_is_set, forever, no_longer_forever),
         REDIS_TEST(R13_the_rights_that_are_enough),
         REDIS_TEST(R13_missing_rights_are_answered_truthfully),
     };

@@ -342,7 +342,7 @@ a_bad_trace_is_named_with_its_line(void **state)
         { "hmget", "hmget:2: expected HMGET" },
         { "cut.zst", "cut.zst: ends in the middle of compressed data" },
         { "bad.zst", "bad.zst: damaged compressed data" },
-        { "cap", "cap: a packet capture" },
+        { "cap", "cap: offset 0: ends in the middle of a packet" },
         { ".", ".: " },
     };
     static char garbage[200000];
@@ -406,7 +406,9 @@ wrong_usage_is_refused(void **state)
     assert_int_equal(run("--sizes 0 keys"), 2);
     assert_int_equal(run("--rate 2 keys"), 2);
     assert_int_equal(run("--threads 0 keys"), 2);
-    assert_int_equal(run("--format pcap keys"), 2);
+    assert_int_equal(run("--format pcap keys"), 3);
+    assert_says(err, "keys: this is no packet capture");
+    assert_int_equal(run("--format cap keys"), 2);
     assert_int_equal(run("--nonsense keys"), 2);
     assert_int_equal(run("--help"), 0);
     assert_says(out, "--exact");

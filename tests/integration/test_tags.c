@@ -724,6 +724,46 @@ who_looks_between_clock_and_tag_is_not_misled(void **state)
     close_instance(&a);
 }
 
+/* Evicted right after the invalidation has written it, and made again by a reader before the clock has moved. */
+static void
+a_tag_that_is_evicted_within_its_invalidation_revives_nothing(void **state)
+{
+    struct world   *w     = *state;
+    struct store    store = STORE(.answer = load_tagged);
+    struct notes    notes = { .w = w };
+    char            now[512], clock[256];
+    struct instance a, reader;
+    struct slow     slow;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s", "coherence.mode", "none", "l1.max_bytes", "0");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    assert_int_equal(near_invalidate_tag(a.cache, "none of ours"), NEAR_OK);
+    begin_slowly(w, &slow, "none");
+    sleep_ms(15); /* so that the value is of the clock's present moment */
+    assert_fetch(a.cache, "k", "v1");
+    store.newer++;
+    memset(notes.before, 0, sizeof(notes.before));
+    read_notes(w, notes.before, sizeof(notes.before));
+    assert_true(test_wait_for(have_changed, &notes, 10000));
+    evict(w, "*=k");
+    OPEN(w, &reader, "ttl", "60s", "coherence.mode", "none", "l1.max_bytes", "0");
+    near_cache_set_loader(reader.cache, load_from_store, &store);
+    assert_fetch(reader.cache, "k", "v1"); /* it has not been acknowledged */
+    memset(now, 0, sizeof(now));
+    read_notes(w, now, sizeof(now));
+    memcpy(clock, notes.before, sizeof(clock));
+    assert_memory_equal(now, clock,
+                        sizeof(clock)); /* and the clock stands where it did: else nothing is tried here */
+    close_instance(&reader);
+    end_slowly(&slow);
+    OPEN(w, &reader, "ttl", "60s", "coherence.mode", "none", "l1.max_bytes", "0");
+    near_cache_set_loader(reader.cache, load_from_store, &store);
+    assert_fetch(reader.cache, "k", "v2");
+    close_instance(&reader);
+    close_instance(&a);
+}
+
 #define OVER_SHARED(test) OVER(memory, test), OVER(redis, test), OVER(both, test), OVER(memcached, test)
 #define OVER_ALL(test)    OVER(none, test), OVER_SHARED(test)
 #define OVER_HEARD(test)  OVER(memory, test), OVER(redis, test), OVER(both, test)
@@ -747,6 +787,7 @@ main(void)
         OVER_SHARED(invalidations_at_once_never_step_back),
         OVER(redis, a_slow_invalidation_does_not_undo_a_quicker_one),
         OVER(redis, who_looks_between_clock_and_tag_is_not_misled),
+        OVER(redis, a_tag_that_is_evicted_within_its_invalidation_revives_nothing),
     };
     return TEST_MAIN(tests, NULL, NULL);
 }

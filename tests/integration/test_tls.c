@@ -1073,10 +1073,96 @@ two_clients_over_tls_are_coherent(void **state)
 static struct test_cluster *cluster;
 static int                  clean_up(void **state);
 
-static void
-two_clients_of_a_cluster_over_tls_are_coherent(void **state)
+/* Is this key in L1, and would it be served from there? */
+static bool
+in_l1(near_cache *cache, const char *key)
 {
-    char crt[128], key[128];
+    near_get_options options = NEAR_GET_OPTIONS_INIT;
+    near_value      *value   = NULL;
+    near_status      status;
+
+    options.flags = NEAR_ONLY_L1;
+    status        = near_get_with(cache, near_key(key), &options, &value);
+    near_value_release(value);
+    return status == NEAR_OK;
+}
+
+static int
+is_tracking(void *ctx)
+{
+    near_stats s = NEAR_STATS_INIT;
+
+    return near_stats_get(ctx, &s) == NEAR_OK && s.bus_tracking != 0 && s.bus_connected != 0 &&
+           near_fence(ctx, 1000) == NEAR_OK;
+}
+
+/* Somebody who is none of us changes it, at whichever primary takes it. */
+static void
+change_at_its_primary(const char *key)
+{
+    char out[100];
+    bool changed = false;
+
+    for (unsigned node = 0; node < cluster->nodes && !changed; node++)
+        changed =
+            test_cluster_ask(cluster, node, out, sizeof(out), 3, (const char *[]){ "SET", key, "foreign" });
+    assert_true(changed);
+}
+
+/* A tracker per primary, over TLS to the ports for it: also from an address that names no other node. */
+static void
+assert_tracked(const char *text)
+{
+    near_error   error  = { 0 };
+    near_config *config = near_config_new();
+    near_client *client = NULL;
+    near_cache  *cache;
+    unsigned     heard = 0, with_tracking = 0;
+
+    for (int mode = 0; mode < 2; mode++) { /* pubsub is the control */
+        near_config_free(config);
+        config = near_config_new();
+        assert_int_equal(near_config_set(config, "l2.uri", text, NULL), NEAR_OK);
+        assert_int_equal(near_config_set(config, "coherence.mode", mode == 0 ? "tracking" : "pubsub", NULL),
+                         NEAR_OK);
+        assert_int_equal(near_config_set(config, "tls.ca_file", path_of("ca.crt"), NULL), NEAR_OK);
+        assert_int_equal(near_config_set(config, "l2.timeout", "5s", NULL), NEAR_OK);
+        assert_int_equal(near_client_open(config, &client, &error), NEAR_OK);
+        assert_int_equal(near_cache_open(client, "t", NULL, &cache, &error), NEAR_OK);
+        if (mode == 0)
+            assert_true(test_wait_for(is_tracking, client, 10000 * test_slack()));
+        for (unsigned i = 0; i < 12; i++) {
+            char key[8], wire[16];
+
+            snprintf(key, sizeof(key), "k%u", i);
+            snprintf(wire, sizeof(wire), "nc:t:k%u", i);
+            assert_int_equal(near_put(cache, near_key(key), near_key("ours"), NULL), NEAR_OK);
+            assert_int_equal(near_fence(client, -1), NEAR_OK);
+            if (mode == 0 && !in_l1(cache, key)) { /* our own write was told of, too */
+                near_value *value = NULL;
+
+                assert_int_equal(near_get(cache, near_key(key), &value), NEAR_OK);
+                near_value_release(value);
+            }
+            assert_true(in_l1(cache, key));
+            change_at_its_primary(wire);
+            assert_int_equal(near_fence(client, -1), NEAR_OK);
+            heard += !in_l1(cache, key);
+        }
+        if (mode == 0)
+            with_tracking = heard;
+        near_cache_close(cache);
+        assert_int_equal(near_client_close(client, NULL), NEAR_OK);
+    }
+    near_config_free(config);
+    assert_int_equal(with_tracking, 12);
+    assert_int_equal(heard - with_tracking, 0);
+}
+
+static void
+clients_of_a_cluster_over_tls_are_coherent_and_told_of_keys(void **state)
+{
+    char crt[128], key[128], one[64];
 
     (void)state;
     test_need_server(good.server);
@@ -1089,6 +1175,9 @@ two_clients_of_a_cluster_over_tls_are_coherent(void **state)
     assert_non_null(cluster);
     assert_memory_equal(cluster->uri, "rediss-cluster://", 17);
     assert_coherent(cluster->uri);
+    assert_tracked(cluster->uri);
+    snprintf(one, sizeof(one), "rediss-cluster://localhost:%d", cluster->tls_port[1]);
+    assert_tracked(one);
 }
 
 static int
@@ -1225,7 +1314,8 @@ main(void)
         TLS_TEST(P3_a_forked_child_says_nothing_on_the_parents_connection),
         TLS_TEST(two_clients_over_tls_are_coherent),
         TLS_TEST(a_sentinel_and_its_master_over_tls),
-        cmocka_unit_test_teardown(two_clients_of_a_cluster_over_tls_are_coherent, clean_up_cluster),
+        cmocka_unit_test_teardown(clients_of_a_cluster_over_tls_are_coherent_and_told_of_keys,
+                                  clean_up_cluster),
         TLS_TEST(a_client_refuses_what_it_cannot_use_when_it_opens),
     };
 

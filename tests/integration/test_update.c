@@ -7,6 +7,9 @@
  */
 #include "world.h"
 
+#include "client/flight.h"
+#include "harness/proxy.h"
+
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -399,70 +402,171 @@ begin_held(struct writer *writer, struct db *db, pthread_t *thread)
     assert_true(test_wait_for(has_held, db, 10000));
 }
 
+/* A writer whose store holds, and a reader in another instance. */
+struct pair {
+    struct db       db;
+    struct instance a, b;
+    uint32_t        old, number; /* of key0: before, and what is being written */
+    struct writer   writer;
+    pthread_t       thread;
+};
+
+static void
+open_writer(struct world *w, struct pair *pair)
+{
+    *pair = (struct pair){ .db = DB(), .old = fresh(), .number = fresh() };
+    clear_page();
+    open_on(w, &pair->a, &pair->db, "store.timeout", "60s");
+    assert_int_equal(update(&pair->a, 0, pair->old), NEAR_OK);
+}
+
+static void
+writing_begins(struct pair *pair)
+{
+    pair->writer = (struct writer){ .in = &pair->a, .number = pair->number };
+    begin_held(&pair->writer, &pair->db, &pair->thread);
+}
+
+static void
+writing_ends(struct pair *pair, bool commits)
+{
+    release(&pair->db, commits, 0, pair->number);
+    pthread_join(pair->thread, NULL);
+    assert_int_equal(pair->writer.status, NEAR_OK);
+}
+
+static void
+close_pair(struct pair *pair)
+{
+    close_instance(&pair->a);
+    close_instance(&pair->b);
+}
+
 static void
 readers_load_and_keep_nothing_meanwhile(void **state)
 {
-    struct world   *w  = *state;
-    struct db       db = DB();
-    struct instance a, b;
-    uint32_t        old = fresh(), number = fresh();
-    struct writer   writer = { .in = &a, .number = number };
-    pthread_t       thread;
+    struct world    *w = *state;
+    struct pair      pair;
+    struct instance *a = &pair.a, *b = &pair.b;
 
     NEEDS(w);
-    clear_page();
-    open_on(w, &a, &db, "store.timeout", "60s");
-    OPEN_ON(w, &b, NULL);
-    assert_int_equal(update(&a, 0, old), NEAR_OK);
-    assert_fetch(b.cache, "key0", text_of(old)); /* and b keeps it */
-    begin_held(&writer, &db, &thread);
-    if (near_fence(b.client, 5000) == NEAR_OK) {
-        assert_fetch(b.cache, "key0", text_of(old));
-        assert_int_equal(fetch(b.cache, "key0").info.source, NEAR_FROM_LOADER);
-        assert_int_equal(fetch(b.cache, "key0").info.source, NEAR_FROM_LOADER);
+    open_writer(w, &pair);
+    OPEN_ON(w, b, NULL);
+    assert_fetch(b->cache, "key0", text_of(pair.old)); /* and b keeps it */
+    writing_begins(&pair);
+    if (near_fence(b->client, 5000) == NEAR_OK) {
+        assert_fetch(b->cache, "key0", text_of(pair.old));
+        assert_int_equal(fetch(b->cache, "key0").info.source, NEAR_FROM_LOADER);
+        assert_int_equal(fetch(b->cache, "key0").info.source, NEAR_FROM_LOADER);
     }
-    assert_int_equal(fetch(a.cache, "key0").info.source, NEAR_FROM_LOADER);
-    assert_false(l2_has(&b, "key0"));
-    assert_int_equal(near_expire(b.cache, near_key("key0")), NEAR_OK); /* leaves the mark alone */
-    assert_int_equal(fetch(b.cache, "key0").info.source, NEAR_FROM_LOADER);
-    assert_int_equal(fetch(b.cache, "key0").info.source, NEAR_FROM_LOADER);
-    release(&db, true, 0, number);
-    pthread_join(thread, NULL);
-    assert_int_equal(writer.status, NEAR_OK);
-    await_fetch(b.cache, "key0", text_of(number));
-    assert_fetch(a.cache, "key0", text_of(number));
-    close_instance(&a);
-    close_instance(&b);
+    assert_int_equal(fetch(a->cache, "key0").info.source, NEAR_FROM_LOADER);
+    assert_false(l2_has(b, "key0"));
+    assert_int_equal(near_expire(b->cache, near_key("key0")), NEAR_OK); /* leaves the mark alone */
+    assert_int_equal(fetch(b->cache, "key0").info.source, NEAR_FROM_LOADER);
+    assert_int_equal(fetch(b->cache, "key0").info.source, NEAR_FROM_LOADER);
+    writing_ends(&pair, true);
+    await_fetch(b->cache, "key0", text_of(pair.number));
+    assert_fetch(a->cache, "key0", text_of(pair.number));
+    close_pair(&pair);
 }
 
 /* A mark is evicted, an older value loaded in between: the writer finds it and takes it away. */
 static void
 a_lost_mark_is_noticed(void **state)
 {
-    struct world   *w  = *state;
-    struct db       db = DB();
-    struct instance a, b;
-    uint32_t        old = fresh(), number = fresh();
-    struct writer   writer = { .in = &a, .number = number };
-    pthread_t       thread;
+    struct world    *w = *state;
+    struct pair      pair;
+    struct instance *b = &pair.b;
 
     NEEDS(w);
-    clear_page();
-    open_on(w, &a, &db, "store.timeout", "60s");
-    OPEN_ON(w, &b, NULL);
-    assert_int_equal(update(&a, 0, old), NEAR_OK);
-    begin_held(&writer, &db, &thread);
-    assert_int_equal(near_remove(b.cache, near_key("key0")), NEAR_OK);
-    assert_fetch(b.cache, "key0", text_of(old));
-    assert_true(l2_has(&b, "key0"));
-    release(&db, true, 0, number);
-    pthread_join(thread, NULL);
-    assert_int_equal(writer.status, NEAR_OK);
-    assert_fetch(a.cache, "key0", text_of(number));
-    await_fetch(b.cache, "key0", text_of(number));
-    assert_int_equal(stats_of(&a).marks_met, 1);
-    close_instance(&a);
-    close_instance(&b);
+    open_writer(w, &pair);
+    OPEN_ON(w, b, NULL);
+    writing_begins(&pair);
+    assert_int_equal(near_remove(b->cache, near_key("key0")), NEAR_OK);
+    assert_fetch(b->cache, "key0", text_of(pair.old));
+    assert_true(l2_has(b, "key0"));
+    writing_ends(&pair, true);
+    assert_fetch(pair.a.cache, "key0", text_of(pair.number));
+    await_fetch(b->cache, "key0", text_of(pair.number));
+    assert_int_equal(stats_of(&pair.a).marks_met, 1);
+    close_pair(&pair);
+}
+
+static int
+key1_is_in_l1(void *ctx)
+{
+    return fetch(((struct instance *)ctx)->cache, "key1").info.source == NEAR_FROM_L1;
+}
+
+/* A hedge loads before L2 has said that the key is being written: L1 keeps that only once L2 has said that it is not. */
+static _Atomic bool hedges_keep; /* the control: at once */
+
+bool __real_near__flight_hold(near_cache *cache, struct near__flight *flight, struct near__entry *entry);
+bool __wrap_near__flight_hold(near_cache *cache, struct near__flight *flight, struct near__entry *entry);
+bool
+__wrap_near__flight_hold(near_cache *cache, struct near__flight *flight, struct near__entry *entry)
+{
+    return hedges_keep || __real_near__flight_hold(cache, flight, entry);
+}
+
+/* What a hedge's reader reads of key0 when the store has been changed and nobody has said so; and before, and then. */
+static void
+hedge_beside_a_writer(struct world *w, char *text, struct pair *numbers)
+{
+    struct test_server *server = w->memcached != NULL ? w->memcached : w->redis;
+    struct test_proxy  *proxy;
+    struct pair         pair;
+    struct instance    *b = &pair.b;
+    uint32_t            other;
+
+    proxy = test_proxy_start(server);
+    open_writer(w, &pair);
+    OPEN(w, b, "l2.uri", test_proxy_unix_uri(proxy), "coherence.uri", w->redis->uri, "l2.hedge_after",
+         "50ms");
+    near_cache_set_loader(b->cache, load_fn, NULL);
+    commit(1, other = fresh());
+    assert_fetch(b->cache, "key2", "[2]"); /* connected, and it knows the generation */
+    writing_begins(&pair);
+    assert_int_equal(near_fence(b->client, 5000), NEAR_OK);
+    sleep_ms(300); /* the first beat of a sender may empty L1 */
+
+    test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_DELAY, TEST_DOWN, .ms = 300 });
+    assert_fetch(b->cache, "key0", text_of(pair.old));
+    assert_fetch(b->cache, "key1", text_of(other));
+    assert_true(stats_of(b).hedges >= 2);
+    assert_true(test_wait_for(key1_is_in_l1, b, 10000 * test_slack())); /* L2 had nothing against that one */
+    commit(0, pair.number); /* and of that nobody hears, for the writer may die now */
+    strcpy(text, fetch(b->cache, "key0").text);
+    *numbers = pair;
+
+    writing_ends(&pair, false);
+    test_proxy_heal(proxy);
+    close_pair(&pair);
+    test_proxy_stop(&proxy);
+}
+
+static void
+a_hedge_keeps_nothing_that_is_being_written(void **state)
+{
+    struct pair numbers;
+    char        text[64];
+
+    NEEDS((struct world *)*state);
+    hedge_beside_a_writer(*state, text, &numbers);
+    assert_string_equal(text, text_of(numbers.number));
+}
+
+static void
+control_a_hedge_that_keeps_at_once_is_stale(void **state)
+{
+    struct pair numbers;
+    char        text[64];
+
+    NEEDS((struct world *)*state);
+    hedges_keep = true;
+    hedge_beside_a_writer(*state, text, &numbers);
+    hedges_keep = false;
+    assert_string_equal(text, text_of(numbers.old));
 }
 
 /* Two at once: whatever the order in which the store does them, nothing older than the store remains. */
@@ -993,6 +1097,25 @@ a_put_if_absent_replaces_nothing(void **state)
     close_instance(&b);
 }
 
+/* Bytes of somebody else that have no version cannot be told from a winner of a moment later: they count as there. */
+static void
+foreign_bytes_are_in_the_way_of_conditions(void **state)
+{
+    static const char *const set[] = { "SET", "nc:things:raw", "abc" };
+    struct world            *w     = *state;
+    struct instance          a;
+    char                     reply[32];
+
+    NEEDS(w);
+    OPEN_ON(w, &a, NULL);
+    assert_true(test_redis_command(w->redis, reply, sizeof(reply), 3, set));
+    assert_int_equal(put_if(&a, "raw", "1", NEAR_IF_ABSENT, NULL), NEAR_ERR_CONFLICT);
+    assert_int_equal(add(&a, "raw", 1, 1, NULL), NEAR_ERR_CONFLICT);
+    assert_int_equal(near_remove(a.cache, near_key("raw")), NEAR_OK);
+    assert_int_equal(put_if(&a, "raw", "1", NEAR_IF_ABSENT, NULL), NEAR_OK);
+    close_instance(&a);
+}
+
 static near_value *
 held(const struct instance *in, const char *key, unsigned flags)
 {
@@ -1226,6 +1349,9 @@ main(void)
         OVER(redis, a_writer_may_die_in_the_store),
         OVER(memcached, a_writer_may_die_in_the_store),
         OVER(redis, without_a_mark_that_leaves_the_old_value),
+        OVER(redis, a_hedge_keeps_nothing_that_is_being_written),
+        OVER(memcached, a_hedge_keeps_nothing_that_is_being_written),
+        OVER(redis, control_a_hedge_that_keeps_at_once_is_stale),
         OVER(redis, an_intent_makes_that_good),
         OVER(redis, l2_in_trouble_does_not_stop_the_store),
         OVER(redis, or_does_if_told_so),
@@ -1240,6 +1366,7 @@ main(void)
         OVER(memory, a_put_if_absent_replaces_nothing),
         OVER(redis, a_put_if_absent_replaces_nothing),
         OVER(memcached, a_put_if_absent_replaces_nothing),
+        OVER(redis, foreign_bytes_are_in_the_way_of_conditions),
         OVER(none, a_put_if_unchanged_knows_its_version),
         OVER(memory, a_put_if_unchanged_knows_its_version),
         OVER(redis, a_put_if_unchanged_knows_its_version),

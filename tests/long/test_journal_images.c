@@ -101,11 +101,12 @@ write_one(struct run *run, size_t most)
 static void
 note_safe(struct run *run)
 {
-    uint64_t synced  = near__journal_synced(run->journal);
-    long     changes = (long)test_disk_changes(&run->disk);
+    struct near__journal_state state;
+    long                       changes = (long)test_disk_changes(&run->disk);
 
+    near__journal_state(run->journal, &state);
     for (size_t i = run->n; i > 0 && run->facts[i - 1].safe == NEVER; i--)
-        if (run->facts[i - 1].sequence <= synced)
+        if (run->facts[i - 1].sequence <= state.synced)
             run->facts[i - 1].safe = changes;
 }
 

@@ -151,9 +151,9 @@ enum { KEYS_MOST = 64, STATUSES = 32, MANY = 12 };
 
 struct trouble {
     near_cache  *cache;
-    unsigned     keys;
-    int64_t      deadline; /* ns: the configured one */
-    int64_t      until;    /* ms */
+    unsigned     keys, base; /* keys [base, base + keys) are this one's */
+    int64_t      deadline;   /* ns: the configured one */
+    int64_t      until;      /* ms */
     bool         lossy; /* the server may come back empty, or late writes arrive: no version is the least */
     _Atomic bool stop;
     _Atomic unsigned started[KEYS_MOST], acked[KEYS_MOST];
@@ -210,7 +210,7 @@ check(struct trouble *t, unsigned key, unsigned least, near_status status, near_
     int64_t version;
 
     if (status == NEAR_OK) {
-        version = version_of(near_value_bytes(value), key);
+        version = version_of(near_value_bytes(value), t->base + key);
         if (version < (t->lossy ? 0 : (int64_t)least) || version > (int64_t)t->started[key]) {
             t->wrong++;
             t->stale += version >= 0 && version < (int64_t)least;
@@ -227,7 +227,7 @@ read_one(struct actor *a)
     char        name[32];
     near_value *value;
     int64_t     began  = now_ns();
-    near_status status = near_get(a->t->cache, make_key(name, key), &value);
+    near_status status = near_get(a->t->cache, make_key(name, a->t->base + key), &value);
 
     keep_time(a->t, began, 1);
     tally(a, status);
@@ -249,7 +249,7 @@ read_many(struct actor *a)
     for (unsigned i = 0; i < MANY; i++) {
         key[i]   = (unsigned)(test_random(&a->random) % a->t->keys);
         least[i] = a->t->acked[key[i]];
-        keys[i]  = make_key(names[i], key[i]);
+        keys[i]  = make_key(names[i], a->t->base + key[i]);
     }
     began = now_ns();
     near_get_many(a->t->cache, keys, MANY, values, statuses);
@@ -268,9 +268,9 @@ write_one(struct actor *a)
     unsigned    key = (unsigned)(test_random(&a->random) % (a->t->keys / a->writers)) * a->writers + a->self;
     unsigned    version = ++a->t->started[key];
     char        name[32], value[VALUE_MOST];
-    near_bytes  bytes  = { value, make_value(value, key, version) };
+    near_bytes  bytes  = { value, make_value(value, a->t->base + key, version) };
     int64_t     began  = now_ns();
-    near_status status = near_put(a->t->cache, make_key(name, key), bytes, NULL);
+    near_status status = near_put(a->t->cache, make_key(name, a->t->base + key), bytes, NULL);
 
     keep_time(a->t, began, 2);
     tally(a, status);
@@ -366,9 +366,10 @@ write_all(struct trouble *t)
 
     for (unsigned key = 0; key < t->keys; key++) {
         unsigned   version = ++t->started[key];
-        near_bytes bytes   = { value, make_value(value, key, version) };
+        near_bytes bytes   = { value, make_value(value, t->base + key, version) };
 
-        for (int tries = 0; near_put(t->cache, make_key(name, key), bytes, NULL) != NEAR_OK; tries++) {
+        for (int tries = 0; near_put(t->cache, make_key(name, t->base + key), bytes, NULL) != NEAR_OK;
+             tries++) {
             assert_true(tries < 1000);
             usleep(2000);
         }
@@ -376,46 +377,103 @@ write_all(struct trouble *t)
     }
 }
 
+/* All keys are there, as written, and have been for a moment: where a first put was given up on a busy machine, its removal comes later. */
+static void
+write_all_to_stay(struct trouble *t)
+{
+    char    name[32];
+    int64_t until = test_now_ms() + 20000, since;
+
+    write_all(t);
+    for (since = test_now_ms(); test_now_ms() - since < 100 && test_now_ms() < until; usleep(2000))
+        for (unsigned key = 0; key < t->keys; key++) {
+            near_value *got;
+            near_bytes  named = make_key(name, t->base + key);
+
+            if (near_get(t->cache, named, &got) != NEAR_OK) {
+                char value[VALUE_MOST];
+
+                since = test_now_ms();
+                near_put(t->cache, named,
+                         (near_bytes){ value, make_value(value, t->base + key, t->acked[key]) }, NULL);
+            }
+            near_value_release(got);
+        }
+}
+
 /* ---- replies late or cut at any byte */
+
+/* Most of the time of such a client is waiting, so several of them share the proxy where many faults are wanted. */
+enum { GANGS = 6 };
+
+static struct gang {
+    struct instance a;
+    struct trouble  t;
+    struct actor    actors[ACTORS];
+} gangs[GANGS];
+
+static void
+gang_open(struct gang *gang, const struct world *w, unsigned base)
+{
+    memset(&gang->t, 0, sizeof(gang->t));
+    gang->t.keys     = 48;
+    gang->t.base     = base;
+    gang->t.deadline = 10 * NEAR_MS;
+    open_through(w, test_proxy_unix_uri(proxy), &gang->a, "10ms");
+    gang->t.cache = gang->a.cache;
+    write_all(&gang->t);
+}
+
+static void
+gang_check(struct gang *gang, int64_t worst_noise)
+{
+    struct trouble *t = &gang->t;
+
+    print_message(
+        "    %llu calls: %llu wrong (%llu stale), %llu too late; at most %lld us beyond the deadline\n",
+        (unsigned long long)t->calls, (unsigned long long)t->wrong, (unsigned long long)t->stale,
+        (unsigned long long)t->late, (long long)t->worst / 1000);
+    print_statuses(t);
+    assert_int_equal(t->wrong, 0);
+    assert_true(t->worst <= bound_ns(allowed_ns(), worst_noise));
+    assert_documented(t, false);
+}
 
 static void
 test_row15_no_reply_answers_another_request(void **state)
 {
-    struct world   *w = *state;
-    struct trouble  t = { .keys = 48, .deadline = 10 * NEAR_MS };
-    struct actor    actors[ACTORS];
-    struct instance a;
-    size_t          faults = test_sized(300, 100000, 1000000);
-    int64_t         until  = test_budget_ends(), worst_noise;
-    uint64_t        spoilt;
+    struct world *w      = *state;
+    size_t        faults = test_sized(300, 100000, 1000000), n = test_sized(1, GANGS, GANGS);
+    int64_t       until = test_budget_ends_after(6), worst_noise;
+    uint64_t      spoilt, good = 0;
 
     NEEDS(w);
     proxy = test_proxy_start(server_of(w));
     assert_non_null(proxy);
-    open_through(w, test_proxy_unix_uri(proxy), &a, "10ms");
-    t.cache = a.cache;
-    write_all(&t);
+    for (unsigned i = 0; i < n; i++)
+        gang_open(&gangs[i], w, i * KEYS_MOST);
     noise_begin();
     test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_ERRATIC, TEST_DOWN, 20, 8 });
-    start_actors(actors, &t);
+    for (size_t i = 0; i < n; i++)
+        start_actors(gangs[i].actors, &gangs[i].t);
     while ((spoilt = test_proxy_spoilt(proxy)) < faults && test_now_ms() < until)
         sleep_ms(5);
-    join_actors(actors, &t);
+    for (size_t i = 0; i < n; i++)
+        gangs[i].t.stop = true;
+    for (size_t i = 0; i < n; i++)
+        join_actors(gangs[i].actors, &gangs[i].t);
     worst_noise = noise_end();
     test_proxy_heal(proxy);
-    print_message("%llu replies late or cut, at %u different offsets, %llu calls: %llu wrong (%llu stale), "
-                  "%llu too late; at "
-                  "most %lld us beyond the deadline (a sleeping thread: %lld us)\n",
-                  (unsigned long long)spoilt, test_proxy_offsets(proxy), (unsigned long long)t.calls,
-                  (unsigned long long)t.wrong, (unsigned long long)t.stale, (unsigned long long)t.late,
-                  (long long)t.worst / 1000, (long long)worst_noise / 1000);
-    print_statuses(&t);
-    assert_int_equal(t.wrong, 0);
-    assert_true(t.worst <= bound_ns(allowed_ns(), worst_noise));
-    assert_true(tallied(&t, NEAR_OK) > spoilt);
+    print_message("%llu replies late or cut, at %u different offsets (a sleeping thread: %lld us late)\n",
+                  (unsigned long long)spoilt, test_proxy_offsets(proxy), (long long)worst_noise / 1000);
+    for (size_t i = 0; i < n; i++) {
+        gang_check(&gangs[i], worst_noise);
+        good += tallied(&gangs[i].t, NEAR_OK);
+    }
+    assert_true(good > spoilt);
     assert_true(spoilt >= (test_level() == TEST_CHECK ? faults : 1));
-    assert_documented(&t, false);
-    close_instance(&a);
+    for (size_t i = 0; i < n; i++)
+        close_instance(&gangs[i].a);
 }
 
 /* The control: clients that use a connection again after a timeout, as many do. */
@@ -869,6 +927,26 @@ gather(near_cache *cache, const near_bytes *keys, const int *owners, unsigned ro
     return result;
 }
 
+/* All keys are there, and have been for a moment: where a first put was given up on a busy machine, its removal comes later. */
+static void
+put_to_stay(near_cache *cache, const near_bytes *keys)
+{
+    int64_t until = test_now_ms() + 20000, since = test_now_ms();
+
+    for (bool first = true; first || (test_now_ms() - since < 100 && test_now_ms() < until); first = false)
+        for (unsigned k = 0; k < RING_KEYS; k++) {
+            near_value *got = NULL;
+            char        value[VALUE_MOST];
+
+            if (!first && near_get(cache, keys[k], &got) == NEAR_OK) {
+                near_value_release(got);
+                continue;
+            }
+            near_put(cache, keys[k], (near_bytes){ value, make_value(value, k, 1) }, NULL);
+            since = test_now_ms();
+        }
+}
+
 static void
 test_dead_and_silent_servers_of_a_ring_do_not_hold_up_the_rest(void **state)
 {
@@ -878,8 +956,10 @@ test_dead_and_silent_servers_of_a_ring_do_not_hold_up_the_rest(void **state)
     near_bytes      keys[RING_KEYS];
     int             owners[RING_KEYS];
     unsigned        counts[RING] = { 0 }, rounds = (unsigned)test_sized(100, 5000, 50000);
+    /* `make check` runs beside other programs: there a live server, and a caller, may have to wait long for a processor */
+    int64_t         deadline = (test_level() == TEST_CHECK ? 1000 : 50) * NEAR_MS;
     struct gathered whole, first, open;
-    int64_t         until;
+    int64_t         until, worst_noise;
 
     (void)state;
     for (int i = 0; i < RING; i++) {
@@ -887,27 +967,29 @@ test_dead_and_silent_servers_of_a_ring_do_not_hold_up_the_rest(void **state)
             skip();
         sprintf(uri + strlen(uri), "%s127.0.0.1:%d", i > 0 ? "," : "", ring[i]->port);
     }
-    open_through(&w, uri, &a, "50ms");
-    for (unsigned k = 0; k < RING_KEYS; k++) {
-        char value[VALUE_MOST];
-
+    open_through(&w, uri, &a, test_level() == TEST_CHECK ? "1s" : "50ms");
+    for (unsigned k = 0; k < RING_KEYS; k++)
         keys[k] = make_key(names[k], k);
-        assert_int_equal(near_put(a.cache, keys[k], (near_bytes){ value, make_value(value, k, 1) }, NULL),
-                         NEAR_OK);
+    put_to_stay(a.cache, keys);
+    for (unsigned k = 0; k < RING_KEYS; k++) {
         owners[k] = owner_of(names[k]);
         assert_in_range(owners[k], 0, RING - 1);
         counts[owners[k]]++;
     }
     for (int i = 0; i < RING; i++)
         assert_true(counts[i] > RING_KEYS / RING / 4);
+    noise_begin();
     whole = gather(a.cache, keys, owners, rounds, false);
-    assert_int_equal(whole.wrong, 0);
+    if (whole.wrong > 0)
+        print_message("%u answers of a whole ring wrong, such as: %s\n", whole.wrong,
+                      near_status_text(whole.instead));
     test_server_kill(ring[0]);
     test_server_pause(ring[1]);
     first = gather(a.cache, keys, owners, 1, true); /* pays a deadline, and hears of all live ones */
     for (until = test_now_ms() + (test_level() == TEST_CHECK ? 300 : 1000); test_now_ms() < until;)
         gather(a.cache, keys, owners, 1, true);
-    open = gather(a.cache, keys, owners, rounds, true);
+    open        = gather(a.cache, keys, owners, rounds, true);
+    worst_noise = noise_end();
     print_message(
         "%u keys on a ring of %d: p50 %lld us, p99 %lld us; with one dead and one silent: first %lld us, "
         "then p50 %lld us, p99 %lld us; %u answers wrong\n",
@@ -917,9 +999,10 @@ test_dead_and_silent_servers_of_a_ring_do_not_hold_up_the_rest(void **state)
     if (first.wrong + open.wrong > 0)
         print_message("    such as: %s; %s\n", near_status_text(first.instead),
                       near_status_text(open.instead));
+    assert_int_equal(whole.wrong, 0);
     assert_int_equal(first.wrong, 0);
     assert_int_equal(open.wrong, 0);
-    assert_true(first.p50 <= 50 * NEAR_MS + allowed_ns());
+    assert_true(first.p50 <= bound_ns(deadline + allowed_ns(), worst_noise));
     assert_true(open.p50 - whole.p50 <= NEAR_MS * (int64_t)test_slack());
     /* nobody's keys have gone elsewhere, and the silent one answers for its own again */
     test_server_resume(ring[1]);
@@ -1200,6 +1283,7 @@ struct same {
     unsigned          rounds;
     pthread_barrier_t barrier;
     _Atomic unsigned  wrong;
+    _Atomic int       instead; /* the status of one of those */
 };
 
 static void *
@@ -1216,7 +1300,10 @@ want_the_same(void *ctx)
 
         pthread_barrier_wait(&same->barrier);
         status = near_get(same->cache, bytes, &value);
-        same->wrong += status != NEAR_OK || version_of(near_value_bytes(value), key) != 1;
+        if (status != NEAR_OK || version_of(near_value_bytes(value), key) != 1) {
+            same->wrong++;
+            same->instead = status;
+        }
         near_value_release(value);
     }
     return NULL;
@@ -1255,7 +1342,7 @@ test_identical_keys_in_flight_are_asked_once(void **state)
     assert_non_null(proxy);
     open_through(w, test_proxy_unix_uri(proxy), &a, "2s");
     t.cache = same.cache = a.cache;
-    write_all(&t);
+    write_all_to_stay(&t);
     pthread_barrier_init(&same.barrier, NULL, SAME);
     test_proxy_fault(proxy, (struct test_fault){ TEST_FAULT_DELAY, TEST_DOWN, 10, 0 });
     asked = asked_of(w);
@@ -1267,10 +1354,14 @@ test_identical_keys_in_flight_are_asked_once(void **state)
     asked = asked_of(w) - asked;
     print_message("%d threads wanted the same key %u times: the server was asked for %.1f keys each time\n",
                   SAME, same.rounds, (double)asked / same.rounds);
+    if (same.wrong > 0)
+        print_message("    %u answers wrong, such as: %s\n", same.wrong,
+                      near_status_text((near_status)same.instead));
     assert_int_equal(same.wrong, 0);
     /* Those that are sent together, a few times per connection: one that is under way already may be older than a write that the
-     * caller has seen acknowledged, so nobody joins it.  Twice, for the generation is read besides. */
-    assert_true(asked <= 2 * 8 * same.rounds);
+     * caller has seen acknowledged, so nobody joins it.  Twice, for the generation is read besides; and on a busy machine they do not
+     * come together. */
+    assert_true(asked <= (test_level() == TEST_CHECK ? SAME / 2 : 2 * 8) * same.rounds);
     close_instance(&a);
 }
 
@@ -1500,11 +1591,12 @@ test_servers_that_appear_later_are_found(void **state)
 {
     struct world *w      = *state;
     size_t        rounds = test_sized(2, 100, 1000), n = 0;
-    int64_t      *back = calloc(rounds, sizeof(*back)), until = test_budget_ends();
+    int64_t      *back = calloc(rounds, sizeof(*back)), until = test_budget_ends(), worst_noise;
     unsigned      lost   = 0;
     uint64_t      random = 11;
 
     NEEDS(w);
+    noise_begin();
     for (; n < rounds && test_now_ms() < until && lost == 0; n++) {
         struct trouble  t = { .keys = 48, .deadline = 50 * NEAR_MS, .lossy = true };
         struct actor    actors[ACTORS];
@@ -1528,13 +1620,17 @@ test_servers_that_appear_later_are_found(void **state)
         assert_documented(&t, false);
         close_instance(&a);
     }
+    worst_noise = noise_end();
     qsort(back, n, sizeof(*back), by_size);
     print_message(
         "opened without a server %zu times: all %d threads answered p50 %lld us, at most %lld us after it "
-        "had come\n",
-        n, ACTORS, (long long)back[n / 2] / 1000, (long long)back[n - 1] / 1000);
+        "had come (a sleeping thread: %lld us late)\n",
+        n, ACTORS, (long long)back[n / 2] / 1000, (long long)back[n - 1] / 1000,
+        (long long)worst_noise / 1000);
     assert_int_equal(lost, 0);
-    assert_true(back[n - 1] <= (test_level() == TEST_CHECK ? 1500 : 200) * (int64_t)test_slack() * NEAR_MS);
+    assert_true(
+        back[n - 1] <=
+        bound_ns((test_level() == TEST_CHECK ? 1500 : 200) * (int64_t)test_slack() * NEAR_MS, worst_noise));
     free(back);
 }
 
@@ -1691,7 +1787,7 @@ test_row14_hostile_replies_are_survived(void **state)
     struct trouble  t = { .keys = 48, .deadline = 50 * NEAR_MS };
     struct instance a;
     size_t          connections = test_sized(300, 100000, 10000000);
-    int64_t         until       = test_budget_ends(), worst_noise;
+    int64_t         until       = test_budget_ends_after(6), worst_noise;
     int             status      = 0;
     bool            ended;
     pid_t           child;

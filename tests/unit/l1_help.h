@@ -40,11 +40,47 @@ l1_config(size_t max_bytes, size_t max_entries, unsigned shards, const char *pol
                                      .hash        = hash_again };
 }
 
+#ifdef NEAR_TEST_POOLS
+/* The same tests over an L1 of so many pools, each as large as the one would be; entries move with each write or fill. */
+static inline unsigned
+pool_by_turns(void *ctx, near_bytes key, size_t value_size)
+{
+    static _Atomic uint32_t turn;
+
+    (void)ctx;
+    (void)key;
+    (void)value_size;
+    return 1 + (atomic_fetch_add(&turn, 1) * UINT32_C(0x9E3779B1) >> 16) % NEAR_TEST_POOLS;
+}
+
+static inline void
+make_pools(struct near__l1_config *config, struct near__l1_domain pools[NEAR_TEST_POOLS])
+{
+    for (int i = 0; i < NEAR_TEST_POOLS; i++)
+        pools[i] = (struct near__l1_domain){
+            .max_bytes = config->max_bytes < SIZE_MAX / NEAR_TEST_POOLS ? config->max_bytes
+                                                                        : SIZE_MAX / NEAR_TEST_POOLS,
+            .policy    = config->policy,
+        };
+    config->pools_n = NEAR_TEST_POOLS;
+    config->pools   = pools;
+    config->pool_of = pool_by_turns;
+}
+#endif
+
 /* An L1 that is there, or the test ends. */
 static inline struct near__l1 *
-l1_open_with(const struct near__l1_config *config)
+l1_open_with(const struct near__l1_config *wanted)
 {
-    struct near__l1 *l1 = NULL;
+    struct near__l1        *l1     = NULL;
+    struct near__l1_config  used   = *wanted;
+    struct near__l1_config *config = &used;
+#ifdef NEAR_TEST_POOLS
+    struct near__l1_domain pools[NEAR_TEST_POOLS];
+
+    if (used.max_bytes > 0)
+        make_pools(&used, pools);
+#endif
 
     assert_int_equal(near__l1_new(&l1, config), NEAR_OK);
     assert_non_null(l1);

@@ -93,6 +93,10 @@ null_handles_and_pointers_are_refused(void **state)
     assert_int_equal(near_load_key(NULL).size, 0);
     assert_int_equal(near_load_set(NULL, key), NEAR_ERR_INVALID);
     near_load_ttl(NULL, 1);
+    assert_int_equal(near_load_pool(NULL, 1), NEAR_ERR_INVALID);
+    near_cache_set_pool_fn(NULL, NULL, NULL);
+    assert_int_equal(near_pool_number(NULL, "hot"), 0);
+    assert_true(near_pool_resize(NULL, 1, 1 << 20, NULL) < 0);
     near_load_fail(NULL, NEAR_ERR_LOADER);
     near_load_not_found(NULL);
 }

@@ -4,46 +4,20 @@
  */
 #include "integration/world.h"
 
+#include "client/scheduler.h"
+#include "harness/shortage.h"
 #include "harness/sink.h"
 
-static _Atomic long countdown = -1; /* -1: none fails; 0: all do */
-static _Atomic bool sticky;
+static _Atomic bool no_timers;
 
-static bool
-fails(void)
+near_status __real_near__timer_arm_by(struct near__scheduler *scheduler, struct near__timer *timer,
+                                      int64_t when);
+near_status __wrap_near__timer_arm_by(struct near__scheduler *scheduler, struct near__timer *timer,
+                                      int64_t when);
+near_status
+__wrap_near__timer_arm_by(struct near__scheduler *scheduler, struct near__timer *timer, int64_t when)
 {
-    long left = atomic_load(&countdown);
-
-    while (left > 0)
-        if (atomic_compare_exchange_weak(&countdown, &left, left - 1))
-            return false;
-    if (left < 0)
-        return false;
-    if (!sticky)
-        atomic_store(&countdown, -1);
-    return true;
-}
-
-void *__real_malloc(size_t size);
-void *__wrap_malloc(size_t size);
-void *__real_calloc(size_t n, size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void *__real_realloc(void *memory, size_t size);
-void *__wrap_realloc(void *memory, size_t size);
-void *
-__wrap_malloc(size_t size)
-{
-    return fails() ? NULL : __real_malloc(size);
-}
-void *
-__wrap_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : __real_calloc(n, size);
-}
-void *
-__wrap_realloc(void *memory, size_t size)
-{
-    return fails() ? NULL : __real_realloc(memory, size);
+    return no_timers ? NEAR_ERR_NOMEM : __real_near__timer_arm_by(scheduler, timer, when);
 }
 
 WORLD(none, TIER_NONE)
@@ -57,6 +31,7 @@ one_round(const struct world *w, long n, bool all_from_then)
     struct sink             *sink           = calloc(1, sizeof(*sink));
     char                     expected[3][8] = { "v0", "", "v0" };
     struct instance          a;
+    long                     before;
     bool                     done;
 
     pthread_mutex_init(&sink->lock, NULL);
@@ -64,8 +39,8 @@ one_round(const struct world *w, long n, bool all_from_then)
     near_cache_set_store(a.cache, sink_store, sink);
     assert_int_equal(near_update(a.cache, near_key("old"), near_key("v0"), NULL), NEAR_OK);
     assert_int_equal(near_update(a.cache, near_key("gone"), near_key("v0"), NULL), NEAR_OK);
-    sticky    = all_from_then;
-    countdown = n;
+    before = shortage_count;
+    shortage_begin(n, all_from_then);
     for (unsigned i = 0; i < 3; i++) {
         near_status status = i == 2 ? near_erase(a.cache, near_key(keys[i]))
                                     : near_update(a.cache, near_key(keys[i]), near_key("v1"), NULL);
@@ -76,8 +51,8 @@ one_round(const struct world *w, long n, bool all_from_then)
             assert_int_equal(status, NEAR_ERR_NOMEM);
     }
     near_flush(a.client, all_from_then ? 5 : 5000);
-    done      = countdown != 0 && (all_from_then || countdown > 0);
-    countdown = -1;
+    shortage_end();
+    done = shortage_count == before;
     assert_int_equal(near_flush(a.client, 10000 * test_slack()), NEAR_OK);
     for (unsigned i = 0; i < 3; i++) {
         near_value *value;
@@ -108,11 +83,36 @@ test_every_allocation_fails_once_and_for_good(void **state)
     }
 }
 
+static int
+has_two(void *ctx)
+{
+    return ((struct sink *)ctx)->writes == 2;
+}
+
+/* Without memory for its timer a queue waits for the next change, not for a full batch. */
+static void
+a_timer_that_was_not_armed_is_armed_by_the_next_change(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+
+    OPEN(w, &a, "write.policy", "back", "write_back.interval", "10ms");
+    near_cache_set_store(a.cache, sink_store, sink);
+    no_timers = true;
+    assert_int_equal(near_update(a.cache, near_key("k"), near_key("v"), NULL), NEAR_OK);
+    no_timers = false;
+    assert_int_equal(near_update(a.cache, near_key("l"), near_key("v"), NULL), NEAR_OK);
+    assert_true(test_wait_for(has_two, sink, 5000 * test_slack()));
+    close_instance(&a);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         OVER(none, test_every_allocation_fails_once_and_for_good),
+        OVER(none, a_timer_that_was_not_armed_is_armed_by_the_next_change),
         OVER(memory, test_every_allocation_fails_once_and_for_good),
     };
 

@@ -8,6 +8,9 @@
 #include "harness/test.h"
 
 #include "base/crc32c.h"
+#include "base/hash.h"
+#include "base/le.h"
+#include "base/thread.h"
 #include "journal.h"
 #include "journal_file.h"
 
@@ -191,6 +194,12 @@ state_of(struct near__journal *journal)
     return state;
 }
 
+static uint64_t
+synced_of(struct near__journal *journal)
+{
+    return state_of(journal).synced;
+}
+
 /* ---- bytes */
 
 static void
@@ -300,6 +309,110 @@ test_header(void **state)
     header.predecessor = 9; /* its own: a chain without an end */
     near__segment_encode(bytes, &header);
     assert_false(near__segment_decode(&again, bytes, sizeof(bytes)));
+}
+
+/* Headers whose checksum is right and whose numbers are not: each number alone is enough. */
+static void
+test_header_limits(void **state)
+{
+    const struct near__segment_header good = { .size            = NEAR__SEGMENT_MAX,
+                                               .segment         = 9,
+                                               .predecessor     = 8,
+                                               .predecessor_end = NEAR__SEGMENT_MAX,
+                                               .floor           = 9,
+                                               .first_sequence  = UINT64_MAX >> 2 };
+    struct near__segment_header       bad[8], again;
+    uint8_t                           bytes[NEAR__SEGMENT_HEADER];
+
+    (void)state;
+    for (size_t i = 0; i < NEAR_COUNT_OF(bad); i++)
+        bad[i] = good;
+    near__segment_encode(bytes, &bad[0]);
+    assert_true(near__segment_decode(&again, bytes, sizeof(bytes)));
+    bad[0].use             = NEAR__SEGMENT_DEAD + 1;
+    bad[1].size            = NEAR__SEGMENT_HEADER - 1;
+    bad[2].size            = NEAR__SEGMENT_MAX + 1u;
+    bad[3]                 = (struct near__segment_header){ .size = 4096 }; /* segment 0 */
+    bad[4].predecessor     = 9;
+    bad[5].floor           = 10;
+    bad[6].predecessor_end = NEAR__SEGMENT_MAX + 1u;
+    bad[7].first_sequence  = (UINT64_MAX >> 2) + 1;
+    for (size_t i = 0; i < NEAR_COUNT_OF(bad); i++) {
+        near__segment_encode(bytes, &bad[i]);
+        if (near__segment_decode(&again, bytes, sizeof(bytes)))
+            fail_msg("number %zu", i);
+    }
+    bad[0] = good;
+    near__segment_encode(bytes, &bad[0]);
+    bytes[8] ^= 2; /* another version */
+    assert_false(near__segment_decode(&again, bytes, sizeof(bytes)));
+    bytes[8] ^= 2;
+    bytes[0] ^= 1; /* another magic */
+    assert_false(near__segment_decode(&again, bytes, sizeof(bytes)));
+}
+
+/* The record in `bytes`, with its checksum made right again. */
+static bool
+verifies(const uint8_t *bytes, size_t size, size_t sealed)
+{
+    struct near__record_view view;
+    uint8_t                  copy[256];
+    uint32_t                 checksum = near__crc32c(0, bytes + 4, sealed - 4);
+
+    memcpy(copy, bytes, size);
+    for (int i = 0; i < 4; i++)
+        copy[i] = (uint8_t)(checksum >> 8 * i);
+    return near__record_decode(&view, copy, size, 7);
+}
+
+/* Records whose checksum is right and whose parts do not fit. */
+static void
+test_record_forms(void **state)
+{
+    struct near__journal_record record = put_of("key", "some data"); /* 40 and 5 + 3 + 9, 7 of padding */
+    struct near__record_view    view;
+    uint8_t                     good[64], bytes[256];
+
+    (void)state;
+    near__record_encode(good, &record, 77, NEAR_OK);
+    near__record_seal(good, 7, 5, 512);
+    assert_true(verifies(good, 64, 64));
+#define SPOILT(at, value) (memcpy(bytes, good, 64), bytes[at] = (uint8_t)(value), verifies(bytes, 64, 64))
+    assert_false(SPOILT(23, 0x40));                /* a number that was never given */
+    assert_false(SPOILT(34, 8));                   /* more padding than rounding takes */
+    assert_false(SPOILT(36, 25));                  /* a key that ends behind the record */
+    assert_false(SPOILT(33, 20));                  /* a cache's name that does, behind the key */
+    assert_false(SPOILT(33, 0));                   /* no cache */
+    assert_false(SPOILT(32, 0));                   /* kinds that there are not, with a cache */
+    assert_false(SPOILT(32, NEAR__JOURNAL_ERASE)); /* with data */
+    assert_false(SPOILT(32, NEAR__JOURNAL_DONE));  /* with a cache and a key */
+    assert_false(SPOILT(4, 56));                   /* shorter than its parts */
+    assert_true(SPOILT(34, 0));                    /* zeros may be data */
+#undef SPOILT
+    memcpy(bytes, good, 64);
+    bytes[4] = 60; /* no multiple of 8 */
+    assert_false(verifies(bytes, 64, 60));
+    bytes[4] = 32; /* less than its header */
+    assert_false(verifies(bytes, 64, 32));
+    assert_false(near__record_read(&view, good, NEAR__RECORD_HEADER - 1));
+
+    record = (struct near__journal_record){ .kind = NEAR__JOURNAL_END };
+    near__record_encode(bytes, &record, 77, NEAR_OK);
+    near__record_seal(bytes, 7, 5, 512);
+    assert_true(verifies(bytes, 40, 40));
+    bytes[32] = NEAR__JOURNAL_DONE; /* of nothing */
+    assert_true(verifies(bytes, 40, 40));
+    bytes[32] = 3 + NEAR__JOURNAL_DONE;
+    assert_false(verifies(bytes, 40, 40));
+    bytes[32] = NEAR__JOURNAL_DONE;
+    bytes[36] = 8; /* a key and no cache */
+    bytes[4]  = 48;
+    memset(bytes + 40, 0, 8);
+    assert_false(verifies(bytes, 48, 48));
+    bytes[36] = 0; /* 8 bytes of data: no whole range */
+    assert_false(verifies(bytes, 48, 48));
+    bytes[32] = NEAR__JOURNAL_END; /* that has no data at all */
+    assert_false(verifies(bytes, 48, 48));
 }
 
 /* ---- a life after the other */
@@ -510,6 +623,47 @@ open_descriptors(void)
     return n;
 }
 
+/* Holds the child of a fork before the journal's own handler closes its descriptors: as a machine under load does. */
+static int hold_child = -1;
+
+static void
+child_is_slow(void)
+{
+    char byte;
+
+    if (hold_child >= 0 && read(hold_child, &byte, 1) != 1)
+        _exit(2);
+}
+
+/* Whoever forks may close the journal and open it again, however late the child is. */
+static void
+test_slow_fork(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_ALWAYS);
+    struct near__journal        *journal = opened(&options);
+    near_error                   error;
+    int                          to_child[2], child_status;
+    near_status                  status;
+    pid_t                        child;
+
+    (void)state;
+    assert_int_equal(pipe(to_child), 0);
+    hold_child = to_child[0];
+    child      = fork();
+    if (child == 0)
+        _exit(open_descriptors() == 0 ? 0 : 1);
+    hold_child = -1;
+    put_now(journal, "a", "1");
+    assert_int_equal(near__journal_close(journal, NULL), NEAR_OK);
+    status = open_status(&options, &error);
+    assert_int_equal(write(to_child[1], "", 1), 1);
+    assert_int_equal(waitpid(child, &child_status, 0), child);
+    assert_int_equal(child_status, 0);
+    assert_int_equal(status, NEAR_OK);
+    close(to_child[0]);
+    close(to_child[1]);
+}
+
 /* The child has no descriptor of it, writes nothing, and does not keep the lock when the parent is gone. */
 static void
 test_fork(void **state)
@@ -532,7 +686,7 @@ test_fork(void **state)
 
         good = good && near__journal_commit(journal, first, NEAR_NEVER) == NEAR_ERR_FORKED;
         good = good && near__journal_sync(journal, first, NEAR_NEVER) == NEAR_ERR_FORKED;
-        good = good && near__journal_tick(journal) == NEAR_ERR_FORKED && near__journal_synced(journal) == 0;
+        good = good && near__journal_tick(journal) == NEAR_ERR_FORKED && synced_of(journal) == 0;
         near__journal_done(journal, &first, 1);
         good = good &&
                near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, NULL) == NEAR_ERR_FORKED;
@@ -612,8 +766,7 @@ commit_some(void *ctx)
         uint64_t sequence = 0;
 
         if (try_put(ctx, "key", "value", &sequence) != NEAR_OK ||
-            near__journal_commit(ctx, sequence, NEAR_NEVER) != NEAR_OK ||
-            near__journal_synced(ctx) < sequence)
+            near__journal_commit(ctx, sequence, NEAR_NEVER) != NEAR_OK || synced_of(ctx) < sequence)
             return ctx;
     }
     return NULL;
@@ -680,7 +833,7 @@ test_no_lock_while_syncing(void **state)
 static int
 is_synced(void *ctx)
 {
-    return near__journal_synced(ctx) > 0;
+    return synced_of(ctx) > 0;
 }
 
 static void
@@ -692,7 +845,7 @@ test_interval(void **state)
     (void)state;
     atomic_store(&slow.hold, 1);
     sequence = put_now(journal, "a", "1"); /* waits for nothing */
-    assert_int_equal(near__journal_synced(journal), 0);
+    assert_int_equal(synced_of(journal), 0);
     while (atomic_load(&slow.inside) == 0) /* the journal's thread is at it */
         usleep(200);
     assert_int_equal(near__journal_sync(journal, sequence, near__now(&near__clock_system) + 20 * NEAR_MS),
@@ -701,7 +854,7 @@ test_interval(void **state)
     assert_true(test_wait_for(is_synced, journal, 2000));
     sequence = put_now(journal, "b", "2");
     assert_int_equal(near__journal_sync(journal, sequence, NEAR_NEVER), NEAR_OK);
-    assert_int_equal(near__journal_synced(journal), sequence);
+    assert_int_equal(synced_of(journal), sequence);
     near__journal_close(journal, NULL);
 }
 
@@ -782,6 +935,71 @@ test_bounded(void **state)
     assert_string_equal(replay(journal).text, "pinned=since ever");
     near__journal_close(journal, NULL);
     test_disk_free(&disk);
+}
+
+/* Dead letters up to their bound, nothing free without copying, groups as large as may be pending with a record as large as may be: the files, all together, stay within the bound. */
+static void
+test_bounded_in_all(void **state)
+{
+    enum { ALIVE = 10, GROUP = 31, VALUE = 4000, LARGE = 130000 };
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[VALUE], large[LARGE];
+    uint64_t                     alive[ALIVE + GROUP], dead = 0, most = 0;
+    size_t                       n = 0;
+
+    (void)state;
+    test_disk_init(&disk);
+    options       = memory_options(&disk);
+    options.fsync = NEAR__FSYNC_NONE;
+    journal       = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    memset(large, 'v', sizeof(large) - 1);
+    while (near__journal_dead(journal,
+                              &(struct near__journal_record){ NEAR__JOURNAL_PUT, near_key("cache"),
+                                                              near_key("k"), near_key(value) },
+                              1, NEAR_ERR_INVALID) == NEAR_OK)
+        dead += VALUE;
+    assert_in_range(dead, options.max_bytes / 10, options.max_bytes / 8);
+    put_now(journal, "pinned", "since ever"); /* so that no segment is free by itself */
+    for (int round = 0; round < 60; round++) {
+        uint64_t last = 0;
+
+        for (int i = 1; i < GROUP && try_put(journal, "k", value, &last) == NEAR_OK; i++)
+            alive[n++] = last;
+        if (try_put(journal, "k", large, &last) == NEAR_OK) /* else there is no room at the moment */
+            near__journal_done(journal, &last, 1);
+        assert_int_equal(near__journal_commit(journal, last, NEAR_NEVER), NEAR_OK);
+        most = test_disk_bytes(&disk) > most ? test_disk_bytes(&disk) : most;
+        if (n > ALIVE) {
+            near__journal_done(journal, alive, n - ALIVE);
+            memmove(alive, alive + (n - ALIVE), ALIVE * sizeof(*alive));
+            n = ALIVE;
+        }
+        test_disk_settle(&disk);
+    }
+    print_message("%llu bytes at most\n", (unsigned long long)most);
+    assert_in_range(most, options.max_bytes / 2, options.max_bytes);
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+/* A range that needs memory to be looked through, and gets none: its records must not come back as if they were not done. */
+static void
+test_done_without_memory(void **state)
+{
+    struct near__index index = { .count = 0 };
+
+    (void)state;
+    assert_true(near__index_add(&index, 5, 100, NULL, 0));
+    allocations         = 0;
+    allocation_fails_at = 1;
+    assert_false(near__index_done_range(&index, 0, UINT32_MAX));
+    allocation_fails_at = 0;
+    assert_true(near__index_done_range(&index, 0, UINT32_MAX));
+    assert_null(near__index_find(&index, 5));
+    near__index_fini(&index);
 }
 
 /* A segment that is needed and cannot be read any more holds all that follow: then writes are refused, before the bound is passed; until it is
@@ -931,6 +1149,276 @@ test_replaced(void **state)
     assert_null(test_disk_file(&disk, "0000000000000001.seg", &acknowledged)); /* then it goes */
     near__journal_close(journal, NULL);
     test_disk_free(&disk);
+}
+
+/* ---- everything at once */
+
+/* Each fifth fsync fails: never two that follow each other, so no failure sticks. */
+static struct {
+    struct near__disk disk;
+    atomic_uint       syncs;
+    atomic_bool       refused, dead; /* has been seen */
+    atomic_bool       over;
+} crowd;
+
+static int
+flaky_sync(void *ctx, int fd)
+{
+    int result = near__disk_system.sync(ctx, fd);
+
+    usleep(300);
+    return atomic_fetch_add(&crowd.syncs, 1) % 5 == 4 ? -EIO : result;
+}
+
+enum { CROWD = 6, OWN = 512, CROWD_MS = 300 };
+
+/* One who writes, and what of it the journal owes at the end. */
+struct one {
+    struct near__journal    *journal;
+    enum near__journal_fsync fsync;
+    uint64_t                 seed, owed[OWN];
+    size_t                   n;
+    unsigned                 outcomes[32], dead;
+    bool                     wrong;
+};
+
+static int64_t
+some_deadline(struct one *one)
+{
+    uint64_t n = test_random(&one->seed) % 8;
+
+    return n < 4 ? NEAR_NEVER : near__now(&near__clock_system) + (int64_t)(n - 4) * 200 * 1000;
+}
+
+static near_status
+ask(struct one *one, uint64_t sequence)
+{
+    if (one->fsync == NEAR__FSYNC_INTERVAL || test_random(&one->seed) % 2 == 0)
+        return near__journal_sync(one->journal, sequence, some_deadline(one));
+    return near__journal_commit(one->journal, sequence, some_deadline(one));
+}
+
+static void
+pay(struct one *one)
+{
+    near__journal_done(one->journal, one->owed, one->n);
+    one->n = 0;
+}
+
+/* A large one, so that the journal is full at times; then what is owed is done. */
+static near_status
+write_one(struct one *one)
+{
+    static const char           data[4000];
+    struct near__journal_record record = put_of("crowd", "");
+    uint64_t                    sequence;
+    near_status                 status;
+
+    record.data = (near_bytes){ data, sizeof(data) };
+    status      = near__journal_write(one->journal, &record, &sequence);
+    if (status == NEAR_ERR_BUSY || one->n == OWN) {
+        atomic_store(&crowd.refused, true);
+        pay(one);
+        usleep(200);
+    }
+    if (status != NEAR_OK)
+        return status;
+    status = ask(one, sequence);
+    if (status == NEAR_OK)
+        one->owed[one->n++] = sequence;
+    if (test_random(&one->seed) % 16 == 0 &&
+        near__journal_dead(one->journal, &record, sequence, NEAR_ERR_INVALID) == NEAR_OK) {
+        one->dead++;
+        atomic_store(&crowd.dead, true);
+    }
+    if (status != NEAR_OK)
+        near__journal_done(one->journal, &sequence, 1);
+    return status;
+}
+
+static void *
+write_in_crowd(void *ctx)
+{
+    struct one *one    = ctx;
+    near_status status = NEAR_OK;
+
+    while (status != NEAR_ERR_CLOSED) {
+        status = write_one(one);
+        one->outcomes[(unsigned)-status % NEAR_COUNT_OF(one->outcomes)]++;
+        one->wrong =
+            one->wrong || (status != NEAR_OK && status != NEAR_ERR_BUSY && status != NEAR_ERR_TIMEOUT &&
+                           status != NEAR_ERR_UNAVAILABLE && status != NEAR_ERR_CLOSED);
+    }
+    near__journal_release(one->journal);
+    return NULL;
+}
+
+static bool
+pass_over(void *ctx, const struct near__journal_record *record, uint64_t sequence)
+{
+    (void)ctx;
+    (void)record;
+    (void)sequence;
+    return true;
+}
+
+static void *
+replay_in_crowd(void *ctx)
+{
+    while (!atomic_load(&crowd.over)) {
+        near__journal_replay(ctx, near_key("cache"), ALL_KINDS, pass_over, NULL);
+        near__journal_tick(ctx);
+        usleep(1000);
+    }
+    return NULL;
+}
+
+static void
+join_in_time(pthread_t thread)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += 20 * test_slack();
+    if (pthread_timedjoin_np(thread, NULL, &until) != 0)
+        fail_msg("somebody sleeps for ever");
+}
+
+struct found {
+    uint64_t *sequences;
+    size_t    n;
+};
+
+static bool
+find(void *ctx, const struct near__journal_record *record, uint64_t sequence)
+{
+    struct found *found = ctx;
+
+    (void)record;
+    found->sequences[found->n++] = sequence;
+    return true;
+}
+
+/* What was acknowledged and not done is there in the next life. */
+static void
+assert_nothing_lost(const struct one *ones, const struct near__journal_options *options)
+{
+    struct near__journal *journal = opened(options);
+    struct found          found   = { calloc(state_of(journal).live + 1, sizeof(uint64_t)), 0 };
+
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, find, &found), NEAR_OK);
+    for (unsigned i = 0; i < CROWD; i++)
+        for (size_t k = 0; k < ones[i].n; k++) {
+            size_t at = 0;
+
+            while (at < found.n && found.sequences[at] != ones[i].owed[k])
+                at++;
+            if (at == found.n)
+                fail_msg("%llu was acknowledged, and is lost", (unsigned long long)ones[i].owed[k]);
+        }
+    free(found.sequences);
+    near__journal_close(journal, NULL);
+}
+
+static void
+say_what_became(const struct one *ones)
+{
+    unsigned sums[5] = { 0 };
+
+    for (unsigned i = 0; i < CROWD; i++) {
+        assert_false(ones[i].wrong);
+        sums[0] += ones[i].outcomes[0];
+        sums[1] += ones[i].outcomes[(unsigned)-NEAR_ERR_TIMEOUT % 32];
+        sums[2] += ones[i].outcomes[(unsigned)-NEAR_ERR_UNAVAILABLE % 32];
+        sums[3] += ones[i].outcomes[(unsigned)-NEAR_ERR_BUSY % 32];
+        sums[4] += ones[i].dead;
+    }
+    print_message("%u committed, %u late, %u told of a failure, %u refused, %u dead letters\n", sums[0],
+                  sums[1], sums[2], sums[3], sums[4]);
+    assert_true(sums[0] > 0);
+    assert_true(sums[3] > 0);
+    assert_true(sums[4] > 0);
+}
+
+static void
+crowd_with(enum near__journal_fsync fsync)
+{
+    struct near__journal_options options = real_options(fsync);
+    struct one                   ones[CROWD];
+    pthread_t                    threads[CROWD], reader;
+    struct near__journal        *journal;
+
+    crowd.disk      = near__disk_system;
+    crowd.disk.sync = flaky_sync;
+    atomic_store(&crowd.syncs, 0);
+    atomic_store(&crowd.over, false);
+    atomic_store(&crowd.refused, false);
+    atomic_store(&crowd.dead, false);
+    options.disk = &crowd.disk;
+    journal      = opened(&options);
+    for (unsigned i = 0; i < CROWD; i++) {
+        ones[i] = (struct one){ .journal = journal, .fsync = fsync, .seed = i + 1 };
+        near__journal_hold(journal);
+        assert_int_equal(pthread_create(&threads[i], NULL, write_in_crowd, &ones[i]), 0);
+    }
+    assert_int_equal(pthread_create(&reader, NULL, replay_in_crowd, journal), 0);
+    for (int ms = 0; ms < 10000 && (ms < CROWD_MS || !crowd.refused || !crowd.dead); ms++)
+        usleep(1000);
+    atomic_store(&crowd.over, true);
+    join_in_time(reader);
+    near__journal_close(journal, NULL);
+    for (unsigned i = 0; i < CROWD; i++)
+        join_in_time(threads[i]);
+    say_what_became(ones);
+    options.disk = NULL;
+    assert_nothing_lost(ones, &options);
+}
+
+/* Short deadlines, fsyncs that fail, a journal that is full, dead letters, replays, and a close in the middle of it. */
+static void
+test_crowd(void **state)
+{
+    (void)state;
+    crowd_with(NEAR__FSYNC_ALWAYS);
+}
+
+static void
+test_crowd_with_interval(void **state)
+{
+    (void)state;
+    crowd_with(NEAR__FSYNC_INTERVAL);
+}
+
+static void
+test_crowd_without_fsync(void **state)
+{
+    (void)state;
+    crowd_with(NEAR__FSYNC_NONE);
+}
+
+/* Who came too late for a group writes the next one: nobody else is there to do it. */
+static void
+test_next_in_turn(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_ALWAYS);
+    struct near__journal        *journal = open_slowly(NEAR__FSYNC_ALWAYS, 0);
+    pthread_t                    first, second;
+
+    (void)state;
+    near__journal_close(journal, NULL);
+    options.disk   = &slow.disk;
+    options.manual = true;
+    journal        = opened(&options);
+    atomic_store(&slow.hold, 1);
+    assert_int_equal(pthread_create(&first, NULL, commit_one, journal), 0);
+    while (atomic_load(&slow.inside) == 0)
+        usleep(200);
+    assert_int_equal(pthread_create(&second, NULL, commit_one, journal), 0);
+    usleep(20000); /* it is asleep by then, or the row says less */
+    atomic_store(&slow.hold, 0);
+    join_in_time(first);
+    join_in_time(second);
+    near__journal_close(journal, NULL);
 }
 
 /* ---- failures */
@@ -1485,6 +1973,774 @@ test_damaged_dead_letters(void **state)
     }
 }
 
+/* ---- odd disks */
+
+/* What the disk says of its `odd_look`-th file or directory, from 1 on. */
+static struct {
+    struct test_disk disk;
+    int (*status)(void *ctx, int fd, struct near__disk_status *status);
+    unsigned looks, odd_look;
+    int      result;
+    uint64_t shrunk;
+    bool     theirs, irregular;
+} odd;
+
+static int
+odd_status(void *ctx, int fd, struct near__disk_status *status)
+{
+    int result = odd.status(ctx, fd, status);
+
+    if (++odd.looks != odd.odd_look)
+        return result;
+    if (odd.shrunk > 0)
+        status->size = odd.shrunk;
+    status->ours      = status->ours && !odd.theirs;
+    status->regular   = status->regular && !odd.irregular;
+    status->directory = status->directory && !odd.irregular;
+    return odd.result;
+}
+
+static int
+odd_lock(void *ctx, int fd)
+{
+    (void)ctx, (void)fd;
+    return odd.result;
+}
+
+static struct near__journal_options
+odd_options(void)
+{
+    memset(&odd, 0, sizeof(odd));
+    test_disk_init(&odd.disk);
+    odd.status           = odd.disk.disk.status;
+    odd.disk.disk.status = odd_status;
+    return memory_options(&odd.disk);
+}
+
+/* Directory, lock and segment, each of somebody else, of another kind, or not to be looked at. */
+static void
+test_what_the_disk_says_of_files(void **state)
+{
+    struct near__journal_options options = odd_options();
+    near_error                   error;
+    unsigned                     looks;
+
+    (void)state;
+    write_three_puts(&options);
+    odd.looks = 0;
+    assert_int_equal(open_status(&options, &error), NEAR_OK);
+    looks = odd.looks;
+    assert_true(looks >= 3); /* the directory, the lock, the segment */
+    for (odd.odd_look = 1; odd.odd_look <= 3; odd.odd_look++) {
+        odd.looks  = 0;
+        odd.result = -EIO;
+        assert_int_equal(open_status(&options, &error), NEAR_ERR_UNAVAILABLE);
+        odd.looks = odd.result = 0;
+        odd.theirs             = true;
+        assert_int_equal(open_status(&options, &error), NEAR_ERR_DENIED);
+        odd.looks     = 0;
+        odd.theirs    = false;
+        odd.irregular = true;
+        assert_int_equal(open_status(&options, &error), NEAR_ERR_DENIED);
+        odd.irregular = false;
+    }
+    odd.odd_look = 0;
+    assert_int_equal(open_status(&options, &error), NEAR_OK); /* and nothing was lost by it */
+    test_disk_free(&odd.disk);
+}
+
+static void
+test_locks_that_fail(void **state)
+{
+    struct near__journal_options options = odd_options();
+    near_error                   error;
+
+    (void)state;
+    odd.disk.disk.lock = odd_lock;
+    odd.result         = -EIO;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_UNAVAILABLE);
+    assert_non_null(strstr(error.text, "cannot lock it"));
+    odd.result = -EWOULDBLOCK; /* and who has it has not yet signed */
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_BUSY);
+    assert_non_null(strstr(error.text, "process 0"));
+    test_disk_free(&odd.disk);
+}
+
+/* A file that somebody cuts between two looks: no memory is taken for what it has not. */
+static void
+test_a_file_that_shrinks(void **state)
+{
+    struct near__journal_options options = odd_options();
+    near_error                   error;
+
+    (void)state;
+    write_three_puts(&options);
+    odd.shrunk   = 600;
+    odd.odd_look = 4; /* directory, lock, header, records */
+    odd.looks    = 0;
+    assert_true(open_status(&options, &error) != NEAR_OK);
+    odd.odd_look = 3;
+    odd.looks    = 0;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_PROTOCOL); /* less than its header says */
+    odd.shrunk = 100;
+    odd.looks  = 0;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_PROTOCOL);
+    assert_non_null(strstr(error.text, "cut short"));
+    odd.odd_look = 0;
+    assert_int_equal(open_status(&options, &error), NEAR_OK);
+    test_disk_free(&odd.disk);
+}
+
+/* Change the header of a segment and make its checksum right again. */
+static void
+spoil_header(struct test_disk *disk, const char *name, void (*spoil)(struct near__segment_header *header))
+{
+    struct near__segment_header header;
+    size_t                      size;
+    uint8_t                    *bytes = test_disk_file(disk, name, &size);
+
+    assert_true(near__segment_decode(&header, bytes, size));
+    spoil(&header);
+    near__segment_encode(bytes, &header);
+}
+
+static void
+another_number(struct near__segment_header *header)
+{
+    header->segment += 16;
+}
+
+static void
+another_use(struct near__segment_header *header)
+{
+    header->use ^= NEAR__SEGMENT_DEAD;
+}
+
+static void
+another_size(struct near__segment_header *header)
+{
+    header->size *= 2;
+}
+
+static void
+another_origin(struct near__segment_header *header)
+{
+    header->origin ^= 1;
+}
+
+static void
+an_early_end(struct near__segment_header *header)
+{
+    header->predecessor_end = NEAR__SEGMENT_HEADER - 8;
+}
+
+static void
+a_late_end(struct near__segment_header *header)
+{
+    header->predecessor_end = NEAR__SEGMENT_MAX;
+}
+
+static void
+another_end(struct near__segment_header *header)
+{
+    header->predecessor_checksum ^= 1;
+}
+
+static void
+no_predecessor(struct near__segment_header *header)
+{
+    header->predecessor = 0;
+}
+
+/* Headers that are whole and lie: refused, and what is behind them is saved.  An origin is what records verify by: what stands behind another one
+ * is nobody's. */
+static void
+test_headers_that_lie(void **state)
+{
+    static const struct {
+        const char *name;
+        void (*spoil)(struct near__segment_header *header);
+        const char *keys;
+    } rows[] = {
+        { "0000000000000002.seg", another_number, "abcdefghi" },
+        { "0000000000000002.seg", another_use, "abcdefghi" },
+        { "0000000000000002.seg", another_size, "abcdefghi" },
+        { "0000000000000002.seg", another_origin, "abcdefghi" },
+        { "0000000000000001.seg", another_size, "abcdefghi" },
+        { "0000000000000002.seg", an_early_end, "abcdefghi" },
+        { "0000000000000002.seg", a_late_end, "abcdefghi" },
+        { "0000000000000002.seg", another_end, "abcdefghi" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < NEAR_COUNT_OF(rows); i++) {
+        struct test_disk             disk;
+        struct near__journal_options options;
+        near_error                   error;
+        char                         keys[40];
+
+        test_disk_init(&disk);
+        options = memory_options(&disk);
+        write_three_segments(&disk);
+        spoil_header(&disk, rows[i].name, rows[i].spoil);
+        if (open_status(&options, &error) != NEAR_ERR_PROTOCOL)
+            fail_msg("row %zu", i);
+        options.salvage = true;
+        assert_string_equal(keys_of(&options, keys), rows[i].keys);
+        options.salvage = false;
+        assert_string_equal(keys_of(&options, keys), rows[i].keys);
+        test_disk_free(&disk);
+    }
+}
+
+/* The chain says what belongs to the log: what it does not lead to is free, for salvaging it counts. */
+static void
+test_a_chain_that_ends_early(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    char                         keys[40];
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    write_three_segments(&disk);
+    spoil_header(&disk, "0000000000000003.seg", no_predecessor);
+    options.salvage = true;
+    assert_string_equal(keys_of(&options, keys), "abcdefghi");
+    test_disk_free(&disk);
+}
+
+static void
+test_dead_letters_that_lie(void **state)
+{
+    static void (*const spoil[])(struct near__segment_header *) = { another_number, another_use };
+    struct near__journal_record record                          = put_of("poison", "a cup");
+
+    (void)state;
+    for (size_t i = 0; i < NEAR_COUNT_OF(spoil); i++) {
+        struct test_disk             disk;
+        struct near__journal_options options;
+        struct near__journal        *journal;
+        near_error                   error;
+        char                         keys[40];
+
+        test_disk_init(&disk);
+        options = memory_options(&disk);
+        journal = opened(&options);
+        put_now(journal, "a", "1");
+        assert_int_equal(near__journal_dead(journal, &record, 1, NEAR_ERR_CONFLICT), NEAR_OK);
+        near__journal_close(journal, NULL);
+        spoil_header(&disk, "0000000000000002.dead", spoil[i]);
+        assert_int_equal(open_status(&options, &error), NEAR_ERR_PROTOCOL);
+        options.salvage = true;
+        assert_string_equal(keys_of(&options, keys), "a");
+        assert_int_equal(dead_letters_in(&options), 1);
+        test_disk_free(&disk);
+    }
+}
+
+/* ---- the system's disk */
+
+static int
+stop_at_once(void *ctx, const char *name)
+{
+    (void)name;
+    ++*(int *)ctx;
+    return -ENOMEM;
+}
+
+static int
+count_names(void *ctx, const char *name)
+{
+    (void)name;
+    ++*(int *)ctx;
+    return 0;
+}
+
+static void
+test_system_disk_says_errno(void **state)
+{
+    const struct near__disk *disk = &near__disk_system;
+    struct near__disk_status status;
+    char                     byte = 'x', path[4096];
+    int                      n    = 0, directory, fd;
+    size_t                   used;
+
+    (void)state;
+    assert_int_equal(disk->status(NULL, -1, &status), -EBADF);
+    assert_int_equal(disk->read(NULL, -1, &byte, 1, 0), -EBADF);
+    assert_int_equal(disk->write(NULL, -1, &byte, 1, 0), -EBADF);
+    assert_int_equal(disk->list(NULL, -1, count_names, &n), -EBADF);
+    directory = disk->open_directory(NULL, place, false);
+    assert_true(directory >= 0);
+    assert_int_equal(disk->list(NULL, directory, stop_at_once, &n), -ENOMEM); /* what the visitor says */
+    assert_int_equal(n, 1);
+    fd = disk->open(NULL, directory, "file", NEAR__DISK_NEW);
+    assert_true(fd >= 0);
+    assert_int_equal(disk->open(NULL, directory, "file", NEAR__DISK_NEW), -EEXIST);
+    assert_int_equal(disk->allocate(NULL, fd, 0), -EOPNOTSUPP); /* the caller then tries resize() */
+    assert_int_equal(near__disk_write_all(disk, fd, "abc", 3, 0), 0);
+    assert_int_equal(near__disk_read_all(disk, fd, path, 4, 0), -EIO); /* there are three */
+    assert_int_equal(near__disk_read_all(disk, fd, path, 3, 0), 0);
+    disk->close(NULL, fd);
+    disk->close(NULL, directory);
+
+    /* a new directory whose parent's name would be too long for a call, although its own is not */
+    used = (size_t)snprintf(path, sizeof(path), "%s", place);
+    while (used < 4096 - 3)
+        used += (size_t)snprintf(path + used, sizeof(path) - used, used % 2 == 0 ? "//" : "/");
+    snprintf(path + used, sizeof(path) - used, "n");
+    assert_int_equal(disk->open_directory(NULL, path, true), -ENAMETOOLONG);
+}
+
+static ssize_t
+write_nothing(void *ctx, int fd, const void *buffer, size_t size, uint64_t at)
+{
+    (void)ctx, (void)fd, (void)buffer, (void)size, (void)at;
+    return 0;
+}
+
+static ssize_t
+never_gets_on(void *ctx, int fd, void *buffer, size_t size, uint64_t at)
+{
+    (void)ctx, (void)fd, (void)buffer, (void)size, (void)at;
+    return -EINTR;
+}
+
+/* A file system that takes nothing and says so politely, and one that is interrupted for ever: errors, and no endless loop. */
+static void
+test_a_disk_that_does_not_get_on(void **state)
+{
+    struct near__disk disk = { .write = write_nothing, .read = never_gets_on };
+    char              byte;
+
+    (void)state;
+    assert_int_equal(near__disk_write_all(&disk, 0, "a", 1, 0), -EIO);
+    assert_int_equal(near__disk_read_all(&disk, 0, &byte, 1, 0), -EINTR);
+}
+
+/* ---- the index */
+
+enum { NUMBERS = 4096 };
+
+static bool
+says_live(struct near__index *index, const bool *live, uint64_t spread)
+{
+    uint64_t n = 0;
+
+    for (uint64_t i = 0; i < NUMBERS; i++) {
+        n += live[i];
+        if ((near__index_find(index, i * spread) != NULL) != live[i])
+            return false;
+    }
+    return index->live == n;
+}
+
+/* What takes the form of ranges, and what of it is nonsense: against an array. */
+static void
+done_by_ranges(struct near__index *index, bool *live, uint64_t spread, uint64_t *dice)
+{
+    uint64_t first = test_random(dice) % NUMBERS, n = test_random(dice) % 300;
+
+    if (test_random(dice) % 8 == 0)
+        n = NUMBERS; /* more pages than there are */
+    assert_true(near__index_done_range(index, first * spread, (uint32_t)(n * spread)));
+    for (uint64_t i = first; i < first + n && i < NUMBERS; i++)
+        live[i] = false;
+    assert_true(near__index_done_range(index, first * spread, 0));
+    assert_true(near__index_done_range(index, UINT64_MAX - 5, 100)); /* beyond the last number */
+}
+
+/* Pages are many, far apart and come and go, so that they share the slots of the table. */
+static void
+test_index_agrees_with_an_array(void **state)
+{
+    static const uint64_t spreads[] = { 1, 7, 64, 640 };
+    static bool           live[NUMBERS];
+    static uint8_t        ranges[NUMBERS * NEAR__DONE_RANGE];
+    uint64_t              dice = 5;
+
+    (void)state;
+    for (size_t s = 0; s < NEAR_COUNT_OF(spreads); s++) {
+        struct near__index   index   = { .count = 0 };
+        struct near__segment segment = { .id = 1 };
+
+        memset(live, 0, sizeof(live));
+        for (size_t round = 0; round < 40; round++) {
+            size_t marked = 0, size;
+
+            for (size_t i = 0; i < 300; i++) {
+                uint64_t number = test_random(&dice) % NUMBERS;
+
+                assert_true(near__index_add(&index, number * spreads[s], 8, i % 2 == 0 ? &segment : NULL, 0));
+                live[number] = true;
+            }
+            for (size_t i = 0; i < 250; i++) {
+                uint64_t number = test_random(&dice) % NUMBERS;
+
+                marked += live[number];
+                near__index_done(&index, number * spreads[s], true);
+                near__index_place(&index, number * spreads[s], &segment, 0);
+                live[number] = false;
+            }
+            done_by_ranges(&index, live, spreads[s], &dice);
+            if (!says_live(&index, live, spreads[s]))
+                fail_msg("spread %u, round %zu", (unsigned)spreads[s], round);
+            assert_true(near__index_done_size(&index) <= sizeof(ranges));
+            size = near__index_take_done(&index, ranges);
+            assert_int_equal(size % NEAR__DONE_RANGE, 0);
+            for (size_t at = 0; at < size; at += NEAR__DONE_RANGE)
+                marked -= near__le32_get(ranges + at + 8);
+            assert_int_equal(marked, 0);
+        }
+        near__index_done_range(&index, 0, UINT32_MAX);
+        assert_int_equal(index.live, 0);
+        assert_int_equal(segment.live, 0);
+        assert_int_equal(segment.live_bytes, 0);
+        near__index_fini(&index);
+    }
+}
+
+/* Nothing of a range that needs memory to be done is lost: it says so, and is done the next time. */
+static void
+test_a_range_without_memory(void **state)
+{
+    struct near__index index = { .count = 0 };
+
+    (void)state;
+    for (uint64_t i = 0; i < 4; i++)
+        assert_true(near__index_add(&index, i * 1000, 8, NULL, 0));
+    allocations         = 0;
+    allocation_fails_at = 1;
+    assert_false(near__index_done_range(&index, 0, UINT32_MAX));
+    allocation_fails_at = 0;
+    assert_int_equal(index.live, 4);
+    assert_true(near__index_done_range(&index, 0, UINT32_MAX));
+    assert_int_equal(index.live, 0);
+    allocations         = 0;
+    allocation_fails_at = 1; /* of none there is nothing to allocate */
+    assert_true(near__index_done_range(&index, 0, UINT32_MAX));
+    allocation_fails_at = 0;
+    near__index_fini(&index);
+}
+
+/* ---- what opening and writing are refused */
+
+bool        __real_near__random(void *out, size_t size);
+bool        __wrap_near__random(void *out, size_t size);
+near_status __real_near__thread_start(pthread_t *thread, const char *name, void *(*run)(void *), void *ctx);
+near_status __wrap_near__thread_start(pthread_t *thread, const char *name, void *(*run)(void *), void *ctx);
+
+static bool no_random, no_thread;
+
+bool
+__wrap_near__random(void *out, size_t size)
+{
+    return !no_random && __real_near__random(out, size);
+}
+
+near_status
+__wrap_near__thread_start(pthread_t *thread, const char *name, void *(*run)(void *), void *ctx)
+{
+    return no_thread ? NEAR_ERR_UNAVAILABLE : __real_near__thread_start(thread, name, run, ctx);
+}
+
+static void
+test_what_opening_needs(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_ALWAYS);
+    char                         path[200];
+    struct stat                  file;
+    near_error                   error;
+
+    (void)state;
+    no_random = true;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_UNAVAILABLE);
+    assert_non_null(strstr(error.text, "no random bytes"));
+    no_random = false;
+    no_thread = true;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_UNAVAILABLE);
+    assert_non_null(strstr(error.text, "no thread"));
+    no_thread         = false;
+    options.max_bytes = 0;                                    /* the default */
+    assert_int_equal(open_status(&options, &error), NEAR_OK); /* and the lock was let go each time */
+    snprintf(path, sizeof(path), "%s/large", place);
+    options.directory = path;
+    options.max_bytes =
+        UINT64_C(1) << 30; /* a segment is read into memory in one piece: so much and no more */
+    assert_int_equal(open_status(&options, &error), NEAR_OK);
+    strcat(path, "/0000000000000001.seg");
+    assert_int_equal(stat(path, &file), 0);
+    assert_int_equal(file.st_size, 16 << 20);
+}
+
+static void
+test_records_that_are_refused(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    struct near__journal_record  record = put_of("key", "data");
+    static char                  huge[1 << 18];
+    uint64_t                     sequence;
+    int                          status;
+    pid_t                        child;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    record  = (struct near__journal_record){ .kind = NEAR__JOURNAL_END }; /* the journal's own */
+    assert_int_equal(near__journal_write(journal, &record, &sequence), NEAR_ERR_INVALID);
+    assert_int_equal(near__journal_dead(journal, &record, 1, NEAR_ERR_INVALID), NEAR_ERR_INVALID);
+    record            = put_of("key", "");
+    record.cache.size = 0;
+    assert_int_equal(near__journal_write(journal, &record, &sequence), NEAR_ERR_TOO_LARGE);
+    assert_int_equal(near__journal_dead(journal, &record, 1, NEAR_ERR_INVALID), NEAR_ERR_INVALID);
+    record      = put_of("key", "");
+    record.data = (near_bytes){ huge, sizeof(huge) }; /* of a journal of 1 MiB */
+    assert_int_equal(near__journal_write(journal, &record, &sequence), NEAR_ERR_TOO_LARGE);
+    record              = put_of("key", "data");
+    allocations         = 0;
+    allocation_fails_at = 1;
+    assert_int_equal(near__journal_dead(journal, &record, 1, NEAR_ERR_INVALID), NEAR_ERR_NOMEM);
+    assert_int_equal(near__journal_write(journal, &record, &sequence), NEAR_ERR_NOMEM);
+    allocation_fails_at = 0;
+    assert_int_equal(state_of(journal).dead_letters, 0);
+    assert_int_equal(state_of(journal).live, 0);
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        near__journal_hold(journal);
+        near__journal_release(journal); /* it stays as it is */
+        _exit(near__journal_dead(journal, &record, 1, NEAR_ERR_INVALID) == NEAR_ERR_FORKED ? 7 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    near__journal_release(NULL);
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+/* Several at once, closed in any order; a child leaves all of them. */
+static void
+test_two_at_once(void **state)
+{
+    struct test_disk             disks[3];
+    struct near__journal_options options[3];
+    struct near__journal        *journals[3];
+    int                          status;
+    pid_t                        child;
+
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        test_disk_init(&disks[i]);
+        options[i]  = memory_options(&disks[i]);
+        journals[i] = opened(&options[i]);
+        put_now(journals[i], "a", "1");
+    }
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        bool     left = true;
+        uint64_t sequence;
+
+        for (size_t i = 0; i < 3; i++)
+            left &= try_put(journals[i], "b", "2", &sequence) == NEAR_ERR_FORKED;
+        _exit(left ? 7 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    near__journal_close(journals[0], NULL);
+    near__journal_close(journals[2], NULL);
+    near__journal_close(journals[1], NULL);
+    for (size_t i = 0; i < 3; i++) {
+        char keys[40];
+
+        assert_string_equal(keys_of(&options[i], keys), "a");
+        test_disk_free(&disks[i]);
+    }
+}
+
+static int
+cannot_allocate(void *ctx, int fd, uint64_t size)
+{
+    (void)ctx, (void)fd, (void)size;
+    return -EOPNOTSUPP;
+}
+
+/* A file system without fallocate(): files are given their size, and nothing else changes. */
+static void
+test_a_disk_that_cannot_allocate(void **state)
+{
+    struct near__journal_options options = odd_options();
+    char                         keys[40];
+
+    (void)state;
+    odd.disk.disk.allocate = cannot_allocate;
+    write_three_puts(&options);
+    assert_string_equal(keys_of(&options, keys), "abc");
+    test_disk_free(&odd.disk);
+}
+
+/* Who only wants to know whether it can be read. */
+static void
+test_a_scan_without_a_visitor(void **state)
+{
+    const struct near__scan_visitor nobody = { .ctx = NULL };
+    struct near__journal_record     record = put_of("poison", "cup");
+    struct near__scan_report        report;
+    struct near__journal_options    options;
+    struct near__journal_dir        dir;
+    struct near__journal           *journal;
+    struct test_disk                disk;
+    near_error                      error;
+    size_t                          size;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    write_three_puts(&options);
+    journal = opened(&options);
+    assert_int_equal(near__journal_dead(journal, &record, 7, NEAR_ERR_CONFLICT), NEAR_OK);
+    assert_int_equal(near__journal_dead(journal, &record, 8, NEAR_ERR_CONFLICT), NEAR_OK);
+    near__journal_close(journal, NULL);
+    assert_int_equal(near__journal_dir_open(&dir, &disk.disk, "journal", false, &error), NEAR_OK);
+    assert_int_equal(near__journal_scan(&dir, false, &nobody, &report, &error), NEAR_OK);
+    assert_int_equal(report.dead_letters, 2);
+    assert_in_range(report.records, 4, 12);
+    assert_true(report.clean);
+    for (size_t i = 0; test_disk_name(&disk, i) != NULL; i++)
+        if (strstr(test_disk_name(&disk, i), ".dead") != NULL)
+            test_disk_file(&disk, test_disk_name(&disk, i), &size)[NEAR__SEGMENT_HEADER + 20] ^= 1;
+    assert_int_equal(near__journal_scan(&dir, true, &nobody, &report, &error), NEAR_OK); /* salvaging */
+    assert_int_equal(report.dead_letters, 1);
+    assert_int_equal(report.dead_gaps, 1);
+    disk.disk.close(&disk, dir.fd);
+    test_disk_free(&disk);
+}
+
+/* What was spoilt, or cannot be read, between opening and replay: whatever is handed out is whole, and that it is not all is said. */
+static void
+test_a_replay_of_what_has_been_spoilt(void **state)
+{
+    (void)state;
+    for (size_t at = 0; at < 64; at += 4) { /* anywhere in the second of three records */
+        struct test_disk             disk;
+        struct near__journal_options options;
+        struct near__journal        *journal;
+        struct told                  told = { .text = "" };
+        size_t                       size;
+
+        test_disk_init(&disk);
+        options = memory_options(&disk);
+        write_three_puts(&options);
+        journal = opened(&options);
+        for (size_t i = 0; test_disk_name(&disk, i) != NULL; i++)
+            if (strstr(test_disk_name(&disk, i), ".seg") != NULL)
+                test_disk_file(&disk, test_disk_name(&disk, i), &size)[NEAR__SEGMENT_HEADER + 64 + at] ^= 1;
+        assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, &told),
+                         NEAR_ERR_UNAVAILABLE);
+        assert_true(told.n <= 1); /* the one before it */
+        near__journal_close(journal, NULL);
+        test_disk_free(&disk);
+    }
+}
+
+static ssize_t
+cannot_read(void *ctx, int fd, void *buffer, size_t size, uint64_t at)
+{
+    (void)ctx, (void)fd, (void)buffer, (void)size, (void)at;
+    return -EIO;
+}
+
+static void
+test_a_replay_that_cannot_read(void **state)
+{
+    struct near__journal_options options = odd_options();
+    struct near__journal        *journal;
+    struct told                  told                                          = { .text = "" };
+    ssize_t (*read)(void *ctx, int fd, void *buffer, size_t size, uint64_t at) = odd.disk.disk.read;
+
+    (void)state;
+    write_three_puts(&options);
+    journal            = opened(&options);
+    odd.disk.disk.read = cannot_read;
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, &told),
+                     NEAR_ERR_UNAVAILABLE);
+    assert_int_equal(told.n, 0);
+    odd.disk.disk.read = read;
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, &told), NEAR_OK);
+    assert_int_equal(told.n, 3); /* nothing was lost by it */
+    near__journal_close(journal, NULL);
+    test_disk_free(&odd.disk);
+}
+
+/* Salvaging is a life like any other: fail the n-th call, or allocation, and all that verified is there in the next one. */
+static void
+salvage_in_trouble(bool memory)
+{
+    struct near__journal_record record   = put_of("poison", "a cup");
+    size_t                      survived = 0;
+
+    for (unsigned long n = 1;; n++) {
+        struct test_disk             disk;
+        struct near__journal_options options;
+        struct near__journal        *journal;
+        char                         keys[40];
+        size_t                       size;
+        near_error                   error;
+        bool                         failed;
+
+        test_disk_init(&disk);
+        options = memory_options(&disk);
+        write_three_segments(&disk);
+        journal = opened(&options);
+        for (uint64_t i = 0; i < 3; i++)
+            assert_int_equal(near__journal_dead(journal, &record, i, NEAR_ERR_CONFLICT), NEAR_OK);
+        near__journal_close(journal, NULL);
+        test_disk_file(&disk, "0000000000000002.seg", &size)[512 + 9048 + 5000] ^= 1; /* "e" */
+        for (size_t i = 0; test_disk_name(&disk, i) != NULL; i++)
+            if (strstr(test_disk_name(&disk, i), ".dead") != NULL)
+                test_disk_file(&disk, test_disk_name(&disk, i), &size)[NEAR__SEGMENT_HEADER + 60] ^= 1;
+        test_disk_settle(&disk);
+        options.salvage = true;
+        if (memory) {
+            allocations         = 0;
+            allocation_fails_at = n;
+        } else {
+            disk.calls      = 0;
+            disk.fail_at    = n;
+            disk.fail_errno = EIO;
+        }
+        if (near__journal_open(&journal, &options, &error) == NEAR_OK) {
+            allocation_fails_at = 0;
+            near__journal_close(journal, NULL);
+        }
+        failed              = memory ? allocations >= n : disk.failed > 0;
+        allocation_fails_at = 0;
+        disk.fail_at        = 0;
+        survived += failed;
+        if (strcmp(keys_of(&options, keys), "abcdfghi") != 0)
+            fail_msg("%s %lu: %s", memory ? "allocation" : "call", n, keys);
+        assert_in_range(dead_letters_in(&options), 2, 4); /* killed in between they are there twice */
+        test_disk_free(&disk);
+        if (!failed)
+            break;
+    }
+    print_message("%zu survived\n", survived);
+    assert_true(survived > 5);
+}
+
+static void
+test_salvage_in_trouble(void **state)
+{
+    (void)state;
+    salvage_in_trouble(false);
+    salvage_in_trouble(true);
+}
+
 int
 main(void)
 {
@@ -1493,18 +2749,27 @@ main(void)
         cmocka_unit_test(test_record),
         cmocka_unit_test(test_record_limits),
         cmocka_unit_test(test_header),
+        cmocka_unit_test(test_header_limits),
+        cmocka_unit_test(test_record_forms),
         cmocka_unit_test_setup_teardown(test_lives, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_replay_stops, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_killed, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_locked, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_refused_places, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_fork, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_slow_fork, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_group_commit, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_no_lock_while_syncing, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_interval, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_interval_of_a_small_one, make_place, remove_place),
         cmocka_unit_test_setup_teardown(test_none, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_crowd, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_crowd_with_interval, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_crowd_without_fsync, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_next_in_turn, make_place, remove_place),
         cmocka_unit_test(test_bounded),
+        cmocka_unit_test(test_bounded_in_all),
+        cmocka_unit_test(test_done_without_memory),
         cmocka_unit_test(test_bounded_behind_damage),
         cmocka_unit_test(test_full),
         cmocka_unit_test(test_replaced),
@@ -1519,8 +2784,27 @@ main(void)
         cmocka_unit_test(test_damaged_header),
         cmocka_unit_test(test_dead_letters),
         cmocka_unit_test(test_damaged_dead_letters),
+        cmocka_unit_test(test_what_the_disk_says_of_files),
+        cmocka_unit_test(test_locks_that_fail),
+        cmocka_unit_test(test_a_file_that_shrinks),
+        cmocka_unit_test(test_headers_that_lie),
+        cmocka_unit_test(test_a_chain_that_ends_early),
+        cmocka_unit_test(test_dead_letters_that_lie),
+        cmocka_unit_test_setup_teardown(test_system_disk_says_errno, make_place, remove_place),
+        cmocka_unit_test(test_a_disk_that_does_not_get_on),
+        cmocka_unit_test(test_index_agrees_with_an_array),
+        cmocka_unit_test(test_a_range_without_memory),
+        cmocka_unit_test_setup_teardown(test_what_opening_needs, make_place, remove_place),
+        cmocka_unit_test(test_records_that_are_refused),
+        cmocka_unit_test(test_two_at_once),
+        cmocka_unit_test(test_a_disk_that_cannot_allocate),
+        cmocka_unit_test(test_a_scan_without_a_visitor),
+        cmocka_unit_test(test_a_replay_of_what_has_been_spoilt),
+        cmocka_unit_test(test_a_replay_that_cannot_read),
+        cmocka_unit_test(test_salvage_in_trouble),
     };
 
+    pthread_atfork(NULL, NULL, child_is_slow); /* before the journal's: those run in this order */
     if (getenv("NEAR_TEST_ROWS") != NULL)
         cmocka_set_test_filter(getenv("NEAR_TEST_ROWS"));
     return TEST_MAIN(tests, NULL, NULL);

@@ -196,6 +196,7 @@ test_G1_of_two_reads_at_once_the_older_does_not_replace_the_newer(void **state)
     near__l1_free(&l1);
 }
 
+#ifndef NEAR_TEST_POOLS
 static void
 test_G1_reads_of_one_version_and_refreshes_replace(void **state)
 {
@@ -211,6 +212,7 @@ test_G1_reads_of_one_version_and_refreshes_replace(void **state)
                      NEAR__L1_ADMITTED); /* what is there is from long ago */
     near__l1_free(&l1);
 }
+#endif
 
 static void
 test_G1_control_a_fence_that_knows_no_fills_goes_backwards(void **state)
@@ -980,7 +982,9 @@ main(void)
         cmocka_unit_test(test_race15_flush_moves_every_fence),
         cmocka_unit_test(test_other_keys_fences_stay),
         cmocka_unit_test(test_G1_of_two_reads_at_once_the_older_does_not_replace_the_newer),
+#ifndef NEAR_TEST_POOLS /* there a fill that moves a key moves its fence */
         cmocka_unit_test(test_G1_reads_of_one_version_and_refreshes_replace),
+#endif
         cmocka_unit_test(test_G1_control_a_fence_that_knows_no_fills_goes_backwards),
         cmocka_unit_test(test_G1_own_write_is_read_back),
         cmocka_unit_test(test_G1_fill_from_within_a_write_is_refused),

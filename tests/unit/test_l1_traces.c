@@ -1,7 +1,7 @@
 /*
  * Policies against recorded traffic, over the simulator.
  *
- *   exact       lru and sieve have exactly the hits that expected.tsv states, s3fifo has them within 0.1 points, at every row
+ *   exact       lru, lfu and sieve have exactly the hits that expected.tsv states, s3fifo has them within 0.1 points, at every row
  *   production  lru keeps within 0.5 points of exact LRU; shards cost 0.2 points at most with 256 entries in each, 0.5 with 64
  *   adaptive    never more than 0.5 points below lru; within 0.5 points of the best fixed policy at 80 % of the points and within
  *               1 at 95 %; a mean of 55.5 % or more on `phases`
@@ -136,6 +136,13 @@ test_sieve_exact(void **state)
 }
 
 static void
+test_lfu_exact(void **state)
+{
+    (void)state;
+    exact_rows("lfu", 0);
+}
+
+static void
 test_s3fifo_exact(void **state)
 {
     (void)state;
@@ -258,9 +265,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lru_exact),    cmocka_unit_test(test_sieve_exact),
-        cmocka_unit_test(test_s3fifo_exact), cmocka_unit_test(test_lru_production),
-        cmocka_unit_test(test_shards),       cmocka_unit_test(test_adaptive),
+        cmocka_unit_test(test_lru_exact),      cmocka_unit_test(test_sieve_exact),
+        cmocka_unit_test(test_lfu_exact),      cmocka_unit_test(test_s3fifo_exact),
+        cmocka_unit_test(test_lru_production), cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_adaptive),
     };
 
     return TEST_MAIN(tests, NULL, unload);

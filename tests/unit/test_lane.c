@@ -34,6 +34,14 @@ static struct {
     atomic_int dials, dialling, most_dialling, requests;
 } server;
 
+/* The servers hold back their answers, from a moment that one can be sure of: what is unanswered then stays so.  `lock` covers all of it. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t  over;
+    bool            on, answered; /* answered: `watched` was, or is about to be */
+    uint32_t        watched;      /* the id of a request */
+} hold = { .lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER };
+
 static atomic_int polls,
     looks; /* calls of ppoll() by the lanes, and of usable() that were to look at the socket */
 
@@ -105,6 +113,47 @@ has_more(int fd)
     return poll(&one, 1, 0) == 1;
 }
 
+static void
+watch(uint32_t id)
+{
+    pthread_mutex_lock(&hold.lock);
+    hold.watched  = id;
+    hold.answered = false;
+    pthread_mutex_unlock(&hold.lock);
+}
+
+/* Whether the request that is watched has been answered before. */
+static bool
+hold_begin(void)
+{
+    bool answered;
+
+    pthread_mutex_lock(&hold.lock);
+    hold.on  = true;
+    answered = hold.answered;
+    pthread_mutex_unlock(&hold.lock);
+    return answered;
+}
+
+static void
+hold_end(void)
+{
+    pthread_mutex_lock(&hold.lock);
+    hold.on = false;
+    pthread_cond_broadcast(&hold.over);
+    pthread_mutex_unlock(&hold.lock);
+}
+
+static void
+about_to_answer(uint32_t id)
+{
+    pthread_mutex_lock(&hold.lock);
+    while (hold.on)
+        pthread_cond_wait(&hold.over, &hold.lock);
+    hold.answered |= id == hold.watched;
+    pthread_mutex_unlock(&hold.lock);
+}
+
 static void *
 serve(void *ctx)
 {
@@ -124,6 +173,7 @@ serve(void *ctx)
         if (atomic_load(&server.silent))
             continue;
         usleep((unsigned)atomic_load(&server.delay_ms) * 1000);
+        about_to_answer(id);
         if (atomic_load(&server.lies) && has_more(fd))
             id++;
         memcpy(head, &id, 4);
@@ -168,6 +218,8 @@ struct conn {
 
 static atomic_int calls_alive;
 
+static _Thread_local atomic_bool *dialled_here; /* where this thread notes that it dials; NULL: nowhere */
+
 static struct call *
 call_new(uint32_t id, uint32_t size, bool idempotent)
 {
@@ -199,6 +251,8 @@ dial(void *ctx, void **out, int64_t deadline, near_error *error)
     (void)ctx;
     (void)deadline;
     atomic_fetch_add(&server.dials, 1);
+    if (dialled_here != NULL)
+        atomic_store(dialled_here, true);
     if (now > atomic_load(&server.most_dialling))
         atomic_store(&server.most_dialling, now);
     usleep((unsigned)atomic_load(&server.dial_ms) * 1000);
@@ -352,6 +406,7 @@ teardown(void **state)
 
     (void)state;
     server.silent = false;
+    hold_end();
     near__lanes_close(lanes);
     if (write(cancel_fd, &one, sizeof(one)) < 0)
         return -1;
@@ -400,6 +455,7 @@ struct caller {
     uint32_t       size;
     int64_t        ms;
     bool           bulk;
+    atomic_bool   *stop; /* ends it before its rounds are over; NULL: nothing does */
     size_t         right, wrong, failed, refused, late;
     struct outcome last;
 };
@@ -409,7 +465,7 @@ caller_run(void *ctx)
 {
     struct caller *c = ctx;
 
-    for (size_t i = 0; i < c->rounds; i++) {
+    for (size_t i = 0; i < c->rounds && (c->stop == NULL || !atomic_load(c->stop)); i++) {
         c->last = echo(c->first + (uint32_t)i, c->size, true, c->bulk, c->ms);
         c->right += c->last.right;
         c->wrong += c->last.wrong;
@@ -480,8 +536,8 @@ a_lone_caller_sends_and_receives_and_nothing_else(void **state)
     for (uint32_t i = 0; i < 1000; i++)
         assert_true(echo(i, 10, true, false, 1000).right);
     assert_int_equal(stats().connects, 1);
-    assert_true(polls < 200); /* a busy machine may take long over some */
-    assert_true(looks < 500);
+    assert_true(polls < 200);                     /* a busy machine may take long over some */
+    assert_true(looks < 500 || test_slack() > 1); /* a sanitizer is such a machine */
 }
 
 static void
@@ -663,32 +719,91 @@ a_write_given_up_ends_its_connection(void **state)
     assert_int_equal(stats().disconnects, 1);
 }
 
-/* Eight patient readers keep all lanes busy; writes among them are given up, or answered; then a large one comes.  How many connections. */
-static uint64_t
-connections_after_a_write(int64_t ms, enum near__lane_outcome expected)
+struct large {
+    atomic_bool    begun, dialled;
+    struct outcome outcome;
+};
+
+static void *
+write_large(void *ctx)
 {
-    struct caller           callers[8];
-    pthread_t               ids[8];
-    enum near__lane_outcome first = NEAR__LANE_NOT_SENT, second;
-    size_t                  right = 0;
+    struct large *large = ctx;
+
+    dialled_here = &large->dialled;
+    atomic_store(&large->begun, true);
+    large->outcome = echo(8, 9, false, true, 60000);
+    dialled_here   = NULL;
+    return NULL;
+}
+
+static int
+has_begun(void *ctx)
+{
+    return atomic_load(&((struct large *)ctx)->begun);
+}
+
+static int
+has_dialled(void *ctx)
+{
+    return atomic_load(&((struct large *)ctx)->dialled);
+}
+
+/* A write that ends as expected, given up before it was answered or answered; the servers hold back their answers since.  It may as
+ * well never leave, or take its connection along. */
+static bool
+write_and_hold(int64_t ms, enum near__lane_outcome expected)
+{
+    int64_t until = test_now_ms() + 20000;
+
+    for (uint32_t id = 900000; test_now_ms() < until; id++) {
+        enum near__lane_outcome outcome;
+        bool                    answered;
+
+        watch(id);
+        outcome  = echo(id, 9, false, false, ms + id % 10).outcome;
+        answered = hold_begin();
+        if (outcome == expected && answered == (expected == NEAR__LANE_ANSWERED))
+            return true;
+        hold_end();
+    }
+    return false;
+}
+
+/* Eight patient readers keep all lanes busy; a write among them is given up, or answered; then a large one comes.  Does it dial, while
+ * nothing is answered? */
+static bool
+a_large_write_dials_after(int64_t ms, enum near__lane_outcome expected, int64_t wait_ms)
+{
+    struct caller callers[8];
+    struct large  large = { .begun = false };
+    pthread_t     ids[8], id;
+    atomic_bool   stop  = false;
+    size_t        wrong = 0;
+    bool          held, dials;
 
     server.delay_ms = 10;
     for (size_t i = 0; i < 8; i++) {
-        callers[i] = (struct caller){ .first = (uint32_t)(i * 1000), .rounds = 40, .size = 9, .ms = 20000 };
+        callers[i] = (struct caller){
+            .first = (uint32_t)(i * 100000 + 1000), .rounds = 99000, .size = 9, .ms = 60000, .stop = &stop
+        };
         assert_int_equal(pthread_create(&ids[i], NULL, caller_run, &callers[i]), 0);
     }
     usleep(100000);
-    for (int i = 0; i < 40 && first != expected; i++) /* it may never leave, or take its connection along */
-        first = echo(7, 9, false, false, ms + i % 10).outcome;
-    second = echo(8, 9, false, true, 20000).outcome;
+    held = write_and_hold(ms, expected);
+    assert_int_equal(pthread_create(&id, NULL, write_large, &large), 0);
+    test_wait_for(has_begun, &large, 20000);
+    dials = test_wait_for(has_dialled, &large, wait_ms);
+    hold_end();
+    pthread_join(id, NULL);
+    atomic_store(&stop, true);
     for (size_t i = 0; i < 8; i++) {
         pthread_join(ids[i], NULL);
-        right += callers[i].right;
+        wrong += callers[i].wrong + callers[i].failed;
     }
-    assert_int_equal(first, expected);
-    assert_int_equal(second, NEAR__LANE_ANSWERED);
-    assert_int_equal(right, 8 * 40);
-    return stats().connects - stats().disconnects;
+    assert_true(held);
+    assert_int_equal(large.outcome.outcome, NEAR__LANE_ANSWERED);
+    assert_int_equal(wrong, 0);
+    return dials;
 }
 
 /* It cannot overtake the first one: it goes over the same connection, though it would have one of its own. */
@@ -696,14 +811,14 @@ static void
 a_write_follows_one_that_was_given_up(void **state)
 {
     (void)state;
-    assert_true(connections_after_a_write(12, NEAR__LANE_GIVEN_UP) < MOST);
+    assert_false(a_large_write_dials_after(12, NEAR__LANE_GIVEN_UP, 100 * test_slack()));
 }
 
 static void
 control_a_large_write_has_a_connection_of_its_own(void **state)
 {
     (void)state;
-    assert_int_equal(connections_after_a_write(20000, NEAR__LANE_ANSWERED), MOST);
+    assert_true(a_large_write_dials_after(20000, NEAR__LANE_ANSWERED, 20000));
 }
 
 /* The server takes no second connection: everybody shares the first, and nothing opens. */
@@ -760,18 +875,41 @@ a_silence_counts_once_and_the_server_is_found_again_within_a_second(void **state
     assert_true(test_now_ms() - began < 1000 * test_slack());
 }
 
+enum { SILENT_CALLERS = 8, SILENT_ROUNDS = 12, SILENT_MS = 60 };
+
+/* How often a thread that only sleeps wakes too late. */
+static void *
+sleep_and_count(void *ctx)
+{
+    for (int i = 0; i < SILENT_ROUNDS; i++) {
+        int64_t began = near__now(&near__clock_system);
+
+        usleep(SILENT_MS * 1000);
+        *(size_t *)ctx += near__now(&near__clock_system) - began > (SILENT_MS + 20) * NEAR_MS;
+    }
+    return NULL;
+}
+
 static void
 a_silent_server_costs_the_deadline_and_no_more(void **state)
 {
     struct caller sum;
+    pthread_t     sleepers[SILENT_CALLERS];
+    size_t        late[SILENT_CALLERS] = { 0 }, excused = 1;
 
     (void)state;
     server.silent = true;
-    sum           = run_alike(8, 12, 10, 60); /* long enough to be taken for silence */
+    for (size_t i = 0; i < SILENT_CALLERS; i++)
+        assert_int_equal(pthread_create(&sleepers[i], NULL, sleep_and_count, &late[i]), 0);
+    sum = run_alike(SILENT_CALLERS, SILENT_ROUNDS, 10, SILENT_MS); /* long enough to be taken for silence */
+    for (size_t i = 0; i < SILENT_CALLERS; i++) {
+        pthread_join(sleepers[i], NULL);
+        excused += 2 * late[i];
+    }
     assert_int_equal(sum.right + sum.wrong, 0);
-    assert_int_equal(sum.failed, 96);
+    assert_int_equal(sum.failed, SILENT_CALLERS * SILENT_ROUNDS);
     if (test_slack() == 1)
-        assert_true(sum.late <= 1); /* a machine that is busy elsewhere */
+        assert_true(sum.late <= excused); /* a machine that is busy elsewhere */
     assert_true(near__lanes_down(lanes));
     assert_int_equal(logged_down, 1);
 }

@@ -285,6 +285,25 @@ test_L2_every_answer_to_every_command(void **state)
     }
 }
 
+/* L4: every byte at every place of keys of every size that are looked at eight bytes at a time and one by one. */
+static void
+test_L4_what_a_key_can_hold(void **state)
+{
+    static const char fill[] = { 0x21, 'k', 0x7E };
+    char              key[20];
+
+    (void)state;
+    for (size_t size = 1; size <= sizeof(key); size++)
+        for (size_t at = 0; at < size; at++)
+            for (unsigned byte = 0; byte < 256; byte++) {
+                memset(key, fill[byte % 3], sizeof(key));
+                key[at] = (char)byte;
+                assert_int_equal(near__memcached_key_is_fit((near_bytes){ key, size }),
+                                 byte >= 0x21 && byte <= 0x7E);
+            }
+    assert_false(near__memcached_key_is_fit(text("")));
+}
+
 /* L3, L6: names that were not asked for, twice the same, and forms that are nearly right. */
 static void
 test_L3_bad_values(void **state)
@@ -569,6 +588,7 @@ main(void)
         cmocka_unit_test(test_answers_to_writes),
         cmocka_unit_test(test_L2_every_answer_to_every_command),
         cmocka_unit_test(test_L3_bad_values),
+        cmocka_unit_test(test_L4_what_a_key_can_hold),
         cmocka_unit_test(test_a_byte_changed_anywhere),
         cmocka_unit_test(test_a_value_too_large_is_read_past),
         cmocka_unit_test(test_many_values),

@@ -161,7 +161,7 @@ test_refused_with_a_reason(void **state)
         { "memcached://", NEAR_ERR_INVALID, "a host is missing" },
         { "memcached://a,", NEAR_ERR_INVALID, "a host is missing" },
         { "memcached://,a", NEAR_ERR_INVALID, "a host is missing" },
-        { "memcached://a:x", NEAR_ERR_INVALID, "\"x\" after \"a\" is no port" },
+        { "memcached://a:x", NEAR_ERR_INVALID, "what follows \"a\" is no port" },
         { "memcached://a:1:0", NEAR_ERR_INVALID, "the weight \"0\" is no number in 1 .. 1000" },
         { "memcached://a:1:1001", NEAR_ERR_INVALID, "the weight" },
         { "memcached://a:1:1:1", NEAR_ERR_INVALID, "the weight \"1:1\"" },

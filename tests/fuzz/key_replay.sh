@@ -1,0 +1,5 @@
+#!/bin/sh
+# Replays the committed corpus of the fuzz target; a skip where the tests are not built.
+program=tests/fuzz/fuzz_key
+test -x "$program" || exit 77
+exec "$program" "${srcdir:-.}"/tests/fuzz/corpus/key/*
