@@ -1,4 +1,5 @@
 /* Logins: out of a URI, a file or a variable, never into a message, and never in the clear to another host. */
+#include "harness/log.h"
 #include "harness/server.h"
 #include "harness/test.h"
 
@@ -384,10 +385,8 @@ static char logged[4096];
 static void
 log_line(near_log_level level, const char *message, void *ctx)
 {
-    size_t used = strlen(logged);
-
     (void)level, (void)ctx;
-    snprintf(logged + used, sizeof(logged) - used, "%s\n", message);
+    test_log_append(logged, sizeof(logged), message);
 }
 
 static near_status

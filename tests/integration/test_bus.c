@@ -10,6 +10,7 @@
 #define TEST_NAME "bus"
 #include "harness/test.h"
 
+#include "harness/log.h"
 #include "harness/proxy.h"
 #include "harness/server.h"
 
@@ -47,7 +48,7 @@ struct peer {
     _Atomic bool            opened;       /* `coherence` is there */
     _Atomic int64_t         last_at;
     _Atomic unsigned        log_lines;
-    char                    log_text[512]; /* the newest line; the thread's until the peer is stopped */
+    char                    log_text[512]; /* the newest line; its threads' until the peer is stopped */
     struct near__log        log;
     void (*on_invalidate)(struct peer *p, uint64_t number);
     void (*on_flush)(struct peer *p);
@@ -120,7 +121,7 @@ log_write(void *ctx, near_log_level level, const char *message)
     struct peer *p = ctx;
 
     (void)level;
-    snprintf(p->log_text, sizeof(p->log_text), "%s", message);
+    test_log_newest(p->log_text, sizeof(p->log_text), message);
     atomic_fetch_add(&p->log_lines, 1);
 }
 

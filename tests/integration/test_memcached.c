@@ -8,6 +8,7 @@
 #include "harness/test.h"
 
 #include "base/le.h"
+#include "harness/log.h"
 #include "harness/proxy.h"
 #include "harness/server.h"
 #include "l2/backend.h"
@@ -425,7 +426,7 @@ note_log(void *ctx, near_log_level level, const char *message)
     struct world *w = ctx;
 
     (void)level;
-    snprintf(w->logged, sizeof(w->logged), "%s", message);
+    test_log_newest(w->logged, sizeof(w->logged), message);
 }
 
 static int

@@ -5,6 +5,8 @@
 #define TEST_NAME "requests"
 #include "harness/test.h"
 
+#include "harness/log.h"
+
 #include "client.h"
 #include "requests.h"
 
@@ -60,7 +62,7 @@ hear(near_log_level level, const char *message, void *ctx)
     struct world *world = ctx;
 
     (void)level;
-    snprintf(world->logged, sizeof(world->logged), "%s", message);
+    test_log_newest(world->logged, sizeof(world->logged), message);
 }
 
 /* NAME, VALUE, ... NULL */
