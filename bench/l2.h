@@ -41,9 +41,14 @@ void l2_key_print(struct l2_key *key, uint32_t index);
 void l2_value(char *out, uint32_t index);
 bool l2_right(const struct l2_key *key, const void *value, size_t size);
 /* Entries of nearcache as other programs see them: under another name, with a header before the value. */
-void l2_entry_name(char *out, const struct l2_key *key); /* L2_NAME_SIZE bytes */
-bool l2_entry_right(const struct l2_key *key, const void *entry, size_t size);
-void l2_fail(const char *what, const char *why) __attribute__((noreturn));
+/* A key as it is on the wire: itself, or the name of nearcache's entry, made in `out`. */
+struct l2_wire {
+    const char *text;
+    size_t      size;
+};
+struct l2_wire l2_wire(char out[L2_NAME_SIZE], const struct l2_key *key, bool entries);
+bool           l2_wire_right(const struct l2_key *key, const void *answer, size_t size, bool entries);
+void           l2_fail(const char *what, const char *why) __attribute__((noreturn));
 
 /* ---- targets */
 

@@ -55,35 +55,7 @@ get(void *own, const struct l2_key *keys, unsigned n)
 
 /* Answers come in the server's order, each with its key. */
 static unsigned
-mget(void *own, const struct l2_key *keys, unsigned n)
-{
-    const char         *texts[L2_BATCH_MAX];
-    size_t              sizes[L2_BATCH_MAX];
-    unsigned            right = 0;
-    memcached_result_st result;
-    memcached_return_t  rc;
-
-    for (unsigned i = 0; i < n; i++) {
-        texts[i] = keys[i].text;
-        sizes[i] = L2_KEY_SIZE;
-    }
-    if (memcached_mget(own, texts, sizes, n) != MEMCACHED_SUCCESS)
-        return 0;
-    memcached_result_create(own, &result);
-    while (memcached_fetch_result(own, &result, &rc) != NULL) {
-        struct l2_key key;
-        if (memcached_result_key_length(&result) != L2_KEY_SIZE)
-            continue;
-        memcpy(key.text, memcached_result_key_value(&result), L2_KEY_SIZE);
-        right += l2_right(&key, memcached_result_value(&result), memcached_result_length(&result));
-    }
-    memcached_result_free(&result);
-    return right < n ? right : n;
-}
-
-/* The same for what nearcache has stored: as many bytes, and as much for the server to do. */
-static unsigned
-mget_entries(void *own, const struct l2_key *keys, unsigned n)
+mget_as(void *own, const struct l2_key *keys, unsigned n, bool entries)
 {
     char                names[L2_BATCH_MAX][L2_NAME_SIZE];
     const char         *texts[L2_BATCH_MAX];
@@ -93,22 +65,38 @@ mget_entries(void *own, const struct l2_key *keys, unsigned n)
     memcached_return_t  rc;
 
     for (unsigned i = 0; i < n; i++) {
-        l2_entry_name(names[i], &keys[i]);
-        texts[i] = names[i];
-        sizes[i] = L2_NAME_SIZE;
+        struct l2_wire wire = l2_wire(names[i], &keys[i], entries);
+
+        texts[i] = wire.text;
+        sizes[i] = wire.size;
     }
     if (memcached_mget(own, texts, sizes, n) != MEMCACHED_SUCCESS)
         return 0;
     memcached_result_create(own, &result);
     while (memcached_fetch_result(own, &result, &rc) != NULL) {
         struct l2_key key;
-        if (memcached_result_key_length(&result) != L2_NAME_SIZE)
+
+        if (memcached_result_key_length(&result) != sizes[0])
             continue;
-        memcpy(key.text, memcached_result_key_value(&result) + L2_NAME_SIZE - L2_KEY_SIZE, L2_KEY_SIZE);
-        right += l2_entry_right(&key, memcached_result_value(&result), memcached_result_length(&result));
+        memcpy(key.text, memcached_result_key_value(&result) + sizes[0] - L2_KEY_SIZE, L2_KEY_SIZE);
+        right +=
+            l2_wire_right(&key, memcached_result_value(&result), memcached_result_length(&result), entries);
     }
     memcached_result_free(&result);
     return right < n ? right : n;
+}
+
+static unsigned
+mget(void *own, const struct l2_key *keys, unsigned n)
+{
+    return mget_as(own, keys, n, false);
+}
+
+/* The same for what nearcache has stored: as many bytes, and as much for the server to do. */
+static unsigned
+mget_entries(void *own, const struct l2_key *keys, unsigned n)
+{
+    return mget_as(own, keys, n, true);
 }
 
 static unsigned

@@ -36,9 +36,10 @@ leave(void *own)
 }
 
 static bool
-is_value(const redisReply *reply, const struct l2_key *key)
+is_right(const redisReply *reply, const struct l2_key *key, bool entries)
 {
-    return reply != NULL && reply->type == REDIS_REPLY_STRING && l2_right(key, reply->str, reply->len);
+    return reply != NULL && reply->type == REDIS_REPLY_STRING &&
+           l2_wire_right(key, reply->str, reply->len, entries);
 }
 
 static unsigned
@@ -47,7 +48,7 @@ get(void *own, const struct l2_key *keys, unsigned n)
     const char  *argv[] = { "GET", keys[0].text };
     const size_t size[] = { 3, L2_KEY_SIZE };
     redisReply  *reply  = redisCommandArgv(own, 2, argv, size);
-    bool         right  = is_value(reply, &keys[0]);
+    bool         right  = is_right(reply, &keys[0], false);
 
     (void)n;
     freeReplyObject(reply);
@@ -55,74 +56,30 @@ get(void *own, const struct l2_key *keys, unsigned n)
 }
 
 static unsigned
-pipeline(void *own, const struct l2_key *keys, unsigned n)
+pipeline_as(void *own, const struct l2_key *keys, unsigned n, bool entries)
 {
     unsigned right = 0;
 
     for (unsigned i = 0; i < n; i++) {
-        const char  *argv[] = { "GET", keys[i].text };
-        const size_t size[] = { 3, L2_KEY_SIZE };
+        char           name[L2_NAME_SIZE];
+        struct l2_wire wire   = l2_wire(name, &keys[i], entries);
+        const char    *argv[] = { "GET", wire.text };
+        const size_t   size[] = { 3, wire.size };
+
         redisAppendCommandArgv(own, 2, argv, size);
     }
     for (unsigned i = 0; i < n; i++) {
         void *reply = NULL;
+
         redisGetReply(own, &reply);
-        right += is_value(reply, &keys[i]);
+        right += is_right(reply, &keys[i], entries);
         freeReplyObject(reply);
     }
     return right;
 }
 
 static unsigned
-mget(void *own, const struct l2_key *keys, unsigned n)
-{
-    const char *argv[1 + L2_BATCH_MAX] = { "MGET" };
-    size_t      size[1 + L2_BATCH_MAX] = { 4 };
-    unsigned    right                  = 0;
-    redisReply *reply;
-
-    for (unsigned i = 0; i < n; i++) {
-        argv[1 + i] = keys[i].text;
-        size[1 + i] = L2_KEY_SIZE;
-    }
-    reply = redisCommandArgv(own, (int)n + 1, argv, size);
-    for (unsigned i = 0; reply != NULL && i < reply->elements && i < n; i++)
-        right += is_value(reply->element[i], &keys[i]);
-    freeReplyObject(reply);
-    return right;
-}
-
-/* The same for what nearcache has stored: as many bytes, and as much for the server to do. */
-
-static bool
-is_entry(const redisReply *reply, const struct l2_key *key)
-{
-    return reply != NULL && reply->type == REDIS_REPLY_STRING && l2_entry_right(key, reply->str, reply->len);
-}
-
-static unsigned
-pipeline_entries(void *own, const struct l2_key *keys, unsigned n)
-{
-    unsigned right = 0;
-
-    for (unsigned i = 0; i < n; i++) {
-        char         name[L2_NAME_SIZE];
-        const char  *argv[] = { "GET", name };
-        const size_t size[] = { 3, L2_NAME_SIZE };
-        l2_entry_name(name, &keys[i]);
-        redisAppendCommandArgv(own, 2, argv, size);
-    }
-    for (unsigned i = 0; i < n; i++) {
-        void *reply = NULL;
-        redisGetReply(own, &reply);
-        right += is_entry(reply, &keys[i]);
-        freeReplyObject(reply);
-    }
-    return right;
-}
-
-static unsigned
-mget_entries(void *own, const struct l2_key *keys, unsigned n)
+mget_as(void *own, const struct l2_key *keys, unsigned n, bool entries)
 {
     char        names[L2_BATCH_MAX][L2_NAME_SIZE];
     const char *argv[1 + L2_BATCH_MAX] = { "MGET" };
@@ -131,15 +88,42 @@ mget_entries(void *own, const struct l2_key *keys, unsigned n)
     redisReply *reply;
 
     for (unsigned i = 0; i < n; i++) {
-        l2_entry_name(names[i], &keys[i]);
-        argv[1 + i] = names[i];
-        size[1 + i] = L2_NAME_SIZE;
+        struct l2_wire wire = l2_wire(names[i], &keys[i], entries);
+
+        argv[1 + i] = wire.text;
+        size[1 + i] = wire.size;
     }
     reply = redisCommandArgv(own, (int)n + 1, argv, size);
     for (unsigned i = 0; reply != NULL && i < reply->elements && i < n; i++)
-        right += is_entry(reply->element[i], &keys[i]);
+        right += is_right(reply->element[i], &keys[i], entries);
     freeReplyObject(reply);
     return right;
+}
+
+static unsigned
+pipeline(void *own, const struct l2_key *keys, unsigned n)
+{
+    return pipeline_as(own, keys, n, false);
+}
+
+static unsigned
+mget(void *own, const struct l2_key *keys, unsigned n)
+{
+    return mget_as(own, keys, n, false);
+}
+
+/* The same for what nearcache has stored: as many bytes, and as much for the server to do. */
+
+static unsigned
+pipeline_entries(void *own, const struct l2_key *keys, unsigned n)
+{
+    return pipeline_as(own, keys, n, true);
+}
+
+static unsigned
+mget_entries(void *own, const struct l2_key *keys, unsigned n)
+{
+    return mget_as(own, keys, n, true);
 }
 
 static uint32_t

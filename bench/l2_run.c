@@ -149,17 +149,22 @@ l2_right(const struct l2_key *key, const void *value, size_t size)
     return size == L2_VALUE_SIZE && memcmp(value, key->text + 4, 12) == 0;
 }
 
-void
-l2_entry_name(char *out, const struct l2_key *key)
+struct l2_wire
+l2_wire(char out[L2_NAME_SIZE], const struct l2_key *key, bool entries)
 {
+    if (!entries)
+        return (struct l2_wire){ key->text, L2_KEY_SIZE };
     memcpy(out, "nc:b:", L2_NAME_SIZE - L2_KEY_SIZE);
     memcpy(out + L2_NAME_SIZE - L2_KEY_SIZE, key->text, L2_KEY_SIZE);
+    return (struct l2_wire){ out, L2_NAME_SIZE };
 }
 
 bool
-l2_entry_right(const struct l2_key *key, const void *entry, size_t size)
+l2_wire_right(const struct l2_key *key, const void *answer, size_t size, bool entries)
 {
-    return size > L2_VALUE_SIZE && l2_right(key, (const char *)entry + size - L2_VALUE_SIZE, L2_VALUE_SIZE);
+    if (!entries)
+        return l2_right(key, answer, size);
+    return size > L2_VALUE_SIZE && l2_right(key, (const char *)answer + size - L2_VALUE_SIZE, L2_VALUE_SIZE);
 }
 
 /* ---- latencies */
