@@ -1,6 +1,7 @@
 /*
  * Passwords come from one place only: the URI, a file or a variable.  They go into the parsed URI, which belongs to the client and is
- * wiped with it; keys for MACs, of a file or a variable, go into the cache's near__mac; buffers on the way are wiped here.  No lock: all of this happens in the thread that opens the client.
+ * wiped with it; keys for MACs, of a file or a variable, go into the cache's near__mac; buffers on the way are wiped here.  No lock: all
+ * of this happens in the thread that opens the client.
  *
  * What can never happen: a password in a message, a file that everybody may read taken for a secret, an open that hangs on something
  * that is not a file.
@@ -166,23 +167,13 @@ struct keys {
     size_t  n;
 };
 
-static int
-hex_value(char digit)
-{
-    const char *digits = "0123456789abcdefABCDEF", *at = digit != '\0' ? strchr(digits, digit) : NULL;
-
-    if (at == NULL)
-        return -1;
-    return at - digits < 16 ? (int)(at - digits) : (int)(at - digits) - 6;
-}
-
 static bool
 take_key(struct keys *keys, const char *word, size_t length)
 {
     if (keys->n == NEAR__MAC_KEYS || length != 2 * NEAR__MAC_KEY_SIZE)
         return false;
     for (size_t i = 0; i < length; i += 2) {
-        int high = hex_value(word[i]), low = hex_value(word[i + 1]);
+        int high = near__hex_digit(word[i]), low = near__hex_digit(word[i + 1]);
 
         if (high < 0 || low < 0)
             return false;

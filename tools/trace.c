@@ -193,16 +193,6 @@ take_csv(struct reader *r, char *line, bool first)
     return give(r, near__hash_fixed(near_key(fields[1])), strlen(fields[1]), size);
 }
 
-static int
-hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-}
-
 /* A quoted argument as MONITOR writes it, unescaped in place.  False: it does not end, or has an escape that there is none of. */
 static bool
 next_quoted(char **at, near_bytes *argument)
@@ -221,8 +211,8 @@ next_quoted(char **at, near_bytes *argument)
             continue;
         }
         from++;
-        if (*from == 'x' && hex_digit(from[1]) >= 0 && hex_digit(from[2]) >= 0) {
-            *to++ = (char)(hex_digit(from[1]) * 16 + hex_digit(from[2]));
+        if (*from == 'x' && near__hex_digit(from[1]) >= 0 && near__hex_digit(from[2]) >= 0) {
+            *to++ = (char)(near__hex_digit(from[1]) * 16 + near__hex_digit(from[2]));
             from += 2;
         } else if (*from == '\\' || *from == '"') {
             *to++ = *from;

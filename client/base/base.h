@@ -50,4 +50,14 @@ near__bytes_equal(near_bytes a, near_bytes b)
     return a.size == b.size && (a.size == 0 || __builtin_memcmp(a.data, b.data, a.size) == 0);
 }
 
+/* 0 to 15, in either case and whatever the locale; -1: no hexadecimal digit. */
+static inline int
+near__hex_digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 #endif

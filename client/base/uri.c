@@ -138,15 +138,6 @@ cut(struct span s, char c, struct span *rest)
     return (struct span){ s.at, (size_t)(at - s.at) };
 }
 
-static int
-hex_digit(char c)
-{
-    if (is_digit(c))
-        return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 /* Resolve %XX.  False: a broken escape, a NUL, or too long for `size` bytes with the final NUL. */
 static bool
 unescape(struct span s, char *out, size_t size)
@@ -156,9 +147,9 @@ unescape(struct span s, char *out, size_t size)
     for (size_t i = 0; i < s.size; i++) {
         int c = (unsigned char)s.at[i];
         if (c == '%') {
-            if (i + 2 >= s.size || hex_digit(s.at[i + 1]) < 0 || hex_digit(s.at[i + 2]) < 0)
+            if (i + 2 >= s.size || near__hex_digit(s.at[i + 1]) < 0 || near__hex_digit(s.at[i + 2]) < 0)
                 return false;
-            c = hex_digit(s.at[i + 1]) * 16 + hex_digit(s.at[i + 2]);
+            c = near__hex_digit(s.at[i + 1]) * 16 + near__hex_digit(s.at[i + 2]);
             i += 2;
         }
         if (c == 0 || n + 1 >= size)
