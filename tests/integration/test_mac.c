@@ -5,6 +5,7 @@
  * The forger goes in by a backend of its own, mends every checksum, and copies what it cannot make.  The controls are instances without a
  * key: they believe it.
  */
+#include "integration/back.h"
 #include "integration/world.h"
 
 #include <fcntl.h>
@@ -14,7 +15,6 @@
 
 #include "base/hash.h"
 #include "base/le.h"
-#include "l2/backend.h"
 #include "l2/envelope.h"
 
 WORLD(memory, TIER_MEMORY)
@@ -70,50 +70,10 @@ open_keyed(const struct world *w, struct instance *in, const char *keys)
 
 /* ---- the forger */
 
-struct back {
-    struct near__uri          uri;
-    struct near__log          log;
-    struct near_l2_env        env;
-    struct near_l2_traits     traits;
-    const struct near_l2_ops *ops;
-    void                     *self;
-};
-
 struct bytes {
     uint8_t data[4096];
     size_t  size;
 };
-
-static void
-back_open(struct back *back, const struct world *w)
-{
-    memset(back, 0, sizeof(*back));
-    assert_int_equal(near__uri_parse(&back->uri, "l2.uri", w->l2, NULL), NEAR_OK);
-    back->ops = near__l2_backend_named(back->uri.scheme);
-    back->env = (struct near_l2_env){ .uri             = &back->uri,
-                                      .clock           = &near__clock_system,
-                                      .log             = &back->log,
-                                      .connect_timeout = 2000 * NEAR_MS,
-                                      .pool_size       = 1,
-                                      .key_prefix      = "nc:",
-                                      .max_stored      = 1 << 20,
-                                      .client_name     = "forger" };
-    assert_int_equal(back->ops->open(&back->self, &back->env, &back->traits, NULL), NEAR_OK);
-}
-
-static void
-back_close(struct back *back)
-{
-    back->ops->close(back->self);
-    back->ops->stop(back->self);
-    back->ops->fini(back->self);
-}
-
-static int64_t
-soon(void)
-{
-    return near__now(&near__clock_system) + 5000 * NEAR_MS;
-}
 
 static void
 note(void *ctx, struct near_l2_item *item, near_bytes stored)
