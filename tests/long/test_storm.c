@@ -392,7 +392,9 @@ keys_that_do_not_exist_stay_in_the_budget(void **state)
     small = remember_absences(w, "4MiB", n, &after);
     print_message("%u absences in 4 MiB: %ld KiB, %llu remembered, %llu evicted\n", n, small,
                   (unsigned long long)after.l1_entries, (unsigned long long)after.l1_evictions);
-    assert_true(after.l1_bytes <= 4 << 20);
+    assert_true(after.l1_bytes <=
+                (4 << 20) +
+                    (4 << 20) / 100); /* the policy's own memory grows first, and then something leaves */
     assert_true(after.l1_entries > 10000);
     assert_true(small < 4096 + 1024); /* threads, stacks, libc's own */
     /* the control: with more room it takes more */
