@@ -800,7 +800,8 @@ done_locked(struct near__back *back, const uint64_t *sequences, size_t n) NEAR__
         near__journal_done(back->journal, sequences, n);
 }
 
-/* The next few seats leave.  What they held is freed behind the lock: writers wait for it for a few microseconds at most, which they spend spinning. */
+/* The next few seats leave.  What they held is freed behind the lock: writers wait for it for a few microseconds at most, which they
+ * spend spinning. */
 static size_t
 close_some(struct near__flight_of_writes *flight, size_t at)
 {
