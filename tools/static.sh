@@ -35,7 +35,25 @@ tidy|client/fields_below.c|bugprone-macro-parentheses|the argument is a name tha
 tidy|l2/redis_cluster.c|bugprone-not-null-terminated-result|near__address_display() writes the rest and its NUL
 tidy|tools/load.c|bugprone-not-null-terminated-result|a key has a size and no NUL
 tidy|tools/warm.c|cert-err34-c|of a file that the command wrote itself; what is no number is not counted in n
+gcc|client/disk.c|malloc-leak|the labels are the entry's, whose release frees them
+gcc|client/fields_below.c|use-of-uninitialized-value|the caller fills all of the n places that it passes
+gcc|client/flight.c|malloc-leak|a chain's links are the stripe's, which frees them at the end; unlinked ones are their last user's
+gcc|client/journal_file.c|use-of-uninitialized-value|open_file() sets the size whenever it says NEAR_OK
+gcc|coherence/memory.c|possible-null-dereference|the branch above has returned when there was no member
 gcc|l1/l1.c|malloc-leak|what realloc() gives held_add_locked() is the shard's, which frees it with the cache
+gcc|l2/memcached_talk.c|malloc-leak|blocks are in the talk's list, which its end frees
+gcc|l2/memcached_talk.c|null-argument|copied is only what has a size, and what has a size was given a place or has returned
+gcc|l2/memory.c|malloc-leak|slots and entries are the store's, freed when the last user leaves
+gcc|l2/redis.c|use-of-uninitialized-value|the window is filled up to window_count, and no more replies are read than commands are in it
+gcc|l2/redis_cluster.c|use-of-uninitialized-value|the ways are filled up to count, which bounds the loops
+gcc|l2/redis_node.c|malloc-leak|the arena's blocks are the call's, freed with it
+gcc|l2/redis_sweep.c|null-dereference|near__redis_read_one() gives a reply whenever it says NEAR_OK
+gcc|tools/dict.c|file-leak|closed but for standard input, which is not the command's
+gcc|tools/dict.c|malloc-leak|samples are the dictionary's, freed with it
+gcc|tools/load.c|malloc-leak|worker_fini() frees what there is
+gcc|tools/simulate.c|null-argument|n_sizes is not 0 there, so the sizes are
+gcc|tools/simulate.c|possible-null-argument|the same
+gcc|tools/streams.c|malloc-leak|grow() replaces what the decoder holds, which frees it at its end
 clang|client/back.c|clang-analyzer-core.NonNullParamChecker|a change without data has size 0: near_update() refuses NULL with a size
 clang|client/budget.c|clang-analyzer-core.NullDereference|who leaves is in the queue
 tidy|client/journal_disk.c|concurrency-mt-unsafe|readdir(3) on a stream of the call's own
