@@ -327,6 +327,7 @@ open_l2(near_client *client, const near_config *config, near_error *error)
         .clock           = &client->clock,
         .log             = &client->log,
         .connect_timeout = client->settings.l2_connect_timeout,
+        .timeout         = client->settings.l2_timeout,
         .pool_size       = (unsigned)client->settings.l2_pool_size,
         .max_stored      = (size_t)client->settings.l2_max_value + NEAR__KEY_MAX + NEAR__ENVELOPE_MOST,
         .client_name     = client->name,

@@ -26,7 +26,9 @@
  *
  * A server is silent when it owed us something for `silence` and not a byte came: measured on the connection (`quiet`), however short
  * the deadlines of those who wait.  That opens the breaker, once for all who waited, unless another connection has heard of the server
- * meanwhile.  Dials that were broken off because their caller had no more time count with the time that they had.
+ * meanwhile.  What counts is what the server has sent, not what we have read: where the machine is busy, replies lie in sockets whose
+ * leader does not get to run, and who gives up looks there first.  Dials that were broken off because their caller had no more time count
+ * with the time that they had, as far as no other connection works.
  *
  * A dial that fails while another connection of the same server works (it takes no more clients, say) opens nothing: the calls move to
  * a lane that works, and for SPARE nobody is sent to one without a connection.  So it is after a dial that was broken off.
@@ -62,8 +64,8 @@
 #define LATELY     (NEAR_MS / 4) /* a connection that was heard of since then is in use, not idle */
 #define TRIES      3             /* connections that one call may lose */
 #define SPARE      (500 * NEAR_MS) /* between dials of a server that refused one and works on other connections */
-/* A server that says nothing for as long as a dial may take is down, within these bounds: shorter are pauses and lost packets, and
- * for longer nobody should pay. */
+/* A server that says nothing for as long as a dial, or an answer, may take is down, within these bounds: shorter are pauses and lost
+ * packets, and for longer nobody should pay. */
 #define SILENCE_LEAST (100 * NEAR_MS)
 #define SILENCE_MOST  (500 * NEAR_MS)
 #define EPOCHS        16u /* fit the low bits of a pointer from malloc */
@@ -98,6 +100,7 @@ struct near__lane {
     _Atomic int64_t polite; /* from then on callers may give way to others */
     _Atomic int64_t alive;  /* heard of the server at this time, or a little later; 0: never */
     _Atomic bool    connected;
+    _Atomic int     fd;    /* of the connection, to look at; -1: none */
     _Atomic bool    doubt; /* a write that was given up is outstanding here, perhaps */
 
     /* the leader's */
@@ -384,6 +387,7 @@ drop_connection(struct near__lane *lane, bool goodbye, bool counts)
         atomic_fetch_add_explicit(&lanes->disconnects, 1, memory_order_relaxed);
     if (has_writes(&lane->outstanding))
         near__transport_forget(lane->transport); /* it could arrive when others have written since */
+    atomic_store_explicit(&lane->fd, -1, memory_order_relaxed);
     lanes->env.codec->drop(lane->conn, goodbye);
     end_doubt(lane);
     lane->conn      = NULL;
@@ -512,6 +516,19 @@ another_that_works(struct near__lanes *lanes, const struct near__lane *but, int6
     return NULL;
 }
 
+/* The server has sent something here, and the leader has not come to read it yet: on a busy machine a thread may be kept from running for
+ * longer than any silence.  Without a leader nobody knows how old that is.  Where the connection is dropped in this moment, and its
+ * descriptor is another's, the answer is wrong, and who gives up next asks again. */
+static bool
+has_unread(struct near__lane *lane)
+{
+    /* relaxed, both: hints */
+    struct pollfd look = { atomic_load_explicit(&lane->fd, memory_order_relaxed), POLLIN, 0 };
+
+    return look.fd >= 0 && atomic_load_explicit(&lane->leader, memory_order_relaxed) != 0 &&
+           poll(&look, 1, 0) == 1 && (look.revents & POLLIN) != 0;
+}
+
 /* Heard of the server lately, on whichever connection that lives. */
 static bool
 is_heard(struct near__lanes *lanes, int64_t now)
@@ -523,6 +540,9 @@ is_heard(struct near__lanes *lanes, int64_t now)
             now - atomic_load_explicit(&lane->alive, memory_order_relaxed) < lanes->silence)
             return true;
     }
+    for (unsigned i = 0; i < lanes->env.most; i++)
+        if (has_unread(&lanes->lane[i]))
+            return true;
     return false;
 }
 
@@ -539,8 +559,10 @@ dial_was_hurried(struct near__lane *lane, const near_error *error, int64_t took,
     struct near__lanes *lanes = lane->lanes;
 
     lanes->hurried += took;
-    if (another_that_works(lanes, lane, now) != NULL)
+    if (another_that_works(lanes, lane, now) != NULL) {
         spare_dials(lanes, now);
+        lanes->hurried = 0; /* on the other one it will be seen whether the server is silent */
+    }
     if (near__breaker_open(&lanes->breaker))
         near__breaker_silent(&lanes->breaker, error, true, now);
     else if (lanes->hurried >= lanes->silence && !is_heard(lanes, now))
@@ -591,6 +613,7 @@ open_connection(struct near__lane *lane, int64_t until, near_error *error)
     lane->transport = lanes->env.codec->transport(lane->conn);
     near__transport_make_patient(lane->transport); /* or it is polled */
     lanes->hurried = 0;
+    atomic_store_explicit(&lane->fd, lane->transport->fd, memory_order_relaxed);
     atomic_store_explicit(&lane->connected, true, memory_order_relaxed);
     atomic_fetch_add_explicit(&lanes->connects, 1, memory_order_relaxed);
     return NEAR_OK;
@@ -1256,6 +1279,7 @@ poll_led(struct run *run, int64_t until)
     nfds_t             n = 0;
     struct timespec    time;
     int64_t            left = until - run->now;
+    bool               blind;
     int                got;
 
     for (size_t i = 0; i < run->led_count; i++) {
@@ -1278,10 +1302,16 @@ poll_led(struct run *run, int64_t until)
         left = 0;
     time = (struct timespec){ left / (1000 * NEAR_MS), left % (1000 * NEAR_MS) };
     got  = ppoll(fds, n + 1, until == NEAR_NEVER ? NULL : &time, NULL);
+    /* a system without memory for it: look at all of them, and do not ask it all the time */
+    blind = got < 0 && errno != EINTR;
+    if (blind && left > 0)
+        nanosleep(&(struct timespec){ 0, left < NEAR_MS ? left : NEAR_MS }, NULL);
+    /* what is heard now was not heard when this sleep began */
+    run->now = near__now(lanes[0]->lanes->env.clock);
     if (got > 0 && fds[n].revents != 0)
         return false;
     for (nfds_t i = 0; i < n; i++)
-        if ((got > 0 && fds[i].revents != 0) || near__transport_pending(lanes[i]->transport))
+        if (blind || (got > 0 && fds[i].revents != 0) || near__transport_pending(lanes[i]->transport))
             move_on(lanes[i], run, false);
     return true;
 }
@@ -1437,7 +1467,7 @@ report_silence(struct run *run, const struct near__lane_ask *ask)
     /* relaxed: a hint */
     if (atomic_load_explicit(&ask->lane->quiet, memory_order_relaxed) == 0)
         return; /* it waited for a dial, which has reported by itself */
-    if (!probe && (!is_silent(ask->lane, run->now) || is_heard(lanes, run->now)))
+    if (probe ? has_unread(ask->lane) : (!is_silent(ask->lane, run->now) || is_heard(lanes, run->now)))
         return;
     fail_late(&error, lanes, "a call", NEAR_ERR_TIMEOUT, run->now - run->began);
     near__breaker_silent(&lanes->breaker, &error, probe, run->now);
@@ -1707,12 +1737,15 @@ near__lanes_new(struct near__lanes **lanes, const struct near__lanes_env *env)
         return NEAR_ERR_NOMEM;
     l->env     = *env;
     l->normal  = env->most > 1 ? env->most - 1 : 1;
-    l->silence = env->connect_timeout < SILENCE_LEAST  ? SILENCE_LEAST
-                 : env->connect_timeout > SILENCE_MOST ? SILENCE_MOST
-                                                       : env->connect_timeout;
+    l->silence = env->connect_timeout > env->timeout ? env->connect_timeout : env->timeout;
+    if (l->silence < SILENCE_LEAST)
+        l->silence = SILENCE_LEAST;
+    if (l->silence > SILENCE_MOST)
+        l->silence = SILENCE_MOST;
     near__breaker_init(&l->breaker, env->log, env->name, env->connect_timeout);
     for (unsigned i = 0; i < env->most; i++) {
         l->lane[i].lanes = l;
+        l->lane[i].fd    = -1;
         queue_init(&l->lane[i].waiting);
         queue_init(&l->lane[i].outstanding);
     }
@@ -1816,6 +1849,7 @@ near__lanes_forked(struct near__lanes *lanes)
             codec->abandon(lane->conn);
         lane->conn      = NULL;
         lane->transport = NULL;
+        atomic_store(&lane->fd, -1);
         queue_init(&lane->waiting);
         queue_init(&lane->outstanding);
         atomic_store(&lane->inbox, lane->epoch);

@@ -152,6 +152,7 @@ struct near__lanes_env {
     const char                    *name; /* "redis 10.0.0.7:6379": for texts.  Borrowed */
     unsigned                       most; /* connections at most, the one for bulk included if > 1 */
     int64_t                        connect_timeout; /* ns: one dial */
+    int64_t timeout; /* ns that a caller without a deadline of his own waits; 0: not known */
     /* Readable once the backend was closed: every sleep ends.  Borrowed, may be shared by several lanes; *cancel_fd -1: none */
     const int *cancel_fd;
 };

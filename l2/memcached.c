@@ -1322,6 +1322,7 @@ make_server(struct backend *b, struct ring *ring, const struct near__address *ad
                 .name            = shared->name,
                 .most            = b->env->pool_size,
                 .connect_timeout = b->env->connect_timeout,
+                .timeout         = b->env->timeout,
                 .cancel_fd       = &b->cancel_fd,
     };
     near_status status;

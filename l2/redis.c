@@ -966,6 +966,7 @@ node_env(struct redis *r)
         .name            = r->name,
         .most            = env->pool_size,
         .connect_timeout = env->connect_timeout,
+        .timeout         = env->timeout,
         .mget            = r->mget,
         .fuse            = true,
     };

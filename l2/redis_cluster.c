@@ -33,12 +33,14 @@
 #include "l2/redis_slots.h"
 #include "l2/redis_sweep.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define NODES_MAX     1024 /* addresses ever seen: ten full changes of a large cluster */
 #define GROUPS        64   /* nodes asked at once in a round; what is over takes the next */
@@ -192,6 +194,7 @@ node_new(struct cluster *c, const struct near__address *address)
                                          .name            = node->name,
                                          .most            = c->env->pool_size,
                                          .connect_timeout = c->env->connect_timeout,
+                                         .timeout         = c->env->timeout,
                                          .fuse            = false };
     if (near__redis_node_new(&node->redis, &env) == NEAR_OK)
         return node;
@@ -791,9 +794,14 @@ sleep_for(struct cluster *c, int64_t until)
 {
     struct pollfd cancel = { .fd = c->cancel_fd, .events = POLLIN };
 
-    for (int64_t now = now_of(c); now < until; now = now_of(c))
-        if (poll(&cancel, 1, near__poll_timeout(now, until)) > 0)
+    for (int64_t now = now_of(c); now < until; now = now_of(c)) {
+        int got = poll(&cancel, 1, near__poll_timeout(now, until));
+
+        if (got > 0)
             return false;
+        if (got < 0 && errno != EINTR) /* a system without memory for it: do not ask it all the time */
+            nanosleep(&(struct timespec){ .tv_nsec = NEAR_MS }, NULL);
+    }
     return true;
 }
 

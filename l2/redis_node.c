@@ -1314,6 +1314,7 @@ near__redis_node_new(struct near__redis_node **node, const struct near__redis_no
                                                                         .name            = n->name,
                                                                         .most            = env->most,
                                                                         .connect_timeout = env->connect_timeout,
+                                                                        .timeout         = env->timeout,
                                                                         .cancel_fd = env->server.cancel_fd });
     if (status != NEAR_OK) {
         free(n);

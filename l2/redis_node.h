@@ -42,9 +42,9 @@ struct near__redis_node_env {
     near_status (*accept)(void *ctx, struct near__redis_conn *conn, int64_t deadline, near_error *error);
     void                   *ctx;
     const struct near__log *log;
-    const char             *name; /* "redis 10.0.0.7:6379".  Copied */
-    unsigned                most; /* connections */
-    int64_t                 connect_timeout;
+    const char             *name;                     /* "redis 10.0.0.7:6379".  Copied */
+    unsigned                most;                     /* connections */
+    int64_t                 connect_timeout, timeout; /* as struct near__lanes_env has them */
     unsigned mget; /* keys per MGET at most, so that server.max_reply suffices; 0: no bound of the caller's */
     bool     fuse; /* GETs of several callers may travel as one MGET: not in a cluster */
 };

@@ -146,6 +146,7 @@ struct near_l2_env {
     /* memcached: where the keys of a server go that cannot be reached, and for how long (ns).  NULL: nowhere */
     const struct near__uri *gutter;
     int64_t                 gutter_ttl;
+    int64_t timeout; /* l2.timeout in ns: what a call without a deadline of its own waits.  0: not known */
 };
 
 struct near_l2_stats { /* all 0 before stats() is called */

@@ -6,6 +6,7 @@
 #include "l2/lane.h"
 #include "l2/large.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -51,15 +52,29 @@ static pthread_mutex_t     threads_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_t           threads[CONNECTIONS];
 static size_t              thread_count;
 
+/* While `kept`, whoever finds that something has come is not let run, as on a busy machine; `keeping`: somebody is kept. */
+static atomic_bool kept, keeping;
+static atomic_bool poor; /* the system has no memory for ppoll() */
+
 /* The lanes' own; the test and its servers use poll(). */
 int
 ppoll(struct pollfd *fds, nfds_t n, const struct timespec *time, const sigset_t *mask)
 {
     struct timespec left = time != NULL ? *time : (struct timespec){ 0 };
+    int             got;
 
     (void)mask;
     atomic_fetch_add(&polls, 1);
-    return (int)syscall(SYS_ppoll, fds, n, time != NULL ? &left : NULL, NULL, 8);
+    if (atomic_load(&poor)) {
+        errno = ENOMEM;
+        return -1;
+    }
+    got = (int)syscall(SYS_ppoll, fds, n, time != NULL ? &left : NULL, NULL, 8);
+    while (got > 0 && atomic_load(&kept)) {
+        atomic_store(&keeping, true);
+        usleep(1000);
+    }
+    return got;
 }
 
 /* ---------------------------------------------------------------------------------------------- the server */
@@ -380,17 +395,17 @@ take_log(void *ctx, near_log_level level, const char *message)
 static const struct near__log log_sink = { take_log, NULL };
 
 static int
-setup(void **state)
+setup_lanes(unsigned most, int64_t connect_ms, int64_t timeout_ms)
 {
     struct near__lanes_env env = { .codec           = &codec,
                                    .clock           = &near__clock_system,
                                    .log             = &log_sink,
                                    .name            = "echo",
-                                   .most            = MOST,
-                                   .connect_timeout = 1000 * NEAR_MS,
+                                   .most            = most,
+                                   .connect_timeout = connect_ms * NEAR_MS,
+                                   .timeout         = timeout_ms * NEAR_MS,
                                    .cancel_fd       = &cancel_fd };
 
-    (void)state;
     memset(&server, 0, sizeof(server));
     polls = looks = 0;
     server.cut    = -1;
@@ -400,12 +415,43 @@ setup(void **state)
 }
 
 static int
+setup(void **state)
+{
+    (void)state;
+    return setup_lanes(MOST, 1000, 0);
+}
+
+/* A server that is dialled in no time, and may think for long. */
+static int
+setup_thoughtful(void **state)
+{
+    (void)state;
+    return setup_lanes(MOST, 100, 5000);
+}
+
+static int
+setup_quick(void **state)
+{
+    (void)state;
+    return setup_lanes(MOST, 100, 0);
+}
+
+static int
+setup_single(void **state)
+{
+    (void)state;
+    return setup_lanes(1, 100, 0);
+}
+
+static int
 teardown(void **state)
 {
     const uint64_t one = 1;
 
     (void)state;
     server.silent = false;
+    atomic_store(&kept, false);
+    atomic_store(&poor, false);
     hold_end();
     near__lanes_close(lanes);
     if (write(cancel_fd, &one, sizeof(one)) < 0)
@@ -564,6 +610,20 @@ control_an_idle_connection_is_looked_at_and_a_slow_answer_polled_for(void **stat
     assert_true(echo(12, 10, true, false, 1000).right);
 }
 
+/* Where ppoll() fails for good a leader looks for himself, and sleeps in between. */
+static void
+a_system_that_cannot_poll_is_not_asked_all_the_time(void **state)
+{
+    (void)state;
+    assert_true(echo(1, 10, true, false, 20000).right);
+    server.delay_ms = 100;
+    polls           = 0;
+    atomic_store(&poor, true);
+    assert_true(echo(2, 10, true, false, 20000).right);
+    atomic_store(&poor, false);
+    assert_in_range(polls, 1, 20000); /* one a millisecond; without a pause thousands */
+}
+
 static void
 many_callers_get_their_own_replies_and_share_sendings(void **state)
 {
@@ -682,6 +742,87 @@ callers_in_a_hurry_do_not_open_the_breaker(void **state)
     }
     assert_true(hasty > 0);
     assert_int_equal(stats().opened, 0);
+}
+
+static int
+is_down(void *ctx)
+{
+    (void)ctx;
+    echo(5, 9, true, false, 60);
+    return near__lanes_down(lanes);
+}
+
+/* An answer takes longer than a dial may, and less than the configured patience.  Who has less has learnt nothing about the server; and
+ * one that says nothing at all is found out by such callers alone. */
+static void
+a_thoughtful_server_is_not_a_silent_one(void **state)
+{
+    (void)state;
+    assert_true(echo(1, 1, true, false, 20000).right);
+    server.delay_ms = 200;
+    assert_int_equal(echo(2, 9, true, false, 130).status, NEAR_ERR_TIMEOUT);
+    assert_int_equal(stats().opened, 0);
+    assert_true(echo(3, 9, true, false, 20000).right);
+    assert_int_equal(stats().opened, 0);
+    server.delay_ms = 0;
+    server.silent   = true;
+    assert_true(test_wait_for(is_down, NULL, 20000));
+}
+
+static int
+is_kept(void *ctx)
+{
+    (void)ctx;
+    return atomic_load(&keeping);
+}
+
+/* The reply has come, but the leader does not get to read it while another caller gives up. */
+static void
+what_was_not_read_in_time_is_not_silence(void **state)
+{
+    struct caller  patient = { .first = 10, .rounds = 1, .size = 9, .ms = 60000 };
+    struct outcome hasty;
+    pthread_t      id;
+
+    (void)state;
+    assert_true(echo(1, 1, true, false, 20000).right);
+    server.delay_ms = 50;
+    atomic_store(&keeping, false);
+    atomic_store(&kept, true);
+    assert_int_equal(pthread_create(&id, NULL, caller_run, &patient), 0);
+    assert_true(test_wait_for(is_kept, NULL, 20000));
+    hasty = echo(2, 9, true, false, 300); /* long enough to take it for silence */
+    atomic_store(&kept, false);
+    pthread_join(id, NULL);
+    assert_int_equal(hasty.status, NEAR_ERR_TIMEOUT);
+    assert_int_equal(patient.right, 1);
+    assert_int_equal(stats().opened, 0);
+}
+
+/* A dial that its caller had no time to finish says nothing about a server to which there is a connection that works. */
+static void
+a_hurried_dial_does_not_count_while_another_lane_works(void **state)
+{
+    (void)state;
+    assert_true(echo(1, 1, true, false, 20000).right);
+    usleep(200000); /* nothing was heard lately */
+    server.dial_status = NEAR_ERR_TIMEOUT;
+    server.dial_ms     = 120;
+    assert_int_equal(echo(2, 9, true, true, 80).status, NEAR_ERR_TIMEOUT);
+    assert_true(server.dials > 1);
+    assert_int_equal(stats().opened, 0);
+    assert_true(echo(3, 9, true, false, 20000).right);
+}
+
+/* The control: there is none. */
+static void
+control_hurried_dials_count_while_no_lane_works(void **state)
+{
+    (void)state;
+    server.dial_status = NEAR_ERR_TIMEOUT;
+    server.dial_ms     = 120;
+    assert_int_equal(echo(2, 9, true, true, 80).status, NEAR_ERR_TIMEOUT);
+    assert_int_equal(stats().opened, 1);
 }
 
 /* Only hasty ones: their connections stay, late replies are read away, and the next patient caller finds them. */
@@ -1068,7 +1209,8 @@ large_values_are_remembered_until_they_are_small(void **state)
     assert_int_equal(large.n, 0);
 }
 
-#define LANE_TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define LANE_TEST(f)             cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define LANE_TEST_WITH(f, setup) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int
 main(void)
@@ -1077,6 +1219,7 @@ main(void)
         LANE_TEST(a_lone_caller_is_answered_over_one_connection),
         LANE_TEST(a_lone_caller_sends_and_receives_and_nothing_else),
         LANE_TEST(control_an_idle_connection_is_looked_at_and_a_slow_answer_polled_for),
+        LANE_TEST(a_system_that_cannot_poll_is_not_asked_all_the_time),
         LANE_TEST(many_callers_get_their_own_replies_and_share_sendings),
         LANE_TEST(control_a_reply_of_anothers_would_be_seen),
         LANE_TEST(a_reply_cut_at_any_byte_is_asked_again),
@@ -1084,6 +1227,10 @@ main(void)
         LANE_TEST(replies_that_drip_are_put_together),
         LANE_TEST(who_gives_up_disturbs_nobody),
         LANE_TEST(callers_in_a_hurry_do_not_open_the_breaker),
+        LANE_TEST_WITH(a_thoughtful_server_is_not_a_silent_one, setup_thoughtful),
+        LANE_TEST_WITH(what_was_not_read_in_time_is_not_silence, setup_single),
+        LANE_TEST_WITH(a_hurried_dial_does_not_count_while_another_lane_works, setup_quick),
+        LANE_TEST_WITH(control_hurried_dials_count_while_no_lane_works, setup_quick),
         LANE_TEST(connections_survive_those_who_give_up),
         LANE_TEST(a_write_given_up_ends_its_connection),
         LANE_TEST(a_write_follows_one_that_was_given_up),
