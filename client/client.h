@@ -140,8 +140,9 @@ struct near__tags {
     struct near__tag_clock clock;
     bool                   known;
     int64_t                learned;
-    uint64_t               epoch; /* moved by everything that makes it doubtful */
-    struct near__tag_seen *seen;  /* NULL before the first one */
+    uint64_t               epoch;  /* moved by everything that makes what is known of tags doubtful */
+    uint64_t               doubts; /* the same for the clock: by messages about it as well */
+    struct near__tag_seen *seen;   /* NULL before the first one */
 };
 
 #define NEAR__FLIGHT_STRIPES 64

@@ -20,6 +20,9 @@ enum {
     WANTED    = NEAR_L2_BATCH - 1 /* tags asked for in one exchange, beside the clock */
 };
 
+/* A message whose moment is so far ahead of the clock that we knew is broken, or of somebody else: what it says of its tag is read, too. */
+#define FAR (UINT64_C(1) << 20)
+
 /* L2 keeps a tag that nobody reads any more for this long, and forgetting it costs its entries one miss. */
 #define KEEP (24 * INT64_C(3600) * NEAR__SEC)
 
@@ -165,7 +168,7 @@ near__tags_known(near_cache *cache, int64_t now, struct near__tag_clock *clock, 
     /* not for ever even with a bus: L2 may have lost the clock, and a new one is not announced */
     known  = tags->known && now - tags->learned < cache->max_ttl && near__holds(cache, now, tags->learned);
     *clock = known ? tags->clock : (struct near__tag_clock){ 0, 0 };
-    *epoch = tags->epoch;
+    *epoch = tags->doubts;
     near__unlock(&tags->lock);
     return known;
 }
@@ -187,7 +190,7 @@ near__tags_learn(near_cache *cache, struct near__tag_clock clock, uint64_t epoch
     struct near__tags *tags = &cache->tags;
 
     near__lock(&tags->lock);
-    if (tags->epoch == epoch) {
+    if (tags->doubts == epoch) {
         if (clock.lineage != tags->clock.lineage || clock.moment > tags->clock.moment)
             tags->clock = clock;
         tags->known   = true;
@@ -203,8 +206,20 @@ near__tags_doubt(near_cache *cache)
 
     near__lock(&tags->lock);
     tags->known = false;
+    tags->doubts++;
     tags->epoch++;
     near__unlock(&tags->lock);
+}
+
+static uint64_t
+epoch_now(struct near__tags *tags)
+{
+    uint64_t epoch;
+
+    near__lock(&tags->lock);
+    epoch = tags->epoch;
+    near__unlock(&tags->lock);
+    return epoch;
 }
 
 static struct near__tag_seen *
@@ -237,30 +252,44 @@ note_locked(const struct near__tags *tags, struct near__tag_seen *seen, uint64_t
     memcpy(seen->name, tag.data, tag.size);
 }
 
-void
-near__tags_told(near_cache *cache, near_bytes tag, struct near__tag_clock moment)
+/* `confirmed`: L2 has said so, else it is hearsay. */
+static void
+note(near_cache *cache, near_bytes tag, struct near__tag_clock moment, bool confirmed)
 {
     struct near__tags     *tags = &cache->tags;
     uint64_t               hash = hash_of(cache, tag);
     struct near__tag_seen *seen;
+    bool                   far;
 
     near__lock(&tags->lock);
+    far = moment.lineage == tags->clock.lineage && moment.moment > tags->clock.moment &&
+          moment.moment - tags->clock.moment > FAR;
     if (moment.lineage != tags->clock.lineage) { /* of a count that we do not know: read it */
         tags->known = false;
+        tags->doubts++;
         tags->epoch++;
-    } else if (moment.moment > tags->clock.moment) {
+    } else if (moment.moment > tags->clock.moment && confirmed) {
         tags->clock.moment = moment.moment;
+    } else if (moment.moment > tags->clock.moment) {
+        tags->known = false;
+        tags->doubts++; /* who reads it now may have read it before that */
     }
     seen = place_locked(tags, hash);
     if (seen != NULL) {
         seen->told++;
         /* of a tag that is not remembered this may be an old message: it is to be read */
-        if (!is_of(seen, hash, tag) || seen->last.lineage != moment.lineage)
+        if (!is_of(seen, hash, tag) || seen->last.lineage != moment.lineage || (far && !confirmed))
             seen->last.lineage = 0;
         else if (seen->last.moment < moment.moment)
             note_locked(tags, seen, hash, tag, moment);
     }
     near__unlock(&tags->lock);
+}
+
+void
+near__tags_told(near_cache *cache, near_bytes tag, struct near__tag_clock moment)
+{
+    note(cache, tag, moment, false);
 }
 
 /* ---- asking */
@@ -279,7 +308,8 @@ struct asking {
     near_cache            *cache;
     struct near__tag_clock clock;
     bool                   hears;
-    uint64_t               epoch;
+    uint64_t               epoch;  /* of what is remembered of tags */
+    uint64_t               doubts; /* for near__tags_learn() */
     near_status            status; /* why something could not be said */
     size_t                 n;
     struct wanted          wanted[WANTED];
@@ -491,7 +521,7 @@ read_all(struct asking *asking, int64_t deadline)
     if (asking->clock.lineage == 0) {
         asking->status = read_clock(asking->cache, &asking->clock, deadline);
         if (asking->status == NEAR_OK)
-            near__tags_learn(asking->cache, asking->clock, asking->epoch);
+            near__tags_learn(asking->cache, asking->clock, asking->doubts);
     }
     if (asking->status == NEAR_OK)
         asking->status = read_wanted(asking->cache, asking->wanted, asking->n, deadline);
@@ -627,7 +657,8 @@ near__tags_judge(near_cache *cache, struct near__ask **asks, size_t n, struct ne
                 asking->cache = cache;
                 asking->clock = clock;
                 asking->hears = near__hears(cache, near__client_now(cache->client));
-                near__tags_known(cache, near__client_now(cache->client), &known, &asking->epoch);
+                near__tags_known(cache, near__client_now(cache->client), &known, &asking->doubts);
+                asking->epoch = epoch_now(&cache->tags);
             }
         }
         asks[i]->labelled = NEAR__LABELS_UNKNOWN;
@@ -804,7 +835,7 @@ near__tags_settle(near_cache *cache, near_bytes name, int64_t deadline)
     near_status            status = invalidate(cache, name, &moment, own < deadline ? own : deadline);
 
     if (status == NEAR_OK && moment.lineage != 0)
-        near__tags_told(cache, name, moment);
+        note(cache, name, moment, true);
     else
         near__tags_doubt(cache); /* it may have happened or not: look */
     /* what was read in between may be from before */

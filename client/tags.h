@@ -42,7 +42,8 @@ bool near__tags_wanted(near_cache *cache, int64_t now, struct near__tag_clock *c
 void near__tags_learn(near_cache *cache, struct near__tag_clock clock, uint64_t epoch);
 /* Messages may have been missed: everything is to be read again. */
 void near__tags_doubt(near_cache *cache);
-/* Another instance has invalidated a tag. */
+/* Another instance has invalidated a tag.  Of the clock that is hearsay: it is read again.  What carried a moment that L2 has never reached
+ * would outlive invalidations. */
 void near__tags_told(near_cache *cache, near_bytes tag, struct near__tag_clock moment);
 
 /* Invalidate a tag in L2, tell the others, and drop what L1 has of it.  NEAR_OK: it is confirmed. */

@@ -678,9 +678,9 @@ read_batch(near_cache *cache, struct reading *reading, struct near__ask **asks, 
         take_answer(cache, &wire.items[i]);
     if (generation != NULL)
         *generation = wire.items[n];
-    reading->no_clock =
-        clock && (wire.items[wire.n - 1].answer == NEAR_L2_ABSENT ||
-                  (wire.items[wire.n - 1].answer == NEAR_L2_DONE && reading->clock.lineage == 0));
+    if (clock) /* else what the exchange before has said is still true */
+        reading->no_clock = wire.items[wire.n - 1].answer == NEAR_L2_ABSENT ||
+                            (wire.items[wire.n - 1].answer == NEAR_L2_DONE && reading->clock.lineage == 0);
     near__wire_close(&wire);
 }
 
@@ -789,7 +789,6 @@ static void
 read_packed(near_cache *cache, struct reading *reading, struct near__ask **asks, size_t n, int64_t deadline)
 {
     struct near__ask *few[16], **again = n <= NEAR_COUNT_OF(few) ? few : malloc(n * sizeof(*again));
-    bool              no_clock = reading->no_clock;
     size_t            k;
 
     if (again == NULL) {
@@ -801,7 +800,6 @@ read_packed(near_cache *cache, struct reading *reading, struct near__ask **asks,
     k = fetch_dictionaries(cache, asks, n, again, deadline);
     if (k > 0)
         read_batch(cache, reading, again, k, deadline, NULL, false);
-    reading->no_clock = no_clock;
     for (size_t i = 0; i < k; i++)
         if (again[i]->dictionary !=
             0) /* written anew, with another one, in between; or too many are in use */

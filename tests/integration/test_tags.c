@@ -7,7 +7,9 @@
 #include <hiredis/hiredis.h>
 #include <sched.h>
 
+#include "client/tags.h"
 #include "harness/proxy.h"
+#include "l2/backend.h"
 
 WORLD(none, TIER_NONE)
 WORLD(memory, TIER_MEMORY)
@@ -134,6 +136,76 @@ a_get_does_not_see_what_a_tag_took(void **state)
     near_value_release(values[1]);
     assert_int_equal(near_get(a.cache, keys[0], &values[0]), NEAR_MISS);
     close_instance(&a);
+}
+
+/* The clock is read along with the first of several exchanges; where there is none it is made before the loads, however many came after. */
+static void
+a_batch_of_several_exchanges_has_its_tags(void **state)
+{
+    enum { N = 2 * NEAR_L2_BATCH };
+    struct world      *w     = *state;
+    struct store       store = STORE(.answer = load_tagged);
+    struct instance    a, b;
+    static char        names[N][16];
+    static near_bytes  keys[N];
+    static near_value *values[N];
+    static near_status statuses[N];
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    OPEN(w, &b, "ttl", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    for (int i = 0; i < N; i++) {
+        snprintf(names[i], sizeof(names[i]), "a%d", i);
+        keys[i] = near_key(names[i]);
+    }
+    assert_int_equal(near_fetch_many(a.cache, keys, N, NULL, values, statuses), NEAR_OK);
+    for (int i = 0; i < N; i++)
+        near_value_release(values[i]);
+    assert_int_equal(near_get_many(b.cache, keys, N, values, statuses), NEAR_OK);
+    for (int i = 0; i < N; i++) {
+        if (statuses[i] != NEAR_OK)
+            fail_msg("%s: %s", names[i], near_status_text(statuses[i]));
+        near_value_release(values[i]);
+    }
+    close_instance(&a);
+    close_instance(&b);
+}
+
+/* Somebody, or a defect, sends a message about a tag with a moment that L2 has not reached.  What is loaded afterwards must not carry it. */
+static void
+a_message_from_the_future_makes_nothing_immune(void **state)
+{
+    struct world          *w     = *state;
+    struct store           store = STORE(.answer = load_tagged);
+    struct instance        a, b;
+    struct near__tag_clock clock;
+    uint64_t               epoch;
+
+    NEEDS(w);
+    OPEN(w, &a, "ttl", "60s");
+    OPEN(w, &b, "ttl", "60s");
+    near_cache_set_loader(a.cache, load_from_store, &store);
+    near_cache_set_loader(b.cache, load_from_store, &store);
+    assert_fetch(a.cache, "a1", "v1");
+    assert_true(near__tags_known(a.cache, near__client_now(a.client), &clock, &epoch));
+    clock.moment += 1000;
+    near__tags_told(a.cache, near_key("other"), clock); /* near enough to be true */
+    clock.moment += UINT64_C(1) << 60;
+    near__tags_told(a.cache, near_key("c"), clock);
+    assert_fetch(a.cache, "b1", "v1");
+    assert_fetch(a.cache, "c1", "v1");
+    change(&store, b.cache, "all");
+    assert_fetch(b.cache, "a1", "v2");
+    assert_fetch(b.cache, "b1", "v2");
+    assert_fetch(b.cache, "c1", "v2");
+    assert_int_equal(store.keys, 6);
+    /* and it is no lasting harm: what is loaded now is kept, in both tiers */
+    assert_fetch(a.cache, "b1", "v2");
+    assert_fetch(a.cache, "c1", "v2");
+    assert_int_equal(store.keys, 6);
+    close_instance(&a);
+    close_instance(&b);
 }
 
 static void
@@ -774,6 +846,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         OVER_ALL(an_invalidated_tag_takes_its_values_and_no_others),
         OVER_ALL(a_get_does_not_see_what_a_tag_took),
+        OVER_HEARD(a_batch_of_several_exchanges_has_its_tags),
+        OVER_HEARD(a_message_from_the_future_makes_nothing_immune),
         OVER_ALL(a_renewed_value_keeps_its_tags),
         OVER_ALL(puts_have_tags),
         OVER(memory, tags_have_limits),
