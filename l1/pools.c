@@ -445,8 +445,11 @@ may_have_locked(const struct near__pools *pools, unsigned i, uint64_t hash)
     if (near__bucket_stale(table, home))
         return false;
     for (; bucket != NULL; bucket = near__table_after(table, bucket))
-        if (near__bucket_match(bucket, near__tag(near__element(hash))) != 0)
-            return true;
+        for (uint32_t match = near__bucket_match(bucket, near__tag(near__element(hash))); match != 0;
+             match          = NEAR__LANE_NEXT(match))
+            if (near__bucket_ref(bucket, NEAR__LANE(match)) !=
+                0) /* a slot keeps its tag when it is emptied */
+                return true;
     return !near__table_settled(table, size, home, version);
 }
 

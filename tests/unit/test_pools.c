@@ -526,6 +526,32 @@ bring_back(void *ctx, const struct near__l1_seen *seen)
     former->seen++;
 }
 
+/* A slot that its key has left says nothing about it any more: what the disk has of it comes back to L1.  Over one that is there, nothing
+ * does. */
+static void
+test_what_has_left_its_pool_comes_back_from_the_disk(void **state)
+{
+    struct near__l1 *l1 = pools_open(MIB(1), MIB(1), MIB(1), "lru");
+    char             key[16];
+
+    (void)state;
+    fill_numbers(l1, 'h', 0, 100, 50);
+    for (int i = 0; i < 100; i++) {
+        near_bytes              name  = (snprintf(key, sizeof(key), "h%d", i), text(key));
+        uint64_t                hash  = hash_of(name);
+        struct near__entry     *entry = entry_of(name, hash, text("from the disk"));
+        enum near__l1_admission verdict;
+
+        if (i % 2 == 0)
+            near__l1_invalidate(l1, hash, name);
+        verdict = near__l1_return(l1, entry, near__l1_fence(l1, hash), 0);
+        assert_int_equal(verdict, i % 2 == 0 ? NEAR__L1_ADMITTED : NEAR__L1_FENCED);
+        near__entry_release(&entry);
+    }
+    assert_int_equal(stats_of(l1).entries, 100);
+    near__l1_free(&l1);
+}
+
 /* Walked through all pools, and back into where each key belongs; not over what was filled meanwhile, in whichever pool, evicted or not. */
 static void
 test_entries_come_back_to_their_pools(void **state)
@@ -943,6 +969,7 @@ main(void)
         cmocka_unit_test(test_past_a_pools_ttl_there_is_grace),
         cmocka_unit_test(test_batches_and_both_ways_of_finding_agree),
         cmocka_unit_test(test_what_makes_no_sense_or_finds_no_memory_is_refused),
+        cmocka_unit_test(test_what_has_left_its_pool_comes_back_from_the_disk),
         cmocka_unit_test(test_entries_come_back_to_their_pools),
         cmocka_unit_test(test_the_application_is_called_outside_the_locks),
         cmocka_unit_test(test_G1_versions_only_grow_while_keys_move),
