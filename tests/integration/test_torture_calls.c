@@ -92,18 +92,31 @@ try_again(struct bench *b, const struct step *step, const char *what)
     check_rows(b, what, false);
 }
 
+/* Whoever tries again what fails for good makes a pause: without one a single thread fails a thousand times and more in a millisecond.  What is
+ * done a byte at a time goes on, and needs none. */
+static void
+assert_patience(const char *what, const long *had, int64_t ms)
+{
+    for (int kind = 0; kind < CALLS_KINDS; kind++)
+        if (calls_spoilt_by[kind] - had[kind] > 20000 + 50 * ms)
+            fail_msg("%s: %s failed %ld times in %lld ms", what, calls_names[kind],
+                     calls_spoilt_by[kind] - had[kind], (long long)ms);
+}
+
 /* True: nothing failed any more. */
 static bool
 one_round(struct bench *b, const struct step *step, const struct way *way, long n)
 {
-    long        before;
+    long        before, had[CALLS_KINDS];
     int64_t     began;
     near_status status;
     char        what[160];
 
     settle(b);
     before = calls_spoilt;
-    began  = test_now_ms();
+    for (int kind = 0; kind < CALLS_KINDS; kind++)
+        had[kind] = calls_spoilt_by[kind];
+    began = test_now_ms();
     calls_begin(way->how, n, way->lasts);
     status = step->run(b);
     calls_end();
@@ -111,6 +124,8 @@ one_round(struct bench *b, const struct step *step, const struct way *way, long 
              atomic_load(&calls_newest) >= 0 ? calls_names[atomic_load(&calls_newest)] : "none");
     if (status != NEAR_OK && status != NEAR_MISS && !is_excuse(status))
         fail_msg("%s: %s", what, near_status_text(status));
+    if (way->how == CALLS_FAIL)
+        assert_patience(what, had, test_now_ms() - began);
     if (test_now_ms() > began + 8000 * test_slack())
         fail_msg("%s: it took %lld ms", what, (long long)(test_now_ms() - began));
     check_rows(b, what, step->changes && status != NEAR_OK);

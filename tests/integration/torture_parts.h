@@ -2,12 +2,15 @@
  * Steps of torture for what a cache may have besides keys and values: fields, objects, pools, a snapshot, a disk, a curve, a rollout, loaders
  * and stores that say more than a value.  Each opens a cache of its own in the client under test, uses it and closes it, so opening and closing
  * fail, too.  But for the cells, which have a table as the rows have, values follow from their keys: whatever is read has to be that or
- * nothing.  Files lie in a directory of the test's own (parts_over() removes it).
+ * nothing.  Files lie in a directory of the test's own (parts_over() removes it, or a shell that outlives this process).
  */
 #ifndef TESTS_INTEGRATION_TORTURE_PARTS_H
 #define TESTS_INTEGRATION_TORTURE_PARTS_H
 
 #include <dirent.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "harness/long.h"
@@ -70,8 +73,37 @@ part_get(near_cache *cache, const char *name)
 
 static struct {
     char             directory[40], path[80];
+    pid_t            heir; /* removes the directory when `alive` is closed, by whatever ends us */
+    int              alive;
     _Atomic unsigned made, destroyed; /* objects and adopted bytes */
 } parts;
+
+/* Whoever kills a program of torture leaves nothing behind, even if he kills its process group. */
+static void
+leave_to_an_heir(void)
+{
+    char *const                argv[] = { (char[]){ "sh" }, (char[]){ "-c" },
+                                          (char[]){ "trap '' HUP INT TERM; read -r line; rm -rf \"$0\"" }, parts.directory,
+                                          NULL };
+    char *const                none[] = { (char[]){ "PATH=/usr/bin:/bin" }, NULL };
+    posix_spawn_file_actions_t files;
+    posix_spawnattr_t          own;
+    int                        ends[2];
+
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    posix_spawn_file_actions_init(&files);
+    posix_spawn_file_actions_adddup2(&files, ends[0], 0);
+    posix_spawn_file_actions_addopen(&files, 1, "/dev/null", O_WRONLY,
+                                     0); /* who reads our output need not wait for him */
+    posix_spawn_file_actions_adddup2(&files, 1, 2);
+    posix_spawnattr_init(&own);
+    posix_spawnattr_setflags(&own, POSIX_SPAWN_SETSID);
+    assert_int_equal(posix_spawn(&parts.heir, "/bin/sh", &files, &own, argv, none), 0);
+    posix_spawnattr_destroy(&own);
+    posix_spawn_file_actions_destroy(&files);
+    close(ends[0]);
+    parts.alive = ends[1];
+}
 
 static const char *
 part_path(const char *name)
@@ -79,6 +111,7 @@ part_path(const char *name)
     if (parts.directory[0] == '\0') {
         strcpy(parts.directory, "/tmp/near-torture-XXXXXX");
         assert_non_null(mkdtemp(parts.directory));
+        leave_to_an_heir();
     }
     snprintf(parts.path, sizeof(parts.path), "%s/%s", parts.directory, name);
     return parts.path;
@@ -115,8 +148,12 @@ static void
 parts_over(void)
 {
     assert_true(test_wait_for(all_destroyed, NULL, 5000 * test_slack()));
+    if (parts.directory[0] == '\0')
+        return;
     remove_all(parts.directory, 3);
     parts.directory[0] = '\0';
+    close(parts.alive);
+    waitpid(parts.heir, NULL, 0);
 }
 
 /* ---- fields */

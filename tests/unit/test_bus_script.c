@@ -313,6 +313,28 @@ await_text(const char *text, const char *part)
         fail_msg("no '%s' in: %s", part, text);
 }
 
+struct commands {
+    enum word word;
+    unsigned  least;
+};
+
+static int
+were_heard(void *ctx)
+{
+    const struct commands *commands = ctx;
+
+    return atomic_load(&heard[commands->word]) >= commands->least;
+}
+
+static void
+await_heard(enum word word, unsigned least)
+{
+    struct commands commands = { word, least };
+
+    if (!test_wait_for(were_heard, &commands, 20000))
+        fail_msg("of kind %d only %u commands of %u", word, atomic_load(&heard[word]), least);
+}
+
 static int
 is_tracking(void *ctx)
 {
@@ -486,8 +508,7 @@ test_a_probe_without_an_answer(void **state)
     await(&told.heard, 3);
     atomic_store(&says[ROLE], "");
     before = atomic_load(&heard[ROLE]);
-    while (atomic_load(&heard[ROLE]) == before)
-        usleep(1000);
+    await_heard(ROLE, before + 1);
     usleep(20000);
     before = number(&told.heard);
     usleep(100000);
@@ -504,6 +525,15 @@ publish(int64_t ms, uint64_t *stream)
     uint8_t message[32] = { 0 };
 
     return near__bus_redis.publish(bus, message, sizeof(message), 8, stream, in_ms(ms), &error);
+}
+
+static int
+is_refused(void *ctx)
+{
+    uint64_t stream;
+
+    (void)ctx;
+    return publish(1000, &stream) == NEAR_ERR_UNAVAILABLE && stream == 0;
 }
 
 static near_status
@@ -542,9 +572,7 @@ test_answers_to_a_publish(void **state)
     }
     test_script_stop(&server);
     assert_int_equal(announce(1000), NEAR_ERR_UNAVAILABLE);
-    while (publish(1000, &stream) != NEAR_ERR_UNAVAILABLE ||
-           stream != 0) /* a connection that has not noticed yet */
-        ;
+    assert_true(test_wait_for(is_refused, NULL, 20000)); /* a connection may not have noticed yet */
 }
 
 static void *
@@ -581,8 +609,7 @@ test_fences(void **state)
     atomic_store(&says[PING], "");
     pings = atomic_load(&heard[PING]);
     assert_int_equal(pthread_create(&thread, NULL, fence_it, &status), 0);
-    while (atomic_load(&heard[PING]) < pings + 2)
-        usleep(1000);
+    await_heard(PING, pings + 2);
     near__bus_redis.stop(bus);
     pthread_join(thread, NULL);
     assert_true(status == NEAR_ERR_CLOSED || status == NEAR_ERR_UNAVAILABLE);
@@ -601,8 +628,7 @@ test_unanswered_pings_are_bounded(void **state)
     env.silence   = 1000 * NEAR_MS;
     atomic_store(&heard[PING], 0);
     assert_int_equal(near__bus_redis.open(&bus, &env, &error), NEAR_OK);
-    while (atomic_load(&heard[PING]) == 0)
-        usleep(1000);
+    await_heard(PING, 1);
     atomic_store(&says[SUBSCRIBE], ""); /* the next connection asks nothing */
     await_text(told.reason, "PING not answered in");
     assert_in_range(atomic_load(&heard[PING]), 10, 64);
@@ -640,8 +666,7 @@ test_maps_that_make_no_sense(void **state)
         atomic_store(&says[word], said);
         asked = atomic_load(&heard[word]);
         open_bus("redis-cluster", "p:");
-        while (atomic_load(&heard[word]) < asked + 3)
-            usleep(1000);
+        await_heard(word, asked + 3);
         if (is_tracking(NULL))
             fail_msg("row %zu", i);
         assert_int_equal(number(&told.heard), 0);
