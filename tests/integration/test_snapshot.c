@@ -61,6 +61,7 @@ open_restored(struct instance *in, const char *const *settings, const char *cons
 }
 
 #define WITH(...) ((const char *const[]){ __VA_ARGS__, NULL })
+#define PATIENT   "l2.timeout", "20s", "l2.connect_timeout", "20s" /* servers may not be let run for long */
 
 static void
 key_of(unsigned i, char key[24])
@@ -101,6 +102,8 @@ file_is_there(void)
 
 /* ---- alone */
 
+#define SHORT_MS 300
+
 static void
 load(near_load *loads[], size_t n, void *ctx)
 {
@@ -113,7 +116,7 @@ load(near_load *loads[], size_t n, void *ctx)
             continue;
         }
         near_load_tag(loads[i], key[0] == 't' ? "red" : "blue");
-        near_load_ttl(loads[i], key[0] == 's' ? 300 : 600000);
+        near_load_ttl(loads[i], key[0] == 's' ? SHORT_MS : 600000);
         near_load_set(loads[i], near_load_key(loads[i]));
     }
 }
@@ -136,6 +139,7 @@ test_it_comes_back(void **state)
     near_value     *value;
     struct stat     about;
     char            key[24], large[100000];
+    int64_t         began, took;
 
     (void)state;
     open_warm(&in, alone, NULL);
@@ -148,9 +152,11 @@ test_it_comes_back(void **state)
     assert_int_equal(near_put(in.cache, near_key("large"), (near_bytes){ large, sizeof(large) }, NULL),
                      NEAR_OK);
     fetch(&in, "tagged");
+    began = test_now_ms();
     fetch(&in, "short");
     fetch(&in, "none");
     assert_int_equal(near_client_close(in.client, NULL), NEAR_OK);
+    took = test_now_ms() - began;
     assert_int_equal(stat(file, &about), 0);
     assert_int_equal(about.st_mode & 07777, 0600);
     let_time_pass(400);
@@ -158,7 +164,8 @@ test_it_comes_back(void **state)
     open_restored(&in, alone, NULL);
     assert_false(file_is_there()); /* it serves once */
     assert_int_equal(stats(&in).snapshot_restored, 5003);
-    assert_int_equal(stats(&in).snapshot_dropped, 1);
+    if (took < SHORT_MS || stats(&in).snapshot_dropped != 0) /* else it had ended before it could be saved */
+        assert_int_equal(stats(&in).snapshot_dropped, 1);
     for (unsigned i = 0; i < 5000; i++) {
         key_of(i, key);
         assert_string_equal(in_l1(&in, key), key);
@@ -318,16 +325,26 @@ test_a_kill_after_a_save(void **state)
     close_instance(&in);
 }
 
-static _Atomic bool stop_writing;
+static _Atomic bool     stop_writing;
+static _Atomic unsigned written;
 
 static void *
 write_on(void *ctx)
 {
     struct instance *in = ctx;
 
-    while (!atomic_load(&stop_writing))
+    while (!atomic_load(&stop_writing)) {
         put_text(in->cache, "k", "v");
+        atomic_fetch_add(&written, 1);
+    }
     return NULL;
+}
+
+/* The second one to end has begun since. */
+static int
+wrote_twice_since(void *ctx)
+{
+    return atomic_load(&written) - *(unsigned *)ctx >= 2;
 }
 
 /* A write while it is being saved. */
@@ -337,6 +354,7 @@ test_a_write_meanwhile(void **state)
     struct instance in = { 0 };
     pthread_t       thread;
     near_error      error;
+    unsigned        had;
     char            key[24];
 
     (void)state;
@@ -353,7 +371,8 @@ test_a_write_meanwhile(void **state)
         if (status != NEAR_OK) /* all of it may have gone by before the writer's turn */
             assert_int_equal(status, NEAR_ERR_CONFLICT);
     }
-    let_time_pass(20);
+    had = written;
+    assert_true(test_wait_for(wrote_twice_since, &had, SOON));
     stop_writing = true;
     pthread_join(thread, NULL);
     assert_false(file_is_there());
@@ -397,10 +416,14 @@ removed_meanwhile(void)
 static void
 test_what_is_written_meanwhile(void **state)
 {
+    unsigned old = 0;
+
     (void)state;
     assert_int_equal(removed_meanwhile(), 0);
     near__snap_controls = NEAR__SNAP_UNFENCED;
-    assert_true(removed_meanwhile() > 100);
+    for (int tries = 0; tries < 10 && old <= 100; tries++) /* on a busy machine it may all be back before */
+        old = removed_meanwhile();
+    assert_true(old > 100);
     near__snap_controls = 0;
 }
 
@@ -605,7 +628,8 @@ save_some(const char *const *settings, unsigned n)
     struct instance in = { 0 };
     char            key[24];
 
-    open_restored(&in, settings, NULL);
+    /* whatever they are tested with: with its bus there, which empties L1 when it comes */
+    open_restored(&in, settings, WITH("l2.connect_timeout", "20s"));
     for (unsigned i = 0; i < n; i++) {
         key_of(i, key);
         put_text(in.cache, key, key);
@@ -870,8 +894,7 @@ test_redis(void **state)
 {
     (void)state;
     test_need_server(redis);
-    over(
-        WITH("l2.uri", redis->uri, "l2.timeout", "5s", "coherence.serve_window", "20s", "l1.max_ttl", "60s"));
+    over(WITH("l2.uri", redis->uri, PATIENT, "coherence.serve_window", "20s", "l1.max_ttl", "60s"));
 }
 
 static void
@@ -879,15 +902,14 @@ test_memcached(void **state)
 {
     (void)state;
     test_need_server(memcached);
-    over(WITH("l2.uri", memcached->uri, "l2.timeout", "5s", "l1.max_ttl", "60s"));
+    over(WITH("l2.uri", memcached->uri, PATIENT, "l1.max_ttl", "60s"));
 }
 
 static void
 test_cleared(void **state)
 {
-    struct instance          in = { 0 };
-    const char *const *const settings =
-        WITH("l2.uri", redis->uri, "l2.timeout", "5s", "coherence.serve_window", "20s");
+    struct instance          in       = { 0 };
+    const char *const *const settings = WITH("l2.uri", redis->uri, PATIENT, "coherence.serve_window", "20s");
 
     (void)state;
     test_need_server(redis);
@@ -913,7 +935,7 @@ test_without_envelope(void **state)
 
     (void)state;
     test_need_server(redis);
-    const char *const *const settings = WITH("l2.uri", redis->uri, "l2.timeout", "5s", "l2.envelope", "none",
+    const char *const *const settings = WITH("l2.uri", redis->uri, PATIENT, "l2.envelope", "none",
                                              "l1.max_ttl", "60s", "coherence.serve_window", "20s");
     save_some(settings, 100);
     assert_true(test_redis_command(redis, reply, sizeof(reply), 3, get));
@@ -971,7 +993,7 @@ test_writers_while_it_is_restored(void **state)
     (void)state;
     test_need_server(redis);
     const char *const *const settings =
-        WITH("l2.uri", redis->uri, "l2.timeout", "5s", "coherence.serve_window", "20s", "l1.max_ttl", "60s");
+        WITH("l2.uri", redis->uri, PATIENT, "coherence.serve_window", "20s", "l1.max_ttl", "60s");
     save_some(settings, 3000);
     open_with(&other, settings, NULL);
     open_warm(&in, settings, WITH("snapshot.rate", "20000"));
@@ -1049,20 +1071,22 @@ ask_often(struct instance *in, uint64_t dice)
     return ratio_between(&before, &after);
 }
 
-/* The same at a leisurely pace, for a second at least and for thirty times as long as it takes to restore: what a minute is to a large cache. */
+/* The same at a leisurely pace, three hundred times at least, and thirty times as often as until all is restored: what a minute is to a large
+ * cache.  Counted, for time does not pass evenly on a busy machine. */
 static double
 ask_after_start(struct instance *in, uint64_t dice)
 {
-    int64_t    began = test_now_ms(), restored = 0;
+    unsigned   asked = 0, restored = 0;
     near_stats before = stats(in), after;
 
     do {
         ask_for_some(in, &dice);
         let_time_pass(2);
         after = stats(in);
+        asked++;
         if (restored == 0 && after.snapshot_restoring == 0)
-            restored = test_now_ms() - began;
-    } while (restored == 0 || test_now_ms() - began < 1000 || test_now_ms() - began < 30 * restored);
+            restored = asked;
+    } while (restored == 0 || asked < 300 || asked < 30 * restored);
     return ratio_between(&before, &after);
 }
 
@@ -1094,11 +1118,10 @@ test_restart_under_load(void **state)
 
     (void)state;
     test_need_server(redis);
-    const char *const *const settings =
-        WITH("l2.uri", redis->uri, "l2.timeout", "5s", "coherence.serve_window", "20s", "l1.max_entries",
-             "15000", "l1.max_ttl", "10m", "ttl", "10m");
-    warm = restart(path, settings, &before);
-    cold = restart("", settings, &ignored);
+    const char *const *const settings = WITH("l2.uri", redis->uri, PATIENT, "coherence.serve_window", "20s",
+                                             "l1.max_entries", "15000", "l1.max_ttl", "10m", "ttl", "10m");
+    warm                              = restart(path, settings, &before);
+    cold                              = restart("", settings, &ignored);
     print_message("L1 hit ratio before %.3f, after %.3f, without a snapshot %.3f\n", before, warm, cold);
     assert_true(warm >= 0.95 * before);
     assert_true(cold < 0.95 * before); /* the control */
