@@ -1071,8 +1071,8 @@ ask_often(struct instance *in, uint64_t dice)
     return ratio_between(&before, &after);
 }
 
-/* The same at a leisurely pace, three hundred times at least, and thirty times as often as until all is restored: what a minute is to a large
- * cache.  Counted, for time does not pass evenly on a busy machine. */
+/* The same at a leisurely pace, three hundred times at least, and thirty times as often as until all is restored: what a minute is to a
+ * large cache.  Counted, for time does not pass evenly on a busy machine. */
 static double
 ask_after_start(struct instance *in, uint64_t dice)
 {

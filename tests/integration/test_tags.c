@@ -172,7 +172,8 @@ a_batch_of_several_exchanges_has_its_tags(void **state)
     close_instance(&b);
 }
 
-/* Somebody, or a defect, sends a message about a tag with a moment that L2 has not reached.  What is loaded afterwards must not carry it. */
+/* Somebody, or a defect, sends a message about a tag with a moment that L2 has not reached.  What is loaded afterwards must not carry
+ * it. */
 static void
 a_message_from_the_future_makes_nothing_immune(void **state)
 {

@@ -92,8 +92,8 @@ try_again(struct bench *b, const struct step *step, const char *what)
     check_rows(b, what, false);
 }
 
-/* Whoever tries again what fails for good makes a pause: without one a single thread fails a thousand times and more in a millisecond.  What is
- * done a byte at a time goes on, and needs none. */
+/* Whoever tries again what fails for good makes a pause: without one a single thread fails a thousand times and more in a millisecond.
+ * What is done a byte at a time goes on, and needs none. */
 static void
 assert_patience(const char *what, const long *had, int64_t ms)
 {
