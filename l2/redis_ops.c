@@ -3,7 +3,6 @@
 
 #include "base/le.h"
 
-#include <stdio.h>
 #include <string.h>
 
 /* A century: more would overflow in the server, "invalid expire time". */
@@ -73,7 +72,7 @@ near__redis_bytes(enum near__redis_verb verb, const struct near_l2_item *item)
 struct args {
     near_bytes argv[8];
     size_t     argc;
-    char       ttl[24], delta[NEAR_L2_DECIMAL], initial[NEAR_L2_DECIMAL];
+    char       ttl[NEAR_L2_DECIMAL], delta[NEAR_L2_DECIMAL], initial[NEAR_L2_DECIMAL];
     uint8_t    stamp[8];
 };
 
@@ -84,13 +83,20 @@ arg(struct args *a, near_bytes bytes)
 }
 
 static near_bytes
-ttl_text(char out[24], int64_t ttl_ms)
+number_text(char *out, int64_t number)
+{
+    return (near_bytes){ out, near__l2_decimal_write(number, out) };
+}
+
+/* Not by printf: with it this would be a third of what a SET costs the client. */
+static near_bytes
+ttl_text(char *out, int64_t ttl_ms)
 {
     if (ttl_ms < 0)
         ttl_ms = 1; /* 0 would mean for ever */
     if (ttl_ms > MAX_TTL_MS)
         ttl_ms = MAX_TTL_MS;
-    return (near_bytes){ out, (size_t)snprintf(out, 24, "%lld", (long long)ttl_ms) };
+    return number_text(out, ttl_ms);
 }
 
 static void
@@ -122,12 +128,6 @@ script_args(struct args *a, bool set, const struct near_l2_item *item, bool eval
         return;
     arg(a, item->value);
     arg(a, ttl_text(a->ttl, item->ttl_ms));
-}
-
-static near_bytes
-number_text(char *out, int64_t number)
-{
-    return (near_bytes){ out, near__l2_decimal_write(number, out) };
 }
 
 static void
@@ -165,7 +165,7 @@ add_hash_set(struct near__redis_call *call, const struct near_l2_item *item, boo
 {
     const struct near_l2_hash *hash = item->hash;
     near_bytes                 argv[5 + 2 * NEAR_L2_FIELDS];
-    char                       ttl[24];
+    char                       ttl[NEAR_L2_DECIMAL];
     size_t                     argc = 0;
 
     if (item->ttl_ms != 0) {

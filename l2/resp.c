@@ -6,34 +6,47 @@
 
 enum { FRAMING = 32 }; /* more than '$', any length, and two line ends */
 
-static size_t
+static inline size_t
 digits(size_t number)
 {
-    size_t n = 1;
+    size_t n = number < 10 ? 1 : number < 100 ? 2 : 3;
 
-    while (number >= 10) {
-        number /= 10;
+    for (number /= 1000; number > 0; number /= 10)
         n++;
-    }
     return n;
 }
 
 static char *
-put_head(char *at, char kind, size_t number)
+put_long(char *at, size_t number)
 {
     size_t n = digits(number);
 
-    *at = kind;
     for (size_t i = n; i > 0; i--) {
-        at[i] = (char)('0' + number % 10);
+        at[i - 1] = (char)('0' + number % 10);
         number /= 10;
     }
-    at[n + 1] = '\r';
-    at[n + 2] = '\n';
-    return at + n + 3;
+    return at + n;
 }
 
-static char *
+/* Most numbers are small. */
+static inline char *
+put_head(char *at, char kind, size_t number)
+{
+    *at++ = kind;
+    if (number < 10) {
+        *at++ = (char)('0' + number);
+    } else if (number < 100) {
+        *at++ = (char)('0' + number / 10);
+        *at++ = (char)('0' + number % 10);
+    } else {
+        at = put_long(at, number);
+    }
+    at[0] = '\r';
+    at[1] = '\n';
+    return at + 2;
+}
+
+static inline char *
 put_argument(char *at, near_bytes argument)
 {
     at = put_head(at, '$', argument.size);
