@@ -29,6 +29,38 @@ C1_slots_are_those_of_the_specification(void **state)
     assert_int_equal(slot("foo"), 12182);
 }
 
+/* Bit by bit, as the specification says it. */
+static unsigned
+slot_by_bits(const unsigned char *key, size_t size)
+{
+    unsigned crc = 0;
+
+    for (size_t i = 0; i < size; i++) {
+        crc ^= (unsigned)key[i] << 8;
+        for (int bit = 0; bit < 8; bit++)
+            crc = (crc & 0x8000) != 0 ? (crc << 1 ^ 0x1021) & 0xffff : crc << 1;
+    }
+    return crc % NEAR__SLOTS;
+}
+
+static void
+C1_slots_of_keys_of_every_size(void **state)
+{
+    unsigned char key[300];
+    uint64_t      random = 11;
+
+    (void)state;
+    for (size_t round = 0; round < 20; round++)
+        for (size_t size = 0; size <= sizeof(key); size++) {
+            for (size_t i = 0; i < size; i++) {
+                key[i] = (unsigned char)test_random(&random);
+                if (key[i] == '{')
+                    key[i] = 0;
+            }
+            assert_int_equal(near__slot_of((near_bytes){ key, size }), slot_by_bits(key, size));
+        }
+}
+
 static void
 C1_hash_tags(void **state)
 {
@@ -301,6 +333,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(C1_slots_are_those_of_the_specification),
+        cmocka_unit_test(C1_slots_of_keys_of_every_size),
         cmocka_unit_test(C1_hash_tags),
         cmocka_unit_test(C2_a_map_of_ranges),
         cmocka_unit_test(C2_a_host_left_out_is_who_was_asked_and_an_unknown_one_is_skipped),
