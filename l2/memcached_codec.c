@@ -110,19 +110,19 @@ take_text(struct rest *rest, const char *text, size_t size)
 #define NO_OVERFLOW 19 /* digits: ten to the 19th is below two to the 64th */
 
 /* Decimal digits, at least one, no sign, not above `most`. */
-static bool
+static inline bool
 take_number(struct rest *rest, uint64_t most, uint64_t *number)
 {
     const char *first = rest->at, *at = first;
-    uint64_t    sum = 0;
+    const char *safe = rest->end - first > NO_OVERFLOW ? first + NO_OVERFLOW : rest->end;
+    uint64_t    sum  = 0, digit;
 
-    for (; at < rest->end && (unsigned char)(*at - '0') <= 9; at++) {
-        uint64_t digit = (uint64_t)(*at - '0');
-
-        if (at - first >= NO_OVERFLOW && (sum > UINT64_MAX / 10 || sum * 10 > UINT64_MAX - digit))
-            return false;
+    for (; at < safe && (digit = (uint64_t)(unsigned char)*at - '0') <= 9; at++)
         sum = sum * 10 + digit;
-    }
+    for (; at - first >= NO_OVERFLOW && at < rest->end && (digit = (uint64_t)(unsigned char)*at - '0') <= 9;
+         at++)
+        if (__builtin_mul_overflow(sum, 10, &sum) || __builtin_add_overflow(sum, digit, &sum))
+            return false;
     rest->at = at;
     *number  = sum;
     return at > first && sum <= most;
