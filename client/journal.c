@@ -83,12 +83,12 @@ enter_registry(struct near__journal *journal)
 static void
 leave_registry(struct near__journal *journal)
 {
+    struct near__journal **at = &open_journals;
+
     pthread_mutex_lock(&registry_lock);
-    for (struct near__journal **at = &open_journals; *at != NULL; at = &(*at)->next_open)
-        if (*at == journal) {
-            *at = journal->next_open;
-            break;
-        }
+    while (*at != journal) /* it is there: only a fork takes out others, and its child destroys none */
+        at = &(*at)->next_open;
+    *at = journal->next_open;
     pthread_mutex_unlock(&registry_lock);
 }
 

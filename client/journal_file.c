@@ -254,11 +254,11 @@ load_header(struct scan *scan, uint64_t id, const char *kind, struct near__segme
     return damaged(scan, name, 0, size < sizeof(bytes) ? "cut short" : "no header of its own");
 }
 
-/* Whether a number is among those found; they are in descending order. */
+/* Whether a number is among those found, of which there are some; they are in descending order. */
 static bool
 has_number(const struct numbers *found, uint64_t id)
 {
-    return found->n > 0 && bsearch(&id, found->ids, found->n, sizeof(id), descending) != NULL;
+    return bsearch(&id, found->ids, found->n, sizeof(id), descending) != NULL;
 }
 
 /* From the last segment to the floor, by each one's word on its predecessor. */
@@ -266,9 +266,9 @@ static near_status
 follow_chain(struct scan *scan, const struct numbers *found)
 {
     char        name[NEAR__SEGMENT_NAME];
-    near_status status = NEAR_OK;
+    near_status status;
 
-    for (uint64_t id = found->ids[0]; status == NEAR_OK;) {
+    for (uint64_t id = found->ids[0];;) {
         struct near__segment_header *header = &scan->chain[scan->n];
 
         if (!has_number(found, id)) {
@@ -286,7 +286,6 @@ follow_chain(struct scan *scan, const struct numbers *found)
             return NEAR_OK;
         id = header->predecessor;
     }
-    return status;
 }
 
 /* Salvaging does not believe in chains: every segment that may not be free counts. */

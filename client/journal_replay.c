@@ -19,14 +19,6 @@ struct window {
     uint8_t *bytes;
 };
 
-static void
-window_free(struct near__journal *journal, struct window *window)
-{
-    if (window->fd >= 0)
-        journal->disk->close(journal->disk->ctx, window->fd);
-    free(window->bytes);
-}
-
 static int
 window_turn(struct near__journal *journal, struct window *window, uint64_t segment)
 {
@@ -239,7 +231,7 @@ near__journal_replay(struct near__journal *journal, near_bytes cache, unsigned k
         result = replay_gather(&replay);
         go_on  = replay_deliver(&replay, deliver, ctx);
     }
-    window_free(journal, &replay.window);
+    free(replay.window.bytes); /* its descriptor is closed behind each batch */
     free(replay.pages);
     free(replay.bytes);
     free(replay.items);

@@ -119,7 +119,7 @@ measure()
     need $packages_build $packages_tests
     mkdir -p "$build" && leaving || exit 1
     # -Dalways_inline: else each place that a function is inlined at has branches of its own
-    CFLAGS="-O0 -g --coverage -fprofile-update=atomic -Dalways_inline=unused" CC=gcc \
+    CFLAGS="-O0 -g --coverage -fprofile-update=atomic -fno-builtin-fork -Dalways_inline=unused" CC=gcc \
         configured "$build" --disable-shared "LIBS=-L$(cd "$build" && pwd) -lleave"
     say "make ($build/make.log)"
     quietly "$build/make.log" make -C "$build" -j"$jobs" tools/nearcache $(programs | sed 's/.*|//')

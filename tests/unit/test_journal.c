@@ -14,6 +14,7 @@
 #include "journal.h"
 #include "journal_file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -713,7 +714,7 @@ test_fork(void **state)
 static struct {
     struct near__disk disk;
     atomic_int        syncs, writes, hold; /* while `hold` is set no sync returns */
-    atomic_int        inside;
+    atomic_int        inside, fails;       /* while `fails` is set nothing gets to the disk */
     unsigned          slow_us;
 } slow;
 
@@ -728,14 +729,14 @@ slow_sync(void *ctx, int fd)
         usleep(200);
     usleep(slow.slow_us);
     atomic_fetch_sub(&slow.inside, 1);
-    return result;
+    return atomic_load(&slow.fails) ? -EIO : result;
 }
 
 static ssize_t
 counted_write(void *ctx, int fd, const void *buffer, size_t size, uint64_t at)
 {
     atomic_fetch_add(&slow.writes, 1);
-    return near__disk_system.write(ctx, fd, buffer, size, at);
+    return atomic_load(&slow.fails) ? -EIO : near__disk_system.write(ctx, fd, buffer, size, at);
 }
 
 static struct near__journal *
@@ -749,6 +750,7 @@ open_slowly(enum near__journal_fsync fsync, unsigned slow_us)
     slow.disk.write = counted_write;
     slow.slow_us    = 0;
     atomic_store(&slow.hold, 0);
+    atomic_store(&slow.fails, 0);
     options.disk = &slow.disk;
     journal      = opened(&options);
     slow.slow_us = slow_us;
@@ -2506,6 +2508,9 @@ test_records_that_are_refused(void **state)
     allocation_fails_at = 1;
     assert_int_equal(near__journal_dead(journal, &record, 1, NEAR_ERR_INVALID), NEAR_ERR_NOMEM);
     assert_int_equal(near__journal_write(journal, &record, &sequence), NEAR_ERR_NOMEM);
+    allocations         = 0;
+    allocation_fails_at = 2; /* there is room for its bytes, and none to know of it by */
+    assert_int_equal(near__journal_write(journal, &record, &sequence), NEAR_ERR_NOMEM);
     allocation_fails_at = 0;
     assert_int_equal(state_of(journal).dead_letters, 0);
     assert_int_equal(state_of(journal).live, 0);
@@ -2677,35 +2682,55 @@ test_a_replay_that_cannot_read(void **state)
     test_disk_free(&odd.disk);
 }
 
-/* Salvaging is a life like any other: fail the n-th call, or allocation, and all that verified is there in the next one. */
+/* Two lives with three dead letters each, behind three segments. */
 static void
-salvage_in_trouble(bool memory)
+write_two_files_of_dead_letters(struct test_disk *disk)
 {
-    struct near__journal_record record   = put_of("poison", "a cup");
-    size_t                      survived = 0;
+    struct near__journal_options options = memory_options(disk);
+    struct near__journal_record  record  = put_of("poison", "a cup");
+
+    write_three_segments(disk);
+    for (int life = 0; life < 2; life++) {
+        struct near__journal *journal = opened(&options);
+
+        for (uint64_t i = 0; i < 3; i++)
+            assert_int_equal(near__journal_dead(journal, &record, i, NEAR_ERR_CONFLICT), NEAR_OK);
+        near__journal_close(journal, NULL);
+    }
+}
+
+static void
+spoil_a_record_and_two_dead_letters(struct test_disk *disk)
+{
+    size_t size;
+
+    test_disk_file(disk, "0000000000000002.seg", &size)[512 + 9048 + 5000] ^= 1; /* "e" */
+    for (size_t i = 0; test_disk_name(disk, i) != NULL; i++)
+        if (strstr(test_disk_name(disk, i), ".dead") != NULL)
+            test_disk_file(disk, test_disk_name(disk, i), &size)[NEAR__SEGMENT_HEADER + 60] ^= 1;
+    test_disk_settle(disk);
+}
+
+/* Opening, and salvaging, are lives like any other: fail the n-th call, or allocation, and all that verified is there in the next one. */
+static void
+open_in_trouble(bool salvage, bool memory)
+{
+    size_t survived = 0;
 
     for (unsigned long n = 1;; n++) {
         struct test_disk             disk;
         struct near__journal_options options;
         struct near__journal        *journal;
         char                         keys[40];
-        size_t                       size;
         near_error                   error;
-        bool                         failed;
+        bool                         beyond;
 
         test_disk_init(&disk);
-        options = memory_options(&disk);
-        write_three_segments(&disk);
-        journal = opened(&options);
-        for (uint64_t i = 0; i < 3; i++)
-            assert_int_equal(near__journal_dead(journal, &record, i, NEAR_ERR_CONFLICT), NEAR_OK);
-        near__journal_close(journal, NULL);
-        test_disk_file(&disk, "0000000000000002.seg", &size)[512 + 9048 + 5000] ^= 1; /* "e" */
-        for (size_t i = 0; test_disk_name(&disk, i) != NULL; i++)
-            if (strstr(test_disk_name(&disk, i), ".dead") != NULL)
-                test_disk_file(&disk, test_disk_name(&disk, i), &size)[NEAR__SEGMENT_HEADER + 60] ^= 1;
-        test_disk_settle(&disk);
-        options.salvage = true;
+        options         = memory_options(&disk);
+        options.salvage = salvage;
+        write_two_files_of_dead_letters(&disk);
+        if (salvage)
+            spoil_a_record_and_two_dead_letters(&disk);
         if (memory) {
             allocations         = 0;
             allocation_fails_at = n;
@@ -2718,27 +2743,614 @@ salvage_in_trouble(bool memory)
             allocation_fails_at = 0;
             near__journal_close(journal, NULL);
         }
-        failed              = memory ? allocations >= n : disk.failed > 0;
+        beyond = memory ? allocations < n : disk.calls < n; /* a close is a call, and never fails */
+        survived += memory ? allocations >= n : disk.failed > 0;
         allocation_fails_at = 0;
         disk.fail_at        = 0;
-        survived += failed;
-        if (strcmp(keys_of(&options, keys), "abcdfghi") != 0)
+        if (strcmp(keys_of(&options, keys), salvage ? "abcdfghi" : "abcdefghi") != 0)
             fail_msg("%s %lu: %s", memory ? "allocation" : "call", n, keys);
-        assert_in_range(dead_letters_in(&options), 2, 4); /* killed in between they are there twice */
+        if (salvage)
+            assert_in_range(dead_letters_in(&options), 4, 8); /* killed in between they are there twice */
+        else
+            assert_int_equal(dead_letters_in(&options), 6);
         test_disk_free(&disk);
-        if (!failed)
+        if (beyond)
             break;
     }
     print_message("%zu survived\n", survived);
-    assert_true(survived > 5);
+    assert_true(survived > 10);
+}
+
+static void
+test_opening_in_trouble(void **state)
+{
+    (void)state;
+    open_in_trouble(false, false);
+    open_in_trouble(false, true);
 }
 
 static void
 test_salvage_in_trouble(void **state)
 {
     (void)state;
-    salvage_in_trouble(false);
-    salvage_in_trouble(true);
+    open_in_trouble(true, false);
+    open_in_trouble(true, true);
+}
+
+/* What a killed process left is opened without the n-th allocation: refused for want of memory, or whole. */
+static void
+test_opening_a_torn_one_without_memory(void **state)
+{
+    struct test_disk             disk, image;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    uint64_t                     sequence;
+    unsigned long                refused = 0;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    put_now(journal, "a", "1");
+    sequence = put_now(journal, "b", "2");
+    put_now(journal, "c", "3");
+    near__journal_done(journal, &sequence, 1);
+    put_now(journal, "d", "4"); /* what is done goes with it */
+    for (unsigned long n = 1;; n++) {
+        char       keys[40];
+        near_error error;
+        bool       beyond;
+
+        test_disk_kill(&image, &disk, test_disk_changes(&disk));
+        options             = memory_options(&image);
+        allocations         = 0;
+        allocation_fails_at = n;
+        if (open_status(&options, &error) != NEAR_OK) {
+            assert_int_equal(error.code, NEAR_ERR_NOMEM);
+            refused++;
+        }
+        beyond              = allocations < n;
+        allocation_fails_at = 0;
+        assert_string_equal(keys_of(&options, keys), "acd");
+        test_disk_free(&image);
+        if (beyond)
+            break;
+    }
+    assert_true(refused > 3);
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+/* Without memory for its end a journal is closed all the same; nothing is missing but the word that nothing is torn. */
+static void
+test_closing_without_memory(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    char                         keys[40];
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    put_now(journal, "a", "1");
+    allocations         = 0;
+    allocation_fails_at = 1;
+    assert_int_equal(near__journal_close(journal, NULL), NEAR_OK);
+    allocation_fails_at = 0;
+    assert_string_equal(keys_of(&options, keys), "a");
+    test_disk_free(&disk);
+}
+
+/* ---- large ones */
+
+/* Its first record is followed by another, which came after the replay began: that is not handed out, and nothing is missing. */
+struct late {
+    struct near__journal *journal;
+    size_t                n;
+};
+
+static bool
+put_a_late_one(void *ctx, const struct near__journal_record *record, uint64_t sequence)
+{
+    struct late *late = ctx;
+
+    assert_false(near__bytes_equal(record->key, near_key("late")));
+    if (late->n++ == 0)
+        assert_true(put(late->journal, "late", "1") > sequence);
+    return true;
+}
+
+/* More pending than memory is kept for afterwards, records larger than a piece of it, and a replay of several batches. */
+static void
+test_large_ones(void **state)
+{
+    enum { SMALL = 130, LARGE = 3 };
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[20000], large[300000];
+    struct late                  late                        = { .n = 0 };
+    uint64_t                     last                        = 0;
+    char                         keys[SMALL + 2 * LARGE + 8] = "";
+
+    (void)state;
+    test_disk_init(&disk);
+    options           = memory_options(&disk);
+    options.max_bytes = 64 << 20;
+    journal           = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    memset(large, 'l', sizeof(large) - 1);
+    for (int i = 0; i < SMALL; i++)
+        last = put(journal, "k", value);
+    for (int i = 0; i < LARGE; i++)
+        last = put(journal, "l", large);
+    assert_int_equal(near__journal_commit(journal, last, NEAR_NEVER), NEAR_OK);
+    for (int i = 0; i < LARGE; i++) /* into what was kept, and beside it */
+        last = put(journal, "m", i == 1 ? large : value);
+    assert_int_equal(near__journal_commit(journal, last, NEAR_NEVER), NEAR_OK);
+    late.journal = journal;
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, put_a_late_one, &late),
+                     NEAR_OK);
+    assert_int_equal(late.n, SMALL + 2 * LARGE);
+    near__journal_close(journal, NULL);
+    journal = opened(&options);
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell_keys, keys), NEAR_OK);
+    assert_int_equal(strspn(keys, "k"), SMALL);
+    assert_string_equal(keys + SMALL, "lllmmml");
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+/* A file of dead letters ends at a segment's largest size; the next letter begins another, and none is lost. */
+static void
+test_dead_letters_of_two_files(void **state)
+{
+    enum { LETTERS = 90 };
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[200000];
+    struct near__journal_record  record;
+    size_t                       files = 0;
+
+    (void)state;
+    test_disk_init(&disk);
+    options           = memory_options(&disk);
+    options.max_bytes = 256 << 20;
+    journal           = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    record = put_of("poison", value);
+    for (uint64_t i = 0; i < LETTERS; i++)
+        assert_int_equal(near__journal_dead(journal, &record, i, NEAR_ERR_CONFLICT), NEAR_OK);
+    near__journal_close(journal, NULL);
+    for (size_t i = 0; test_disk_name(&disk, i) != NULL; i++)
+        files += strstr(test_disk_name(&disk, i), ".dead") != NULL;
+    assert_int_equal(files, 2);
+    assert_int_equal(dead_letters_in(&options), LETTERS);
+    test_disk_free(&disk);
+}
+
+/* The last segment is full, or has room for less than a record has in front, when the process is killed. */
+static void
+test_killed_with_a_full_segment(void **state)
+{
+    enum { LEAST = 32 << 10, FRONT = 46 }; /* a record's header, "cache" and "k" */
+    static char value[LEAST];
+
+    (void)state;
+    for (size_t left = 0; left <= 48; left += 8) {
+        struct test_disk             disk, image;
+        struct near__journal_options options;
+        struct near__journal        *journal;
+        char                         keys[40];
+
+        test_disk_init(&disk);
+        options = memory_options(&disk);
+        journal = opened(&options);
+        memset(value, 0, sizeof(value));
+        memset(value, 'v', LEAST - NEAR__SEGMENT_HEADER - FRONT - left);
+        put_now(journal, "k", value);
+        test_disk_kill(&image, &disk, test_disk_changes(&disk));
+        options = memory_options(&image);
+        assert_string_equal(keys_of(&options, keys), "k");
+        test_disk_free(&image);
+        near__journal_close(journal, NULL);
+        test_disk_free(&disk);
+    }
+}
+
+/* More is in it than a smaller bound lets in: all of it stays, nothing is taken until some is done, and a segment has its least size at least. */
+static void
+test_a_smaller_bound_than_before(void **state)
+{
+    enum { N = 40 };
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    static char                  value[20000];
+    uint64_t                     sequence;
+    struct told                  told = { .text = "" };
+
+    (void)state;
+    test_disk_init(&disk);
+    options           = memory_options(&disk);
+    options.max_bytes = 16 << 20;
+    journal           = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    for (int i = 0; i < N; i++)
+        put_now(journal, "k", value);
+    near__journal_close(journal, NULL);
+    for (options.max_bytes = 1 << 20; options.max_bytes >= 256 << 10; options.max_bytes /= 4) {
+        journal = opened(&options);
+        assert_int_equal(state_of(journal).recovered, N);
+        assert_int_equal(try_put(journal, "k", value, &sequence), NEAR_ERR_BUSY);
+        assert_int_equal(near__journal_tick(journal), NEAR_OK);
+        near__journal_close(journal, NULL);
+    }
+    journal = opened(&options);
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, &told), NEAR_OK);
+    assert_int_equal(told.n, N);
+    near__journal_done(journal, told.sequences, told.n);
+    assert_int_equal(near__journal_tick(journal), NEAR_OK);
+    put_now(journal, "k", "1");
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+/* ---- disks that fail in between */
+
+static void
+test_bounded_behind_what_cannot_be_read(void **state)
+{
+    struct near__journal_options options = odd_options();
+    struct near__journal        *journal;
+    static char                  value[4000];
+    ssize_t (*read)(void *ctx, int fd, void *buffer, size_t size, uint64_t at) = odd.disk.disk.read;
+    uint64_t sequence;
+    size_t   refused = 0;
+
+    (void)state;
+    journal = opened(&options);
+    memset(value, 'v', sizeof(value) - 1);
+    put_now(journal, "pinned", "since ever");
+    odd.disk.disk.read = cannot_read;
+    for (int i = 0; i < 500; i++) {
+        near_status status = try_put(journal, "k", value, &sequence);
+
+        if (status == NEAR_OK) {
+            assert_int_equal(near__journal_commit(journal, sequence, NEAR_NEVER), NEAR_OK);
+            near__journal_done(journal, &sequence, 1);
+        } else {
+            assert_int_equal(status, NEAR_ERR_BUSY);
+            near__journal_tick(journal);
+        }
+        refused += status != NEAR_OK;
+        assert_true(test_disk_bytes(&odd.disk) <= options.max_bytes);
+    }
+    assert_true(refused > 100);
+    odd.disk.disk.read = read; /* well again: the segment is copied, and there is room */
+    for (int i = 0; i < 10; i++)
+        near__journal_tick(journal);
+    sequence = put_now(journal, "k", value);
+    near__journal_done(journal, &sequence, 1);
+    near__journal_close(journal, NULL);
+    journal = opened(&options);
+    assert_string_equal(replay(journal).text, "pinned=since ever");
+    near__journal_close(journal, NULL);
+    test_disk_free(&odd.disk);
+}
+
+/* What memory alone has after a failure for good cannot be read again: the replay says so, however much it is. */
+static void
+test_a_replay_behind_a_failure(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    struct told                  told = { .text = "" };
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    put_now(journal, "a", "1");
+    put(journal, "b", "2");
+    put(journal, "c", "3");
+    disk.fail_errno = EIO;
+    disk.fail_at    = disk.calls + 1;
+    disk.sticky     = true;
+    assert_int_equal(near__journal_tick(journal), NEAR_ERR_UNAVAILABLE);
+    disk.fail_at = 0;
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, &told),
+                     NEAR_ERR_UNAVAILABLE);
+    assert_string_equal(told.text, "a=1");
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+/* A record that verifies where another one should be: what is there is not handed out in its place. */
+static void
+test_a_replay_of_another_record(void **state)
+{
+    struct test_disk             disk;
+    struct near__journal_options options;
+    struct near__journal        *journal;
+    struct told                  told = { .text = "" };
+    uint8_t                     *bytes;
+    size_t                       size;
+
+    (void)state;
+    test_disk_init(&disk);
+    options = memory_options(&disk);
+    journal = opened(&options);
+    put_now(journal, "a", "some data, 18 byte");
+    put_now(journal, "b", "some data, 18 byte");
+    bytes = test_disk_file(&disk, "0000000000000001.seg", &size) + NEAR__SEGMENT_HEADER;
+    memcpy(bytes + 64, bytes, 64);
+    assert_int_equal(near__journal_replay(journal, near_key("cache"), ALL_KINDS, tell, &told),
+                     NEAR_ERR_UNAVAILABLE);
+    assert_string_equal(told.text, "a=some data, 18 byte");
+    near__journal_close(journal, NULL);
+    test_disk_free(&disk);
+}
+
+/* A file whose size the disk says wrongly, once: nothing is written where it was not salvaged, and what cannot be is no crash. */
+static void
+test_sizes_that_the_disk_says_wrongly(void **state)
+{
+    static const uint64_t sizes[] = { 100, 600, NEAR__SEGMENT_HEADER, UINT64_C(1) << 33 };
+
+    (void)state;
+    for (int salvage = 0; salvage < 2; salvage++)
+        for (size_t i = 0; i < NEAR_COUNT_OF(sizes); i++)
+            for (unsigned look = 3, looks = look; look <= looks;
+                 look++) { /* behind the directory and the lock */
+                struct near__journal_options options = odd_options();
+                near_error                   error;
+                char                         keys[40];
+
+                write_two_files_of_dead_letters(&odd.disk);
+                options.salvage = salvage == 1;
+                odd.shrunk      = sizes[i];
+                odd.odd_look    = look;
+                odd.looks       = 0;
+                open_status(&options, &error);
+                looks = odd.looks > looks && look == 3 ? odd.looks + 8 : looks; /* a refusal looks at fewer */
+                odd.odd_look = 0;
+                keys_of(&options, keys);
+                if (salvage == 0) {
+                    assert_string_equal(keys, "abcdefghi");
+                    assert_int_equal(dead_letters_in(&options), 6);
+                }
+                test_disk_free(&odd.disk);
+            }
+}
+
+static near_status
+refuse_dead(void *ctx, const struct near__record_view *view)
+{
+    (void)view;
+    ++*(int *)ctx;
+    return NEAR_ERR_CONFLICT;
+}
+
+static void
+test_a_visitor_that_has_enough(void **state)
+{
+    int                             n       = 0;
+    const struct near__scan_visitor visitor = { NULL, NULL, refuse_dead, NULL, NULL, &n };
+    struct near__scan_report        report;
+    struct near__journal_dir        dir;
+    struct test_disk                disk;
+    near_error                      error;
+
+    (void)state;
+    test_disk_init(&disk);
+    write_two_files_of_dead_letters(&disk);
+    assert_int_equal(near__journal_dir_open(&dir, &disk.disk, "journal", false, &error), NEAR_OK);
+    assert_int_equal(near__journal_scan(&dir, false, &visitor, &report, &error), NEAR_ERR_CONFLICT);
+    assert_int_equal(n, 1);
+    disk.disk.close(&disk, dir.fd);
+    test_disk_free(&disk);
+}
+
+/* Whoever ticks, closes or has just committed while the writer's disk fails for good is told so; nobody waits for what will not come. */
+struct beside {
+    struct near__journal *journal;
+    near_status           committed, ticked, closed;
+    uint64_t              sequence;
+};
+
+static void *
+commit_beside(void *ctx)
+{
+    struct beside *beside = ctx;
+
+    beside->committed = near__journal_commit(beside->journal, beside->sequence, NEAR_NEVER);
+    near__journal_release(beside->journal);
+    return NULL;
+}
+
+static void *
+tick_beside(void *ctx)
+{
+    struct beside *beside = ctx;
+
+    beside->ticked = near__journal_tick(beside->journal);
+    near__journal_release(beside->journal);
+    return NULL;
+}
+
+static void *
+close_beside(void *ctx)
+{
+    struct beside *beside = ctx;
+
+    beside->closed = near__journal_close(beside->journal, NULL);
+    return NULL;
+}
+
+static void
+test_others_beside_a_failure(void **state)
+{
+    struct beside beside = { .journal = open_slowly(NEAR__FSYNC_ALWAYS, 0) };
+    pthread_t     threads[3];
+
+    (void)state;
+    put_now(beside.journal, "a", "1");
+    beside.sequence = put(beside.journal, "b", "2");
+    near__journal_hold(beside.journal);
+    near__journal_hold(beside.journal);
+    atomic_store(&slow.hold, 1);
+    assert_int_equal(pthread_create(&threads[0], NULL, commit_beside, &beside), 0);
+    while (atomic_load(&slow.inside) == 0)
+        usleep(200);
+    assert_int_equal(pthread_create(&threads[1], NULL, tick_beside, &beside), 0);
+    assert_int_equal(pthread_create(&threads[2], NULL, close_beside, &beside), 0);
+    usleep(100000); /* most likely both wait for the writer by now; whoever comes later is told the same */
+    atomic_store(&slow.fails, 1);
+    atomic_store(&slow.hold, 0);
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    assert_int_not_equal(beside.committed, NEAR_OK);
+    assert_int_not_equal(beside.ticked, NEAR_OK);
+    assert_int_equal(beside.closed, NEAR_ERR_UNAVAILABLE);
+    atomic_store(&slow.fails, 0);
+}
+
+/* It fails in the journal's own thread, which has nothing to do from then on. */
+static void
+test_a_failure_in_the_thread(void **state)
+{
+    struct near__journal *journal = open_slowly(NEAR__FSYNC_INTERVAL, 0);
+    uint64_t              sequence;
+
+    (void)state;
+    put(journal, "a", "1");
+    assert_int_equal(near__journal_sync(journal, 1, NEAR_NEVER), NEAR_OK);
+    atomic_store(&slow.fails, 1);
+    put(journal, "b", "2");
+    while (state_of(journal).failed == NEAR_OK)
+        usleep(1000);
+    assert_int_equal(try_put(journal, "c", "3", &sequence), NEAR_ERR_UNAVAILABLE);
+    usleep(20000);
+    assert_int_equal(near__journal_close(journal, NULL), NEAR_ERR_UNAVAILABLE);
+    atomic_store(&slow.fails, 0);
+}
+
+/* ---- a system that refuses */
+
+static bool no_strdup;
+static int  refused_number; /* what a directory's stream and its names are refused with; 0: they are not */
+static int  allocate_number;
+
+char          *__real_strdup(const char *text);
+char          *__wrap_strdup(const char *text);
+DIR           *__real_fdopendir(int fd);
+DIR           *__wrap_fdopendir(int fd);
+struct dirent *__real_readdir(DIR *stream);
+struct dirent *__wrap_readdir(DIR *stream);
+struct dirent *__real_readdir64(DIR *stream);
+struct dirent *__wrap_readdir64(DIR *stream);
+int            __real_fallocate(int fd, int mode, off_t at, off_t size);
+int            __wrap_fallocate(int fd, int mode, off_t at, off_t size);
+int            __real_fallocate64(int fd, int mode, off_t at, off_t size);
+int            __wrap_fallocate64(int fd, int mode, off_t at, off_t size);
+
+static bool no_stream;
+
+char *
+__wrap_strdup(const char *text)
+{
+    return no_strdup ? NULL : __real_strdup(text);
+}
+
+DIR *
+__wrap_fdopendir(int fd)
+{
+    if (!no_stream)
+        return __real_fdopendir(fd);
+    errno = ENOMEM;
+    return NULL;
+}
+
+/* Its number and no name. */
+static bool
+no_name(void)
+{
+    if (refused_number == 0)
+        return false;
+    errno = refused_number;
+    return true;
+}
+
+struct dirent *
+__wrap_readdir(DIR *stream)
+{
+    return no_name() ? NULL : __real_readdir(stream);
+}
+
+struct dirent *
+__wrap_readdir64(DIR *stream)
+{
+    return no_name() ? NULL : __real_readdir64(stream);
+}
+
+static bool
+no_blocks(void)
+{
+    if (allocate_number == 0)
+        return false;
+    errno = allocate_number;
+    return true;
+}
+
+int
+__wrap_fallocate(int fd, int mode, off_t at, off_t size)
+{
+    return no_blocks() ? -1 : __real_fallocate(fd, mode, at, size);
+}
+
+int
+__wrap_fallocate64(int fd, int mode, off_t at, off_t size)
+{
+    return no_blocks() ? -1 : __real_fallocate64(fd, mode, at, size);
+}
+
+static void
+test_a_system_that_refuses(void **state)
+{
+    struct near__journal_options options = real_options(NEAR__FSYNC_ALWAYS);
+    struct near__journal        *journal;
+    near_error                   error;
+
+    (void)state;
+    no_strdup = true;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_NOMEM);
+    no_strdup = false;
+    allocate_number =
+        ENOSYS; /* a kernel, or a file system, that has no such call: files get their size otherwise */
+    journal = opened(&options);
+    put_now(journal, "a", "1");
+    near__journal_close(journal, NULL);
+    allocate_number = EOPNOTSUPP;
+    journal         = opened(&options);
+    put_now(journal, "b", "2");
+    near__journal_close(journal, NULL);
+    allocate_number = ENOSPC; /* no room is another matter */
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_UNAVAILABLE);
+    allocate_number = 0;
+    no_stream       = true;
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_NOMEM);
+    no_stream      = false;
+    refused_number = EIO; /* a directory that is not read to its end is none without segments */
+    assert_int_equal(open_status(&options, &error), NEAR_ERR_UNAVAILABLE);
+    refused_number = 0;
+    journal        = opened(&options);
+    assert_string_equal(replay(journal).text, "a=1 b=2");
+    near__journal_close(journal, NULL);
 }
 
 int
@@ -2801,7 +3413,22 @@ main(void)
         cmocka_unit_test(test_a_scan_without_a_visitor),
         cmocka_unit_test(test_a_replay_of_what_has_been_spoilt),
         cmocka_unit_test(test_a_replay_that_cannot_read),
+        cmocka_unit_test(test_opening_in_trouble),
         cmocka_unit_test(test_salvage_in_trouble),
+        cmocka_unit_test(test_opening_a_torn_one_without_memory),
+        cmocka_unit_test(test_closing_without_memory),
+        cmocka_unit_test(test_large_ones),
+        cmocka_unit_test(test_dead_letters_of_two_files),
+        cmocka_unit_test(test_killed_with_a_full_segment),
+        cmocka_unit_test(test_a_smaller_bound_than_before),
+        cmocka_unit_test(test_bounded_behind_what_cannot_be_read),
+        cmocka_unit_test(test_a_replay_behind_a_failure),
+        cmocka_unit_test(test_a_replay_of_another_record),
+        cmocka_unit_test(test_sizes_that_the_disk_says_wrongly),
+        cmocka_unit_test(test_a_visitor_that_has_enough),
+        cmocka_unit_test_setup_teardown(test_others_beside_a_failure, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_a_failure_in_the_thread, make_place, remove_place),
+        cmocka_unit_test_setup_teardown(test_a_system_that_refuses, make_place, remove_place),
     };
 
     pthread_atfork(NULL, NULL, child_is_slow); /* before the journal's: those run in this order */
