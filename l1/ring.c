@@ -263,8 +263,9 @@ near__table_any(const struct near__table *table, uint32_t *hand, uint32_t *eleme
         *hand += NEAR__LANES + 1;
         if (*hand / NEAR__LANES >= homes)
             *hand %= NEAR__LANES;
-        home   = *hand / NEAR__LANES;
-        first  = i < homes ? *hand % NEAR__LANES : 0; /* once round from some lane on, then all lanes */
+        /* once round from some lane on, which leaves out every ninth home, then all of all homes */
+        home   = i < homes ? *hand / NEAR__LANES : i - homes;
+        first  = i < homes ? *hand % NEAR__LANES : 0;
         bucket = near__table_bucket(table, home);
         if (near__bucket_stale(table, bucket))
             continue;
