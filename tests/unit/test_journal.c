@@ -2961,7 +2961,8 @@ test_killed_with_a_full_segment(void **state)
     }
 }
 
-/* More is in it than a smaller bound lets in: all of it stays, nothing is taken until some is done, and a segment has its least size at least. */
+/* More is in it than a smaller bound lets in: all of it stays, nothing is taken until some is done, and a segment has its least size at
+ * least. */
 static void
 test_a_smaller_bound_than_before(void **state)
 {

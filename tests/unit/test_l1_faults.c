@@ -13,6 +13,7 @@
 #include "nearcache.h"
 
 #include "l1/curve.h"
+#include "l1/disk.h"
 #include "l1/hazard.h"
 #include "l1/object.h"
 
@@ -94,11 +95,12 @@ __wrap_syscall(long number, ...)
 enum { KEYS = 300, HELD = 40, TAGS = 4 };
 
 static struct {
-    struct near__l1 *l1;
-    bool             valid[KEYS], negative[KEYS]; /* may be answered */
-    unsigned         version[KEYS];
-    int64_t          expires[KEYS];
-    int              tag[KEYS]; /* -1: none */
+    struct near__l1    *l1;
+    struct near__spill *spill;                       /* NULL: there is no disk below */
+    bool                valid[KEYS], negative[KEYS]; /* may be answered */
+    unsigned            version[KEYS];
+    int64_t             expires[KEYS];
+    int                 tag[KEYS]; /* -1: none */
     struct {
         near_value *value;
         size_t      key;
@@ -111,7 +113,7 @@ static struct {
     char        why[160];
 } world;
 
-static _Atomic int64_t tick;
+static _Atomic int64_t tick, disk_now;
 
 static size_t
 roll(size_t n)
@@ -214,8 +216,8 @@ make(size_t k, unsigned version)
     char                room[320], text[48];
     near_bytes          key  = key_of(k, room);
     size_t              kind = roll(12), size = sizes[roll(NEAR_COUNT_OF(sizes))];
-    bool                bare  = kind == 0 || kind == 1 || kind == 2;
-    void               *value = NULL;
+    bool  bare  = kind == 0 || kind == 2; /* a decoded one has its bytes as well, where they are kept */
+    void *value = NULL;
     struct near__entry *entry = near__entry_new(key, hash_of(key), bare ? 0 : size, &value);
 
     if (entry == NULL)
@@ -228,10 +230,10 @@ make(size_t k, unsigned version)
     entry->cost_us     = roll(4) == 0 ? 500 : 0;
     entry->pool        = (uint8_t)roll(4);
     entry->negative    = kind == 0;
+    if (!bare)
+        memset(value, 'v', size), memcpy(value, text, strlen(text));
     if (kind == 1 || kind == 2)
         entry->object = decoded(k, version, text, kind == 1);
-    else if (!bare)
-        memset(value, 'v', size), memcpy(value, text, strlen(text));
     if ((kind == 1 || kind == 2) && entry->object == NULL) {
         near__entry_release(&entry);
         return NULL;
@@ -535,6 +537,7 @@ do_upkeep(size_t k)
     }
     world.now += (int64_t)(k % 32 == 3 ? 3600 * 1000 : roll(20)) * NEAR_MS;
     atomic_store(&tick, roll(4) ? world.now : 0);
+    atomic_store(&disk_now, world.now);
 }
 
 /* A thread that has not read yet: it needs slots, and may get none. */
@@ -659,10 +662,40 @@ do_ask(size_t k)
     near__entry_release(&entry);
 }
 
+/* What the disk below has of a key that L1 has not is the newest as well, or nothing.  It takes nothing back that was touched. */
+static void
+do_disk(size_t k)
+{
+    char                    room[320];
+    near_bytes              key  = key_of(k, room);
+    uint64_t                hash = hash_of(key);
+    struct near__spill_read read;
+    near_value             *value;
+
+    if (world.spill == NULL)
+        return;
+    if (near__l1_adopt(world.l1, hash, key, near__l1_fence(world.l1, hash) + 1, 0, 64))
+        is_wrong("adopted under another fence", k);
+    value = near__l1_find(world.l1, hash, key, world.now);
+    check(value, k);
+    let_go_of(value);
+    if (value != NULL || !near__spill_begin(world.spill, hash, &read) ||
+        !near__spill_finish(world.spill, &read, key, NEAR_NEVER))
+        return;
+    if (!world.valid[k] && world.tag[k] < 0)
+        is_wrong("on the disk, and was gone", k);
+    if (world.valid[k] && (world.negative[k] || !bytes_are(read.record.value, k, world.version[k])))
+        is_wrong("on the disk, and another value", k);
+    if (near__l1_adopt(world.l1, hash, key, NEAR__L1_UNTOUCHED, 0, 64))
+        is_wrong("adopted, and was touched", k);
+    answered++;
+    near__spill_end(&read);
+}
+
 static void (*const acts[])(size_t k) = {
     do_overlap,    do_two_fills, do_ask,    do_write,     do_write,     do_write,   do_fill,   do_fill,
     do_store,      do_store,     do_find,   do_find,      do_find,      do_find,    do_find,   do_find,
-    do_invalidate, do_walk,      do_upkeep, do_find_many, do_find_many, do_restore, do_thread,
+    do_invalidate, do_walk,      do_upkeep, do_find_many, do_find_many, do_restore, do_thread, do_disk,
 };
 
 /* ---- a life of an L1 */
@@ -717,9 +750,16 @@ live(const struct near__l1_config *config, size_t rounds, bool in_need)
 
 static const char *const policies[] = { "lru", "lfu", "sieve", "s3fifo", "tinylfu", "adaptive" };
 
-/* Each policy, in one pool and in two.  NULL: all was right. */
+static int64_t
+disk_clock(void *ctx)
+{
+    (void)ctx;
+    return atomic_load(&disk_now);
+}
+
+/* Each policy, in one pool and in two, above a disk in that directory if there is one.  NULL: all was right. */
 static const char *
-live_all(bool in_need)
+live_above(const char *directory, bool in_need)
 {
     for (size_t p = 0; p < 2 * NEAR_COUNT_OF(policies); p++) {
         const char            *policy   = policies[p / 2];
@@ -746,11 +786,36 @@ live_all(bool in_need)
             config.ttl   = 1500 * NEAR_MS;
             config.grace = 500 * NEAR_MS;
         }
+        if (directory != NULL) {
+            struct near__spill_config disk = { .path          = directory,
+                                               .max_bytes     = 4 << 20,
+                                               .queue_bytes   = 8 * (128 << 10),
+                                               .segment_bytes = 128 << 10,
+                                               .timeout       = 1000 * NEAR_MS,
+                                               .threads       = 1,
+                                               .clock         = near__clock_system,
+                                               .os            = &near__spill_os_system };
+            int                       reason;
+
+            disk.clock.now = disk_clock;
+            atomic_store(&disk_now, world.now);
+            if (near__spill_open(&world.spill, &disk, &reason) != NEAR_OK)
+                return "no disk";
+            config.spill = world.spill;
+        }
         live(&config, test_scale(3000), in_need);
+        if (world.spill != NULL)
+            near__spill_close(&world.spill, NEAR_NEVER, false);
         if (world.wrong != NULL)
             return world.wrong;
     }
     return NULL;
+}
+
+static const char *
+live_all(bool in_need)
+{
+    return live_above(NULL, in_need);
 }
 
 /* The n-th allocation of an L1 that opens, for all n. */
@@ -883,6 +948,24 @@ test_all_is_right_without_need(void **state)
         fail_msg("%s", wrong);
     print_message("# %zu answered\n", answered);
     assert_true(answered > lives * test_scale(1000));
+}
+
+/* And above a disk, which is told of all that leaves and of all that is void. */
+static void
+test_all_is_right_above_a_disk(void **state)
+{
+    char        directory[] = "/tmp/near-l1-faults-XXXXXX", command[64];
+    const char *wrong;
+
+    (void)state;
+    assert_non_null(mkdtemp(directory));
+    answered = 0;
+    wrong    = live_above(directory, false);
+    snprintf(command, sizeof(command), "rm -rf '%s'", directory);
+    assert_int_equal(system(command), 0);
+    if (wrong != NULL)
+        fail_msg("%s", wrong);
+    print_message("# %zu answered\n", answered);
 }
 
 /* The control: a write that L1 is not told of is found to be wrong. */
@@ -1199,6 +1282,7 @@ main(void)
         cmocka_unit_test(test_opening_without_memory),
         cmocka_unit_test(test_all_is_right_while_memory_is_refused),
         cmocka_unit_test(test_all_is_right_without_need),
+        cmocka_unit_test(test_all_is_right_above_a_disk),
         cmocka_unit_test(test_control_an_untold_write),
         cmocka_unit_test(test_an_l1_that_is_off),
         cmocka_unit_test(test_bounds_that_are_refused),
