@@ -107,6 +107,71 @@ a_timer_that_was_not_armed_is_armed_by_the_next_change(void **state)
     close_instance(&a);
 }
 
+/* ---- journals: one for each directory, whoever of a client's caches names it */
+
+static near_status
+open_cache(near_client *client, const char *name, const char *directory, long granted, near_cache **cache)
+{
+    near_config *config = near_config_new();
+    near_status  status;
+    near_error   error;
+
+    assert_non_null(config);
+    assert_int_equal(near_config_set(config, "write.policy", "back", &error), NEAR_OK);
+    assert_int_equal(near_config_set(config, "write_back.journal", directory, &error), NEAR_OK);
+    if (granted >= 0)
+        shortage_begin(granted, true);
+    status = near_cache_open(client, name, config, cache, &error);
+    shortage_end();
+    near_config_free(config);
+    return status;
+}
+
+static void
+journals_of_several_caches(void **state)
+{
+    char            place[] = "/tmp/test_back_memory_XXXXXX", first[64], second[64], none[64], command[64];
+    struct world   *w       = *state;
+    struct sink    *sink    = &(struct sink)SINK();
+    near_cache     *caches[3];
+    struct instance a;
+    near_status     status;
+    long            n = 0;
+
+    assert_non_null(mkdtemp(place));
+    snprintf(first, sizeof(first), "%s/1", place);
+    snprintf(second, sizeof(second), "%s/2", place);
+    snprintf(none, sizeof(none), "%s/3/4", place); /* below one that there is not */
+    open_with(w, &a, NULL);
+    while ((status = open_cache(a.client, "one", first, n, &caches[0])) != NEAR_OK) {
+        assert_int_equal(status, NEAR_ERR_NOMEM);
+        assert_true(++n < 1000);
+    }
+    assert_true(n > 5);
+    assert_int_equal(open_cache(a.client, "two", second, -1, &caches[1]), NEAR_OK);
+    assert_int_equal(open_cache(a.client, "three", first, -1, &caches[2]),
+                     NEAR_OK); /* shares the first one's */
+    assert_int_equal(open_cache(a.client, "four", none, -1, &(near_cache *){ NULL }), NEAR_ERR_UNAVAILABLE);
+    for (size_t i = 0; i < 3; i++) {
+        near_cache_set_store(caches[i], sink_store, sink);
+        assert_int_equal(near_update(caches[i],
+                                     near_key(i == 0   ? "a"
+                                              : i == 1 ? "b"
+                                                       : "c"),
+                                     near_key("v"), NULL),
+                         NEAR_OK);
+    }
+    assert_int_equal(near_flush(a.client, 10000 * test_slack()), NEAR_OK);
+    assert_string_equal(sink_value(sink, "a"), "v");
+    assert_string_equal(sink_value(sink, "b"), "v");
+    assert_string_equal(sink_value(sink, "c"), "v");
+    for (size_t i = 0; i < 3; i++)
+        near_cache_close(caches[i]);
+    close_instance(&a);
+    snprintf(command, sizeof(command), "rm -rf '%s'", place);
+    assert_int_equal(system(command), 0);
+}
+
 int
 main(void)
 {
@@ -114,6 +179,7 @@ main(void)
         OVER(none, test_every_allocation_fails_once_and_for_good),
         OVER(none, a_timer_that_was_not_armed_is_armed_by_the_next_change),
         OVER(memory, test_every_allocation_fails_once_and_for_good),
+        OVER(none, journals_of_several_caches),
     };
 
     return TEST_MAIN(tests, NULL, NULL);
