@@ -310,6 +310,65 @@ test_a_chain_that_is_too_long(void **state)
     assert_int_equal(chunks_live, 0);
 }
 
+/* `first` into home 0 of two, `second` into home 1: whether they may be joined. */
+static bool
+joins(uint32_t first, uint32_t second)
+{
+    struct near__table table;
+    struct near__place place;
+    bool               joined;
+
+    assert_int_equal(table_new(&table, SHIFT, 64, 2, false), NEAR_OK);
+    for (uint32_t n = 0; n < first + second; n++)
+        assert_true(near__table_insert(&table, 0xABCD0000 | (n >= first), n + 1, 0, &place));
+    joined = near__table_join(&table);
+    assert_int_equal(near__table_homes(&table), joined ? 1 : 2);
+    assert_int_equal(table_count(&table), first + second);
+    near__table_fini(&table);
+    return joined;
+}
+
+static void
+drop_nothing(void *ctx, uint32_t ref)
+{
+    (void)ctx, (void)ref;
+}
+
+static void
+test_what_cannot_be_joined_or_split(void **state)
+{
+    struct near__table table;
+    struct near__place place;
+    uint32_t           n = 0;
+
+    (void)state;
+    assert_true(joins(100, 100));
+    assert_false(joins(200, 200)); /* more than are moved in one piece, together or alone */
+    assert_false(joins(300, 10));
+    assert_false(joins(10, 300));
+
+    assert_int_equal(table_new(&table, SHIFT, 64, 2, false),
+                     NEAR_OK); /* one of the two is of an old generation */
+    for (; n < 40; n++)
+        assert_true(near__table_insert(&table, 0xABCD0000 | (n & 1), n + 1, 0, &place));
+    near__table_clear(&table);
+    assert_true(near__table_purge(&table, 1, drop_nothing, NULL));
+    assert_false(near__table_join(&table));
+    assert_true(near__table_purge(&table, 0, drop_nothing, NULL));
+    assert_true(near__table_join(&table));
+    near__table_fini(&table);
+
+    assert_int_equal(table_new(&table, SHIFT, 1, 1, false),
+                     NEAR_OK); /* all would move, and there is no second room for them */
+    table.element_of = the_same_of;
+    for (n = 0; near__table_insert(&table, 0xABCD0001, n + 1, 0, &place); n++)
+        ;
+    assert_false(near__table_split(&table));
+    assert_int_equal(table_count(&table), n);
+    near__table_fini(&table);
+    assert_int_equal(chunks_live, 0);
+}
+
 /* From 65536 homes on it is the tag that says where an entry goes: nobody is asked for its key. */
 static uint32_t
 nobody(void *ctx, uint32_t ref)
@@ -491,20 +550,21 @@ test_batches_over_a_large_table(void **state)
 
 /* An exact table that gets no memory for its order names any; with memory it has the order of the last uses. */
 static void
-test_an_exact_order_without_memory(void **state)
+exact_order_without_memory(bool roomy)
 {
     struct near__table table;
     struct near__place place;
     struct near__order order = { .policy = &near__lru, .table = &table };
     uint32_t           element;
 
-    (void)state;
     assert_int_equal(table_new(&table, SHIFT, 1, 16, true), NEAR_OK);
     assert_int_equal(near__lru.open(&order), NEAR_OK);
     for (uint32_t key = 0; key < 60; key++) {
         assert_true(
             near__table_insert(&table, mixed(key), key + 1, near__lru.enter(&order, mixed(key)), &place));
         *near__table_stamp(&table, place) = 1000 + (key * 7) % 60;
+        if (key == 20 && roomy) /* room for so many, and no more later */
+            assert_true(near__lru.victim(&order, &place, &element));
     }
     for (uint32_t i = 0, last = 0; i < 60; i++) {
         if (i < 20)
@@ -518,6 +578,14 @@ test_an_exact_order_without_memory(void **state)
     assert_int_equal(table_count(&table), 0);
     near__lru.close(&order);
     near__table_fini(&table);
+}
+
+static void
+test_an_exact_order_without_memory(void **state)
+{
+    (void)state;
+    exact_order_without_memory(false);
+    exact_order_without_memory(true);
 }
 
 /* A policy that shares nothing between shards, where there is but one. */
@@ -823,6 +891,152 @@ test_a_tag_without_memory(void **state)
     near__l1_free(&l1);
 }
 
+/* ---- many that leave at once */
+
+static near_bytes
+long_key(size_t i, char room[320])
+{
+    int size = snprintf(room, 320, "key %zu %0300d", i, 1);
+
+    return (near_bytes){ room, (size_t)size };
+}
+
+static struct near__entry *
+sized_entry(near_bytes key, size_t size, int64_t expires)
+{
+    void               *room;
+    struct near__entry *entry = near__entry_new(key, hash_of(key), size, &room);
+
+    assert_non_null(entry);
+    memset(room, 'v', size);
+    entry->expires = expires;
+    return entry;
+}
+
+static void
+fill_with_small(struct near__l1 *l1, size_t n, int64_t expires)
+{
+    char room[320];
+
+    for (size_t i = 0; i < n;
+         i++) { /* their keys are longer than the arena takes: each is let go for itself */
+        struct near__entry *entry = sized_entry(long_key(i, room), 1000, expires);
+
+        near__l1_insert(l1, entry, near__l1_fence(l1, entry->hash), 0);
+        near__entry_release(&entry);
+    }
+}
+
+static unsigned
+pool_one(void *ctx, near_bytes key, size_t size)
+{
+    (void)ctx, (void)key, (void)size;
+    return 1;
+}
+
+/* One comes, by each of the ways there are, and takes the room of more than are let go under one hold of the lock. */
+static void
+many_leave_for_one(unsigned pools_n, int way)
+{
+    struct near__l1_domain pools[2] = { { (size_t)1 << 20, "lru", 0 }, { (size_t)1 << 20, "lru", 0 } };
+    struct near__l1_config config   = l1_config((size_t)1 << 20, 0, 1, "lru");
+    struct near__l1       *l1       = NULL;
+    near_bytes             key      = text("one");
+    const size_t           size     = 400000;
+    struct near__entry    *one      = sized_entry(key, size, NEAR_NEVER);
+    uint64_t               fence;
+    near_value            *value;
+    struct near__l1_write  write;
+
+    config.pools_n = pools_n;
+    config.pools   = pools;
+    config.pool_of = pool_one;
+    one->pool      = pools_n > 0;
+    assert_int_equal(near__l1_new(&l1, &config), NEAR_OK);
+    fill_with_small(l1, 1500, NEAR_NEVER);
+    fence = near__l1_fence(l1, one->hash);
+    switch (way) {
+    case 1:
+        assert_int_equal(near__l1_insert(l1, one, fence, 0), NEAR__L1_ADMITTED);
+        break;
+    case 2:
+        assert_int_equal(near__l1_store_if(l1, one, fence, 0), NEAR__L1_ADMITTED);
+        break;
+    case 3:
+        assert_int_equal(near__l1_return(l1, one, fence, 0), NEAR__L1_ADMITTED);
+        break;
+    case 4:
+        assert_int_equal(near__l1_restore_begin(l1, 10, false), NEAR_OK);
+        assert_int_equal(near__l1_restore(l1, one, key, near__l1_fence(l1, one->hash), false, 0, 0),
+                         NEAR__L1_ADMITTED);
+        near__l1_restore_end(l1);
+        break;
+    default:
+        write = near__l1_write_begin(l1, one->hash, key);
+        near__l1_write_end(l1, write, one->hash, key, one, 0);
+    }
+    near__entry_release(&one);
+    value = find_at(l1, "one", 0);
+    assert_non_null(value);
+    assert_int_equal(near__value_data(value).size, size);
+    near__value_release(value);
+    assert_in_range(stats_of(l1).bytes, 0, pools_n > 0 ? (size_t)2 << 20 : (size_t)1 << 20);
+    near__l1_free(&l1);
+}
+
+static void
+test_many_leave_for_one(void **state)
+{
+    (void)state;
+    for (unsigned pools_n = 0; pools_n <= 2; pools_n += 2)
+        for (int way = 1; way <= 5; way++)
+            many_leave_for_one(pools_n, way);
+}
+
+static void
+test_many_expire_at_once(void **state)
+{
+    struct near__l1 *l1 = l1_open((size_t)4 << 20, 0, 1);
+
+    (void)state;
+    fill_with_small(l1, 1500, 1000 * NEAR_MS);
+    assert_in_range(stats_of(l1).entries, 1000, 1500);
+    for (int i = 0; i < 100 && stats_of(l1).entries > 0; i++) /* so many at a time, some more laps */
+        upkeep_all(l1, 2000 * NEAR_MS);
+    assert_int_equal(stats_of(l1).entries, 0);
+    near__l1_free(&l1);
+}
+
+/* Even the smallest values are asked to be aligned; and hints for an L1 that is off. */
+static void
+test_settings_at_their_bounds(void **state)
+{
+    struct near__l1_config config = l1_config((size_t)1 << 20, 0, 1, "lru");
+    struct near__l1       *l1;
+
+    (void)state;
+    config.align_from = 1;
+    l1                = l1_open_with(&config);
+    for (int i = 0; i < 100; i++) {
+        char        key[16];
+        near_value *value;
+
+        snprintf(key, sizeof(key), "k%d", i);
+        assert_int_equal(put(l1, key, i % 2 == 0 ? "" : "value"), NEAR__L1_ADMITTED);
+        value = find_at(l1, key, 0);
+        assert_true(value_is(value, i % 2 == 0 ? "" : "value"));
+        assert_true(i % 2 == 0 || (uintptr_t)near__value_data(value).data % 64 == 0);
+        near__value_release(value);
+    }
+    near__l1_free(&l1);
+    config = l1_config(0, 0, 1, "lru");
+    assert_int_equal(near__l1_new(&l1, &config), NEAR_OK);
+    near__l1_expect(l1, 1);
+    near__l1_bring(l1, 1);
+    assert_true(finds(l1, "a", NULL));
+    near__l1_free(&l1);
+}
+
 /* ---- memory that is all held */
 
 static long objects;
@@ -968,6 +1182,7 @@ main(void)
         cmocka_unit_test(test_a_list_of_ghosts_without_memory),
         cmocka_unit_test(test_a_table_at_its_bounds),
         cmocka_unit_test(test_a_chain_that_is_too_long),
+        cmocka_unit_test(test_what_cannot_be_joined_or_split),
         cmocka_unit_test(test_a_table_of_many_homes),
         cmocka_unit_test(test_any_entry_is_found),
         cmocka_unit_test(test_a_table_that_was_cleared),
@@ -983,6 +1198,9 @@ main(void)
         cmocka_unit_test(test_pools_at_their_bounds),
         cmocka_unit_test(test_a_bound_beyond_all),
         cmocka_unit_test(test_a_tag_without_memory),
+        cmocka_unit_test(test_many_leave_for_one),
+        cmocka_unit_test(test_many_expire_at_once),
+        cmocka_unit_test(test_settings_at_their_bounds),
         cmocka_unit_test(test_all_is_held),
         cmocka_unit_test(test_objects_that_are_lost),
     };
