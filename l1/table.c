@@ -114,15 +114,31 @@ over_free(struct near__table *table, uint32_t number)
     table->over_free = number;
 }
 
+/* A chunk more, for all who read the directory, and under the lock: readers go on with the near one until it is not enough. */
+static bool
+chunk_add(struct near__table *table, struct near__bucket **all, struct near__bucket **near,
+          uint32_t near_most, _Atomic(struct near__bucket **) *readers, uint32_t chunk)
+{
+    if (chunk >= table->max_chunks)
+        return false;
+    all[chunk] = table->chunk_new(table->chunk_ctx);
+    if (all[chunk] == NULL)
+        return false;
+    if (chunk < near_most)
+        near[chunk] = all[chunk];
+    else if (chunk == near_most)
+        /* Relaxed: before the size or the link that makes anybody look for this chunk, and those are releases.  A late reader of the
+         * near directory finds what it looks for there: it is never changed. */
+        atomic_store_explicit(readers, all, memory_order_relaxed);
+    return true;
+}
+
 static bool
 over_chunk(struct near__table *table)
 {
     uint32_t chunk = table->over_chunks;
 
-    if (chunk == table->max_chunks)
-        return false;
-    table->over[chunk] = table->chunk_new(table->chunk_ctx);
-    if (table->over[chunk] == NULL)
+    if (!chunk_add(table, table->over, table->near_overs, NEAR__NEAR_OVERS, &table->overs, chunk))
         return false;
     table->over_chunks++;
     for (uint32_t i = chunk_buckets(table); i > 0; i--)
@@ -243,10 +259,7 @@ home_chunk(struct near__table *table, uint32_t chunk)
 {
     if (chunk < table->chunks_used)
         return true;
-    if (chunk >= table->max_chunks)
-        return false;
-    table->chunks[chunk] = table->chunk_new(table->chunk_ctx);
-    if (table->chunks[chunk] == NULL)
+    if (!chunk_add(table, table->chunks, table->near_homes, NEAR__NEAR_HOMES, &table->homes, chunk))
         return false;
     table->chunks_used++;
     return true;
@@ -267,6 +280,8 @@ near__table_init(struct near__table *table, uint32_t buckets)
     table->chunk_mask = (1u << table->chunk_shift) - 1;
     table->chunks     = calloc(table->max_chunks, sizeof(struct near__bucket *));
     table->over       = calloc(table->max_chunks, sizeof(struct near__bucket *));
+    atomic_init(&table->homes, table->near_homes);
+    atomic_init(&table->overs, table->near_overs);
     if (table->exact && table->max_chunks == 1)
         table->stamps = calloc((size_t)2 * NEAR__LANES << table->chunk_shift, sizeof(uint32_t));
     if (table->chunks == NULL || table->over == NULL || (table->exact && table->stamps == NULL) ||

@@ -20,6 +20,7 @@
 #include "base/base.h"
 
 #include <stdatomic.h>
+#include <stddef.h>
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -54,11 +55,17 @@ struct near__bucket {
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct near__bucket) == 64, "a bucket is a cache line");
 
+/* Chunks whose directory lies in the table itself, where a reader looks anyway: three of the homes' in its first line. */
+#define NEAR__NEAR_HOMES 11
+#define NEAR__NEAR_OVERS 8
+
 struct near__table {
-    /* the line that every reader loads */
+    /* The line that every reader loads.  A cache has dozens of tables: what lies elsewhere is one line more of each, and a page, in
+     * what the processor can keep at hand. */
     _Atomic uint64_t size; /* home buckets, and above them the mask: the next power of two - 1 */
-    struct near__bucket *
-        *chunks; /* directory of home buckets, fixed; an entry is published by the size beyond it */
+    /* directories of home and of overflow buckets: the near ones, while they are enough; an entry is published by the size beyond it, and
+     * by a link to the bucket */
+    _Atomic(struct near__bucket **) homes, overs;
     _Atomic uint16_t generation; /* moved by a clear; a home bucket of another one counts as empty */
     _Atomic uint8_t  tick; /* the time part of a mark, set by near__table_marks() (see near__mark_hit) */
     _Atomic uint8_t  count_mask;  /* the counting part of a mark (see near__mark_hit) */
@@ -70,16 +77,18 @@ struct near__table {
     uint16_t
         color; /* where in a chunk the first one lies: many small tables would else meet in the same few sets of
                                      the processor's cache */
-    struct near__bucket **over; /* directory of overflow buckets, fixed, max_chunks of them */
+    struct near__bucket *near_homes[NEAR__NEAR_HOMES]; /* these two: never changed once set */
+    struct near__bucket *near_overs[NEAR__NEAR_OVERS];
     /* the rest, on lines of its own: shard's lock */
-    size_t max_chunks
-        __attribute__((aligned(64))); /* of a directory; homes and overflows share nothing but the source */
-    uint32_t over_chunks, chunks_used;
-    uint32_t over_free; /* chain of free overflow buckets through `next`, number + 1 */
-    size_t   entries;   /* slots in use, of the current generation */
-    uint32_t over_used; /* overflow buckets in chains */
-    size_t   full;      /* entries when a victim was last asked for; 0: never (set by whoever asks) */
-    size_t   capacity;  /* entries the owner will keep at most; 0: bounded by bytes only */
+    struct near__bucket **chunks __attribute__((aligned(64))); /* all home buckets, max_chunks */
+    struct near__bucket **over;                                /* all overflow buckets, max_chunks */
+    size_t                max_chunks; /* homes and overflows share nothing but the source */
+    uint32_t              over_chunks, chunks_used;
+    uint32_t              over_free; /* chain of free overflow buckets through `next`, number + 1 */
+    size_t                entries;   /* slots in use, of the current generation */
+    uint32_t              over_used; /* overflow buckets in chains */
+    size_t                full; /* entries when a victim was last asked for; 0: never (set by whoever asks) */
+    size_t                capacity; /* entries the owner will keep at most; 0: bounded by bytes only */
     /* a chunk of zeroed memory (1 << chunk_shift buckets), or NULL; and its return at the end */
     void *(*chunk_new)(void *ctx);
     void (*chunk_free)(void *ctx, void *chunk);
@@ -89,6 +98,9 @@ struct near__table {
     void     *element_ctx;
     uint32_t *stamps; /* exact only: 32-bit time of each slot's last use, by near__table_stamp() */
 };
+_Static_assert(sizeof(void *) != 8 || offsetof(struct near__table, near_homes) == 40, "the first line");
+_Static_assert(sizeof(struct near__table) / 64 % 2 == 1,
+               "tables would meet in the same few sets of the processor's cache");
 
 /* Where an entry is. */
 struct near__place {
@@ -113,13 +125,19 @@ near__tag(uint32_t element)
 static inline struct near__bucket *
 near__table_bucket(const struct near__table *table, uint32_t number)
 {
-    return table->chunks[number >> table->chunk_shift] + ((number + table->color) & table->chunk_mask);
+    /* relaxed: whoever knows of that number knows of a directory that has it */
+    struct near__bucket *const *homes = atomic_load_explicit(&table->homes, memory_order_relaxed);
+
+    return homes[number >> table->chunk_shift] + ((number + table->color) & table->chunk_mask);
 }
 
 static inline struct near__bucket *
 near__table_overflow(const struct near__table *table, uint32_t next)
 {
-    return table->over[(next - 1) >> table->chunk_shift] + ((next - 1) & ((1u << table->chunk_shift) - 1));
+    /* relaxed: as in near__table_bucket() */
+    struct near__bucket *const *overs = atomic_load_explicit(&table->overs, memory_order_relaxed);
+
+    return overs[(next - 1) >> table->chunk_shift] + ((next - 1) & table->chunk_mask);
 }
 
 static inline uint32_t
