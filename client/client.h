@@ -197,14 +197,21 @@ struct near__cell {
     struct near__lock lock;               /* leaf */
 };
 
-/* What the short paths of a hit need, in one line; set when the cache is opened, never changed. */
+/* What the short paths of a hit need, copied together: each line and each step less is one that the caller's next get can begin
+ * with.  Set when the cache is opened, never changed. */
 struct near__shortest {
-    struct near__l1_front     *front;   /* NULL: not the shortest (a bus, write-behind, nothing kept) */
-    struct near__l1_front     *guarded; /* the one behind a gate; NULL: not that either */
-    const _Atomic int64_t     *gate, *boot_offset;
-    int64_t                    coarse_step;
-    const _Atomic uint32_t    *plain; /* the client's, or a 0 where requests are logged */
-    const struct near__secret *secret;
+    /* the first line */
+    struct near__l1_path path;
+    const _Atomic uint32_t
+        *quick; /* `plain`, or a 0 where there is no shortest path (a bus, write-behind, nothing kept) */
+    const _Atomic uint32_t *plain; /* the client's, or a 0 where requests are logged */
+    /* of the next ones as much as the key's size takes */
+    struct near__secret secret;
+    /* the rest */
+    struct near__l1_front *front;
+    struct near__l1_front *guarded; /* there is a path behind a gate: the same; else NULL */
+    const _Atomic int64_t *gate, *boot_offset;
+    int64_t                coarse_step;
 };
 
 struct near_cache {

@@ -490,13 +490,16 @@ near__read_open(near_cache *cache)
     static const _Atomic uint32_t never;
     near_client                  *client = cache->client;
     struct near__l1_front        *front  = (struct near__l1_front *)cache->l1;
-
+    const _Atomic uint32_t       *plain =
+        cache->requests != NULL || cache->rollout != NULL ? &never : client->plain;
     bool simple = front->fast && cache->back == NULL;
 
     cache->shortest = (struct near__shortest){
-        .front  = simple && client->coherence == NULL ? front : NULL,
-        .plain  = cache->requests != NULL || cache->rollout != NULL ? &never : client->plain,
-        .secret = &client->secret,
+        .path   = front->path,
+        .quick  = simple && client->coherence == NULL ? plain : &never,
+        .plain  = plain,
+        .secret = client->secret,
+        .front  = front,
     };
     if (!simple || client->coherence == NULL)
         return;
@@ -506,7 +509,7 @@ near__read_open(near_cache *cache)
     cache->shortest.coarse_step = client->coarse_step;
 }
 
-/* The short path of a hit behind a gate: beside the shortest, below, a look at the clock. */
+/* The short path of a hit behind a gate: beside the shortest, below, a look at the clock.  What has neither goes on from here. */
 static __attribute__((noinline, flatten)) near_status
 get_guarded(near_cache *cache, near_bytes key, near_value **value)
 {
@@ -523,8 +526,8 @@ get_guarded(near_cache *cache, near_bytes key, near_value **value)
                        time.now + shortest->coarse_step >=
                            atomic_load_explicit(shortest->gate, memory_order_acquire)))
         return get_any(cache, key, value);
-    hash = near__hash_keyed_inline(shortest->secret, key);
-    if (NEAR__UNLIKELY(!near__l1_meet(shortest->guarded, hash, key, time, &held)))
+    hash = near__hash_keyed_inline(&shortest->secret, key);
+    if (NEAR__UNLIKELY(!near__l1_meet(&shortest->path, shortest->guarded, hash, key, time, &held)))
         return get_any(cache, key, value);
     if (NEAR__UNLIKELY((uintptr_t)held.value & NEAR__VALUE_STALE))
         return get_stale(cache, key, held.value, value);
@@ -542,10 +545,10 @@ get_guarded(near_cache *cache, near_bytes key, near_value **value)
 static inline __attribute__((always_inline)) near_status
 get_shortest(near_cache *cache, near_bytes key, size_t least, size_t most, near_value **value)
 {
-    const struct near__l1_time told = { .is_told = true };
-    struct near__l1_held       held;
-    struct near__l1_front     *front;
-    uint64_t                   hash;
+    const struct near__l1_time   told = { .is_told = true };
+    const struct near__shortest *shortest;
+    struct near__l1_held         held;
+    uint64_t                     hash;
 
     if (NEAR__UNLIKELY(cache == NULL))
         return get_any(cache, key, value);
@@ -553,18 +556,16 @@ get_shortest(near_cache *cache, near_bytes key, size_t least, size_t most, near_
         return get_any(cache, key, value);
     if (NEAR__UNLIKELY(key.data == NULL))
         return get_any(cache, key, value);
-    front = cache->shortest.front;
-    if (NEAR__UNLIKELY(front == NULL))
-        return get_guarded(cache, key, value);
+    shortest = &cache->shortest;
     /* relaxed: as in plain_view() */
-    if (NEAR__UNLIKELY(atomic_load_explicit(cache->shortest.plain, memory_order_relaxed) == 0))
-        return get_any(cache, key, value);
-    hash = near__hash_between(cache->shortest.secret, key, least, most);
-    if (NEAR__UNLIKELY(!near__l1_meet(front, hash, key, told, &held)))
+    if (NEAR__UNLIKELY(atomic_load_explicit(shortest->quick, memory_order_relaxed) == 0))
+        return get_guarded(cache, key, value);
+    hash = near__hash_between(&shortest->secret, key, least, most);
+    if (NEAR__UNLIKELY(!near__l1_meet(&shortest->path, NULL, hash, key, told, &held)))
         return get_closely(cache, key, value, hash);
     *value = held.value;
     if (NEAR__UNLIKELY(held.more))
-        return near__l1_after(front, held.mark, hash, key);
+        return near__l1_after(shortest->front, held.mark, hash, key);
     return NEAR_OK;
 }
 

@@ -14,17 +14,22 @@
 #include "l1/l1.h"
 #include "l1/policy.h"
 
-/* What readers load of an L1: fixed after its birth, but for `timed`. */
-struct near__l1_front {
+/* What every hit needs of an L1.  Fixed after its birth, so whoever reads much may keep a copy where it looks anyway. */
+struct near__l1_path {
     struct near__arena_view view;
     size_t                  shard_mask;
     struct near__table     *tables; /* one per shard, side by side */
+    size_t                  number; /* of its count of hits */
+    const _Atomic int64_t  *tick; /* the time as somebody tells it; 0: nobody does.  NULL: nobody ever will */
+};
+
+/* What readers load of an L1: fixed after its birth, but for `timed` and `labels`. */
+struct near__l1_front {
+    struct near__l1_path path;
     void (*watch)(struct near__order *order, uint32_t element, bool hit);
-    size_t number; /* of its count of hits */
     void (*sample)(void *ctx, uint64_t hash,
                    near_bytes key); /* hears of one hit in NEAR__L1_SAMPLE; may be NULL */
-    void                  *sample_ctx;
-    const _Atomic int64_t *tick; /* the time as somebody tells it; 0: nobody does.  NULL: nobody ever will */
+    void        *sample_ctx;
     bool         fast;  /* the fast path may be taken: it keeps something, and membarrier is to be had */
     _Atomic bool timed; /* sticky: an entry that may expire was admitted */
     _Atomic(struct near__label_clock *) labels; /* NULL: no tag was ever seen */
@@ -115,8 +120,9 @@ struct near__l1_time {
 };
 
 static inline __attribute__((always_inline)) near_value *
-near__l1_worth(struct near__l1_front *front, const struct near__block *block, unsigned flags,
-               struct near__hazard *hazard, struct near__l1_time time)
+near__l1_worth(const struct near__l1_path *path, const struct near__l1_front *front,
+               const struct near__block *block, unsigned flags, struct near__hazard *hazard,
+               struct near__l1_time time)
 {
     uint32_t ms;
     int64_t  now;
@@ -126,7 +132,7 @@ near__l1_worth(struct near__l1_front *front, const struct near__block *block, un
         return near__l1_judge(front, flags, block, hazard, time.now);
     if (flags & (NEAR__BLOCK_NEGATIVE | NEAR__BLOCK_LABELS))
         return NULL;
-    now = atomic_load_explicit(front->tick, memory_order_relaxed); /* relaxed: a time, it orders nothing */
+    now = atomic_load_explicit(path->tick, memory_order_relaxed); /* relaxed: a time, it orders nothing */
     ms  = near__block_time(now);
     past =
         (flags & NEAR__BLOCK_EXPIRES) && near__block_passed(near__block_u32(block, NEAR__BLOCK_EXPIRES), ms);
@@ -134,14 +140,15 @@ near__l1_worth(struct near__l1_front *front, const struct near__block *block, un
     return now == 0 || past ? NULL : (near_value *)((uintptr_t)hazard | NEAR__VALUE_SLOT | NEAR_FROM_L1);
 }
 
-/* A slot of a bucket whose tag is the key's: hold its block and see whether it is what is wanted.  False: not so simple. */
+/* A slot of a bucket whose tag is the key's: hold its block and see whether it is what is wanted.  False: not so simple.  `front` is
+ * not looked at where the time is told. */
 static inline __attribute__((always_inline)) bool
-near__l1_hold(struct near__l1_front *front, struct near__reader *reader, struct near__hazard *hazard,
-              struct near__table *table, struct near__place place, near_bytes key, struct near__l1_time time,
-              struct near__l1_held *held)
+near__l1_hold(const struct near__l1_path *path, const struct near__l1_front *front,
+              struct near__reader *reader, struct near__hazard *hazard, struct near__table *table,
+              struct near__place place, near_bytes key, struct near__l1_time time, struct near__l1_held *held)
 {
     uint32_t                  ref   = near__bucket_ref(place.bucket, place.lane);
-    const struct near__block *block = near__arena_at(&front->view, ref);
+    const struct near__block *block = near__arena_at(&path->view, ref);
     unsigned                  flags;
     uint64_t                  hits;
     size_t                    number;
@@ -155,11 +162,11 @@ near__l1_hold(struct near__l1_front *front, struct near__reader *reader, struct 
     held->value = (near_value *)((uintptr_t)hazard | NEAR__VALUE_SLOT | NEAR_FROM_L1);
     held->mark  = &place.bucket->marks[place.lane];
     flags       = block->flags;
-    number      = front->number;
+    number      = path->number;
     if (NEAR__UNLIKELY(reader->hits_count <= number))
         goto not_simple;
     if (flags & (NEAR__BLOCK_EXPIRES | NEAR__BLOCK_FRESH | NEAR__BLOCK_NEGATIVE | NEAR__BLOCK_LABELS)) {
-        held->value = near__l1_worth(front, block, flags, hazard, time);
+        held->value = near__l1_worth(path, front, block, flags, hazard, time);
         if (NEAR__UNLIKELY((uintptr_t)held->value <= NEAR__VALUE_BITS))
             goto not_simple;
     }
@@ -181,8 +188,8 @@ near_status near__l1_after(struct near__l1_front *front, _Atomic uint8_t *mark, 
 
 /* The same from the hash on; the key is the first in its chain that has its tag.  False: not so simple, which a miss is, too. */
 static inline __attribute__((always_inline)) bool
-near__l1_meet(struct near__l1_front *front, uint64_t hash, near_bytes key, struct near__l1_time time,
-              struct near__l1_held *held)
+near__l1_meet(const struct near__l1_path *path, const struct near__l1_front *front, uint64_t hash,
+              near_bytes key, struct near__l1_time time, struct near__l1_held *held)
 {
     struct near__reader *reader  = near__reader_mine;
     uint32_t             element = near__element(hash), match;
@@ -194,7 +201,7 @@ near__l1_meet(struct near__l1_front *front, uint64_t hash, near_bytes key, struc
     /* acquire: as in near__hazard_slot() */
     if (NEAR__UNLIKELY(atomic_load_explicit(&hazard->block, memory_order_acquire) != NULL))
         return false; /* it is taken, or the chunk's end, or the thread has none */
-    table  = &front->tables[hash & front->shard_mask];
+    table  = &path->tables[hash & path->shard_mask];
     bucket = near__table_bucket(table, near__table_home(near__table_size(table), element));
     if (NEAR__UNLIKELY(near__bucket_stale(table, bucket)))
         return false;
@@ -203,8 +210,8 @@ near__l1_meet(struct near__l1_front *front, uint64_t hash, near_bytes key, struc
         if (bucket == NULL)
             return false;
     }
-    return near__l1_hold(front, reader, hazard, table, (struct near__place){ bucket, NEAR__LANE(match) }, key,
-                         time, held);
+    return near__l1_hold(path, front, reader, hazard, table,
+                         (struct near__place){ bucket, NEAR__LANE(match) }, key, time, held);
 }
 
 /* near__l1_find(), quickly where it is simple. */
@@ -214,7 +221,7 @@ near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_
     struct near__l1_time time = { .now = now };
     struct near__l1_held held;
 
-    if (NEAR__UNLIKELY(!front->fast || !near__l1_meet(front, hash, key, time, &held)))
+    if (NEAR__UNLIKELY(!front->fast || !near__l1_meet(&front->path, front, hash, key, time, &held)))
         return near__l1_find((struct near__l1 *)front, hash, key, now);
     if (NEAR__UNLIKELY(held.more))
         near__l1_after(front, held.mark, hash, key);

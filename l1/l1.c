@@ -143,7 +143,7 @@ struct waiting {
 };
 
 struct shard {
-    struct near__table   *table; /* l1->front.tables[this one]: what readers load lies together */
+    struct near__table   *table; /* l1->front.path.tables[this one]: what readers load lies together */
     struct near__lock     lock;  /* covers everything below and the table but what readers load */
     struct near__order    order;
     struct near__heap     heap;
@@ -209,7 +209,7 @@ smaller(size_t a, size_t b)
 static struct shard *
 shard_of(const struct near__l1 *l1, uint64_t hash)
 {
-    return &l1->shards[hash & l1->front.shard_mask];
+    return &l1->shards[hash & l1->front.path.shard_mask];
 }
 
 static struct stripe *
@@ -221,7 +221,7 @@ stripe_of(const struct near__l1 *l1, uint64_t hash)
 static struct near__block *
 block_at(const struct near__l1 *l1, uint32_t ref)
 {
-    return near__arena_at(&l1->front.view, ref);
+    return near__arena_at(&l1->front.path.view, ref);
 }
 
 static near_bytes
@@ -798,7 +798,7 @@ pay_policy_locked(const struct near__l1 *l1, struct shard *sh)
     size_t bytes = sh->order.policy->bytes(&sh->order);
 
     if (l1->policy->pool_bytes != NULL && l1->pool != NULL)
-        bytes += l1->policy->pool_bytes(l1->pool) / (l1->front.shard_mask + 1);
+        bytes += l1->policy->pool_bytes(l1->pool) / (l1->front.path.shard_mask + 1);
     sh->policy_bytes = bytes;
     /* by what it may hold, not by a charge: a full heap would refuse that for ever */
     near__heap_limit(&sh->heap, bytes < sh->max_bytes / 2 ? sh->max_bytes - bytes : sh->max_bytes / 2);
@@ -905,7 +905,7 @@ shard_init(struct near__l1 *l1, struct shard *sh, const struct near__l1_config *
 
     near__lock_init(&sh->lock, NEAR__RANK_SHARD);
     sh->number      = atomic_fetch_add_explicit(&numbers, 1, memory_order_relaxed) + 1; /* only to differ */
-    sh->table       = &l1->front.tables[index];
+    sh->table       = &l1->front.path.tables[index];
     sh->max_entries = entries_of_shard(config->max_entries, index, shards);
     sh->max_bytes   = bytes_of_shard(l1, config->max_bytes, shards);
     near__heap_init(&sh->heap, l1->arena, (uint32_t)index, sh->max_bytes);
@@ -968,14 +968,14 @@ shards_init(struct near__l1 *l1, const struct near__l1_config *config, size_t sh
 static void
 l1_close(struct near__l1 *l1)
 {
-    near__hits_close(l1->front.number);
+    near__hits_close(l1->front.path.number);
     if (l1->pool != NULL)
         l1->policy->pool_close(l1->pool);
     near__pools_free(&l1->pools);
     near__curve_free(&l1->curve);
     free(atomic_load_explicit(&l1->filled, memory_order_relaxed));
     free(l1->grave);
-    free(l1->front.tables);
+    free(l1->front.path.tables);
     free(l1->stripes);
 }
 
@@ -1012,12 +1012,12 @@ pooled_new(struct near__l1 **out, const struct near__l1_config *config)
         return NEAR_ERR_NOMEM;
     }
     atomic_init(&l1->front.labels, labels);
-    l1->front.number = near__hits_open();
-    l1->off          = true;
-    l1->wrote        = config->wrote;
-    l1->wrote_ctx    = config->wrote_ctx;
-    l1->shards       = near__zeroed(CACHE_LINE, sizeof(struct shard)); /* that nobody looks into */
-    l1->stripes      = calloc(1, sizeof(*l1->stripes));
+    l1->front.path.number = near__hits_open();
+    l1->off               = true;
+    l1->wrote             = config->wrote;
+    l1->wrote_ctx         = config->wrote_ctx;
+    l1->shards            = near__zeroed(CACHE_LINE, sizeof(struct shard)); /* that nobody looks into */
+    l1->stripes           = calloc(1, sizeof(*l1->stripes));
     if (l1->shards != NULL && l1->stripes != NULL)
         status = near__pools_new(&l1->pools, config, labels, &l1->front.timed);
     if (status == NEAR_OK) {
@@ -1046,41 +1046,41 @@ near__l1_new(struct near__l1 **out, const struct near__l1_config *config)
     l1      = near__zeroed(CACHE_LINE, sizeof(*l1));
     if (l1 == NULL)
         return NEAR_ERR_NOMEM;
-    l1->front.number     = near__hits_open();
-    l1->shards           = near__zeroed(CACHE_LINE, shards * sizeof(struct shard));
-    l1->front.tables     = near__zeroed(CACHE_LINE, shards * sizeof(struct near__table));
-    l1->stripes          = calloc(stripes, sizeof(*l1->stripes));
-    l1->front.shard_mask = shards - 1;
-    l1->stripe_mask      = stripes - 1;
-    l1->align_from       = config->align_from != 0 ? config->align_from : NEAR__BLOCK_ALIGN_FROM;
-    l1->plain            = config->plain;
-    l1->ttl              = config->ttl;
-    l1->grace            = config->grace;
-    l1->off              = config->max_bytes < SHARD_LEAST / 2;
-    l1->hash             = config->hash;
-    l1->hash_ctx         = config->hash_ctx;
-    l1->policy           = near__policy_named(config->policy);
-    l1->front.watch      = l1->policy->watch;
-    l1->front.sample     = config->sample;
-    l1->front.sample_ctx = config->sample_ctx;
-    l1->front.tick       = config->tick;
-    l1->spill            = config->spill;
-    l1->pool_number      = config->is_pool ? config->pool : 0;
-    l1->wrote            = config->wrote;
-    l1->wrote_ctx        = config->wrote_ctx;
-    slab                 = choose_slab(config, shards);
-    l1->grow_bytes       = choose_range(config, shards, slab);
-    l1->own_bytes        = sizeof(*l1) + stripes * sizeof(struct stripe) +
+    l1->front.path.number     = near__hits_open();
+    l1->shards                = near__zeroed(CACHE_LINE, shards * sizeof(struct shard));
+    l1->front.path.tables     = near__zeroed(CACHE_LINE, shards * sizeof(struct near__table));
+    l1->stripes               = calloc(stripes, sizeof(*l1->stripes));
+    l1->front.path.shard_mask = shards - 1;
+    l1->stripe_mask           = stripes - 1;
+    l1->align_from            = config->align_from != 0 ? config->align_from : NEAR__BLOCK_ALIGN_FROM;
+    l1->plain                 = config->plain;
+    l1->ttl                   = config->ttl;
+    l1->grace                 = config->grace;
+    l1->off                   = config->max_bytes < SHARD_LEAST / 2;
+    l1->hash                  = config->hash;
+    l1->hash_ctx              = config->hash_ctx;
+    l1->policy                = near__policy_named(config->policy);
+    l1->front.watch           = l1->policy->watch;
+    l1->front.sample          = config->sample;
+    l1->front.sample_ctx      = config->sample_ctx;
+    l1->front.path.tick       = config->tick;
+    l1->spill                 = config->spill;
+    l1->pool_number           = config->is_pool ? config->pool : 0;
+    l1->wrote                 = config->wrote;
+    l1->wrote_ctx             = config->wrote_ctx;
+    slab                      = choose_slab(config, shards);
+    l1->grow_bytes            = choose_range(config, shards, slab);
+    l1->own_bytes             = sizeof(*l1) + stripes * sizeof(struct stripe) +
                     shards * (sizeof(struct shard) + sizeof(struct near__table));
     l1->grave = near__hazard_grave();
-    status    = l1->shards == NULL || l1->front.tables == NULL || l1->stripes == NULL || l1->grave == NULL
-                    ? NEAR_ERR_NOMEM
-                    : NEAR_OK;
+    status = l1->shards == NULL || l1->front.path.tables == NULL || l1->stripes == NULL || l1->grave == NULL
+                 ? NEAR_ERR_NOMEM
+                 : NEAR_OK;
     if (status == NEAR_OK && !l1->off)
         status = near__arena_open_lines(&l1->arena, smaller(config->max_bytes, l1->grow_bytes),
                                         l1->grow_bytes, slab, l1->align_from);
     if (status == NEAR_OK && !l1->off) {
-        l1->front.view = near__arena_view(l1->arena);
+        l1->front.path.view = near__arena_view(l1->arena);
         if (l1->policy->pool_open != NULL)
             status = l1->policy->pool_open(&l1->pool, expected_entries(config));
         if (status == NEAR_OK && config->curve)
@@ -1140,7 +1140,7 @@ end(void *ctx)
 {
     struct near__l1 *l1 = ctx;
 
-    for (size_t i = 0; i <= l1->front.shard_mask; i++)
+    for (size_t i = 0; i <= l1->front.path.shard_mask; i++)
         shard_end(l1, &l1->shards[i]);
     l1_delete(l1);
 }
@@ -1189,14 +1189,14 @@ near__l1_free(struct near__l1 **out)
         l1_delete(l1);
         return;
     }
-    for (size_t i = 0; i <= l1->front.shard_mask; i++)
+    for (size_t i = 0; i <= l1->front.path.shard_mask; i++)
         idle &= shard_drain(l1, &l1->shards[i]);
-    view  = l1->front.view;
+    view  = l1->front.path.view;
     range = near__arena_range(l1->arena);
     slab  = near__arena_slab_bytes(l1->arena); /* slabs are numbered from 1 */
     if (!idle)
         near__arena_trim(l1->arena, SIZE_MAX);
-    for (size_t i = 0; i <= l1->front.shard_mask; i++)
+    for (size_t i = 0; i <= l1->front.path.shard_mask; i++)
         shard_fini(&l1->shards[i]);
     grave     = l1->grave;
     l1->grave = idle ? grave : NULL;
@@ -1264,7 +1264,7 @@ hand_out_external(struct near__l1 *l1, struct near__reader *reader, struct near_
         near__entry_ref(entry);
         value = near__value_of(entry, NEAR_FROM_L1,
                                entry->fresh_until <= now || external_past(block, l1->grace, now));
-        near__hits_add(reader, l1->front.number, 1);
+        near__hits_add(reader, l1->front.path.number, 1);
     }
     near__hazard_clear(slot);
     return value;
@@ -1285,7 +1285,7 @@ hand_out(struct near__l1 *l1, struct near__reader *reader, struct near__hazard *
         return value;
     }
     reader->next = slot + 1;
-    near__hits_add(reader, l1->front.number, 1);
+    near__hits_add(reader, l1->front.path.number, 1);
     return value;
 }
 
@@ -1294,7 +1294,8 @@ static int64_t
 curve_time(const struct near__l1 *l1)
 {
     int64_t kept = atomic_load_explicit(&l1->kept, memory_order_relaxed); /* times, they order nothing */
-    int64_t told = l1->front.tick != NULL ? atomic_load_explicit(l1->front.tick, memory_order_relaxed) : 0;
+    int64_t told =
+        l1->front.path.tick != NULL ? atomic_load_explicit(l1->front.path.tick, memory_order_relaxed) : 0;
 
     return told > kept ? told : kept;
 }
@@ -1355,8 +1356,8 @@ told_of_end(struct near__l1 *l1, uint64_t hash)
 static inline void
 sample(struct near__l1_front *front, const struct near__reader *reader, uint64_t hash, near_bytes key)
 {
-    if (front->number < reader->hits_count &&
-        near__l1_is_sample(atomic_load_explicit(&reader->hits[front->number], memory_order_relaxed)) &&
+    if (front->path.number < reader->hits_count &&
+        near__l1_is_sample(atomic_load_explicit(&reader->hits[front->path.number], memory_order_relaxed)) &&
         front->sample != NULL)
         front->sample(front->sample_ctx, hash, key);
 }
@@ -1364,7 +1365,7 @@ sample(struct near__l1_front *front, const struct near__reader *reader, uint64_t
 near_status
 near__l1_after(struct near__l1_front *front, _Atomic uint8_t *mark, uint64_t hash, near_bytes key)
 {
-    use(front, &front->tables[hash & front->shard_mask], mark, hash);
+    use(front, &front->path.tables[hash & front->path.shard_mask], mark, hash);
     sample(front, near__reader_mine, hash, key);
     return NEAR_OK;
 }
@@ -1392,7 +1393,7 @@ near__l1_find(struct near__l1 *l1, uint64_t hash, near_bytes key, int64_t now)
     slot = near__hazard_slot(reader);
     if (slot == NULL)
         return NULL;
-    table = &l1->front.tables[hash & l1->front.shard_mask];
+    table = &l1->front.path.tables[hash & l1->front.path.shard_mask];
     for (int tries = 0; tries < RETRIES; tries++) {
         uint64_t             size   = near__table_size(table);
         struct near__bucket *home   = near__table_bucket(table, near__table_home(size, element)),
@@ -1447,7 +1448,7 @@ seems_here(const struct near__l1_front *front, struct seeming *at, uint64_t hash
         return false;
     }
     at->place.lane = NEAR__LANE(match);
-    block          = near__arena_at(&front->view, near__bucket_ref(at->place.bucket, at->place.lane));
+    block          = near__arena_at(&front->path.view, near__bucket_ref(at->place.bucket, at->place.lane));
     __builtin_prefetch(block);
     __builtin_prefetch(block + CACHE_LINE);
     return true;
@@ -1467,7 +1468,7 @@ find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, 
     size_t                 others = 0;
 
     for (size_t i = 0; i < n; i++) {
-        at[i].table        = &front->tables[hashes[i] & front->shard_mask];
+        at[i].table        = &front->path.tables[hashes[i] & front->path.shard_mask];
         at[i].place.bucket = near__table_bucket(
             at[i].table, near__table_home(near__table_size(at[i].table), near__element(hashes[i])));
         __builtin_prefetch(at[i].place.bucket);
@@ -1485,8 +1486,8 @@ find_group(struct near__l1 *l1, const uint64_t *hashes, const near_bytes *keys, 
 
         if (NEAR__LIKELY(at[i].place.lane != NEAR__LANES && reader != NULL && !at[i].stale))
             hazard = near__hazard_slot(reader);
-        if (NEAR__UNLIKELY(hazard == NULL || !near__l1_hold(front, reader, hazard, at[i].table, at[i].place,
-                                                            keys[i], time, &held))) {
+        if (NEAR__UNLIKELY(hazard == NULL || !near__l1_hold(&front->path, front, reader, hazard, at[i].table,
+                                                            at[i].place, keys[i], time, &held))) {
             values[i] = near__l1_find(l1, hashes[i], keys[i], now);
             continue;
         }
@@ -1526,7 +1527,7 @@ near__l1_aim(struct near__l1 *l1, const uint64_t *hashes, size_t n, struct near_
     struct near__l1_front *front = &l1->front;
 
     for (size_t i = 0; l1->front.fast && i < n; i++) {
-        sights[i].table  = &front->tables[hashes[i] & front->shard_mask];
+        sights[i].table  = &front->path.tables[hashes[i] & front->path.shard_mask];
         sights[i].bucket = near__table_bucket(
             sights[i].table, near__table_home(near__table_size(sights[i].table), near__element(hashes[i])));
         __builtin_prefetch(sights[i].bucket);
@@ -1538,7 +1539,7 @@ near__l1_aim(struct near__l1 *l1, const uint64_t *hashes, size_t n, struct near_
 static inline void
 bring_rest(const struct near__l1_front *front, struct near__place place, size_t room)
 {
-    const char *block = near__arena_at(&front->view, near__bucket_ref(place.bucket, place.lane));
+    const char *block = near__arena_at(&front->path.view, near__bucket_ref(place.bucket, place.lane));
     const char *last  = block + SMALL_HEAD + smaller(room, BROUGHT_MOST);
 
     for (const char *line = block + 2 * CACHE_LINE; line < last + CACHE_LINE; line += CACHE_LINE)
@@ -1573,8 +1574,8 @@ copy_one(struct near__l1_front *front, struct near__reader *reader, const struct
     struct near__l1_held held;
     near_bytes           bytes;
 
-    if (NEAR__UNLIKELY(hazard == NULL ||
-                       !near__l1_hold(front, reader, hazard, sight->table, place, key, time, &held)))
+    if (NEAR__UNLIKELY(hazard == NULL || !near__l1_hold(&front->path, front, reader, hazard, sight->table,
+                                                        place, key, time, &held)))
         return false;
     bytes       = near__block_value(near__slot_block(hazard));
     copy->value = held.value;
@@ -1660,7 +1661,7 @@ near__l1_bring(const struct near__l1 *l1, uint64_t hash)
     near__l1_bring_fence(l1, hash);
     if (!l1->front.fast)
         return;
-    table = &l1->front.tables[hash & l1->front.shard_mask];
+    table = &l1->front.path.tables[hash & l1->front.path.shard_mask];
     __builtin_prefetch(
         near__table_bucket(table, near__table_home(near__table_size(table), near__element(hash))));
 }
@@ -2215,7 +2216,7 @@ near__l1_flush(struct near__l1 *l1)
     atomic_fetch_add_explicit(&l1->epoch, 1, memory_order_release);
     if (l1->off)
         return;
-    for (size_t i = 0; i <= l1->front.shard_mask; i++)
+    for (size_t i = 0; i <= l1->front.path.shard_mask; i++)
         clear(l1, &l1->shards[i]);
     if (l1->spill != NULL) /* not before: until it is cleared a shard may evict */
         near__spill_flush_end(l1->spill);
@@ -2424,7 +2425,7 @@ walk(struct near__l1 *l1, struct near__l1_cursor *cursor, size_t homes_wanted, i
     struct near__reader *reader = near__reader();
     struct near__hazard *slot   = reader != NULL ? near__hazard_slot(reader) : NULL;
 
-    for (; slot != NULL && !l1->off && cursor->shard <= l1->front.shard_mask; homes_wanted--) {
+    for (; slot != NULL && !l1->off && cursor->shard <= l1->front.path.shard_mask; homes_wanted--) {
         struct shard *sh = &l1->shards[cursor->shard];
 
         if (homes_wanted == 0)
@@ -2438,7 +2439,7 @@ walk(struct near__l1 *l1, struct near__l1_cursor *cursor, size_t homes_wanted, i
     }
     if (slot != NULL)
         near__hazard_clear(slot);
-    return slot != NULL && !l1->off && cursor->shard <= l1->front.shard_mask;
+    return slot != NULL && !l1->off && cursor->shard <= l1->front.path.shard_mask;
 }
 
 /* The index as large as so many need, while it is empty: later each bucket that is split has its entries' keys hashed again.  For no more
@@ -2457,7 +2458,7 @@ grow_to_locked(struct near__l1 *l1, struct shard *sh, size_t expected, struct de
 static near_status
 restore_begin(struct near__l1 *l1, size_t expected, bool alone)
 {
-    size_t           each   = expected / (l1->front.shard_mask + 1);
+    size_t           each   = expected / (l1->front.path.shard_mask + 1);
     _Atomic uint8_t *filled = NULL;
     struct dead      dead;
 
@@ -2470,7 +2471,7 @@ restore_begin(struct near__l1 *l1, size_t expected, bool alone)
     }
     /* release: pairs with note_fill_locked() and was_filled_locked() */
     atomic_store_explicit(&l1->filled, filled, memory_order_release);
-    for (size_t i = 0; i <= l1->front.shard_mask; i++) {
+    for (size_t i = 0; i <= l1->front.path.shard_mask; i++) {
         struct shard *sh = &l1->shards[i];
 
         near__lock(&sh->lock);
@@ -2508,7 +2509,7 @@ near__l1_restore_end(struct near__l1 *l1)
 
     if (l1->pools != NULL)
         near__pools_restore_end(l1->pools);
-    for (size_t i = 0; filled != NULL && i <= l1->front.shard_mask;
+    for (size_t i = 0; filled != NULL && i <= l1->front.path.shard_mask;
          i++) { /* whoever still uses it has this lock */
         near__lock(&l1->shards[i].lock);
         near__unlock(&l1->shards[i].lock);
@@ -2577,7 +2578,7 @@ near__l1_expect(const struct near__l1 *l1, uint64_t hash)
 
     if (l1->off || l1->pools != NULL)
         return;
-    table = &front->tables[hash & front->shard_mask];
+    table = &front->path.tables[hash & front->path.shard_mask];
     __builtin_prefetch(
         near__table_bucket(table, near__table_home(near__table_size(table), near__element(hash))), 1);
     __builtin_prefetch(stripe_of(l1, hash), 1);
@@ -2676,7 +2677,7 @@ trim(struct near__l1 *l1, size_t steps)
 {
     size_t allowed = 0, committed;
 
-    for (size_t i = 0; i <= l1->front.shard_mask; i++) {
+    for (size_t i = 0; i <= l1->front.path.shard_mask; i++) {
         near__lock(&l1->shards[i].lock);
         allowed += l1->shards[i].heap.max_bytes;
         near__unlock(&l1->shards[i].lock);
@@ -2694,7 +2695,7 @@ static uint64_t
 used_hits(const struct near__l1 *l1)
 {
     uint64_t unused = atomic_load_explicit(&l1->unused, memory_order_relaxed);
-    uint64_t hits   = near__hits_sum(l1->front.number);
+    uint64_t hits   = near__hits_sum(l1->front.path.number);
 
     return hits > unused ? hits - unused : 0;
 }
@@ -2709,7 +2710,7 @@ keep_curve(struct near__l1 *l1, int64_t now)
     levels.hits    = used_hits(l1);
     levels.entries = stats.entries;
     levels.bytes   = stats.bytes;
-    for (size_t i = 0; i <= l1->front.shard_mask; i++) {
+    for (size_t i = 0; i <= l1->front.path.shard_mask; i++) {
         struct shard *sh = &l1->shards[i];
 
         near__lock(&sh->lock);
@@ -2745,7 +2746,7 @@ near__l1_upkeep(struct near__l1 *l1, int64_t now, size_t steps)
     before = atomic_exchange_explicit(&l1->kept, now, memory_order_relaxed);
     if (before != 0 && now - before > SLEEP_MAX)
         near__l1_flush(l1);
-    for (size_t i = 0; i <= l1->front.shard_mask; i++)
+    for (size_t i = 0; i <= l1->front.path.shard_mask; i++)
         more |= upkeep_shard(l1, &l1->shards[i], now, steps);
     trim(l1, steps);
     if (l1->curve != NULL)
@@ -2767,7 +2768,7 @@ index_bytes(struct shard *sh)
 near_status
 near__l1_resize(struct near__l1 *l1, size_t max_bytes, size_t max_entries)
 {
-    size_t shards = l1->front.shard_mask + 1;
+    size_t shards = l1->front.path.shard_mask + 1;
 
     if (l1->pools != NULL)
         return near__pools_resize(l1->pools, max_bytes, max_entries);
@@ -2799,8 +2800,8 @@ near__l1_stats(struct near__l1 *l1, struct near__l1_stats *stats)
         near__pools_stats(l1->pools, stats);
         return;
     }
-    stats->hits = near__hits_sum(l1->front.number);
-    for (size_t i = 0; i <= l1->front.shard_mask && !l1->off; i++) {
+    stats->hits = near__hits_sum(l1->front.path.number);
+    for (size_t i = 0; i <= l1->front.path.shard_mask && !l1->off; i++) {
         struct shard *sh = &l1->shards[i];
 
         near__lock(&sh->lock);

@@ -226,7 +226,7 @@ find_in(const struct near__pools *pools, unsigned i, uint64_t hash, near_bytes k
     struct near__l1_front *front  = front_of(pools, i);
     struct near__reader   *reader = near__reader_mine;
     struct near__l1_time   time   = { .now = now };
-    struct near__table    *table  = &front->tables[hash & front->shard_mask];
+    struct near__table    *table  = &front->path.tables[hash & front->path.shard_mask];
     uint64_t               size   = near__table_size(table);
     struct near__bucket   *home = home_of(table, size, hash), *bucket = home;
     uint16_t               version = near__bucket_version(home);
@@ -246,7 +246,7 @@ find_in(const struct near__pools *pools, unsigned i, uint64_t hash, near_bytes k
     hazard = reader->next;
     /* acquire: as in near__hazard_slot() */
     if (NEAR__UNLIKELY(!front->fast || atomic_load_explicit(&hazard->block, memory_order_acquire) != NULL ||
-                       !near__l1_hold(front, reader, hazard, table,
+                       !near__l1_hold(&front->path, front, reader, hazard, table,
                                       (struct near__place){ bucket, NEAR__LANE(match) }, key, time, &held)))
         return near__l1_find(pools->l1[i], hash, key, now);
     if (NEAR__UNLIKELY(held.more))
@@ -260,7 +260,7 @@ aim(const struct near__pools *pools, uint64_t hash, struct near__bucket *homes[N
 {
     for (unsigned i = 0; i < pools->n; i++) {
         struct near__l1_front *front = front_of(pools, i);
-        struct near__table    *table = &front->tables[hash & front->shard_mask];
+        struct near__table    *table = &front->path.tables[hash & front->path.shard_mask];
 
         homes[i] = home_of(table, near__table_size(table), hash);
         __builtin_prefetch(homes[i]);
@@ -326,10 +326,10 @@ seek(const struct near__pools *pools, uint64_t hash, struct near__bucket *const 
     if (NEAR__UNLIKELY(found == 0))
         return false;
     at->front = front_of(pools, pool);
-    at->table = &at->front->tables[hash & at->front->shard_mask];
+    at->table = &at->front->path.tables[hash & at->front->path.shard_mask];
     at->home  = homes[pool];
     at->place = (struct near__place){ buckets[pool], NEAR__LANE(found) };
-    block     = near__arena_at(&at->front->view, near__bucket_ref(at->place.bucket, at->place.lane));
+    block     = near__arena_at(&at->front->path.view, near__bucket_ref(at->place.bucket, at->place.lane));
     __builtin_prefetch(block);
     __builtin_prefetch(block + CACHE_LINE);
     return true;
@@ -342,7 +342,8 @@ go_on(const struct near__pools *pools, uint64_t hash, struct near__bucket *const
 {
     for (unsigned i = 0; i < pools->n; i++) {
         struct near__l1_front *front = front_of(pools, i);
-        struct near__bucket   *next  = near__table_after(&front->tables[hash & front->shard_mask], homes[i]);
+        struct near__bucket   *next =
+            near__table_after(&front->path.tables[hash & front->path.shard_mask], homes[i]);
 
         buckets[i] = next != NULL ? next : homes[i];
         __builtin_prefetch(buckets[i]);
@@ -362,7 +363,8 @@ take(const struct seeming *at, uint64_t hash, near_bytes key, int64_t now)
         return NULL;
     /* acquire: as in near__hazard_slot() */
     if (NEAR__UNLIKELY(atomic_load_explicit(&hazard->block, memory_order_acquire) != NULL) ||
-        NEAR__UNLIKELY(!near__l1_hold(at->front, reader, hazard, at->table, at->place, key, time, &held)))
+        NEAR__UNLIKELY(!near__l1_hold(&at->front->path, at->front, reader, hazard, at->table, at->place, key,
+                                      time, &held)))
         return NULL;
     if (NEAR__UNLIKELY(held.more))
         near__l1_after(at->front, held.mark, hash, key);
@@ -437,7 +439,7 @@ static bool
 may_have_locked(const struct near__pools *pools, unsigned i, uint64_t hash)
 {
     struct near__l1_front *front = front_of(pools, i);
-    struct near__table    *table = &front->tables[hash & front->shard_mask];
+    struct near__table    *table = &front->path.tables[hash & front->path.shard_mask];
     uint64_t               size  = near__table_size(table);
     struct near__bucket   *home = home_of(table, size, hash), *bucket = home;
     uint16_t               version = near__bucket_version(home);
@@ -853,7 +855,7 @@ rank(struct near__pools *pools)
 
     near__lock(&pools->bounds);
     for (unsigned i = 0; i < pools->n; i++) {
-        uint64_t hits = near__hits_sum(front_of(pools, i)->number);
+        uint64_t hits = near__hits_sum(front_of(pools, i)->path.number);
         unsigned at   = i;
 
         pools->of[i].recent = pools->of[i].recent / ORDER_FORGET + (hits - pools->of[i].hits);
