@@ -60,14 +60,18 @@ near__block_time(int64_t time)
     return (uint32_t)(uint64_t)(time / NEAR_MS);
 }
 
-/* Bytes of the numbers that these flags name: four for each of the low four, twelve for the fifth. */
+/* Bytes of the numbers that these flags name: four for each of the low four, twelve for the fifth.  As many as there are flags, so that none
+ * need be masked. */
+#define NEAR__BLOCK_32                                                                                       \
+    0, 4, 4, 8, 4, 8, 8, 12, 4, 8, 8, 12, 8, 12, 12, 16, 12, 16, 16, 20, 16, 20, 20, 24, 16, 20, 20, 24, 20, \
+        24, 24, 28
 static inline size_t
-near__block_numbers(unsigned flags)
+near__block_numbers(uint8_t flags)
 {
-    static const uint8_t bytes[32] = { 0,  4,  4,  8,  4,  8,  8,  12, 4,  8,  8,  12, 8,  12, 12, 16,
-                                       12, 16, 16, 20, 16, 20, 20, 24, 16, 20, 20, 24, 20, 24, 24, 28 };
+    static const uint8_t bytes[256] = { NEAR__BLOCK_32, NEAR__BLOCK_32, NEAR__BLOCK_32, NEAR__BLOCK_32,
+                                        NEAR__BLOCK_32, NEAR__BLOCK_32, NEAR__BLOCK_32, NEAR__BLOCK_32 };
 
-    return bytes[flags & 31];
+    return bytes[flags];
 }
 
 static inline const unsigned char *
