@@ -126,18 +126,22 @@ near__l1_worth(const struct near__l1_path *path, const struct near__l1_front *fr
 {
     uint32_t ms;
     int64_t  now;
-    bool     past;
 
     if (!time.is_told)
         return near__l1_judge(front, flags, block, hazard, time.now);
     if (flags & (NEAR__BLOCK_NEGATIVE | NEAR__BLOCK_LABELS))
         return NULL;
     now = atomic_load_explicit(path->tick, memory_order_relaxed); /* relaxed: a time, it orders nothing */
-    ms  = near__block_time(now);
-    past =
-        (flags & NEAR__BLOCK_EXPIRES) && near__block_passed(near__block_u32(block, NEAR__BLOCK_EXPIRES), ms);
-    past |= (flags & NEAR__BLOCK_FRESH) && near__block_passed(near__block_u32(block, NEAR__BLOCK_FRESH), ms);
-    return now == 0 || past ? NULL : (near_value *)((uintptr_t)hazard | NEAR__VALUE_SLOT | NEAR_FROM_L1);
+    ms  = (uint32_t)((uint64_t)now / NEAR_MS); /* never negative, which a division need not know of */
+    if (NEAR__UNLIKELY(now == 0))
+        return NULL;
+    if ((flags & NEAR__BLOCK_EXPIRES) &&
+        NEAR__UNLIKELY(near__block_passed(near__block_u32(block, NEAR__BLOCK_EXPIRES), ms)))
+        return NULL;
+    if ((flags & NEAR__BLOCK_FRESH) &&
+        NEAR__UNLIKELY(near__block_passed(near__block_u32(block, NEAR__BLOCK_FRESH), ms)))
+        return NULL;
+    return (near_value *)((uintptr_t)hazard | NEAR__VALUE_SLOT | NEAR_FROM_L1);
 }
 
 /* A slot of a bucket whose tag is the key's: hold its block and see whether it is what is wanted.  False: not so simple.  `front` is
