@@ -346,22 +346,31 @@ test_bounds_change_in_small_steps(void **state)
 {
     const char    *text    = getenv("NEAR_TEST_ENTRIES"); /* more than 200 000 */
     size_t         entries = text != NULL && atoll(text) > 0 ? (size_t)atoll(text) : test_scale(200000);
-    struct longest longest = { 0, 0, 0 };
+    struct longest least   = { INT64_MAX, INT64_MAX, INT64_MAX };
 
     (void)state;
-    for (int tries = 0; tries < 3; tries++) { /* what disturbs us from outside costs our time, too */
-        longest = change_bounds(entries);
+    /* What disturbs us from outside costs our time, too, the system's search for huge pages most of all: each kind of step has to be
+     * short in one of the tries. */
+    for (int tries = 0; tries < 10; tries++) {
+        struct longest longest = change_bounds(entries);
+
         print_message("# %zu entries: longest step of upkeep %.0f us, resize %.0f us, insert %.0f us\n",
                       entries, (double)longest.upkeep / 1e3, (double)longest.resize / 1e3,
                       (double)longest.insert / 1e3);
-        if (longest.upkeep < NEAR_MS && longest.resize < NEAR_MS && longest.insert < NEAR_MS)
+        if (longest.upkeep < least.upkeep)
+            least.upkeep = longest.upkeep;
+        if (longest.resize < least.resize)
+            least.resize = longest.resize;
+        if (longest.insert < least.insert)
+            least.insert = longest.insert;
+        if (least.upkeep < NEAR_MS && least.resize < NEAR_MS && least.insert < NEAR_MS)
             return;
     }
     if (test_slack() > 1)
         skip();
-    assert_in_range(longest.upkeep, 0, NEAR_MS);
-    assert_in_range(longest.resize, 0, NEAR_MS);
-    assert_in_range(longest.insert, 0, NEAR_MS);
+    assert_in_range(least.upkeep, 0, NEAR_MS);
+    assert_in_range(least.resize, 0, NEAR_MS);
+    assert_in_range(least.insert, 0, NEAR_MS);
 }
 
 /* ---- large values */
