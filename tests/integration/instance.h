@@ -1,14 +1,15 @@
 /*
  * A client with a cache, for tests that choose its servers and settings themselves (over every pair of tiers: world.h).  What its
- * threads log is kept in `logged`, which log_lock covers.
+ * threads log is kept in `logged`, which test_log_lock covers.
  */
 #ifndef NEAR_INTEGRATION_INSTANCE_H
 #define NEAR_INTEGRATION_INSTANCE_H
 
 #include "harness/test.h"
 
+#include "harness/log.h"
+
 #include <nearcache.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,18 +20,15 @@ struct instance {
     near_cache  *cache, *other; /* `other` is opened by the test that wants it */
 };
 
-static char            logged[8192];
-static pthread_mutex_t log_lock =
-    PTHREAD_MUTEX_INITIALIZER; /* each client says what it has to say from threads of its own */
+static char logged[8192];
 
 static inline void
 log_write(near_log_level level, const char *message, void *ctx)
 {
     (void)ctx;
     (void)level;
-    pthread_mutex_lock(&log_lock);
-    snprintf(logged + strlen(logged), sizeof(logged) - strlen(logged), "%s\n", message);
-    pthread_mutex_unlock(&log_lock);
+    test_log_append(logged, sizeof(logged),
+                    message); /* each client says what it has to say from threads of its own */
 }
 
 static inline unsigned
@@ -38,10 +36,10 @@ times_logged(const char *word)
 {
     unsigned times = 0;
 
-    pthread_mutex_lock(&log_lock);
+    pthread_mutex_lock(&test_log_lock);
     for (const char *at = strstr(logged, word); at != NULL; at = strstr(at + 1, word))
         times++;
-    pthread_mutex_unlock(&log_lock);
+    pthread_mutex_unlock(&test_log_lock);
     return times;
 }
 
