@@ -222,14 +222,10 @@ add_rivals(void)
     add(&l1_one_mutex);
 #ifdef HAVE_URCU
     add(&l1_rcu);
-#else
-    printf("without liburcu: this build has not found it (package liburcu-dev)\n");
 #endif
 #ifdef HAVE_TBB
     add(&l1_tbb_map);
     add(&l1_tbb_lru);
-#else
-    printf("without oneTBB: this build has not found it, or no C++ compiler (package libtbb-dev)\n");
 #endif
     add(&l1_caffeine);
 }
@@ -458,6 +454,12 @@ introduce(void)
            "wall, less than the threads means a disturbed round; %llu ns of timing are subtracted from a "
            "sampled get\n",
            (unsigned long long)((double)l1_tick_overhead() * l1_tick_ns()));
+#ifndef HAVE_URCU
+    printf("without liburcu: this build has not found it (package liburcu-dev)\n");
+#endif
+#ifndef HAVE_TBB
+    printf("without oneTBB: this build has not found it, or no C++ compiler (package libtbb-dev)\n");
+#endif
 }
 
 int

@@ -122,7 +122,7 @@ shadow_open(struct shadow *shadow, struct near__fifos_rule rule, size_t capacity
 static void
 shadow_close(struct shadow *shadow)
 {
-    if (shadow->table.chunks == NULL)
+    if (shadow->table.home_chunks == 0)
         return;
     near__fifos_fini(&shadow->fifos);
     near__table_fini(&shadow->table);
@@ -231,7 +231,7 @@ adaptive_pool_bytes(const void *state)
 
     near__lock(&pool->lock);
     for (size_t i = 0; i < RULES; i++)
-        if (pool->shadows[i].table.chunks != NULL)
+        if (pool->shadows[i].table.home_chunks > 0)
             bytes += near__table_bytes(&pool->shadows[i].table) + near__fifos_bytes(&pool->shadows[i].fifos);
     near__unlock(&pool->lock);
     return bytes;

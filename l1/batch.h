@@ -55,11 +55,22 @@ size_t near__batch_bytes(const struct near__batch *batch);
 static inline unsigned
 near__bucket_occupied(const struct near__bucket *bucket)
 {
+#if defined(__SSE2__) && !NEAR__TSAN
+    const __m128i none = _mm_setzero_si128();
+    __m128i       first, last;
+
+    /* as in near__bucket_match(): each reference is whole */
+    __asm__ volatile("movdqa %1, %0" : "=x"(first) : "m"(*(const __m128i *)(const void *)&bucket->refs[0]));
+    __asm__ volatile("movdqa %1, %0" : "=x"(last) : "m"(*(const __m128i *)(const void *)&bucket->refs[4]));
+    first = _mm_packs_epi32(_mm_cmpeq_epi32(first, none), _mm_cmpeq_epi32(last, none));
+    return ~(unsigned)_mm_movemask_epi8(_mm_packs_epi16(first, none)) & 0xff;
+#else
     unsigned lanes = 0;
 
     for (unsigned lane = 0; lane < NEAR__LANES; lane++)
         lanes |= (unsigned)(atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed) != 0) << lane;
     return lanes;
+#endif
 }
 
 /* The lanes whose mark is `least` or more ticks old, occupied or not. */

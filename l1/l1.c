@@ -92,7 +92,7 @@ enum {
     SLAB_MIN     = 512,
     SLAB_MAX     = 65536,
     RECORD_BYTES = 64,  /* of a slab, outside it (l1/arena.h) */
-    OWN_PART     = 128, /* what an L1 takes itself is deducted where it is less than this part */
+    OWN_PART     = 32,  /* what an L1 takes itself is deducted where it is less than this part */
     GROWTH       = 16,  /* how far an L1 may be resized ... */
     LIMBO        = 128, /* blocks of a shard that may wait for a barrier; a power of two */
     HELD_LOOKS   = 64,  /* held blocks looked at again after a barrier */
@@ -772,7 +772,7 @@ split_costs(const struct near__table *table)
 {
     uint32_t chunk = near__table_homes(table) >> table->chunk_shift;
 
-    return chunk < table->max_chunks && table->chunks[chunk] == NULL;
+    return chunk < table->max_chunks && chunk >= table->home_chunks;
 }
 
 /* The index grows by a bucket or two with each new entry that needs it, and pays for it. */

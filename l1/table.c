@@ -22,6 +22,7 @@
 #include <string.h>
 
 enum {
+    DIRECTORY_STEP = 8, /* a directory that is outgrown is so many times larger next time */
     CHAIN_MAX =
         256 /* entries of one chain that a split or join can move; 8 are expected, and it must fit on the stack */
 };
@@ -114,23 +115,57 @@ over_free(struct near__table *table, uint32_t number)
     table->over_free = number;
 }
 
-/* A chunk more, for all who read the directory, and under the lock: readers go on with the near one until it is not enough. */
+/* A directory beyond the near one.  The one before it stays for late readers, who find what they look for there: entries are never
+ * changed. */
+struct near__directory {
+    struct near__directory *before;
+    struct near__bucket    *chunks[];
+};
+
 static bool
-chunk_add(struct near__table *table, struct near__bucket **all, struct near__bucket **near,
-          uint32_t near_most, _Atomic(struct near__bucket **) *readers, uint32_t chunk)
+directory_grow(_Atomic(struct near__bucket **) *readers, struct near__directory **wide, uint32_t *room,
+               size_t most)
 {
-    if (chunk >= table->max_chunks)
+    size_t wider = (size_t)*room * DIRECTORY_STEP < most ? (size_t)*room * DIRECTORY_STEP : most;
+    struct near__directory *larger = calloc(1, sizeof(*larger) + wider * sizeof(larger->chunks[0]));
+
+    if (larger == NULL)
         return false;
-    all[chunk] = table->chunk_new(table->chunk_ctx);
-    if (all[chunk] == NULL)
-        return false;
-    if (chunk < near_most)
-        near[chunk] = all[chunk];
-    else if (chunk == near_most)
-        /* Relaxed: before the size or the link that makes anybody look for this chunk, and those are releases.  A late reader of the
-         * near directory finds what it looks for there: it is never changed. */
-        atomic_store_explicit(readers, all, memory_order_relaxed);
+    /* relaxed: written under our lock */
+    memcpy(larger->chunks, atomic_load_explicit(readers, memory_order_relaxed),
+           *room * sizeof(larger->chunks[0]));
+    larger->before = *wide;
+    *wide          = larger;
+    *room          = (uint32_t)wider;
+    /* release: pairs with the acquire in near__table_bucket() and near__table_overflow(); the copies are complete */
+    atomic_store_explicit(readers, larger->chunks, memory_order_release);
     return true;
+}
+
+static void
+directories_free(struct near__directory **wide)
+{
+    while (*wide != NULL) {
+        struct near__directory *before = (*wide)->before;
+
+        free(*wide);
+        *wide = before;
+    }
+}
+
+/* One chunk more, number `chunk`, which is the next one.  Readers hear of it by the size, or a link, beyond it: those are releases. */
+static bool
+chunk_add(struct near__table *table, _Atomic(struct near__bucket **) *readers, struct near__directory **wide,
+          uint32_t *room, uint32_t chunk)
+{
+    struct near__bucket **chunks;
+
+    if (chunk >= table->max_chunks ||
+        (chunk == *room && !directory_grow(readers, wide, room, table->max_chunks)))
+        return false;
+    chunks        = atomic_load_explicit(readers, memory_order_relaxed); /* written under our lock */
+    chunks[chunk] = table->chunk_new(table->chunk_ctx);
+    return chunks[chunk] != NULL;
 }
 
 static bool
@@ -138,7 +173,7 @@ over_chunk(struct near__table *table)
 {
     uint32_t chunk = table->over_chunks;
 
-    if (!chunk_add(table, table->over, table->near_overs, NEAR__NEAR_OVERS, &table->overs, chunk))
+    if (!chunk_add(table, &table->overs, &table->overs_wide, &table->overs_room, chunk))
         return false;
     table->over_chunks++;
     for (uint32_t i = chunk_buckets(table); i > 0; i--)
@@ -257,11 +292,11 @@ size_word(uint32_t homes)
 static bool
 home_chunk(struct near__table *table, uint32_t chunk)
 {
-    if (chunk < table->chunks_used)
+    if (chunk < table->home_chunks)
         return true;
-    if (!chunk_add(table, table->chunks, table->near_homes, NEAR__NEAR_HOMES, &table->homes, chunk))
+    if (!chunk_add(table, &table->homes, &table->homes_wide, &table->homes_room, chunk))
         return false;
-    table->chunks_used++;
+    table->home_chunks++;
     return true;
 }
 
@@ -278,14 +313,13 @@ near_status
 near__table_init(struct near__table *table, uint32_t buckets)
 {
     table->chunk_mask = (1u << table->chunk_shift) - 1;
-    table->chunks     = calloc(table->max_chunks, sizeof(struct near__bucket *));
-    table->over       = calloc(table->max_chunks, sizeof(struct near__bucket *));
+    table->homes_room = NEAR__NEAR_HOMES;
+    table->overs_room = NEAR__NEAR_OVERS;
     atomic_init(&table->homes, table->near_homes);
     atomic_init(&table->overs, table->near_overs);
     if (table->exact && table->max_chunks == 1)
         table->stamps = calloc((size_t)2 * NEAR__LANES << table->chunk_shift, sizeof(uint32_t));
-    if (table->chunks == NULL || table->over == NULL || (table->exact && table->stamps == NULL) ||
-        !init_chunks(table, buckets)) {
+    if ((table->exact && table->stamps == NULL) || !init_chunks(table, buckets)) {
         near__table_fini(table);
         return NEAR_ERR_NOMEM;
     }
@@ -296,16 +330,19 @@ near__table_init(struct near__table *table, uint32_t buckets)
 void
 near__table_fini(struct near__table *table)
 {
-    for (uint32_t i = 0; i < table->chunks_used; i++)
-        table->chunk_free(table->chunk_ctx, table->chunks[i]);
+    struct near__bucket **homes =
+        atomic_load_explicit(&table->homes, memory_order_relaxed); /* nobody reads */
+    struct near__bucket **overs = atomic_load_explicit(&table->overs, memory_order_relaxed);
+
+    for (uint32_t i = 0; i < table->home_chunks; i++)
+        table->chunk_free(table->chunk_ctx, homes[i]);
     for (uint32_t i = 0; i < table->over_chunks; i++)
-        table->chunk_free(table->chunk_ctx, table->over[i]);
-    free(table->chunks);
-    free(table->over);
+        table->chunk_free(table->chunk_ctx, overs[i]);
+    directories_free(&table->homes_wide);
+    directories_free(&table->overs_wide);
     free(table->stamps);
-    table->chunks = table->over = NULL;
-    table->stamps               = NULL;
-    table->chunks_used = table->over_chunks = 0;
+    table->stamps      = NULL;
+    table->home_chunks = table->over_chunks = 0;
 }
 
 static struct near__bucket *
@@ -361,20 +398,21 @@ uint32_t *
 near__table_stamp(const struct near__table *table, struct near__place place)
 {
     size_t homes = chunk_buckets(table);
-    size_t index = (size_t)(place.bucket - table->chunks[0]);
+    size_t index = (size_t)(place.bucket - table->near_homes[0]);
 
-    if (place.bucket < table->chunks[0] || index >= homes)
-        index = homes + (size_t)(place.bucket - table->over[0]);
+    if (place.bucket < table->near_homes[0] || index >= homes)
+        index = homes + (size_t)(place.bucket - table->near_overs[0]);
     return &table->stamps[index * NEAR__LANES + place.lane];
 }
 
 size_t
 near__table_bytes(const struct near__table *table)
 {
-    size_t chunks = (size_t)table->chunks_used + table->over_chunks;
+    size_t chunks = (size_t)table->home_chunks + table->over_chunks;
+    size_t wide   = (size_t)table->homes_room - NEAR__NEAR_HOMES + table->overs_room - NEAR__NEAR_OVERS;
 
     return (chunks << table->chunk_shift) * sizeof(struct near__bucket) +
-           2 * table->max_chunks * sizeof(struct near__bucket *);
+           wide * sizeof(struct near__bucket *);
 }
 
 /* ---- growing and shrinking */

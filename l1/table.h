@@ -63,8 +63,8 @@ struct near__table {
     /* The line that every reader loads.  A cache has dozens of tables: what lies elsewhere is one line more of each, and a page, in
      * what the processor can keep at hand. */
     _Atomic uint64_t size; /* home buckets, and above them the mask: the next power of two - 1 */
-    /* directories of home and of overflow buckets: the near ones, while they are enough; an entry is published by the size beyond it, and
-     * by a link to the bucket */
+    /* directories of home and of overflow buckets: the near ones, while they are enough, then larger ones.  A directory's entry is set
+     * once, and published by the size beyond it, or by a link to the bucket; one that was outgrown stays for late readers. */
     _Atomic(struct near__bucket **) homes, overs;
     _Atomic uint16_t generation; /* moved by a clear; a home bucket of another one counts as empty */
     _Atomic uint8_t  tick; /* the time part of a mark, set by near__table_marks() (see near__mark_hit) */
@@ -80,15 +80,15 @@ struct near__table {
     struct near__bucket *near_homes[NEAR__NEAR_HOMES]; /* these two: never changed once set */
     struct near__bucket *near_overs[NEAR__NEAR_OVERS];
     /* the rest, on lines of its own: shard's lock */
-    struct near__bucket **chunks __attribute__((aligned(64))); /* all home buckets, max_chunks */
-    struct near__bucket **over;                                /* all overflow buckets, max_chunks */
-    size_t                max_chunks; /* homes and overflows share nothing but the source */
-    uint32_t              over_chunks, chunks_used;
-    uint32_t              over_free; /* chain of free overflow buckets through `next`, number + 1 */
-    size_t                entries;   /* slots in use, of the current generation */
-    uint32_t              over_used; /* overflow buckets in chains */
-    size_t                full; /* entries when a victim was last asked for; 0: never (set by whoever asks) */
-    size_t                capacity; /* entries the owner will keep at most; 0: bounded by bytes only */
+    size_t   max_chunks __attribute__((aligned(64))); /* of either kind: they share nothing but the source */
+    uint32_t home_chunks, over_chunks;                /* in use */
+    uint32_t homes_room, overs_room;                  /* of their directories ... */
+    struct near__directory *homes_wide, *overs_wide;  /* ... which these are; NULL: the near ones */
+    uint32_t                over_free; /* chain of free overflow buckets through `next`, number + 1 */
+    size_t                  entries;   /* slots in use, of the current generation */
+    uint32_t                over_used; /* overflow buckets in chains */
+    size_t full;     /* entries when a victim was last asked for; 0: never (set by whoever asks) */
+    size_t capacity; /* entries the owner will keep at most; 0: bounded by bytes only */
     /* a chunk of zeroed memory (1 << chunk_shift buckets), or NULL; and its return at the end */
     void *(*chunk_new)(void *ctx);
     void (*chunk_free)(void *ctx, void *chunk);
@@ -125,8 +125,8 @@ near__tag(uint32_t element)
 static inline struct near__bucket *
 near__table_bucket(const struct near__table *table, uint32_t number)
 {
-    /* relaxed: whoever knows of that number knows of a directory that has it */
-    struct near__bucket *const *homes = atomic_load_explicit(&table->homes, memory_order_relaxed);
+    /* Acquire: pairs with the release in directory_grow().  Whoever knows of that number knows of a directory that has it. */
+    struct near__bucket *const *homes = atomic_load_explicit(&table->homes, memory_order_acquire);
 
     return homes[number >> table->chunk_shift] + ((number + table->color) & table->chunk_mask);
 }
@@ -134,8 +134,8 @@ near__table_bucket(const struct near__table *table, uint32_t number)
 static inline struct near__bucket *
 near__table_overflow(const struct near__table *table, uint32_t next)
 {
-    /* relaxed: as in near__table_bucket() */
-    struct near__bucket *const *overs = atomic_load_explicit(&table->overs, memory_order_relaxed);
+    /* acquire: as in near__table_bucket() */
+    struct near__bucket *const *overs = atomic_load_explicit(&table->overs, memory_order_acquire);
 
     return overs[(next - 1) >> table->chunk_shift] + ((next - 1) & table->chunk_mask);
 }

@@ -236,7 +236,7 @@ test_max_bytes_is_what_the_process_grows_by(void **state)
         /* the policy's lists grow first and are paid for by the next evictions */
         assert_in_range(stats.l1_bytes, budget * 90 / 100, budget + budget / 100);
         if (m == 0) /* only what fits into the arena: fences, the tables of slabs and the client's own */
-            assert_in_range(grown, budget * 95 / 100, budget + budget * 5 / 100);
+            assert_in_range(grown, budget * 95 / 100, budget + budget * 2 / 100);
     }
     print_message("# at most: %+.2f %%\n", 100.0 * (double)most / (double)budget - 100.0);
     /* Not within 1 %: what malloc keeps of the policies' lists that have gone is not in the books, nor are the tables of slabs. */
@@ -319,6 +319,20 @@ resize_noting(struct near__l1 *l1, size_t bytes, size_t entries, struct longest 
     assert_false(more);
 }
 
+/* A virtual machine gets its memory when it first touches it, and its host may take 10 ms for 2 MiB: what the system gives us next has been
+ * touched. */
+static void
+warm(size_t bytes)
+{
+    char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (memory == MAP_FAILED)
+        return;
+    madvise(memory, bytes, MADV_HUGEPAGE);
+    memset(memory, 1, bytes);
+    munmap(memory, bytes);
+}
+
 static struct longest
 change_bounds(size_t entries)
 {
@@ -349,6 +363,7 @@ test_bounds_change_in_small_steps(void **state)
     struct longest least   = { INT64_MAX, INT64_MAX, INT64_MAX };
 
     (void)state;
+    warm(entries * 400);
     /* What disturbs us from outside costs our time, too, the system's search for huge pages most of all: each kind of step has to be
      * short in one of the tries. */
     for (int tries = 0; tries < 10; tries++) {
@@ -386,7 +401,7 @@ test_a_large_value_takes_its_share(void **state)
         assert_int_equal(put_number(l1, i, 100, NEAR_NEVER), NEAR__L1_ADMITTED);
     entries = stats_of(l1).entries;
     each    = MIB(4) / entries;
-    assert_int_equal(put_number(l1, 1000000, MIB(2) - KIB(8), NEAR_NEVER), NEAR__L1_ADMITTED);
+    assert_int_equal(put_number(l1, 1000000, MIB(2) - KIB(32), NEAR_NEVER), NEAR__L1_ADMITTED);
     print_message("# %llu entries before, %llu after; %llu bytes of %zu\n", (unsigned long long)entries,
                   (unsigned long long)stats_of(l1).entries, (unsigned long long)stats_of(l1).bytes, MIB(4));
     /* half of the shard, and what is lost by rounding */

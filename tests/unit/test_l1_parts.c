@@ -244,7 +244,7 @@ test_a_table_at_its_bounds(void **state)
 
     (void)state;
     for (int exact = 0; exact < 2; exact++)
-        for (long i = 0; i < 3 + exact; i++) { /* directories, stamps, the first chunk */
+        for (long i = 0; i < 1 + exact; i++) { /* stamps, the first chunk */
             shortage_begin(i, true);
             assert_int_equal(table_new(&table, SHIFT, 1, 1, exact == 1), NEAR_ERR_NOMEM);
             shortage_end();
@@ -365,6 +365,50 @@ test_what_cannot_be_joined_or_split(void **state)
         ;
     assert_false(near__table_split(&table));
     assert_int_equal(table_count(&table), n);
+    near__table_fini(&table);
+    assert_int_equal(chunks_live, 0);
+}
+
+/* Directories grow with the table.  Who has looked into one that was outgrown finds there what it found before; without memory for the
+ * next one the table stays as it is. */
+static void
+test_directories_that_grow(void **state)
+{
+    enum { N = 30000 };
+    struct near__bucket **directory, *first[NEAR__NEAR_HOMES];
+    struct near__table    table;
+    uint32_t              n = 0, refused = 0, homes;
+    size_t                found = 0;
+
+    (void)state;
+    assert_int_equal(table_new(&table, SHIFT, 1000, 1, false), NEAR_OK);
+    directory = atomic_load(&table.homes);
+    while (n < N) {
+        homes = near__table_homes(&table);
+        shortage_begin(0, true);
+        if (near__table_wants(&table) > 0 && !near__table_split(&table)) {
+            assert_int_equal(near__table_homes(&table), homes);
+            refused++;
+        }
+        shortage_end();
+        if (near__table_wants(&table) > 0)
+            assert_true(near__table_split(&table));
+        if (table.home_chunks == NEAR__NEAR_HOMES)
+            memcpy(first, directory, sizeof(first));
+        assert_true(table_add(&table, n++));
+    }
+    assert_true(table.home_chunks > 8 * NEAR__NEAR_HOMES && table.over_chunks > NEAR__NEAR_OVERS);
+    assert_true(refused >= table.home_chunks - 1); /* each chunk, and the directories */
+    assert_true(directory != atomic_load(&table.homes));
+    assert_memory_equal(first, directory, sizeof(first));
+    assert_memory_equal(first, atomic_load(&table.homes), sizeof(first));
+    for (uint32_t key = 0; key < N; key++) {
+        struct near__place place;
+
+        found += near__table_locate(&table, mixed(key), &place);
+    }
+    assert_int_equal(found, N);
+    assert_int_equal(table_count(&table), N);
     near__table_fini(&table);
     assert_int_equal(chunks_live, 0);
 }
@@ -1183,6 +1227,7 @@ main(void)
         cmocka_unit_test(test_a_table_at_its_bounds),
         cmocka_unit_test(test_a_chain_that_is_too_long),
         cmocka_unit_test(test_what_cannot_be_joined_or_split),
+        cmocka_unit_test(test_directories_that_grow),
         cmocka_unit_test(test_a_table_of_many_homes),
         cmocka_unit_test(test_any_entry_is_found),
         cmocka_unit_test(test_a_table_that_was_cleared),
