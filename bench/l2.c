@@ -127,7 +127,7 @@ static struct bench {
     unsigned          rounds, retries;
     uint32_t          keys;
     double            seconds;
-    const char       *only, *named, *tsv;
+    const char       *only, *named, *batches, *tsv;
     bool              goals;
     struct l2_results results;
 } bench = { .threads       = { 1, 4, 16, 64 },
@@ -145,6 +145,7 @@ usage(const char *program)
             "  --only LIST      of redis, redis-unix, redis-batch, memcached, memcached-t4, memcached-unix,\n"
             "                   memcached-batch, writes, memcached-writes, cluster (all)\n"
             "  --threads LIST   numbers of threads for single gets (1,4,16,64)\n"
+            "  --batches LIST   only batches of these sizes\n"
             "  --rounds N       (5)\n"
             "  --seconds S      of one peer, number of threads and round (0.5)\n"
             "  --keys N         (1000000)\n"
@@ -175,6 +176,15 @@ listed(const char *list, const char *name, bool inside)
 }
 
 static bool
+wanted_batch(unsigned size)
+{
+    char name[16];
+
+    snprintf(name, sizeof(name), "%u", size);
+    return bench.batches == NULL || listed(bench.batches, name, false);
+}
+
+static bool
 parse_threads(const char *text)
 {
     char *end;
@@ -197,7 +207,7 @@ parse(int argc, char **argv)
         { "only", 1, NULL, 'o' },    { "threads", 1, NULL, 't' }, { "rounds", 1, NULL, 'r' },
         { "seconds", 1, NULL, 's' }, { "keys", 1, NULL, 'k' },    { "peers", 1, NULL, 'n' },
         { "goals", 0, NULL, 'g' },   { "retries", 1, NULL, 'R' }, { "tsv", 1, NULL, 'v' },
-        { NULL, 0, NULL, 0 },
+        { "batches", 1, NULL, 'b' }, { "help", 0, NULL, 'h' },    { NULL, 0, NULL, 0 },
     };
     bool ok = true;
 
@@ -223,6 +233,9 @@ parse(int argc, char **argv)
             break;
         case 'n':
             bench.named = optarg;
+            break;
+        case 'b':
+            bench.batches = optarg;
             break;
         case 'g':
             bench.goals = true;
@@ -368,7 +381,8 @@ add_races(const struct stage *stage, const struct l2_peer *peer, const unsigned 
     }
     for (unsigned t = 0; t < n && threads[t] != 0; t++)
         for (unsigned b = 0; b == 0 || (b < 4 && batches[b] != 0); b++)
-            add_race(stage, peer, target, threads[t], batches[b] != 0 ? batches[b] : 1);
+            if (wanted_batch(batches[b] != 0 ? batches[b] : 1))
+                add_race(stage, peer, target, threads[t], batches[b] != 0 ? batches[b] : 1);
 }
 
 static void

@@ -1,7 +1,7 @@
 /*
  * L2 in the client's terms.  See tier.h.
  *
- * Batches are cut to NEAR_L2_BATCH.  The deliver callback turns borrowed stored bytes straight into an L1 entry: one copy, or one
+ * Batches are cut to NEAR_L2_READS and NEAR_L2_BATCH.  The deliver callback turns borrowed stored bytes straight into an L1 entry: one copy, or one
  * decompression, of a size that was compared with l2.max_value before room was made for it.
  *
  * l2.envelope = none ("bare"): what lies in L2 is the value, so nothing can be told by looking at it, and no marker may lie in its
@@ -866,8 +866,8 @@ near__tier_read(near_cache *cache, struct near__ask **asks, size_t n, int64_t no
     uint64_t            tags_epoch;
     bool                ask_clock = near__tags_wanted(cache, reading.now, &reading.clock, &tags_epoch);
 
-    for (size_t at = 0; at < n; at += NEAR_L2_BATCH - OWN) {
-        size_t part = n - at < NEAR_L2_BATCH - OWN ? n - at : NEAR_L2_BATCH - OWN;
+    for (size_t at = 0; at < n; at += NEAR_L2_READS - OWN) {
+        size_t part = n - at < NEAR_L2_READS - OWN ? n - at : NEAR_L2_READS - OWN;
         read_batch(cache, &reading, asks + at, part, deadline, !known && at == 0 ? &item : NULL,
                    ask_clock && at == 0);
         if (NEAR__UNLIKELY(any_packed(asks + at, part)))

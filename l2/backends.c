@@ -40,9 +40,9 @@ near__l2_answer_rest(struct near_l2_item *items, size_t n, near_status status)
 }
 
 static bool
-valid_call(struct near_l2_item *items, size_t n, bool possible)
+valid_call(struct near_l2_item *items, size_t n, size_t most, bool possible)
 {
-    if (n >= 1 && n <= NEAR_L2_BATCH && possible)
+    if (n >= 1 && n <= most && possible)
         return true;
     near__l2_answer_all(items, n, NEAR_L2_ERROR, NEAR_ERR_INVALID);
     return false;
@@ -51,14 +51,14 @@ valid_call(struct near_l2_item *items, size_t n, bool possible)
 bool
 near__l2_valid_get(struct near_l2_item *items, size_t n)
 {
-    return valid_call(items, n, true);
+    return valid_call(items, n, NEAR_L2_READS, true);
 }
 
 bool
 near__l2_valid_set(enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                    const struct near_l2_announce *announce)
 {
-    return valid_call(items, n,
+    return valid_call(items, n, NEAR_L2_BATCH,
                       mode == NEAR_L2_ALWAYS ||
                           ((mode == NEAR_L2_IF_ABSENT || mode == NEAR_L2_IF_STAMP) && announce == NULL));
 }
@@ -67,7 +67,8 @@ bool
 near__l2_valid_remove(enum near_l2_mode mode, struct near_l2_item *items, size_t n,
                       const struct near_l2_announce *announce)
 {
-    return valid_call(items, n, mode == NEAR_L2_ALWAYS || (mode == NEAR_L2_IF_STAMP && announce == NULL));
+    return valid_call(items, n, NEAR_L2_BATCH,
+                      mode == NEAR_L2_ALWAYS || (mode == NEAR_L2_IF_STAMP && announce == NULL));
 }
 
 bool
@@ -77,7 +78,7 @@ near__l2_valid_increment(struct near_l2_item *items, size_t n)
 
     for (size_t i = 0; i < n && i < NEAR_L2_BATCH; i++)
         possible = possible && items[i].sum != NULL;
-    return valid_call(items, n, possible);
+    return valid_call(items, n, NEAR_L2_BATCH, possible);
 }
 
 static bool
@@ -93,7 +94,7 @@ near__l2_valid_hash_get(struct near_l2_item *items, size_t n)
 
     for (size_t i = 0; i < n && i < NEAR_L2_BATCH; i++)
         possible = possible && is_readable(items[i].hash) && items[i].hash->answers != NULL;
-    return valid_call(items, n, possible);
+    return valid_call(items, n, NEAR_L2_BATCH, possible);
 }
 
 static bool
@@ -113,7 +114,7 @@ near__l2_valid_hash_set(struct near_l2_item *items, size_t n)
 
     for (size_t i = 0; i < n && i < NEAR_L2_BATCH; i++)
         possible = possible && is_writable(items[i].hash);
-    return valid_call(items, n, possible);
+    return valid_call(items, n, NEAR_L2_BATCH, possible);
 }
 
 void

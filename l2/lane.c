@@ -1517,6 +1517,20 @@ collect_all(struct run *run)
             collect(run, &run->asks[i]);
 }
 
+/* The calls are this leader's as long as they are not done. */
+static void
+show_what_came(struct run *run)
+{
+    for (size_t i = 0; i < run->n; i++) {
+        struct near__lane_ask *ask = &run->asks[i];
+
+        if (ask->settled || ask->came == NULL || !leads(run, ask->lane))
+            continue;
+        wake_touched(ask->lane); /* who has his answer need not wait for that */
+        ask->came(ask);
+    }
+}
+
 static bool
 waits_at(const struct run *run, const struct near__lane *lane)
 {
@@ -1658,6 +1672,7 @@ go(struct run *run)
             leave_served(run);
             if (run->open == 0)
                 return;
+            show_what_came(run);
         } else if (run->led_count == 0 && followed == before &&
                    !run->moved) { /* else: look first, then sleep */
             follow(run, followed, seen);

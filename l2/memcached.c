@@ -146,7 +146,7 @@ divide(struct parts *parts, struct backend *b, struct ring *ring, const struct l
        struct near_l2_item **room, int64_t deadline)
 {
     size_t  counts[NEAR__URI_ADDRESSES], starts[NEAR__URI_ADDRESSES];
-    uint8_t homes[NEAR_L2_BATCH];
+    uint8_t homes[NEAR_L2_READS];
 
     parts->backend  = b;
     parts->ring     = ring;
@@ -650,7 +650,7 @@ static void
 read_from(struct backend *b, struct ring *ring, const struct list *list, near_l2_deliver_fn deliver,
           void *ctx, int64_t deadline)
 {
-    struct near_l2_item *room[NEAR_L2_BATCH];
+    struct near_l2_item *room[NEAR_L2_READS];
     struct parts         parts;
 
     divide(&parts, b, ring, list, room, deadline);
@@ -710,7 +710,7 @@ memcached_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_del
                    int64_t deadline)
 {
     struct backend      *b = self;
-    struct near_l2_item *room[NEAR_L2_BATCH];
+    struct near_l2_item *room[NEAR_L2_READS];
     struct list          list;
 
     if (!near__l2_valid_get(items, n) || !call_begin(b, items, n))

@@ -52,12 +52,13 @@ struct batch {
     struct near_l2_announce *announce;
     int64_t                  deadline;
 
-    uint16_t todo[NEAR_L2_BATCH]; /* the items that can be sent; the others are answered already */
+    uint16_t todo[NEAR_L2_READS]; /* the items that can be sent; the others are answered already */
     size_t   todo_count;
     uint16_t window[NEAR_L2_BATCH]; /* the items of the commands in the call under way */
     size_t   window_count, window_bytes;
 
     struct near__redis_call *call;     /* under way; NULL: there is none, or the lane kept it */
+    size_t                   taken;    /* reads: replies of it that were delivered */
     near_status              ended;    /* why this batch cannot go on */
     bool                     quiet;    /* which has been said in the log */
     bool                     drop;     /* a reply says that this server is no good any more */
@@ -191,12 +192,14 @@ call_end(struct batch *b)
 }
 
 static struct fate
-call_run(struct batch *b)
+call_run(struct batch *b, void (*came)(struct near__lane_ask *))
 {
     struct near__lane_ask ask = near__redis_ask(b->call);
     near_error            error;
     struct fate           fate;
 
+    ask.came = came;
+    ask.ctx  = b;
     near__lanes_run(&ask, 1, b->deadline, &error);
     fate = (struct fate){ .outcome = ask.outcome, .status = ask.status };
     if (ask.call == NULL)
@@ -242,12 +245,28 @@ take_value(struct batch *b, struct near_l2_item *item, const struct near__redis_
     }
 }
 
+/* Those that were delivered stay so when their connection is lost and all are asked again. */
+static void
+take_values(struct batch *b, size_t replies)
+{
+    for (; b->taken < replies; b->taken++)
+        take_value(b, &b->items[b->todo[b->taken]], near__redis_call_reply(b->call, b->taken));
+}
+
+static void
+values_came(struct near__lane_ask *ask)
+{
+    struct batch *b = ask->ctx;
+
+    take_values(b, near__redis_call_replies(b->call));
+}
+
 static void
 redis_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_deliver_fn deliver, void *ctx,
                int64_t deadline)
 {
     struct batch b;
-    near_bytes   keys[NEAR_L2_BATCH];
+    near_bytes   keys[NEAR_L2_READS];
     near_status  status;
     struct fate  fate;
 
@@ -265,9 +284,8 @@ redis_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_deliver
         keys[i] = items[b.todo[i]].key;
     status = near__redis_call_get(b.call, keys, b.todo_count);
     if (status == NEAR_OK) {
-        fate = call_run(&b);
-        for (size_t i = 0; i < fate.replies; i++)
-            take_value(&b, &items[b.todo[i]], near__redis_call_reply(b.call, i));
+        fate = call_run(&b, values_came);
+        take_values(&b, fate.replies);
     } else {
         end_here(&b, status);
     }
@@ -315,7 +333,7 @@ redis_hash_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_fi
         status = near__redis_add_fields(b.call, &items[b.todo[i]], b.r->mget, false);
     near__redis_call_idempotent(b.call, true);
     if (status == NEAR_OK) {
-        fate = call_run(&b);
+        fate = call_run(&b, NULL);
         for (size_t i = 0; i < b.todo_count; i++)
             take_hash(&b, &items[b.todo[i]], &at, fate.replies, deliver);
     } else {
@@ -363,7 +381,7 @@ write_reply(struct batch *b, struct near_l2_item *item, const struct near__redis
 static void
 flush_window(struct batch *b)
 {
-    struct fate fate = call_run(b);
+    struct fate fate = call_run(b, NULL);
 
     if (fate.outcome == NEAR__LANE_GIVEN_UP)
         fate.left = b->window_count;
@@ -458,7 +476,7 @@ unlink_all(struct batch *b)
         return;
     }
     near__redis_call_expects(b->call, NEAR__REDIS_KIND(REDIS_REPLY_INTEGER));
-    fate = call_run(b);
+    fate = call_run(b, NULL);
     if (fate.replies > 0)
         unlink_reply(b, near__redis_call_reply(b->call, 0));
     else if (fate.left > 0 || fate.outcome == NEAR__LANE_GIVEN_UP)
@@ -664,7 +682,7 @@ announced_call(struct batch *b, add_fn add, bool script)
         return;
     }
     commands = near__redis_call_commands(b->call);
-    fate     = call_run(b);
+    fate     = call_run(b, NULL);
     for (size_t i = 0; i < fate.replies; i++) {
         if (script)
             script_reply(b, near__redis_call_reply(b->call, i));

@@ -932,10 +932,12 @@ cluster_get_many(void *self, struct near_l2_item *items, size_t n, near_l2_deliv
 
     if (!near__l2_valid_get(items, n))
         return;
-    batch_init(&b, self, NEAR__REDIS_GET, NEAR_L2_ALWAYS, items, deadline);
-    b.deliver = deliver;
-    b.ctx     = ctx;
-    converse(&b, n);
+    for (size_t at = 0; at < n; at += NEAR_L2_BATCH) {
+        batch_init(&b, self, NEAR__REDIS_GET, NEAR_L2_ALWAYS, items + at, deadline);
+        b.deliver = deliver;
+        b.ctx     = ctx;
+        converse(&b, n - at < NEAR_L2_BATCH ? n - at : NEAR_L2_BATCH);
+    }
 }
 
 static void

@@ -28,9 +28,11 @@
 extern "C" {
 #endif
 
-#define NEAR_L2_OPS_V1   1   /* the table ends with `forked` */
-#define NEAR_L2_OPS_V2   2   /* and then come the operations on hashes */
-#define NEAR_L2_BATCH    512 /* the most items of one call: callers cut larger batches */
+#define NEAR_L2_OPS_V1 1   /* the table ends with `forked` */
+#define NEAR_L2_OPS_V2 2   /* and then come the operations on hashes */
+#define NEAR_L2_BATCH  512 /* the most items of one call: callers cut larger batches */
+#define NEAR_L2_READS                                                                                        \
+    1024 /* of get_many: enough to take the first values while the server works at the last */
 #define NEAR_L2_FIELDS   512 /* the most fields of one item: likewise */
 #define NEAR_L2_STAMP_AT 8
 
@@ -63,7 +65,8 @@ struct near_l2_item {
     near_status         status; /* ERROR, UNKNOWN: why; else NEAR_OK */
 };
 
-/* Called at most once per item, in the calling thread, with no lock held.  `stored` is borrowed for the call. */
+/* Called at most once per item, in the calling thread, with no lock held.  `stored` is borrowed for the call.  Other threads may wait for
+ * the connection meanwhile: it must not take long, and must not call the backend. */
 typedef void (*near_l2_deliver_fn)(void *ctx, struct near_l2_item *item, near_bytes stored);
 
 /* So many keys more are gone.  In the calling thread, no lock held, after each step of a long work. */
@@ -163,7 +166,8 @@ struct near_l2_ops {
     near_status (*open)(void **self, const struct near_l2_env *env, struct near_l2_traits *traits,
                         near_error *error);
 
-    /* Many threads at once, no nearcache lock held.  n is 1 .. NEAR_L2_BATCH.  Back by `deadline` (plus scheduling). */
+    /* Many threads at once, no nearcache lock held.  n is 1 .. NEAR_L2_BATCH, here .. NEAR_L2_READS.  Back by `deadline` (plus
+     * scheduling).  `deliver` may be called as values come, while others are still on their way. */
     void (*get_many)(void *self, struct near_l2_item *items, size_t n, near_l2_deliver_fn deliver, void *ctx,
                      int64_t deadline);
     /* `announce` may be NULL; it is given with NEAR_L2_ALWAYS only. */

@@ -1248,7 +1248,7 @@ static void
 test_impossible_calls_are_refused(void **state)
 {
     struct world       *w = *state;
-    struct near_l2_item items[NEAR_L2_BATCH + 1];
+    struct near_l2_item items[NEAR_L2_READS + 1];
     struct got          got = { 0 };
     void               *none;
     near_error          error = { 0 };
@@ -1257,8 +1257,8 @@ test_impossible_calls_are_refused(void **state)
     memset(items, 0, sizeof(items));
     for (size_t i = 0; i < NEAR_COUNT_OF(items); i++)
         items[i].key = (near_bytes){ "k", 1 };
-    w->ops->get_many(w->self, items, NEAR_L2_BATCH + 1, note, &got, after_ms(LIMIT_MS));
-    assert_int_equal(items[NEAR_L2_BATCH].status, NEAR_ERR_INVALID);
+    w->ops->get_many(w->self, items, NEAR_L2_READS + 1, note, &got, after_ms(LIMIT_MS));
+    assert_int_equal(items[NEAR_L2_READS].status, NEAR_ERR_INVALID);
     w->ops->get_many(w->self, items, 0, note, &got, after_ms(LIMIT_MS));
     w->ops->set_many(w->self, NEAR_L2_ALWAYS, items, NEAR_L2_BATCH + 1, NULL, after_ms(LIMIT_MS));
     assert_int_equal(items[0].answer, NEAR_L2_ERROR);

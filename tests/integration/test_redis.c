@@ -738,6 +738,131 @@ H8_a_slow_drip_does_not_prolong_the_deadline(void **state)
     assert_int_equal(get("k", "a value that takes its time"), NEAR_L2_DONE);
 }
 
+/* The longest batch of reads there is, its replies in drops: half of them have been delivered long before the last comes. */
+enum { LONG_BATCH = NEAR_L2_READS, LONG_VALUE = 300 };
+
+struct long_read {
+    struct near_l2_item items[LONG_BATCH];
+    char                keys[LONG_BATCH][16], values[LONG_BATCH][LONG_VALUE];
+    unsigned            times[LONG_BATCH], wrong;
+    _Atomic unsigned    delivered;
+    int64_t             deadline;
+};
+
+static void
+note_long(void *ctx, struct near_l2_item *item, near_bytes stored)
+{
+    struct long_read *read = ctx;
+    size_t            i    = (size_t)(item - read->items);
+
+    read->times[i]++;
+    read->wrong += stored.size != LONG_VALUE || memcmp(stored.data, read->values[i], LONG_VALUE) != 0;
+    atomic_fetch_add(&read->delivered, 1);
+}
+
+static void *
+long_get(void *ctx)
+{
+    struct long_read *read = ctx;
+
+    tier.ops->get_many(tier.self, read->items, LONG_BATCH, note_long, read, read->deadline);
+    return NULL;
+}
+
+static struct long_read *
+long_read_begin(pthread_t *thread, int64_t ms)
+{
+    static struct long_read read;
+
+    memset(&read, 0, sizeof(read));
+    for (int i = 0; i < LONG_BATCH; i++) {
+        snprintf(read.keys[i], sizeof(read.keys[i]), "long %d", i);
+        memset(read.values[i], 'a' + i % 26, LONG_VALUE);
+        memcpy(read.values[i], read.keys[i], strlen(read.keys[i]));
+        read.items[i] =
+            (struct near_l2_item){ .key = near_key(read.keys[i]), .value = { read.values[i], LONG_VALUE } };
+    }
+    for (int at = 0; at < LONG_BATCH; at += NEAR_L2_BATCH)
+        tier.ops->set_many(tier.self, NEAR_L2_ALWAYS, read.items + at, NEAR_L2_BATCH, NULL, later());
+    test_proxy_fault(proxy, (struct test_fault){
+                                .kind = TEST_FAULT_DRIP, .direction = TEST_DOWN, .ms = 4, .bytes = 4 * KiB });
+    for (int i = 0; i < LONG_BATCH; i++) {
+        assert_int_equal(read.items[i].answer, NEAR_L2_DONE);
+        read.items[i] = (struct near_l2_item){ .key = near_key(read.keys[i]) };
+    }
+    read.deadline = in_ms(ms);
+    assert_int_equal(pthread_create(thread, NULL, long_get, &read), 0);
+    return &read;
+}
+
+/* Lost half-way and asked again: what had been delivered was good, and is not delivered twice. */
+static void
+a_batch_lost_half_way_delivers_each_value_once(void **state)
+{
+    struct long_read *read = NULL;
+    pthread_t         thread;
+    unsigned          before = LONG_BATCH;
+
+    (void)state;
+    open_proxy();
+    for (int tries = 0; tries < 10 && before == LONG_BATCH; tries++) { /* all: we came too late to hang up */
+        read = long_read_begin(&thread, 60 * 1000);
+        while (atomic_load(&read->delivered) == 0)
+            nanosleep(&(struct timespec){ 0, NEAR_MS }, NULL);
+        before = atomic_load(&read->delivered);
+        test_proxy_fault(proxy, (struct test_fault){ .kind = TEST_FAULT_HANG_UP, .direction = TEST_BOTH });
+        pthread_join(thread, NULL);
+        test_proxy_heal(proxy);
+    }
+    assert_in_range(before, 1, LONG_BATCH - 1);
+    assert_int_equal(read->wrong, 0);
+    for (int i = 0; i < LONG_BATCH; i++) {
+        assert_int_equal(read->items[i].answer, NEAR_L2_DONE);
+        assert_int_equal(read->times[i], 1);
+    }
+    assert_true(stats().disconnects > 0);
+}
+
+static unsigned
+late_half_way(const struct long_read *read)
+{
+    unsigned came = 0;
+
+    assert_int_equal(read->wrong, 0);
+    for (int i = 0; i < LONG_BATCH; i++) {
+        assert_int_equal(read->times[i], read->items[i].answer == NEAR_L2_DONE);
+        came += read->times[i];
+        if (read->items[i].answer == NEAR_L2_DONE)
+            continue;
+        assert_int_equal(read->items[i].answer, NEAR_L2_ERROR);
+        assert_int_equal(read->items[i].status, NEAR_ERR_TIMEOUT);
+    }
+    return came;
+}
+
+/* The deadline comes half-way: those that came are there, the others say so. */
+static void
+a_batch_that_is_late_half_way_keeps_what_came(void **state)
+{
+    struct long_read *read;
+    pthread_t         thread;
+    struct got        got;
+    unsigned          came = 0;
+
+    (void)state;
+    open_proxy();
+    for (int tries = 0; tries < 10 && came == 0; tries++) { /* none: the machine had no time for us */
+        read = long_read_begin(&thread, 200);
+        pthread_join(thread, NULL);
+        assert_back_by(read->deadline);
+        test_proxy_heal(proxy);
+        came = late_half_way(read);
+    }
+    assert_in_range(came, 1, LONG_BATCH - 1);
+    assert_int_equal(get_item(read->keys[LONG_BATCH - 1], &got, later()).answer, NEAR_L2_DONE);
+    assert_memory_equal(got.data, read->values[LONG_BATCH - 1], LONG_VALUE);
+}
+
 static void *
 blocked_get(void *ctx)
 {
@@ -2200,6 +2325,8 @@ main(void)
         REDIS_TEST(a_deadline_that_has_passed_sends_nothing),
         REDIS_TEST(race_41_a_late_reply_is_never_read_by_the_next_request),
         REDIS_TEST(H8_a_slow_drip_does_not_prolong_the_deadline),
+        REDIS_TEST(a_batch_lost_half_way_delivers_each_value_once),
+        REDIS_TEST(a_batch_that_is_late_half_way_keeps_what_came),
         REDIS_TEST(close_wakes_a_call_that_waits_for_the_server),
         REDIS_TEST(H9_every_address_of_a_name_is_tried),
         REDIS_TEST(H10_a_socket_path_that_is_too_long_is_refused),

@@ -205,7 +205,7 @@ static void
 test_impossible_calls_are_refused(void **state)
 {
     struct client       c;
-    struct near_l2_item items[NEAR_L2_BATCH + 1];
+    struct near_l2_item items[NEAR_L2_READS + 1];
     near_error          error = { 0 };
     near_bytes          stored;
     void               *none;
@@ -217,7 +217,7 @@ test_impossible_calls_are_refused(void **state)
         items[i].key = (near_bytes){ "k", 1 };
     near__l2_memory.set_many(c.self, NEAR_L2_ALWAYS, items, NEAR_L2_BATCH + 1, NULL, NEAR_NEVER);
     assert_int_equal(items[NEAR_L2_BATCH].status, NEAR_ERR_INVALID);
-    near__l2_memory.get_many(c.self, items, NEAR_L2_BATCH + 1, note, &stored, NEAR_NEVER);
+    near__l2_memory.get_many(c.self, items, NEAR_L2_READS + 1, note, &stored, NEAR_NEVER);
     assert_int_equal(items[0].status, NEAR_ERR_INVALID);
     near__l2_memory.remove_many(c.self, NEAR_L2_IF_ABSENT, items, 1, NULL, NEAR_NEVER);
     assert_int_equal(items[0].status, NEAR_ERR_INVALID);
