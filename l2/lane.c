@@ -56,7 +56,7 @@
 #define LONG_YIELD NEAR_MS
 #define EACH_YIELD (NEAR_MS / 8) /* more for each of the others, who have their turn first */
 #define IMPOLITE   50
-#define LOOK       (NEAR_MS / 4) /* how often who waits at several lanes looks whether one needs a leader */
+#define LOOK       (NEAR_MS / 4) /* how often who leads one lane looks whether another of his needs a leader */
 #define READ_SIZE  ((size_t)64 * 1024)
 #define PIECES     128           /* per sendmsg() */
 #define TURNS      16            /* reads or writes before the leader looks at the time and at his own call */
@@ -1359,14 +1359,55 @@ several_lanes(const struct run *run, const struct near__lane *one)
     return false;
 }
 
+static const _Atomic uint32_t *
+word_of(const struct near__lane_ask *ask)
+{
+    return &ask->lane->words[ask->epoch % WORDS];
+}
+
+/* Look at the futex of every call that others lead, before trying to lead it and before collecting it. */
+static void
+watch(struct run *run)
+{
+    for (size_t i = 0; i < run->n; i++) {
+        struct near__lane_ask *ask = &run->asks[i];
+
+        ask->watched = !ask->settled && !leads(run, ask->lane);
+        if (ask->watched)
+            ask->seen = atomic_load(word_of(ask));
+    }
+}
+
+/* Whether it may sleep: what it waits for was all looked at. */
+static bool
+is_watched(const struct run *run)
+{
+    for (size_t i = 0; i < run->n; i++)
+        if (!run->asks[i].settled && !run->asks[i].watched)
+            return false;
+    return true;
+}
+
+/* Several lanes have news for this run, or are to be led by it: whichever is first.  False: the system cannot wait for several. */
+static bool
+follow_all(const struct run *run, int64_t left)
+{
+    struct near__futex_seen words[GROUP];
+    size_t                  n = 0;
+
+    _Static_assert(GROUP <= NEAR__FUTEX_WORDS, "a call, a word");
+    for (size_t i = 0; i < run->n; i++)
+        if (!run->asks[i].settled)
+            words[n++] = (struct near__futex_seen){ word_of(&run->asks[i]), run->asks[i].seen };
+    return near__futex_wait_any(words, n, left);
+}
+
 /* Somebody else leads: sleep until he has news. */
 static void
-follow(struct run *run, struct near__lane_ask *ask, uint32_t seen)
+follow(struct run *run, struct near__lane_ask *ask)
 {
     int64_t left = run->deadline - run->now;
 
-    if (several_lanes(run, ask->lane) && left > LOOK)
-        left = LOOK;
     for (int i = 0; i < YIELDS; i++) {
         if (!give_way(ask->lane))
             break;
@@ -1375,7 +1416,12 @@ follow(struct run *run, struct near__lane_ask *ask, uint32_t seen)
             atomic_load_explicit(&ask->lane->leader, memory_order_relaxed) == 0)
             return;
     }
-    near__futex_wait(&ask->lane->words[ask->epoch % WORDS], seen, left);
+    if (several_lanes(run, ask->lane)) {
+        if (follow_all(run, left))
+            return;
+        left = left < LOOK ? left : LOOK;
+    }
+    near__futex_wait(word_of(ask), ask->seen, left);
 }
 
 /* ------------------------------------------------------------------------------------ one run: giving up */
@@ -1648,14 +1694,12 @@ is_closed(const struct run *run)
 static void
 go(struct run *run)
 {
-    struct near__lane_ask *followed, *before;
-    uint32_t               seen;
+    struct near__lane_ask *followed;
     near_status            end = NEAR_OK;
 
     while (run->open > 0) {
         run->moved = false;
-        before     = first_followed(run);
-        seen       = before == NULL ? 0 : atomic_load(&before->lane->words[before->epoch % WORDS]);
+        watch(run);
         lead_more(run);
         push_on_led(run);
         collect_all(run);
@@ -1673,9 +1717,8 @@ go(struct run *run)
             if (run->open == 0)
                 return;
             show_what_came(run);
-        } else if (run->led_count == 0 && followed == before &&
-                   !run->moved) { /* else: look first, then sleep */
-            follow(run, followed, seen);
+        } else if (run->led_count == 0 && is_watched(run) && !run->moved) { /* else: look first, then sleep */
+            follow(run, followed);
             collect_all(run);
             if (run->open == 0)
                 return;

@@ -79,8 +79,9 @@ struct near__lane_ask {
 
     /* lane.c's own */
     struct near__lane *lane;
+    uint32_t           seen; /* its futex, when this run last looked; `watched`: it has */
     uint8_t            epoch;
-    bool               settled, probe, moved, dialled;
+    bool               settled, probe, moved, dialled, watched;
 };
 
 /*

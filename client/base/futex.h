@@ -26,6 +26,43 @@ near__futex_wait(const _Atomic uint32_t *word, uint32_t seen, int64_t left)
            errno != ETIMEDOUT;
 }
 
+/* The same for several words at once (futex_waitv, Linux 5.16): until one of them is not what was `seen`, or is woken. */
+struct near__futex_seen {
+    const _Atomic uint32_t *word;
+    uint32_t                seen;
+};
+enum { NEAR__FUTEX_WORDS = 64 }; /* at most */
+
+/* False: it cannot be had here; nobody has slept. */
+static inline bool
+near__futex_wait_any(const struct near__futex_seen *words, size_t n, int64_t left)
+{
+#if defined(SYS_futex_waitv) && defined(FUTEX_WAITV_MAX) &&                                                  \
+    defined(__LP64__) /* its time has 64 bits everywhere */
+    struct futex_waitv waits[NEAR__FUTEX_WORDS];
+    struct timespec    until;
+    bool               bounded = left < NEAR_NEVER / 2;
+
+    if (left <= 0)
+        return true;
+    for (size_t i = 0; i < n; i++)
+        waits[i] = (struct futex_waitv){ .val   = words[i].seen,
+                                         .uaddr = (uintptr_t)words[i].word,
+                                         .flags = FUTEX_32 | FUTEX_PRIVATE_FLAG };
+    if (bounded) {
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        left += until.tv_nsec;
+        until.tv_sec += left / (1000 * NEAR_MS);
+        until.tv_nsec = left % (1000 * NEAR_MS);
+    }
+    return syscall(SYS_futex_waitv, waits, (unsigned)n, 0u, bounded ? &until : NULL, CLOCK_MONOTONIC) >= 0 ||
+           errno == EAGAIN || errno == EINTR || errno == ETIMEDOUT;
+#else
+    (void)words, (void)n, (void)left;
+    return false;
+#endif
+}
+
 static inline void
 near__futex_wake(const _Atomic uint32_t *word, int sleepers)
 {

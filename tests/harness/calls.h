@@ -58,6 +58,7 @@ enum { DONE = -1 };
     X(fcntl64,       EBADF,        0,       0,         0,     0)                                 \
     X(getrandom,     ENOSYS,       0,       EINTR,     DONE,  0)                                 \
     X(futex,         0,            0,       EINTR,     0,     EAGAIN) /* waits alone */          \
+    X(futex_waitv,   ENOSYS,       0,       EINTR,     0,     EAGAIN)                            \
     X(nanosleep,     0,            0,       EINTR,     0,     0)                                 \
     X(mmap64,        ENOMEM,       0,       0,         0,     0)                                 \
     X(mprotect,      ENOMEM,       0,       0,         0,     0)                                 \
@@ -298,7 +299,7 @@ CALLS_WRAP(int, openat64, (int directory, const char *path, int flags, ...))
     return __real_openat64(directory, path, flags, mode);
 }
 
-/* futex(2) alone is spoilt, and of it the waits: number, word, operation, value, time. */
+/* futex(2) and futex_waitv alone are spoilt, and of the first the waits: number, word, operation, value, time. */
 CALLS_WRAP(long, syscall, (long number, ...))
 {
     va_list list;
@@ -311,6 +312,11 @@ CALLS_WRAP(long, syscall, (long number, ...))
     if (number == SYS_futex && (a[1] & 127) == 0) {
         CALLS_TRY(futex)
     }
+#ifdef SYS_futex_waitv
+    if (number == SYS_futex_waitv) {
+        CALLS_TRY(futex_waitv)
+    }
+#endif
     return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 

@@ -3,6 +3,7 @@
  *     request and reply    4 bytes id | 4 bytes size | size bytes */
 #include "harness/test.h"
 
+#include "base/futex.h"
 #include "l2/lane.h"
 #include "l2/large.h"
 
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -41,6 +43,7 @@ static struct {
     pthread_cond_t  over;
     bool            on, answered; /* answered: `watched` was, or is about to be */
     uint32_t        watched;      /* the id of a request */
+    uint32_t        only;         /* that of the only request held; 0: all */
 } hold = { .lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER };
 
 static atomic_int polls,
@@ -154,7 +157,8 @@ static void
 hold_end(void)
 {
     pthread_mutex_lock(&hold.lock);
-    hold.on = false;
+    hold.on   = false;
+    hold.only = 0;
     pthread_cond_broadcast(&hold.over);
     pthread_mutex_unlock(&hold.lock);
 }
@@ -163,7 +167,7 @@ static void
 about_to_answer(uint32_t id)
 {
     pthread_mutex_lock(&hold.lock);
-    while (hold.on)
+    while (hold.on && (hold.only == 0 || hold.only == id))
         pthread_cond_wait(&hold.over, &hold.lock);
     hold.answered |= id == hold.watched;
     pthread_mutex_unlock(&hold.lock);
@@ -419,6 +423,14 @@ setup(void **state)
 {
     (void)state;
     return setup_lanes(MOST, 1000, 0);
+}
+
+/* One lane for all, and one for bulk transfers. */
+static int
+setup_two(void **state)
+{
+    (void)state;
+    return setup_lanes(2, 1000, 5000);
 }
 
 /* A server that is dialled in no time, and may think for long. */
@@ -1165,6 +1177,106 @@ close_soon(void *ctx)
     return (void *)(intptr_t)write(cancel_fd, &one, sizeof(one));
 }
 
+/* A caller of both lanes, `first` over the one for all and `first + 1` over the one for bulk transfers. */
+struct both {
+    uint32_t      first;
+    int64_t       ms;
+    size_t        asked; /* 2, or 1: only at lane `from` */
+    size_t        from;
+    struct rusage used;
+    bool          answered[2];
+};
+
+static void *
+both_run(void *ctx)
+{
+    struct both          *both = ctx;
+    struct near__lane_ask asks[2];
+
+    for (uint32_t i = 0; i < 2; i++) {
+        struct call *call = call_new(both->first + i, 100, true);
+
+        call->lane.bulk = i == 1;
+        asks[i]         = (struct near__lane_ask){ .lanes = lanes, .call = &call->lane };
+    }
+    near__lanes_run(asks + both->from, both->asked,
+                    near__time_after(near__now(&near__clock_system), both->ms * NEAR_MS), NULL);
+    for (uint32_t i = 0; i < 2; i++) {
+        struct call *call = (struct call *)asks[i].call;
+
+        both->answered[i] = i >= both->from && i < both->from + both->asked &&
+                            asks[i].outcome == NEAR__LANE_ANSWERED && call->said == both->first + i &&
+                            call->intact;
+        if (call != NULL)
+            call_free(&call->lane);
+    }
+    getrusage(RUSAGE_THREAD, &both->used);
+    return NULL;
+}
+
+static void
+await_requests(int n)
+{
+    while (atomic_load(&server.requests) < n)
+        usleep(1000);
+}
+
+/* Another leads both: news of either ends the sleep, and nothing else does. */
+static void
+who_waits_at_several_lanes_sleeps(void **state)
+{
+    static const _Atomic uint32_t word     = 1;
+    struct both                   leader   = { .first = 10, .ms = 60000, .asked = 2 };
+    struct both                   follower = { .first = 20, .ms = 60000, .asked = 2 };
+    pthread_t                     ids[2];
+
+    (void)state;
+    if (!near__futex_wait_any(&(struct near__futex_seen){ &word, 0 }, 1, NEAR_MS))
+        skip(); /* Linux before 5.16 */
+    hold_begin();
+    assert_int_equal(pthread_create(&ids[0], NULL, both_run, &leader), 0);
+    await_requests(2);
+    assert_int_equal(pthread_create(&ids[1], NULL, both_run, &follower), 0);
+    usleep(400 * 1000);
+    hold_end();
+    for (int i = 0; i < 2; i++)
+        pthread_join(ids[i], NULL);
+    for (int i = 0; i < 2; i++) {
+        assert_true(leader.answered[i]);
+        assert_true(follower.answered[i]);
+    }
+    assert_in_range(follower.used.ru_nvcsw, 1, 200); /* 1,600 looks otherwise */
+}
+
+/* One lane says nothing, at the other the leader leaves: the follower of both takes over there. */
+static void
+who_waits_at_several_lanes_leads_any_of_them(void **state)
+{
+    struct both held     = { .first = 10, .ms = 60000, .asked = 1 };
+    struct both leader   = { .first = 20, .ms = 60000, .asked = 1, .from = 1 };
+    struct both follower = { .first = 30, .ms = 1500, .asked = 2 };
+    pthread_t   ids[3];
+
+    (void)state;
+    hold_begin();
+    pthread_mutex_lock(&hold.lock);
+    hold.only = 10;
+    pthread_mutex_unlock(&hold.lock);
+    server.delay_ms = 200;
+    assert_int_equal(pthread_create(&ids[0], NULL, both_run, &held), 0);
+    assert_int_equal(pthread_create(&ids[1], NULL, both_run, &leader), 0);
+    await_requests(2);
+    assert_int_equal(pthread_create(&ids[2], NULL, both_run, &follower), 0);
+    pthread_join(ids[2], NULL);
+    hold_end();
+    pthread_join(ids[0], NULL);
+    pthread_join(ids[1], NULL);
+    assert_true(held.answered[0]);
+    assert_true(leader.answered[1]);
+    assert_true(follower.answered[1]);
+    assert_false(follower.answered[0]);
+}
+
 static void
 close_wakes_everybody(void **state)
 {
@@ -1256,6 +1368,8 @@ main(void)
         LANE_TEST(large_calls_both_ways_do_not_block_each_other),
         LANE_TEST(small_calls_do_not_wait_for_a_large_one),
         LANE_TEST(close_wakes_everybody),
+        LANE_TEST_WITH(who_waits_at_several_lanes_sleeps, setup_two),
+        LANE_TEST_WITH(who_waits_at_several_lanes_leads_any_of_them, setup_two),
         cmocka_unit_test(large_values_are_remembered_until_they_are_small),
     };
 
