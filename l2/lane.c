@@ -1104,7 +1104,8 @@ move_elsewhere(struct run *run, struct near__lane_ask *ask)
 
     if (run->ending || ask->moved || to == NULL)
         return false;
-    ask->moved = true;
+    ask->moved   = true;
+    ask->dialled = false; /* not there */
     put_on_lane(run, ask, to);
     /* release: see run_group() */
     atomic_fetch_sub_explicit(&from->users, 1, memory_order_release);
@@ -1563,6 +1564,13 @@ collect_all(struct run *run)
             collect(run, &run->asks[i]);
 }
 
+/* Does anybody else wait for what the leader does here? */
+static bool
+is_shared(struct near__lane *lane, const struct run *run)
+{
+    return !inbox_is_empty(lane) || others_wait(&lane->waiting, run) || others_wait(&lane->outstanding, run);
+}
+
 /* The calls are this leader's as long as they are not done. */
 static void
 show_what_came(struct run *run)
@@ -1570,7 +1578,7 @@ show_what_came(struct run *run)
     for (size_t i = 0; i < run->n; i++) {
         struct near__lane_ask *ask = &run->asks[i];
 
-        if (ask->settled || ask->came == NULL || !leads(run, ask->lane))
+        if (ask->settled || ask->came == NULL || !leads(run, ask->lane) || is_shared(ask->lane, run))
             continue;
         wake_touched(ask->lane); /* who has his answer need not wait for that */
         ask->came(ask);

@@ -25,8 +25,9 @@
 #define STATS_TRIES 3
 /* From this size on a call takes the connection for bulk transfers: it is about what a loopback carries in
  * the time of one round trip. */
-#define BULK (64 << 10)
-#define SEEN (2 * NEAR__MEMCACHED_KEYS) /* places: half of them are empty */
+#define BULK      (64 << 10)
+#define BULK_READ (128 << 10)                /* but the keys of a long read, which leave in little time */
+#define SEEN      (2 * NEAR__MEMCACHED_KEYS) /* places: half of them are empty */
 
 struct near__memcached_conn {
     struct near__transport         transport;
@@ -106,7 +107,7 @@ struct near__lane_ask
 near__memcached_ask(struct near__memcached_call *call)
 {
     near__memcached_talk_ready(&call->talk);
-    call->lane.bulk      = call->talk.size >= BULK || reads_large(call);
+    call->lane.bulk      = call->talk.size >= (reads(call) ? BULK_READ : BULK) || reads_large(call);
     call->lane.operation = near__memcached_talk_name(&call->talk);
     return (struct near__lane_ask){ .lanes = call->server->lanes, .call = &call->lane };
 }

@@ -29,6 +29,7 @@
 #include <string.h>
 
 #define WINDOW_BYTES ((size_t)1024 * 1024) /* commands formatted ahead (rule H18) */
+#define AT_ONCE      ((size_t)128 * 1024)  /* values taken before more is received */
 
 struct redis {
     const struct near_l2_env *env;
@@ -256,9 +257,17 @@ take_values(struct batch *b, size_t replies)
 static void
 values_came(struct near__lane_ask *ask)
 {
-    struct batch *b = ask->ctx;
+    struct batch *b       = ask->ctx;
+    size_t        replies = near__redis_call_replies(b->call), until = b->taken, bytes = 0;
 
-    take_values(b, near__redis_call_replies(b->call));
+    for (; until < replies && bytes < AT_ONCE; until++) {
+        const struct near__redis_reply *reply = near__redis_call_reply(b->call, until);
+
+        if (reply->type == REDIS_REPLY_ERROR)
+            break; /* if the connection is lost now, another may give a better answer */
+        bytes += reply->size;
+    }
+    take_values(b, until);
 }
 
 static void

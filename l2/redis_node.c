@@ -31,7 +31,8 @@
 #define MAX_DEPTH    6           /* arrays in arrays: 0.14's own limit */
 #define MGET_KEYS    128         /* beyond, nothing is gained, and the server answers nobody else meanwhile */
 #define SEEN_SLOTS   512         /* hash table over an MGET's keys: at most a quarter full */
-#define BULK         ((size_t)64 * 1024) /* a call with more bytes than this has its own connection */
+#define BULK         ((size_t)64 * 1024)  /* a call with more bytes than this has its own connection */
+#define BULK_READ    ((size_t)128 * 1024) /* but the keys of a long read, which leave in little time */
 #define HERE         ((size_t)384) /* arena inside a call: keeps a small call within one small allocation */
 #define SLOTS_HERE   2             /* likewise: a key and its cache's generation */
 #define AHEAD        ((size_t)1024 * 1024) /* a transaction with more bytes goes in three steps */
@@ -424,7 +425,7 @@ reads_large(const struct near__redis_call *call)
 struct near__lane_ask
 near__redis_ask(struct near__redis_call *call)
 {
-    call->lane.bulk = call->bytes > BULK || reads_large(call);
+    call->lane.bulk = call->bytes > (call->reads ? BULK_READ : BULK) || reads_large(call);
     return (struct near__lane_ask){ .lanes = call->node->lanes, .call = &call->lane };
 }
 
