@@ -380,9 +380,12 @@ add_races(const struct stage *stage, const struct l2_peer *peer, const unsigned 
         return;
     }
     for (unsigned t = 0; t < n && threads[t] != 0; t++)
-        for (unsigned b = 0; b == 0 || (b < 4 && batches[b] != 0); b++)
-            if (wanted_batch(batches[b] != 0 ? batches[b] : 1))
-                add_race(stage, peer, target, threads[t], batches[b] != 0 ? batches[b] : 1);
+        for (unsigned b = 0; b == 0 || (b < 4 && batches[b] != 0); b++) {
+            unsigned batch = batches[b] != 0 ? batches[b] : 1;
+
+            if (wanted_batch(batch))
+                add_race(stage, peer, target, threads[t], batch);
+        }
 }
 
 static void

@@ -1,8 +1,8 @@
 /*
  * L2 in the client's terms.  See tier.h.
  *
- * Batches are cut to NEAR_L2_READS and NEAR_L2_BATCH.  The deliver callback turns borrowed stored bytes straight into an L1 entry: one copy, or one
- * decompression, of a size that was compared with l2.max_value before room was made for it.
+ * Batches are cut to NEAR_L2_READS and NEAR_L2_BATCH.  The deliver callback turns borrowed stored bytes straight into an L1 entry: one
+ * copy, or one decompression, of a size that was compared with l2.max_value before room was made for it.
  *
  * l2.envelope = none ("bare"): what lies in L2 is the value, so nothing can be told by looking at it, and no marker may lie in its
  * place.  The lease is always the one beside.  A fill adds, it never replaces; before it, it looks whether its lease still lives, and

@@ -15,6 +15,8 @@
  * are woken together when the leader is done with the batch, or has to leave it to one of them.  Those who come meanwhile are the next
  * epoch; on leaving he wakes one of them to lead it.  The inbox's head word holds the epoch in its low bits.
  *
+ * Who has calls on several lanes that others lead sleeps on the futexes of all: any of them may bring news, or the turn to lead.
+ *
  * Lost wake-ups cannot happen: whoever pushes tries to lead afterwards, and whoever leaves looks at the inbox afterwards, all in one
  * order (seq_cst), so one of them sees the other; a sleeper reads its futex before it tries, and leaders change it after they left.
  * Who gives up may have been the one that was woken to lead, so he wakes another.

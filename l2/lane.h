@@ -72,8 +72,8 @@ struct near__lane_ask {
     enum near__lane_outcome outcome;
     near_status             status; /* NEAR_OK when ANSWERED */
     bool refused; /* NOT_SENT because the server was seen down: not worth a line in the log */
-    /* NULL, or called now and then by whoever runs the ask while he leads its lane, alone there, and not all replies are there: those that are may be
-     * read.  What is done with them here is done while the server works at the others.  Not for long: whoever else uses the lane waits. */
+    /* NULL, or called now and then by whoever runs the ask while he leads its lane, alone there, and not all replies have come: those that
+     * have may be read, while the server works at the others.  Not for long: whoever comes to the lane meanwhile waits. */
     void (*came)(struct near__lane_ask *ask);
     void *ctx; /* its */
 

@@ -24,6 +24,17 @@ system_wall_ms(void *ctx)
 
 const struct near__clock near__clock_system = { system_now, system_wall_ms, NULL };
 
+struct timespec
+near__monotonic_after(int64_t duration)
+{
+    struct timespec ts;
+    int64_t         until;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    until = near__time_after((int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec, duration);
+    return (struct timespec){ .tv_sec = (time_t)(until / 1000000000), .tv_nsec = (long)(until % 1000000000) };
+}
+
 int
 near__poll_timeout(int64_t now, int64_t deadline)
 {

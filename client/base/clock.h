@@ -38,6 +38,9 @@ near__time_after(int64_t now, int64_t duration)
                                                   : now + duration; /* times before the boot are negative */
 }
 
+/* `duration` from now on CLOCK_MONOTONIC, which the system's waits take where they do not take BOOTTIME. */
+struct timespec near__monotonic_after(int64_t duration);
+
 /* Milliseconds until `deadline`, rounded up, for poll(2): 0 when it has passed, capped at an hour. */
 int near__poll_timeout(int64_t now, int64_t deadline);
 

@@ -41,7 +41,6 @@ near__futex_wait_any(const struct near__futex_seen *words, size_t n, int64_t lef
     defined(__LP64__) /* its time has 64 bits everywhere */
     struct futex_waitv waits[NEAR__FUTEX_WORDS];
     struct timespec    until;
-    bool               bounded = left < NEAR_NEVER / 2;
 
     if (left <= 0)
         return true;
@@ -49,13 +48,8 @@ near__futex_wait_any(const struct near__futex_seen *words, size_t n, int64_t lef
         waits[i] = (struct futex_waitv){ .val   = words[i].seen,
                                          .uaddr = (uintptr_t)words[i].word,
                                          .flags = FUTEX_32 | FUTEX_PRIVATE_FLAG };
-    if (bounded) {
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        left += until.tv_nsec;
-        until.tv_sec += left / (1000 * NEAR_MS);
-        until.tv_nsec = left % (1000 * NEAR_MS);
-    }
-    return syscall(SYS_futex_waitv, waits, (unsigned)n, 0u, bounded ? &until : NULL, CLOCK_MONOTONIC) >= 0 ||
+    until = near__monotonic_after(left); /* NEAR_NEVER: in centuries */
+    return syscall(SYS_futex_waitv, waits, (unsigned)n, 0u, &until, CLOCK_MONOTONIC) >= 0 ||
            errno == EAGAIN || errno == EINTR || errno == ETIMEDOUT;
 #else
     (void)words, (void)n, (void)left;

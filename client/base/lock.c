@@ -127,7 +127,7 @@ bool
 near__cond_wait(pthread_cond_t *cond, struct near__lock *lock, int64_t deadline)
 {
     struct timespec ts;
-    int64_t         left, until;
+    int64_t         left;
 
     if (deadline == NEAR_NEVER) {
         pthread_cond_wait(cond, &lock->mutex);
@@ -137,10 +137,7 @@ near__cond_wait(pthread_cond_t *cond, struct near__lock *lock, int64_t deadline)
     left = deadline - near__now(&near__clock_system);
     if (left <= 0)
         return false;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    until      = near__time_after((int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec, left);
-    ts.tv_sec  = (time_t)(until / 1000000000);
-    ts.tv_nsec = (long)(until % 1000000000);
+    ts = near__monotonic_after(left);
     pthread_cond_timedwait(cond, &lock->mutex, &ts);
     return near__now(&near__clock_system) < deadline;
 }

@@ -28,12 +28,11 @@
 extern "C" {
 #endif
 
-#define NEAR_L2_OPS_V1 1   /* the table ends with `forked` */
-#define NEAR_L2_OPS_V2 2   /* and then come the operations on hashes */
-#define NEAR_L2_BATCH  512 /* the most items of one call: callers cut larger batches */
-#define NEAR_L2_READS                                                                                        \
-    1024 /* of get_many: enough to take the first values while the server works at the last */
-#define NEAR_L2_FIELDS   512 /* the most fields of one item: likewise */
+#define NEAR_L2_OPS_V1   1    /* the table ends with `forked` */
+#define NEAR_L2_OPS_V2   2    /* and then come the operations on hashes */
+#define NEAR_L2_BATCH    512  /* the most items of one call: callers cut larger batches */
+#define NEAR_L2_READS    1024 /* the most of get_many */
+#define NEAR_L2_FIELDS   512  /* the most fields of one item: likewise */
 #define NEAR_L2_STAMP_AT 8
 
 enum near_l2_answer {
