@@ -372,8 +372,8 @@ enum { NEAR_KEEP_BYTES = 1u << 0 };
  * NEAR_ERR_UNSUPPORTED, a value confirmed by near_load_unchanged() gets its new TTL in this process's L1 only, hits are not audited
  * (audit.sample), the disk tier keeps none of it (disk.path), and a snapshot has the keys alone, which an L2 that others share can fill.
  *
- * What lies in L1 is forgotten by this call, and what a snapshot has brought back until then.  Without such an L2 the snapshot of a cache that
- * had a codec therefore waits until one is set (10 seconds at most) before its values come back, decoded.
+ * What lies in L1 is forgotten by this call, and what a snapshot has brought back until then.  The snapshot of a cache that had a codec therefore
+ * waits until one is set (10 seconds at most) before its values come back, decoded.
  * @param codec  copied; NULL: none, values are bytes.
  * @return NEAR_OK; NEAR_ERR_INVALID (no `decode`); NEAR_ERR_CLOSED, NEAR_ERR_FORKED.
  * Threads: one, before others use the cache.   Blocks: never.

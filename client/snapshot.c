@@ -864,7 +864,8 @@ report(struct near__snap *s, bool whole)
               s->cache->name, s->restored, s->dropped, ms, whole ? "" : " (stopped)");
 }
 
-/* Of a cache that had a codec the application sets one again, if it is to be the same; without it bytes are what there is. */
+/* Of a cache that had a codec the application sets one again, if it is to be the same; without it bytes are what there is.  What came back before
+ * would go with the flush that a codec is. */
 static void
 wait_for_codec(struct near__snap *s)
 {
@@ -902,7 +903,7 @@ run(void *ctx)
     s->began = near__client_now(s->cache->client);
     if (!s->alone && !(near__snap_controls & NEAR__SNAP_UNCONFIRMED))
         batch = calloc(1, sizeof(*batch));
-    if (s->alone && (s->reader.head.flags & NEAR__SNAP_DECODED))
+    if (s->reader.head.flags & NEAR__SNAP_DECODED)
         wait_for_codec(s);
     if (batch == NULL && !s->alone && !(near__snap_controls & NEAR__SNAP_UNCONFIRMED))
         complain(s, "not restored", "out of memory");

@@ -14,10 +14,12 @@
  *    it was made.  It is *live* then: the first write, removal, expiry or invalidation unlinks it before that call returns (and makes a save
  *    under way fail).  Whoever opens it unlinks it before the cache is handed out, so it serves once.  Nothing goes back over what this
  *    process wrote (the fence of a key whose stripe has moved since the L1 was made refuses it) or loaded (l1/l1.h).  Loads do not make a file
- *    void: a value that comes back may be older than one that was loaded after the save, within its TTL, as after any restart.  The file
- *    of a cache that had a codec waits for one to be set (10 s at most), so that objects come back and not bytes.
+ *    void: a value that comes back may be older than one that was loaded after the save, within its TTL, as after any restart.
  *
  *  - *No L2 but a bus*: others may have told us of anything.  There are no snapshots then.
+ *
+ * The file of a cache that had a codec waits for one to be set (10 s at most), so that objects come back and not bytes, and none goes with
+ * the flush that setting it is.
  *
  * TTLs go on while nobody runs: by the kernel's clock where it is the same life of it, else by the wall clock; a file from the future is not
  * believed.  What has expired, and files older than snapshot.max_age, are dropped.

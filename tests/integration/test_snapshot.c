@@ -556,11 +556,13 @@ test_objects_come_back_from_l2(void **state)
     close_instance(&in);
     put_text(other.cache, "key 7", "new");
     open_warm(&in, settings, NULL);
+    let_time_pass(50); /* setting the codec would take with it what has come back by then */
+    assert_int_equal(stats(&in).snapshot_restored, 0);
     set_codec(&in, 0);
     assert_true(test_wait_for(has_restored, &in, SOON));
     assert_int_equal(near_remove(in.cache, near_key("key 7")), NEAR_OK);
-    /* those that came back before the codec was set went with it */
-    assert_true(objects_in_l1(&in, 500) > 0 || stats(&in).snapshot_restored > 0);
+    assert_true(is_nearly(stats(&in).snapshot_restored, 500));
+    assert_true(is_nearly(objects_in_l1(&in, 500), 499));
     close_instance(&in);
     close_instance(&other);
     unlink(file);
