@@ -738,7 +738,7 @@ kill_one(const char *uri, bool idle, uint64_t *seed)
         wrong += here != there || (i % 5 == 0 && here != 1000000);
     }
     assert_int_equal(wrong, 0);
-    assert_true(confirmed > 0);
+    /* else all of it may be of the last second */
     if (idle && confirmed < progress->entries * 4 / 5 * 97 / 100)
         fail_msg("%llu of %llu are found again", (unsigned long long)confirmed,
                  (unsigned long long)progress->entries * 4 / 5);
