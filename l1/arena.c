@@ -817,6 +817,7 @@ near__heap_init(struct near__heap *heap, struct near__arena *arena, uint32_t own
     heap->arena     = arena;
     heap->owner     = owner;
     heap->max_bytes = max_bytes;
+    heap->largest   = slab_bytes(arena) / 2;
 }
 
 void
@@ -838,12 +839,6 @@ near__heap_fini(struct near__heap *heap)
     near__heap_init(heap, arena, heap->owner, heap->max_bytes);
 }
 
-size_t
-near__heap_largest(const struct near__heap *heap)
-{
-    return slab_bytes(heap->arena) / 2;
-}
-
 static unsigned
 class_of(const struct near__arena *arena, size_t size)
 {
@@ -853,7 +848,7 @@ class_of(const struct near__arena *arena, size_t size)
 size_t
 near__heap_class_bytes(const struct near__heap *heap, size_t size)
 {
-    return size > near__heap_largest(heap) ? 0 : class_bytes(heap->arena, class_of(heap->arena, size));
+    return size > heap->largest ? 0 : class_bytes(heap->arena, class_of(heap->arena, size));
 }
 
 /* The heap's empty slab leaves its class. */
@@ -978,7 +973,7 @@ near__heap_alloc(struct near__heap *heap, size_t size)
 {
     unsigned class;
 
-    if (size > near__heap_largest(heap))
+    if (size > heap->largest)
         return 0;
     class = class_of(heap->arena, size);
     if (heap->classes[class].partial == 0 && !class_grow(heap, class))

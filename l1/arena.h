@@ -75,19 +75,18 @@ struct near__heap_class {
     size_t   free_slots; /* over all its slabs that take new blocks */
 };
 struct near__heap {
-    struct near__arena     *arena;
-    uint32_t                owner; /* number of the shard, of no other heap of this arena */
-    uint32_t                spare; /* the one empty slab that the heap keeps, in a class's ring; 0: none */
-    size_t                  bytes; /* slabs held, and what near__heap_charge() added */
-    size_t                  max_bytes;
+    struct near__arena *arena;
+    uint32_t            owner; /* number of the shard, of no other heap of this arena */
+    uint32_t            spare; /* the one empty slab that the heap keeps, in a class's ring; 0: none */
+    size_t              bytes; /* slabs held, and what near__heap_charge() added */
+    size_t              max_bytes;
+    size_t largest; /* the largest block: half a slab (the header of l1/l1.c says where larger values live) */
     struct near__heap_class classes[NEAR__HEAP_CLASSES_MAX];
 };
 void near__heap_init(struct near__heap *heap, struct near__arena *arena, uint32_t owner, size_t max_bytes);
 /* Gives all slabs back, whatever is in them, and forgets its charges. */
 void near__heap_fini(struct near__heap *heap);
 
-/* The largest block: half a slab (the header of l1/l1.c says where larger values live). */
-size_t near__heap_largest(const struct near__heap *heap);
 /* The bytes a block of this size really takes (its class), 0 if it is too large. */
 size_t near__heap_class_bytes(const struct near__heap *heap, size_t size);
 /* A block, or 0: the budget is used up (or the system gives no memory).  Aligned to the granule.  When there is no room for a slab

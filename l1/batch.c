@@ -5,20 +5,37 @@
 #include <string.h>
 
 enum {
-    REGION = 4096, /* homes: some 30 000 entries, 256 KiB, a scan of some ten microseconds */
-    SAMPLE = 8,    /* every eighth home is looked at to guess the rank ... */
-    SAMPLE_MIN =
-        256 /* ... in regions with more homes than this, where the guess rests on 200 entries and more */
+    REGION =
+        2048, /* homes at most: some 15 000 entries, 128 KiB, a scan of some microseconds; 11 bits of a row */
+    HOME_SHIFT = 21,
+    LEVELS     = 32, /* of ranks in a batch: 5 bits */
+    SAMPLE     = 8,  /* every eighth home is counted ... */
+    SAMPLE_MIN = 256 /* ... in regions with more homes than this, where that is 200 entries and more */
 };
 
 struct region {
     uint32_t first, end;
 };
 
-static uint8_t
-mark_of(const struct near__bucket *bucket, unsigned lane)
+/* The table, and how it is ranked now. */
+struct ranking {
+    const struct near__table *table;
+    near__rank_fn             rank;
+    uint8_t                   tick;
+};
+
+static struct ranking
+ranking_of(const struct near__table *table, near__rank_fn rank)
 {
-    return atomic_load_explicit(&bucket->marks[lane], memory_order_relaxed);
+    return (struct ranking){ table, rank, atomic_load_explicit(&table->tick, memory_order_relaxed) };
+}
+
+static inline uint8_t
+rank_of(const struct ranking *ranking, const struct near__bucket *bucket, unsigned lane)
+{
+    uint8_t mark = atomic_load_explicit(&bucket->marks[lane], memory_order_relaxed);
+
+    return ranking->rank != NULL ? ranking->rank(mark, ranking->tick) : (uint8_t)(ranking->tick - mark);
 }
 
 static uint16_t
@@ -31,17 +48,18 @@ void
 near__batch_fini(struct near__batch *batch)
 {
     free(batch->rows);
-    *batch = (struct near__batch){ 0 };
+    *batch = (struct near__batch){ .most = batch->most };
 }
 
-bool
-near__batch_room(struct near__batch *batch, uint32_t room)
+/* Room for so many rows, or as many as there were.  False: no memory, and there was none. */
+static bool
+make_room(struct near__batch *batch, uint32_t room)
 {
-    struct near__batch_row *rows;
+    uint32_t *rows;
 
     if (room <= batch->room)
         return true;
-    rows = realloc(batch->rows, 2 * (size_t)room * sizeof(*rows));
+    rows = realloc(batch->rows, room * sizeof(*rows));
     if (rows == NULL)
         return batch->room != 0;
     batch->rows = rows;
@@ -49,167 +67,265 @@ near__batch_room(struct near__batch *batch, uint32_t room)
     return true;
 }
 
+/* Regions of one size, as few as can be. */
 static struct region
 next_region(struct near__batch *batch, const struct near__table *table)
 {
-    uint32_t      homes = near__table_homes(table);
+    uint32_t      homes   = near__table_homes(table);
+    uint32_t      regions = (homes + REGION - 1) / REGION;
+    uint32_t      size    = (homes + regions - 1) / regions;
     struct region region;
 
     if (batch->region >= homes)
         batch->region = 0;
     region.first  = batch->region;
-    region.end    = homes - region.first <= REGION + REGION / 2 ? homes : region.first + REGION;
+    region.end    = homes - region.first < size ? homes : region.first + size;
     batch->region = region.end;
     return region;
 }
 
-/* How many entries there are of each rank, in every `step`th home. */
-static uint32_t
-count_ranks(const struct near__table *table, const struct near__ranks *ranks, struct region region,
-            uint32_t step, uint32_t counts[256])
+/* The greatest rank that about `wanted` entries of the region have, or more; and how many there are above it. */
+static uint8_t
+find_rank(const struct ranking *ranking, struct region region, uint32_t wanted, unsigned most,
+          uint32_t *above)
 {
-    uint32_t count = 0;
+    uint32_t counts[256], step = region.end - region.first > SAMPLE_MIN ? SAMPLE : 1;
+    unsigned rank = 255;
 
-    memset(counts, 0, 256 * sizeof(*counts));
+    memset(counts, 0, sizeof(counts));
     for (uint32_t home = region.first; home < region.end; home += step) {
-        for (struct near__bucket *b = near__table_current(table, home); b != NULL;
-             b                      = near__table_after(table, b)) {
-            for (unsigned lanes = near__bucket_occupied(b); lanes != 0; lanes &= lanes - 1) {
-                counts[ranks->of[mark_of(b, (unsigned)__builtin_ctz(lanes))]]++;
-                count++;
-            }
-        }
+        struct near__bucket *bucket = near__table_current(ranking->table, home);
+
+        for (; bucket != NULL; bucket = near__table_after(ranking->table, bucket))
+            for (unsigned lanes = near__bucket_occupied(bucket); lanes != 0; lanes &= lanes - 1)
+                counts[rank_of(ranking, bucket, (unsigned)__builtin_ctz(lanes))]++;
     }
-    return count;
+    for (*above = 0; rank > most || (rank > 0 && *above + counts[rank] * step < wanted); rank--)
+        *above += counts[rank] * step;
+    return (uint8_t)rank;
 }
 
-/* The greatest rank that at least `wanted` entries have. */
-static unsigned
-rank_for(const uint32_t counts[256], uint32_t wanted)
+/* What ranks `least` or more is collected, but of `least` itself at most `quota`. */
+struct collecting {
+    uint32_t *rows;
+    uint32_t  count, room, quota, first;
+    uint8_t   least, top, shift;
+};
+
+/* The occupied lanes that rank so. */
+static inline __attribute__((always_inline)) unsigned
+lanes_of(const struct ranking *ranking, const struct near__bucket *bucket, uint8_t least)
 {
-    uint32_t count = 0;
+    unsigned occupied = near__bucket_occupied(bucket), lanes = 0;
 
-    for (unsigned rank = 255; rank > 0; rank--)
-        if ((count += counts[rank]) >= wanted)
-            return rank;
-    return 0;
-}
-
-static unsigned
-lanes_of(const struct near__bucket *bucket, const struct near__ranks *ranks, uint8_t least)
-{
-    unsigned lanes = 0;
-
-    if (ranks->ages)
-        return near__bucket_aged(bucket, ranks->tick, least);
-    for (unsigned lane = 0; lane < NEAR__LANES; lane++)
-        lanes |= (unsigned)(ranks->of[mark_of(bucket, lane)] >= least) << lane;
+    if (ranking->rank == NULL)
+        return near__bucket_aged(bucket, ranking->tick, least) & occupied;
+    for (; occupied != 0; occupied &= occupied - 1)
+        if (rank_of(ranking, bucket, (unsigned)__builtin_ctz(occupied)) >= least)
+            lanes |= occupied & -occupied;
     return lanes;
 }
 
-/* Collects, in the rows' second half, what ranks `least` or more, but of `least` itself at most `quota`.  False: not enough
- * room. */
-static bool
-collect(struct near__batch *batch, const struct near__table *table, const struct near__ranks *ranks,
-        struct region region, uint8_t least, uint32_t quota)
+/* False: there is no room for more. */
+static inline __attribute__((always_inline)) bool
+collect_lanes(struct collecting *c, const struct ranking *ranking, const struct near__bucket *bucket,
+              unsigned lanes, uint32_t home)
 {
-    struct near__batch_row *rows = batch->rows + batch->room;
-    uint8_t                 mark, rank;
+    for (; lanes != 0; lanes &= lanes - 1) {
+        unsigned lane = (unsigned)__builtin_ctz(lanes);
+        uint8_t  rank = rank_of(ranking, bucket, lane); /* it may have changed */
+        unsigned level;
 
-    batch->count = 0;
-    for (uint32_t home = region.first; home < region.end; home++) {
-        for (struct near__bucket *b = near__table_current(table, home); b != NULL;
-             b                      = near__table_after(table, b)) {
-            unsigned lanes = lanes_of(b, ranks, least);
-            if (lanes == 0)
-                continue;
-            for (lanes &= near__bucket_occupied(b); lanes != 0; lanes &= lanes - 1) {
-                unsigned lane = (unsigned)__builtin_ctz(lanes);
-                mark          = mark_of(b, lane); /* again: it may have changed */
-                rank          = ranks->of[mark];
-                if (rank < least || (rank == least && quota == 0))
-                    continue;
-                if (batch->count == batch->room)
-                    return false;
-                quota -= rank == least;
-                rows[batch->count++] = (struct near__batch_row){ home, mark, tag_of(b, lane), rank };
-            }
-        }
+        if (rank < c->least || (rank == c->least && c->quota == 0))
+            continue;
+        if (c->count == c->room)
+            return false;
+        c->quota -= rank == c->least;
+        if (rank > c->top)
+            c->top = rank;
+        level               = (unsigned)(rank - c->least) >> c->shift;
+        level               = level < LEVELS ? level : LEVELS - 1;
+        c->rows[c->count++] = (home - c->first) << HOME_SHIFT | level << 16 | tag_of(bucket, lane);
     }
     return true;
 }
 
-/* From the second half into the first, by rank, highest first. */
+/* What does not change is copied, or acquire loads would have it loaded again for each bucket; ages are a case of their own, for the same
+ * reason. */
+static inline __attribute__((always_inline)) bool
+collect_region(struct collecting *to, const struct near__table *table, near__rank_fn rank,
+               struct region region)
+{
+    const struct ranking ranking = ranking_of(table, rank);
+    struct collecting    c       = *to;
+    bool                 all     = true;
+    uint32_t             n;
+
+    for (uint32_t first = region.first; all && first < region.end; first += n) {
+        const struct near__bucket *homes = near__table_run(table, first, region.end, &n);
+
+        for (uint32_t i = 0; all && i < n; i++) {
+            const struct near__bucket *bucket = &homes[i];
+
+            if (near__bucket_stale(table, bucket))
+                continue;
+            do {
+                unsigned lanes = lanes_of(&ranking, bucket, c.least);
+
+                if (lanes != 0 && !collect_lanes(&c, &ranking, bucket, lanes, first + i))
+                    all = false;
+            } while (all && (bucket = near__table_after(table, bucket)) != NULL);
+        }
+    }
+    *to = c;
+    return all;
+}
+
+/* False: there was no room for all. */
+static bool
+collect(struct near__batch *batch, const struct ranking *ranking, struct region region, uint8_t least,
+        uint32_t quota)
+{
+    struct collecting c = {
+        .rows = batch->rows, .room = batch->room, .quota = quota, .first = region.first, .least = least
+    };
+    bool all;
+
+    while (batch->top > least && (batch->top - least) >> c.shift >= LEVELS) /* as the last one was */
+        c.shift++;
+    all          = ranking->rank == NULL ? collect_region(&c, ranking->table, NULL, region)
+                                         : collect_region(&c, ranking->table, ranking->rank, region);
+    batch->count = c.count;
+    batch->least = least;
+    batch->shift = c.shift;
+    batch->tick  = ranking->tick;
+    batch->whole = all;
+    if (c.count > 0)
+        batch->top = c.top;
+    return all;
+}
+
+static unsigned
+level_of(uint32_t row)
+{
+    return row >> 16 & (LEVELS - 1);
+}
+
+/* By level, highest first, where they lie: rows go to the next place of their level, until all are there (McIlroy, Bostic and McIlroy,
+ * "Engineering Radix Sort", Computing Systems 1993, section 3, the American flag). */
 static void
 sort(struct near__batch *batch)
 {
-    const struct near__batch_row *rows = batch->rows + batch->room;
-    uint32_t                      at[257];
+    uint32_t *rows = batch->rows, row, sum = 0;
+    uint32_t  next[LEVELS], end[LEVELS] = { 0 };
 
-    memset(at, 0, sizeof(at));
     for (uint32_t i = 0; i < batch->count; i++)
-        at[256 - rows[i].rank]++;
-    for (unsigned i = 1; i < 257; i++)
-        at[i] += at[i - 1];
-    for (uint32_t i = 0; i < batch->count; i++)
-        batch->rows[at[255 - rows[i].rank]++] = rows[i];
+        end[level_of(rows[i])]++;
+    for (unsigned level = LEVELS; level-- > 0;) {
+        next[level] = sum;
+        end[level]  = sum += end[level];
+    }
+    for (unsigned level = LEVELS; level-- > 0;)
+        while (next[level] < end[level]) {
+            unsigned own = level_of(row = rows[next[level]]);
+
+            rows[next[level]] = rows[next[own]];
+            rows[next[own]++] = row;
+        }
 }
 
 void
-near__batch_take(struct near__batch *batch, const struct near__table *table, const struct near__ranks *ranks)
+near__batch_take(struct near__batch *batch, const struct near__table *table, near__rank_fn rank)
 {
-    struct region region = next_region(batch, table);
-    uint32_t      step   = region.end - region.first > SAMPLE_MIN ? SAMPLE : 1;
-    uint32_t      counts[256], wanted, above = 0;
-    unsigned      least;
+    const struct ranking ranking = ranking_of(table, rank);
+    struct region        region  = next_region(batch, table);
+    const uint8_t        most    = batch->most != 0 ? batch->most : UINT8_MAX;
+    uint64_t             share   = (uint64_t)near__table_homes(table) * NEAR__BATCH_SHARE;
+    uint32_t             wanted, above;
 
+    batch->first = region.first;
     batch->count = batch->next = 0;
-    wanted                     = count_ranks(table, ranks, region, step, counts) / NEAR__BATCH_SHARE + 1;
-    least                      = rank_for(counts, wanted);
-    if (!near__batch_room(batch, 2 * step * wanted + 16))
+    wanted = (uint32_t)(table->entries * (uint64_t)(region.end - region.first) / share) + 1;
+    if (!make_room(batch, wanted + wanted / 4 + 16))
         return;
-    if (!collect(batch, table, ranks, region, (uint8_t)least, UINT32_MAX)) {
-        /* too many of one rank, or a bad guess: all that rank higher, and of that rank as many as there is room for */
-        count_ranks(table, ranks, region, 1, counts);
-        least = rank_for(counts, batch->room / 2);
-        for (unsigned rank = least + 1; rank < 256; rank++)
-            above += counts[rank];
-        (void)collect(batch, table, ranks, region, (uint8_t)least,
-                      above < batch->room ? batch->room - above : 0);
+    if (wanted > batch->room)
+        wanted = batch->room;
+    if (!batch->known || !collect(batch, &ranking, region, batch->guess, UINT32_MAX) ||
+        batch->count < (wanted + 1) / 2) {
+        batch->guess = find_rank(&ranking, region, wanted, most, &above);
+        batch->known = true;
+        (void)collect(batch, &ranking, region, batch->guess, batch->room > above ? batch->room - above : 1);
     }
+    if (batch->count > wanted + wanted / 8 && batch->guess < most)
+        batch->guess++;
+    else if (batch->count < wanted - wanted / 8 && batch->guess > 0)
+        batch->guess--;
     sort(batch);
 }
 
-bool
-near__batch_next(struct near__batch *batch, const struct near__table *table, struct near__place *place,
-                 uint32_t *element)
+/* What an entry ranks at least that was not used since the batch was taken: as its level did, and older by the ticks since then; but
+ * what is very old may have been held back. */
+static inline unsigned
+least_now(const struct near__batch *batch, const struct ranking *ranking, uint32_t row)
 {
-    const struct near__batch_row *row;
-    struct near__bucket          *bucket;
+    unsigned since = ranking->rank == NULL ? (uint8_t)(ranking->tick - batch->tick) : 0;
+    unsigned least = batch->least + (level_of(row) << batch->shift) + since;
+    unsigned most  = batch->most != 0 ? batch->most : UINT8_MAX;
 
-    while (batch->next < batch->count) {
-        row = &batch->rows[batch->next++];
-        if (batch->next < batch->count && batch->rows[batch->next].home < near__table_homes(table))
-            __builtin_prefetch(
-                near__table_bucket(table, batch->rows[batch->next].home)); /* the next victim's */
-        bucket = row->home < near__table_homes(table) ? near__table_current(table, row->home) : NULL;
-        for (; bucket != NULL; bucket = near__table_after(table, bucket)) {
-            for (uint32_t match = near__bucket_match(bucket, row->tag); match != 0;
-                 match          = NEAR__LANE_NEXT(match)) {
-                *place   = (struct near__place){ bucket, NEAR__LANE(match) };
-                *element = near__table_partial(row->home, row->tag);
-                if (near__place_ref(*place) != 0 &&
-                    row->when ==
-                        (batch->stamps ? *near__table_stamp(table, *place) : near__place_mark(*place)))
-                    return true;
-            }
+    return least < most ? least : most;
+}
+
+/* The row's entry, if it is there and was not used. */
+static inline __attribute__((always_inline)) bool
+find_row(const struct ranking *ranking, uint32_t home, uint16_t tag, unsigned least,
+         struct near__place *place)
+{
+    struct near__bucket *bucket = near__table_current(ranking->table, home);
+
+    for (; bucket != NULL; bucket = near__table_after(ranking->table, bucket)) {
+        uint32_t match = near__bucket_match(bucket, tag);
+
+        for (; match != 0; match = NEAR__LANE_NEXT(match)) {
+            *place = (struct near__place){ bucket, NEAR__LANE(match) };
+            if (near__place_ref(*place) != 0 && rank_of(ranking, bucket, place->lane) >= least)
+                return true;
         }
     }
     return false;
 }
 
+static inline __attribute__((always_inline)) bool
+next_ranked(struct near__batch *batch, const struct near__table *table, near__rank_fn rank,
+            struct near__place *place, uint32_t *element)
+{
+    const struct ranking ranking = ranking_of(table, rank);
+    uint32_t             homes   = near__table_homes(table), home;
+
+    while (batch->next < batch->count) {
+        uint32_t row = batch->rows[batch->next++];
+
+        if (batch->next < batch->count &&
+            (home = batch->first + (batch->rows[batch->next] >> HOME_SHIFT)) < homes)
+            __builtin_prefetch(near__table_bucket(table, home)); /* the next victim's */
+        home = batch->first + (row >> HOME_SHIFT);
+        if (home < homes && find_row(&ranking, home, (uint16_t)row, least_now(batch, &ranking, row), place)) {
+            *element = near__table_partial(home, (uint16_t)row);
+            return true;
+        }
+    }
+    return false;
+}
+
+bool
+near__batch_next(struct near__batch *batch, const struct near__table *table, near__rank_fn rank,
+                 struct near__place *place, uint32_t *element)
+{
+    return rank == NULL ? next_ranked(batch, table, NULL, place, element)
+                        : next_ranked(batch, table, rank, place, element);
+}
+
 size_t
 near__batch_bytes(const struct near__batch *batch)
 {
-    return 2 * (size_t)batch->room * sizeof(*batch->rows);
+    return batch->room * sizeof(*batch->rows);
 }

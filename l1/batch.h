@@ -1,12 +1,12 @@
 /*
- * Victims by their marks alone, for policies that keep no queue (lru, lfu): 0 bytes an entry.
+ * Victims by their marks alone, for policies that keep no queue (lru, lfu): less than a third of a byte an entry.
  *
  * A policy ranks marks, 0 to 255, the higher the sooner to leave.  A batch is the entries of one region of the table (all of it, or
- * 4096 homes in turn) that rank highest, about 3 % of them, in that order.  Handed out one by one; those that were used since (their
- * mark has changed) or are gone are passed over.
+ * up to 2048 homes in turn) that rank highest, about a 16th of them, in that order as far as 32 levels tell it.  Handed out one by
+ * one; those that rank below the batch by now, because they were used, or are gone are passed over.
  *
  * If uses only ever lower a rank, what is not in the batch ranks no higher than all in it.  The rank that a batch reaches down to is
- * guessed from an eighth of the region; a batch that overflows is taken again with a rank found by counting.
+ * that of the one before, or one more or less if that one had too many or too few; where that is far off it is found by counting.
  *
  * Shard's lock.
  */
@@ -15,63 +15,37 @@
 
 #include "l1/table.h"
 
-struct near__batch_row {
-    uint32_t home;
-    uint32_t when; /* the mark; in exact tables lru keeps stamps here */
-    uint16_t tag;
-    uint8_t  rank;
-};
+/* How marks are ranked at a tick of the table's: NULL, by their age, (uint8_t)(tick - mark), which is asked for eight lanes at a time. */
+typedef uint8_t (*near__rank_fn)(uint8_t mark, uint8_t tick);
 
 struct near__batch {
-    struct near__batch_row *rows; /* `room` in order, and as many to sort from */
-    uint32_t                room, count, next;
-    uint32_t                region; /* first home of the next one */
-    bool                    stamps; /* `when` is a stamp, not a mark */
+    uint32_t *rows; /* `room`: home in the region (11 bits), level (5), tag (16) */
+    uint32_t  room, count, next;
+    uint32_t  first;  /* home of their region */
+    uint32_t  region; /* first home of the next one */
+    uint8_t   tick;   /* when it was taken */
+    uint8_t   shift;  /* log2 of the ranks in a level */
+    uint8_t   least;  /* the lowest rank that was taken ... */
+    uint8_t   guess;  /* ... and for the next batch ... */
+    bool      known;  /* ... if it is known */
+    bool      whole;  /* the region was looked at to its end */
+    uint8_t   top;    /* the highest that was met */
+    uint8_t
+        most; /* set by the policy: whatever ranks so is taken, for it may be held back to there; 0: nothing is */
 };
 
 enum {
     NEAR__BATCH_SHARE =
-        32 /* a batch is about 1/32: few of it are used meanwhile, and 32 slots are looked at a victim */
-};
-
-struct near__ranks {
-    uint8_t of[256]; /* by mark */
-    bool    ages;    /* of[mark] is (uint8_t)(tick - mark): eight at a time */
-    uint8_t tick;
+        16 /* a batch is about 1/16: few of it are used meanwhile, and 16 slots are looked at a victim */
 };
 
 void near__batch_fini(struct near__batch *batch);
-/* Room for so many rows; false: no memory, and there was no room at all. */
-bool near__batch_room(struct near__batch *batch, uint32_t room);
 /* The next batch; it may be empty. */
-void near__batch_take(struct near__batch *batch, const struct near__table *table,
-                      const struct near__ranks *ranks);
-/* The next entry of the batch that has the mark (in exact tables: the stamp) it had.  False: the batch is used up. */
-bool   near__batch_next(struct near__batch *batch, const struct near__table *table, struct near__place *place,
-                        uint32_t *element);
+void near__batch_take(struct near__batch *batch, const struct near__table *table, near__rank_fn rank);
+/* The next entry of the batch that ranks no lower than it did.  False: the batch is used up. */
+bool   near__batch_next(struct near__batch *batch, const struct near__table *table, near__rank_fn rank,
+                        struct near__place *place, uint32_t *element);
 size_t near__batch_bytes(const struct near__batch *batch);
-
-/* The occupied lanes of a bucket, a bit each. */
-static inline unsigned
-near__bucket_occupied(const struct near__bucket *bucket)
-{
-#if defined(__SSE2__) && !NEAR__TSAN
-    const __m128i none = _mm_setzero_si128();
-    __m128i       first, last;
-
-    /* as in near__bucket_match(): each reference is whole */
-    __asm__ volatile("movdqa %1, %0" : "=x"(first) : "m"(*(const __m128i *)(const void *)&bucket->refs[0]));
-    __asm__ volatile("movdqa %1, %0" : "=x"(last) : "m"(*(const __m128i *)(const void *)&bucket->refs[4]));
-    first = _mm_packs_epi32(_mm_cmpeq_epi32(first, none), _mm_cmpeq_epi32(last, none));
-    return ~(unsigned)_mm_movemask_epi8(_mm_packs_epi16(first, none)) & 0xff;
-#else
-    unsigned lanes = 0;
-
-    for (unsigned lane = 0; lane < NEAR__LANES; lane++)
-        lanes |= (unsigned)(atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed) != 0) << lane;
-    return lanes;
-#endif
-}
 
 /* The lanes whose mark is `least` or more ticks old, occupied or not. */
 static inline unsigned

@@ -13,46 +13,11 @@ enum {
      DAY) /* how long before its birth here an entry may have become stale; longer ago counts as that long */
 #define FORCED_BACK (2 * DAY)
 
-unsigned
-near__block_flags(const struct near__entry *entry, bool plain)
-{
-    unsigned flags = 0;
-
-    if (entry->expires != NEAR_NEVER)
-        flags |= NEAR__BLOCK_EXPIRES;
-    if (entry->fresh_until < entry->expires)
-        flags |= NEAR__BLOCK_FRESH | NEAR__BLOCK_BORN;
-    if (entry->expires != NEAR_NEVER || !plain)
-        flags |= NEAR__BLOCK_BORN;
-    if (entry->cost_us != 0)
-        flags |= NEAR__BLOCK_COST;
-    if (entry->stamp != 0)
-        flags |= NEAR__BLOCK_STAMP;
-    if (entry->negative)
-        flags |= NEAR__BLOCK_NEGATIVE;
-    if (entry->labels != NULL)
-        flags |= NEAR__BLOCK_LABELS;
-    return flags;
-}
-
-bool
-near__block_wide(const struct near__entry *entry)
-{
-    if (entry->key_size > NEAR__BLOCK_KEY_MAX)
-        return true;
-    return entry->object == NULL && (entry->adopted || entry->value_size > NEAR__BLOCK_VALUE_MAX);
-}
-
 size_t
-near__block_size(const struct near__entry *entry, unsigned flags, unsigned code)
+near__block_labelled(size_t end, const struct near__labels *labels)
 {
-    size_t size = code == NEAR__BLOCK_OBJECT ? NEAR__BLOCK_POINTERS : entry->value_size;
-    size_t end  = near__block_value_at(flags, entry->key_size, code) + size;
-
-    if (!(flags & NEAR__BLOCK_LABELS))
-        return end;
-    return ((end + 3) & ~(size_t)3) + LABELS_HEAD + entry->labels->n * sizeof(entry->labels->stripes[0]) +
-           entry->labels->names_size;
+    return ((end + 3) & ~(size_t)3) + LABELS_HEAD + labels->n * sizeof(labels->stripes[0]) +
+           labels->names_size;
 }
 
 static unsigned char *

@@ -302,10 +302,52 @@ near__block_code(const struct near__entry *entry, size_t align_from)
 }
 
 /* The flags of an entry's block.  `plain`: the owner wants no birth times of entries that do not expire. */
-unsigned near__block_flags(const struct near__entry *entry, bool plain);
+static inline unsigned
+near__block_flags(const struct near__entry *entry, bool plain)
+{
+    unsigned flags = 0;
+
+    if (entry->expires != NEAR_NEVER)
+        flags |= NEAR__BLOCK_EXPIRES;
+    if (entry->fresh_until < entry->expires)
+        flags |= NEAR__BLOCK_FRESH | NEAR__BLOCK_BORN;
+    if (entry->expires != NEAR_NEVER || !plain)
+        flags |= NEAR__BLOCK_BORN;
+    if (entry->cost_us != 0)
+        flags |= NEAR__BLOCK_COST;
+    if (entry->stamp != 0)
+        flags |= NEAR__BLOCK_STAMP;
+    if (entry->negative)
+        flags |= NEAR__BLOCK_NEGATIVE;
+    if (entry->labels != NULL)
+        flags |= NEAR__BLOCK_LABELS;
+    return flags;
+}
+
 /* Whether an entry must be external whatever its size class. */
-bool   near__block_wide(const struct near__entry *entry);
-size_t near__block_size(const struct near__entry *entry, unsigned flags, unsigned code);
+static inline bool
+near__block_wide(const struct near__entry *entry)
+{
+    if (entry->key_size > NEAR__BLOCK_KEY_MAX)
+        return true;
+    return entry->object == NULL && (entry->adopted || entry->value_size > NEAR__BLOCK_VALUE_MAX);
+}
+
+/* What a block takes beside key, value and labels, at most: the head, all numbers, the value's alignment. */
+#define NEAR__BLOCK_MORE 128
+
+/* Where a block ends that ends here without its labels. */
+size_t near__block_labelled(size_t end, const struct near__labels *labels);
+
+static inline size_t
+near__block_size(const struct near__entry *entry, unsigned flags, unsigned code)
+{
+    size_t size = code == NEAR__BLOCK_OBJECT ? NEAR__BLOCK_POINTERS : entry->value_size;
+    size_t end  = near__block_value_at(flags, entry->key_size, code) + size;
+
+    return flags & NEAR__BLOCK_LABELS ? near__block_labelled(end, entry->labels) : end;
+}
+
 /* `key` is the entry's, which need not lie in it.  The reference to its object is the caller's to take. */
 void near__block_write(struct near__block *block, const struct near__entry *entry, near_bytes key,
                        unsigned flags, unsigned code);

@@ -218,6 +218,23 @@ near__l1_meet(const struct near__l1_path *path, const struct near__l1_front *fro
                          (struct near__place){ bucket, NEAR__LANE(match) }, key, time, held);
 }
 
+/* Whether the key is absent, if that can be told by its tag alone, as it nearly always can.  False says nothing. */
+static inline bool
+near__l1_lacks(const struct near__l1_path *path, uint64_t hash)
+{
+    struct near__table  *table   = &path->tables[hash & path->shard_mask];
+    uint64_t             size    = near__table_size(table);
+    struct near__bucket *home    = near__table_bucket(table, near__table_home(size, near__element(hash)));
+    uint16_t             version = near__bucket_version(home);
+
+    if (near__bucket_stale(table, home))
+        return true;
+    for (struct near__bucket *bucket = home; bucket != NULL; bucket = near__table_after(table, bucket))
+        if (near__bucket_match(bucket, near__tag(near__element(hash))) != 0)
+            return false;
+    return near__table_settled(table, size, home, version);
+}
+
 /* near__l1_find(), quickly where it is simple. */
 static inline __attribute__((always_inline)) near_value *
 near__l1_hit(struct near__l1_front *front, uint64_t hash, near_bytes key, int64_t now)

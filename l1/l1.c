@@ -533,7 +533,8 @@ purge_locked(struct near__l1 *l1, struct shard *sh, uint32_t home, struct dead *
 {
     struct moving moving = { l1, sh, dead };
 
-    near__table_purge(sh->table, home, dropped_locked, &moving);
+    if (NEAR__UNLIKELY(near__bucket_stale(sh->table, near__table_bucket(sh->table, home))))
+        near__table_purge(sh->table, home, dropped_locked, &moving);
 }
 
 /* Go on emptying; at most `buckets` of them. */
@@ -1764,10 +1765,11 @@ static const struct near__entry *
 dated_entry(const struct near__l1 *l1, const struct near__entry *entry, struct near__entry *dated)
 {
     const size_t counts = sizeof(entry->refs); /* others may be changing that one */
-    int64_t      end    = near__time_after(entry->born, l1->ttl);
+    int64_t      end;
 
     if (NEAR__LIKELY(l1->ttl == 0))
         return entry;
+    end = near__time_after(entry->born, l1->ttl);
     memcpy((char *)dated + counts, (const char *)entry + counts, sizeof(*dated) - counts);
     if (dated->fresh_until > end)
         dated->fresh_until = end;
@@ -1779,13 +1781,13 @@ dated_entry(const struct near__l1 *l1, const struct near__entry *entry, struct n
 }
 
 /* Whether the entry is copied into the arena, and how; else its block is a pointer. */
-static bool
+static inline bool
 lives_in_arena(const struct near__l1 *l1, const struct shard *sh, const struct near__entry *entry,
                unsigned *flags, size_t *size)
 {
     *flags = near__block_flags(entry, l1->plain);
     *size  = near__block_size(entry, *flags, near__block_code(entry, l1->align_from));
-    return !near__block_wide(entry) && *size <= near__heap_largest(&sh->heap);
+    return !near__block_wide(entry) && *size <= sh->heap.largest;
 }
 
 /* The block, which is not linked yet, names the object from now on, if that can be paid for; 0: it cannot, and the block is free. */
@@ -1820,7 +1822,8 @@ block_new_locked(struct near__l1 *l1, struct shard *sh, struct near__entry *entr
     if (lives_in_arena(l1, sh, as, &flags, &size)) {
         size_t cost = entry->object != NULL ? near__object_cost(entry->object) : 0;
 
-        if (near__heap_class_bytes(&sh->heap, size) + cost > sh->max_bytes / 2)
+        if (size + cost > sh->max_bytes / 4 && /* a class is not twice as large */
+            near__heap_class_bytes(&sh->heap, size) + cost > sh->max_bytes / 2)
             return 0;
         ref = obtain_locked(l1, sh, size, dead);
         if (ref == 0)
@@ -2313,8 +2316,11 @@ near__l1_store(struct near__l1 *l1, struct near__entry *entry, near_bytes key, i
             tell_of_write(l1);
         return again;
     }
-    if (l1->off || !lives_in_arena(l1, sh, entry, &flags, &size))
+    if (l1->off || near__block_wide(entry) ||
+        ((key.size + entry->value_size + NEAR__BLOCK_MORE > sh->heap.largest || entry->labels != NULL) &&
+         !lives_in_arena(l1, sh, entry, &flags, &size)))
         return false;
+    __builtin_prefetch(stripe_of(l1, entry->hash), 1); /* with the lock's line, not after it */
     do {
         near__lock(&sh->lock);
         fence_move(l1, entry->hash);

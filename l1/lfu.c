@@ -117,17 +117,14 @@ lfu_revive(struct near__order *order, uint32_t element, uint8_t warmth)
     return (uint8_t)((tick_of(order->table) - age * TICK_ONE) | warmth >> 4);
 }
 
-static void
-take(struct lfu *lfu, const struct near__table *table)
+static uint8_t
+rank(uint8_t mark, uint8_t tick)
 {
-    struct near__ranks ranks = { .ages = false };
+    unsigned age   = age_of(mark, tick);
+    unsigned count = (mark & COUNT_MAX) >> age / AGE_HALF;
 
-    for (unsigned mark = 0; mark < 256; mark++) {
-        unsigned age   = age_of((uint8_t)mark, tick_of(table));
-        unsigned count = (mark & COUNT_MAX) >> age / AGE_HALF;
-        ranks.of[mark] = (uint8_t)((COUNT_MAX - count) * 16 + age);
-    }
-    near__batch_take(&lfu->batch, table, &ranks);
+    return (uint8_t)((COUNT_MAX - count) * 16 +
+                     (age < AGE_HELD ? age : AGE_HELD)); /* as the sweep will have it */
 }
 
 static bool
@@ -136,9 +133,9 @@ lfu_victim(struct near__order *order, struct near__place *place, uint32_t *eleme
     struct lfu *lfu = order->state;
 
     for (int batches = 0; batches < 3; batches++) {
-        if (near__batch_next(&lfu->batch, order->table, place, element))
+        if (near__batch_next(&lfu->batch, order->table, rank, place, element))
             return true;
-        take(lfu, order->table);
+        near__batch_take(&lfu->batch, order->table, rank);
     }
     return near__table_any(order->table, &lfu->any, element, place);
 }

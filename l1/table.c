@@ -88,10 +88,9 @@ slot_empty(struct near__bucket *bucket, unsigned lane)
 static int
 bucket_free_lane(const struct near__bucket *bucket)
 {
-    for (unsigned lane = 0; lane < NEAR__LANES; lane++)
-        if (bucket_ref(bucket, lane) == 0)
-            return (int)lane;
-    return -1;
+    unsigned vacant = ~near__bucket_occupied(bucket) & ((1u << NEAR__LANES) - 1);
+
+    return vacant != 0 ? __builtin_ctz(vacant) : -1;
 }
 
 /* ---- overflow buckets */
@@ -240,9 +239,8 @@ chain_trim(struct near__table *table, struct near__bucket *home)
         return;
     while (bucket_next(last = near__table_overflow(table, bucket_next(before))) != 0)
         before = last;
-    for (unsigned lane = 0; lane < NEAR__LANES; lane++)
-        if (bucket_ref(last, lane) != 0)
-            return;
+    if (near__bucket_occupied(last) != 0)
+        return;
     uint32_t number = bucket_next(before);
     /* release: what hung there is empty now, and who finds it gone sees the version that moved when it was emptied */
     atomic_store_explicit(&before->next, 0, memory_order_release);
@@ -566,21 +564,6 @@ near__table_join(struct near__table *table)
     atomic_store_explicit(&table->size, size_word(homes - 1), memory_order_release);
     chain_drop(table, source);
     return true;
-}
-
-int
-near__table_wants(const struct near__table *table)
-{
-    uint64_t homes = near__table_homes(table);
-
-    if (table->exact)
-        return 0;
-    if ((uint64_t)table->entries * NEAR__FILL_SPLIT_DEN > homes * NEAR__FILL_SPLIT_NUM)
-        return 1;
-    if (homes == 1 || table->entries >= homes * NEAR__FILL_JOIN)
-        return 0;
-    /* in the smallest tables one home less may be too few */
-    return (uint64_t)table->entries * NEAR__FILL_SPLIT_DEN > (homes - 1) * NEAR__FILL_SPLIT_NUM ? 0 : -1;
 }
 
 /* ---- clearing */

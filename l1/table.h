@@ -174,6 +174,28 @@ near__bucket_match(const struct near__bucket *bucket, uint16_t tag)
 #define NEAR__LANE(match)      ((unsigned)__builtin_ctz(match) >> 1)
 #define NEAR__LANE_NEXT(match) ((match) & ~(3u << __builtin_ctz(match)))
 
+/* The occupied lanes of a bucket, a bit each. */
+static inline unsigned
+near__bucket_occupied(const struct near__bucket *bucket)
+{
+#if defined(__SSE2__) && !NEAR__TSAN
+    const __m128i none = _mm_setzero_si128();
+    __m128i       first, last;
+
+    /* as in near__bucket_match(): each reference is whole */
+    __asm__ volatile("movdqa %1, %0" : "=x"(first) : "m"(*(const __m128i *)(const void *)&bucket->refs[0]));
+    __asm__ volatile("movdqa %1, %0" : "=x"(last) : "m"(*(const __m128i *)(const void *)&bucket->refs[4]));
+    first = _mm_packs_epi32(_mm_cmpeq_epi32(first, none), _mm_cmpeq_epi32(last, none));
+    return ~(unsigned)_mm_movemask_epi8(_mm_packs_epi16(first, none)) & 0xff;
+#else
+    unsigned lanes = 0;
+
+    for (unsigned lane = 0; lane < NEAR__LANES; lane++)
+        lanes |= (unsigned)(atomic_load_explicit(&bucket->refs[lane], memory_order_relaxed) != 0) << lane;
+    return lanes;
+#endif
+}
+
 /*
  * How a reader searches (relaxed and acquire loads only; all of it pairs with releases in table.c):
  *
@@ -265,6 +287,21 @@ near__table_homes(const struct near__table *table)
     return (uint32_t)atomic_load_explicit(&table->size, memory_order_relaxed);
 }
 
+/* The home buckets from `home` on, of those below `end`, that lie side by side: the first one, and how many they are. */
+static inline struct near__bucket *
+near__table_run(const struct near__table *table, uint32_t home, uint32_t end, uint32_t *n)
+{
+    uint32_t mask = table->chunk_mask, to_chunk = mask - (home & mask),
+             to_turn = mask - ((home + table->color) & mask);
+
+    *n = end - home;
+    if (*n > to_chunk)
+        *n = to_chunk + 1;
+    if (*n > to_turn)
+        *n = to_turn + 1;
+    return near__table_bucket(table, home);
+}
+
 /* The first entry that this element may stand for.  Home buckets of an old generation count as empty. */
 bool near__table_locate(const struct near__table *table, uint32_t element, struct near__place *place);
 
@@ -308,7 +345,20 @@ near__place_ref(struct near__place place)
 bool near__table_split(struct near__table *table);
 bool near__table_join(struct near__table *table);
 /* Whether a split or a join is due by the number of entries. */
-int near__table_wants(const struct near__table *table); /* +1 split, -1 join, 0 neither */
+static inline int
+near__table_wants(const struct near__table *table) /* +1 split, -1 join, 0 neither */
+{
+    uint64_t homes = near__table_homes(table);
+
+    if (table->exact)
+        return 0;
+    if ((uint64_t)table->entries * NEAR__FILL_SPLIT_DEN > homes * NEAR__FILL_SPLIT_NUM)
+        return 1;
+    if (homes == 1 || table->entries >= homes * NEAR__FILL_JOIN)
+        return 0;
+    /* in the smallest tables one home less may be too few */
+    return (uint64_t)table->entries * NEAR__FILL_SPLIT_DEN > (homes - 1) * NEAR__FILL_SPLIT_NUM ? 0 : -1;
+}
 
 /* Everything is gone at once.  The owner purges a home before it inserts there, and purges every home at least once in 65535
  * clears (a few with each), or what it forgot would come back. */
@@ -323,7 +373,8 @@ static inline size_t
 near__table_fill(const struct near__table *table)
 {
     if (table->full != 0)
-        return table->full;
+        return table->full > table->entries ? table->full
+                                            : table->entries; /* it may have been given more room */
     return table->capacity > table->entries ? table->capacity : table->entries;
 }
 

@@ -242,7 +242,7 @@ test_classes(void **state)
         assert_int_equal(near__arena_open(&arena, MIB(1), 0, slabs[i]), NEAR_OK);
         assert_int_equal(near__arena_slab_bytes(arena), slabs[i]);
         near__heap_init(&heap, arena, 0, MIB(1));
-        assert_int_equal(near__heap_largest(&heap), slabs[i] / 2);
+        assert_int_equal(heap.largest, slabs[i] / 2);
         assert_int_equal(near__heap_class_bytes(&heap, slabs[i] / 2 + 1), 0);
         assert_int_equal(near__heap_alloc(&heap, slabs[i] / 2 + 1), 0);
         for (size_t size = 0; size <= slabs[i] / 2; size++) {
@@ -279,7 +279,7 @@ test_small_classes_are_multiples_of_eight(void **state)
 static size_t
 random_size(struct owner *o)
 {
-    size_t   largest = near__heap_largest(&o->heap);
+    size_t   largest = o->heap.largest;
     unsigned bits    = 64 - (unsigned)__builtin_clzll(largest);
 
     return test_random(&o->random) % ((size_t)2 << test_random(&o->random) % bits) % (largest + 1);

@@ -547,6 +547,30 @@ test_queues_of_every_size(void **state)
 
 /* ---- victims in batches */
 
+static uint8_t
+by_mark(uint8_t mark, uint8_t tick)
+{
+    (void)tick;
+    return mark;
+}
+
+/* What policies measure their queues by, once a victim was asked for, follows a table that was given more room. */
+static void
+test_a_full_table_that_is_given_room(void **state)
+{
+    struct near__table table;
+    struct near__place place;
+
+    (void)state;
+    assert_int_equal(table_new(&table, 12, 16, 16, false), NEAR_OK);
+    table.full = 10;
+    assert_int_equal(near__table_fill(&table), 10);
+    for (uint32_t key = 0; key < 50; key++)
+        assert_true(near__table_insert(&table, mixed(key), key + 1, 0, &place));
+    assert_int_equal(near__table_fill(&table), 50);
+    near__table_fini(&table);
+}
+
 /* Over a large table a batch is of one part of it, the next one of the next: in the end all have had their turn, the
  * oldest of each first. */
 static void
@@ -555,37 +579,35 @@ test_batches_over_a_large_table(void **state)
     enum { HOMES = 20000, N = 60000 };
     struct near__table table;
     struct near__batch batch = { .room = 0 };
-    struct near__ranks ranks = { .ages = false };
     struct near__place place;
     uint32_t           element, parts = 0, last = 0;
     size_t             taken = 0;
 
     (void)state;
-    for (unsigned mark = 0; mark < 256; mark++)
-        ranks.of[mark] = (uint8_t)mark;
     assert_int_equal(table_new(&table, 12, 16, HOMES, false), NEAR_OK);
     for (uint32_t key = 0; key < N; key++)
         assert_true(near__table_insert(&table, mixed(key), key + 1, (uint8_t)mixed(key + N), &place));
     shortage_begin(0, true);
-    near__batch_take(&batch, &table, &ranks);
+    near__batch_take(&batch, &table, by_mark);
     shortage_end();
-    assert_false(near__batch_next(&batch, &table, &place, &element)); /* without memory it is empty */
-    for (int i = 0; i < 12; i++) {
+    assert_false(
+        near__batch_next(&batch, &table, by_mark, &place, &element)); /* without memory it is empty */
+    for (int i = 0; i < 24; i++) {
         uint32_t before = batch.region;
         uint8_t  mark   = 255;
 
-        near__batch_take(&batch, &table, &ranks);
+        near__batch_take(&batch, &table, by_mark);
         parts += batch.region != before;
         assert_true(batch.region <= HOMES);
         last = batch.region == HOMES ? last + 1 : last;
-        while (near__batch_next(&batch, &table, &place, &element)) {
+        while (near__batch_next(&batch, &table, by_mark, &place, &element)) {
             assert_true(near__place_mark(place) <= mark);
             mark = near__place_mark(place);
-            assert_true(mark > 200);
+            assert_true(mark > 220);
             taken++;
         }
     }
-    assert_int_equal(parts, 12);
+    assert_int_equal(parts, 24);
     assert_in_range(last, 2, 3);
     assert_in_range(taken, N / 32, N / 2);
     near__batch_fini(&batch);
@@ -1232,6 +1254,7 @@ main(void)
         cmocka_unit_test(test_any_entry_is_found),
         cmocka_unit_test(test_a_table_that_was_cleared),
         cmocka_unit_test(test_queues_of_every_size),
+        cmocka_unit_test(test_a_full_table_that_is_given_room),
         cmocka_unit_test(test_batches_over_a_large_table),
         cmocka_unit_test(test_an_exact_order_without_memory),
         cmocka_unit_test(test_adaptive_alone),

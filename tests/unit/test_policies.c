@@ -196,6 +196,53 @@ test_frequency(void **state)
     }
 }
 
+/* ---- victims in batches */
+
+/* Of keys that are used again and again between single new ones, how many uses in a million find nothing. */
+static double
+hot_misses(const char *policy, size_t capacity, size_t hot, size_t uses, size_t rounds)
+{
+    struct near__simulator *simulator = open_simulator(policy, capacity, false, false);
+    uint64_t                random = 3, fresh = 1000000;
+    size_t                  missed = 0;
+
+    for (size_t i = 0; i < 20 * capacity; i++) /* a scan, in which nobody is used twice */
+        access_key(simulator, fresh++);
+    for (size_t round = 0; round < rounds; round++) {
+        for (size_t i = 0; i < uses; i++) {
+            size_t key = uses == hot ? i : test_random(&random) % hot;
+            missed += !access_key(simulator, key) && round >= 20;
+        }
+        access_key(simulator, fresh++);
+    }
+    near__simulator_close(&simulator);
+    return 1e6 * (double)missed / (double)(uses * (rounds - 20));
+}
+
+/* A batch reaches down to the youngest where nearly all are in use; who was used after it was taken stays. */
+static void
+test_what_was_used_since_its_batch_stays(void **state)
+{
+    double lru = hot_misses("lru", 2000, 1960, 2000, 1500), lfu = hot_misses("lfu", 2000, 1980, 300, 6000);
+
+    (void)state;
+    print_message("# misses in a million uses: lru %.1f, lfu %.1f\n", lru, lfu);
+    assert_true(lru < 50);   /* 690 where whoever ranks as high as the batch reaches leaves; a list has 0 */
+    assert_true(lfu < 4000); /* 5600 there */
+}
+
+/* A batch of one. */
+static void
+test_the_oldest_of_a_few_leaves(void **state)
+{
+    (void)state;
+    for (size_t capacity = 8; capacity <= 14; capacity++)
+        for (size_t hot = 2; hot <= capacity - 4; hot++) {
+            assert_true(hot_misses("lru", capacity, hot, hot, 4000) == 0);
+            assert_true(hot_misses("lfu", capacity, hot, hot, 4000) == 0);
+        }
+}
+
 /* ---- removals */
 
 /* A third of all requests removes: state stays bounded, the cache stays full, everybody is found. */
@@ -581,6 +628,8 @@ main(void)
         cmocka_unit_test(test_sieve_definition),
         cmocka_unit_test(test_s3fifo_definition),
         cmocka_unit_test(test_frequency),
+        cmocka_unit_test(test_what_was_used_since_its_batch_stays),
+        cmocka_unit_test(test_the_oldest_of_a_few_leaves),
         cmocka_unit_test(test_removals),
         cmocka_unit_test(test_refills),
         cmocka_unit_test(test_clears),
