@@ -10,7 +10,7 @@
 #include "metrics.h"
 
 enum {
-    MISSES  = 16,      /* one of so many is counted */
+    MISSES  = 64,      /* one of so many is counted */
     HALVING = 1 << 14, /* samples until counts are halved: of 16 million hits */
     TIMED   = 8,       /* one of so many samples is timed */
     SHOWN   = 32

@@ -292,7 +292,7 @@ asks_disk(const near_cache *cache, const struct near__view *view)
            near__disk_may_answer(cache, view->now);
 }
 
-static near_status
+static __attribute__((noinline)) near_status
 get_below(near_cache *cache, const struct near__view *view, uint64_t hash, near_bytes key, int64_t timeout_ms,
           near_value **value)
 {
@@ -441,8 +441,11 @@ get_absent(near_cache *cache, near_bytes key, near_value *hit, uint64_t hash, ne
     near__hot_miss(cache, hash, key);
     if (cache->bare && near__tier_key_check(cache, key) != NEAR_OK)
         return NEAR_ERR_INVALID;
-    if (cache->client->ops != NULL || cache->disk != NULL)
-        near__view_exact(cache, &view);
+    if (cache->client->ops == NULL && cache->disk == NULL) { /* there is nothing below */
+        near__count(cache, NEAR__misses, 1);
+        return NEAR_MISS;
+    }
+    near__view_exact(cache, &view);
     return get_below(cache, &view, hash, key, -1, value);
 }
 
@@ -469,8 +472,11 @@ get_any(near_cache *cache, near_bytes key, near_value **value)
 static __attribute__((noinline)) near_status
 get_closely(near_cache *cache, near_bytes key, near_value **value, uint64_t hash)
 {
-    near_value *hit = near__l1_find(cache->l1, hash, key, near__client_hit_time_alone(cache));
+    near_value *hit;
 
+    if (NEAR__LIKELY(near__l1_lacks(&cache->shortest.path, hash)))
+        return get_absent(cache, key, NULL, hash, value);
+    hit    = near__l1_find(cache->l1, hash, key, near__client_hit_time_alone(cache));
     *value = fresh(cache, &hit);
     return NEAR__LIKELY(*value != NULL) ? NEAR_OK : get_absent(cache, key, hit, hash, value);
 }

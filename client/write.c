@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/hash_keyed.h"
 #include "base/le.h"
 #include "tags.h"
 
@@ -485,6 +486,13 @@ near_put_many(near_cache *cache, const near_bytes *keys, const near_bytes *value
     return write_many(cache, keys, values, n, options, NULL, statuses);
 }
 
+/* What never expires has no date in an L1 that is alone: no clock is read for it.  Pools may have a TTL of their own. */
+static bool
+dates_nothing(const near_cache *cache)
+{
+    return cache->settings.ttl == 0 && cache->max_ttl == NEAR_NEVER && cache->pools.n == 0;
+}
+
 /* Where L1 is all there is, a write is one step under its lock, and needs no memory of its own.  False: not so, or not so simple. */
 static bool
 put_alone(near_cache *cache, near_bytes key, near_bytes value)
@@ -499,8 +507,8 @@ put_alone(near_cache *cache, near_bytes key, near_bytes value)
     client = cache->client;
     if (client->ops != NULL || client->coherence != NULL || value.size > cache->settings.l2_max_value)
         return false;
-    now              = near__client_now(client);
-    entry.hash       = near__hash_keyed(&client->secret, key);
+    now              = dates_nothing(cache) ? 0 : near__client_now(client);
+    entry.hash       = near__hash_keyed_inline(&client->secret, key);
     entry.value      = value.data;
     entry.value_size = value.size;
     near__entry_date(cache, &entry, now, cache->settings.ttl);
@@ -510,18 +518,22 @@ put_alone(near_cache *cache, near_bytes key, near_bytes value)
     return true;
 }
 
-near_status
-near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_options *options)
+static __attribute__((noinline)) near_status
+put_one(near_cache *cache, near_bytes key, near_bytes value, const near_put_options *options)
 {
     near_put_options mine = NEAR_PUT_OPTIONS_INIT;
     near_status      status;
 
-    if (options == NULL && put_alone(cache, key, value))
-        return NEAR_OK;
     near__options_take(&mine, sizeof(mine), options);
     if ((mine.flags & NEAR_IF_ABSENT) || mine.unchanged != NULL)
         return near__put_conditional(cache, key, value, &mine);
     return write_many(cache, &key, &value, 1, options, NULL, &status);
+}
+
+near_status
+near_put(near_cache *cache, near_bytes key, near_bytes value, const near_put_options *options)
+{
+    return options == NULL && put_alone(cache, key, value) ? NEAR_OK : put_one(cache, key, value, options);
 }
 
 near_status

@@ -319,6 +319,25 @@ test_a_pools_ttl_stands_for_max_ttl(void **state)
     close_instance(&in);
 }
 
+/* A pool's TTL counts from the write, also where nothing else would be dated: an L1 alone, and another pool without one. */
+static void
+test_a_pools_ttl_in_an_l1_alone(void **state)
+{
+    static const char *const settings[] = { "l1.pools", "timed:1MiB::10m, plain:1MiB", NULL };
+    struct instance          in;
+    near_value_info          info = NEAR_VALUE_INFO_INIT;
+    near_value              *value;
+
+    (void)state;
+    open_with(&in, settings, (const char *const[]){ "l2.uri", "none:", "ttl", "0", NULL });
+    assert_int_equal(near_put(in.cache, near_key("t"), near_key("1"), NULL), NEAR_OK);
+    assert_int_equal(near_get(in.cache, near_key("t"), &value), NEAR_OK);
+    near_value_get_info(value, &info);
+    assert_true(info.ttl_ms > 599000 && info.ttl_ms <= 600000);
+    near_value_release(value);
+    close_instance(&in);
+}
+
 /* ---- numbers */
 
 #define SEVENTY "0123456789012345678901234567890123456789012345678901234567890123456789"
@@ -438,6 +457,7 @@ main(void)
         cmocka_unit_test(test_a_loader_says_which_pool),
         cmocka_unit_test(test_updates_keep_their_pool),
         cmocka_unit_test(test_a_pools_ttl_stands_for_max_ttl),
+        cmocka_unit_test(test_a_pools_ttl_in_an_l1_alone),
         cmocka_unit_test(test_numbers_of_each_pool),
         cmocka_unit_test(test_a_cache_without_pools_says_nothing_of_them),
         cmocka_unit_test(test_resizes),
