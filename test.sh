@@ -32,15 +32,15 @@ show_failures()
     done
 }
 
-# broken PROGRAM...: one of them crashed, or a sanitizer found something: no chance of the moment.  A test that fails half-way leaves its memory
-# behind, and its threads, which go on in a stack that was its: that says nothing more.
+# broken PROGRAM...: one of them crashed, or a sanitizer found something: no chance of the moment.  A test that fails half-way leaves its threads
+# and its memory behind: that says nothing more.
 broken()
 {
     local program left
 
     for program in "$@"; do
         left='^$'
-        grep -qF '[  FAILED  ]' "$build/$program.log" && left='ThreadSanitizer|LeakSanitizer|AddressSanitizer: ([0-9]+ byte|stack-use)'
+        grep -qF '[  FAILED  ]' "$build/$program.log" && left='thread leak|LeakSanitizer|AddressSanitizer: [0-9]+ byte'
         grep -E 'Sanitizer|runtime error:|exception: |exit status: 1(29|3[0-9])' "$build/$program.log" |
             grep -qvE "$left" && return
     done
