@@ -441,11 +441,8 @@ get_absent(near_cache *cache, near_bytes key, near_value *hit, uint64_t hash, ne
     near__hot_miss(cache, hash, key);
     if (cache->bare && near__tier_key_check(cache, key) != NEAR_OK)
         return NEAR_ERR_INVALID;
-    if (cache->client->ops == NULL && cache->disk == NULL) { /* there is nothing below */
-        near__count(cache, NEAR__misses, 1);
-        return NEAR_MISS;
-    }
-    near__view_exact(cache, &view);
+    if (cache->client->ops != NULL || cache->disk != NULL)
+        near__view_exact(cache, &view);
     return get_below(cache, &view, hash, key, -1, value);
 }
 

@@ -234,12 +234,18 @@ sort(struct near__batch *batch)
         }
 }
 
+static uint8_t
+most_of(const struct near__batch *batch)
+{
+    return batch->most != 0 ? batch->most : UINT8_MAX;
+}
+
 void
 near__batch_take(struct near__batch *batch, const struct near__table *table, near__rank_fn rank)
 {
     const struct ranking ranking = ranking_of(table, rank);
     struct region        region  = next_region(batch, table);
-    const uint8_t        most    = batch->most != 0 ? batch->most : UINT8_MAX;
+    const uint8_t        most    = most_of(batch);
     uint64_t             share   = (uint64_t)near__table_homes(table) * NEAR__BATCH_SHARE;
     uint32_t             wanted, above;
 
@@ -270,7 +276,7 @@ least_now(const struct near__batch *batch, const struct ranking *ranking, uint32
 {
     unsigned since = ranking->rank == NULL ? (uint8_t)(ranking->tick - batch->tick) : 0;
     unsigned least = batch->least + (level_of(row) << batch->shift) + since;
-    unsigned most  = batch->most != 0 ? batch->most : UINT8_MAX;
+    unsigned most  = most_of(batch);
 
     return least < most ? least : most;
 }

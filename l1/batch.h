@@ -3,7 +3,7 @@
  *
  * A policy ranks marks, 0 to 255, the higher the sooner to leave.  A batch is the entries of one region of the table (all of it, or
  * up to 2048 homes in turn) that rank highest, about a 16th of them, in that order as far as 32 levels tell it.  Handed out one by
- * one; those that rank below the batch by now, because they were used, or are gone are passed over.
+ * one; those that rank lower by now, because they were used, or are gone are passed over.
  *
  * If uses only ever lower a rank, what is not in the batch ranks no higher than all in it.  The rank that a batch reaches down to is
  * that of the one before, or one more or less if that one had too many or too few; where that is far off it is found by counting.

@@ -230,8 +230,11 @@ near__l1_lacks(const struct near__l1_path *path, uint64_t hash)
     if (near__bucket_stale(table, home))
         return true;
     for (struct near__bucket *bucket = home; bucket != NULL; bucket = near__table_after(table, bucket))
-        if (near__bucket_match(bucket, near__tag(near__element(hash))) != 0)
-            return false;
+        for (uint32_t match = near__bucket_match(bucket, near__tag(near__element(hash))); match != 0;
+             match          = NEAR__LANE_NEXT(match))
+            if (near__bucket_ref(bucket, NEAR__LANE(match)) !=
+                0) /* a slot keeps its tag when it is emptied */
+                return false;
     return near__table_settled(table, size, home, version);
 }
 

@@ -438,21 +438,7 @@ fence_move(struct near__pools *pools, uint64_t hash)
 static bool
 may_have_locked(const struct near__pools *pools, unsigned i, uint64_t hash)
 {
-    struct near__l1_front *front = front_of(pools, i);
-    struct near__table    *table = &front->path.tables[hash & front->path.shard_mask];
-    uint64_t               size  = near__table_size(table);
-    struct near__bucket   *home = home_of(table, size, hash), *bucket = home;
-    uint16_t               version = near__bucket_version(home);
-
-    if (near__bucket_stale(table, home))
-        return false;
-    for (; bucket != NULL; bucket = near__table_after(table, bucket))
-        for (uint32_t match = near__bucket_match(bucket, near__tag(near__element(hash))); match != 0;
-             match          = NEAR__LANE_NEXT(match))
-            if (near__bucket_ref(bucket, NEAR__LANE(match)) !=
-                0) /* a slot keeps its tag when it is emptied */
-                return true;
-    return !near__table_settled(table, size, home, version);
+    return !near__l1_lacks(&front_of(pools, i)->path, hash);
 }
 
 /* The disk tier, too.  After the pools: what had it may have evicted it until then. */
