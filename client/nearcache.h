@@ -297,8 +297,8 @@ typedef struct near_value_info {
     size_t      size;        /* bytes of the value */
     near_source source;      /* the tier that gave this value to this caller */
     bool        stale;       /* past its freshness: within grace, or while the bus is lost */
-    /* since this process got it from L2, a loader or a write; -1: not known (an entry that does not expire, in a cache
-     * without L2) */
+    /* since this process got it from L2, a loader or a write; of what does not expire to 16 ms, of what expires after more than two
+     * hours up to 256 ms too much; -1: not known (an entry that does not expire, in a cache without L2) */
     int64_t age_ms;
     int64_t ttl_ms; /* until it has to be refreshed here; -1: never, 0: overdue */
 } near_value_info;

@@ -3,8 +3,11 @@
 #include "base/clock.h"
 
 enum {
-    SLOW_SHIFT  = 4, /* births of what does not expire: units of 16 ms */
-    LABELS_HEAD = 6  /* clock and how many; stripes and names follow */
+    SLOW_SHIFT  = 4,       /* births of what does not expire: units of 16 ms */
+    LIFE_BYTES  = 3,       /* of what does: how long it lives, */
+    LIFE_LONG   = 1 << 23, /* in milliseconds, or with this bit */
+    LIFE_SHIFT  = 8,       /* in units of 256 ms */
+    LABELS_HEAD = 6        /* clock and how many; stripes and names follow */
 };
 
 #define DAY (INT64_C(24) * 3600 * 1000 * NEAR_MS)
@@ -25,6 +28,27 @@ put_u32(unsigned char *at, uint32_t value)
 {
     memcpy(at, &value, sizeof(value));
     return at + sizeof(value);
+}
+
+/* Rounded up, never down: what is older than it was would seem fresher than it is. */
+static unsigned char *
+put_life(unsigned char *at, int64_t life)
+{
+    uint64_t ms = life > 0 ? (uint64_t)life : 0; /* who came when it was over has lived 0 */
+
+    if (ms >= LIFE_LONG)
+        ms = LIFE_LONG | ((ms + (1 << LIFE_SHIFT) - 1) >> LIFE_SHIFT);
+    for (int i = 0; i < LIFE_BYTES; i++)
+        at[i] = (unsigned char)(ms >> (8 * i));
+    return at + LIFE_BYTES;
+}
+
+static int64_t
+take_life(const unsigned char *at)
+{
+    int64_t ms = at[0] | at[1] << 8 | at[2] << 16;
+
+    return (ms & LIFE_LONG ? (ms ^ LIFE_LONG) << LIFE_SHIFT : ms) * NEAR_MS;
 }
 
 static void
@@ -56,17 +80,18 @@ near__block_write(struct near__block *block, const struct near__entry *entry, ne
     char          *value   = (char *)block + near__block_value_at(flags, entry->key_size, code);
     unsigned char *at      = block->rest;
     int64_t        expires = entry->expires;
-    uint64_t       born_ms = (uint64_t)(entry->born / NEAR_MS);
 
     if (expires != NEAR_NEVER && expires - entry->born > NEAR__BLOCK_TTL_MAX)
         expires = entry->born + NEAR__BLOCK_TTL_MAX;
     block->flags      = (uint8_t)flags;
     block->key_size   = (uint8_t)entry->key_size;
     block->value_size = (uint16_t)code;
-    if (flags & NEAR__BLOCK_BORN)
-        at = put_u32(at, (uint32_t)(flags & NEAR__BLOCK_EXPIRES ? born_ms : born_ms >> SLOW_SHIFT));
     if (flags & NEAR__BLOCK_EXPIRES)
         at = put_u32(at, near__block_time(expires));
+    if (flags & NEAR__BLOCK_BORN)
+        at = flags & NEAR__BLOCK_EXPIRES
+                 ? put_life(at, expires / NEAR_MS - entry->born / NEAR_MS)
+                 : put_u32(at, (uint32_t)((uint64_t)(entry->born / NEAR_MS) >> SLOW_SHIFT));
     if (flags & NEAR__BLOCK_FRESH)
         at = put_u32(at, fresh_number(entry, expires));
     if (flags & NEAR__BLOCK_COST)
@@ -148,13 +173,14 @@ moment(uint32_t low, int64_t now)
 }
 
 static int64_t
-birth(const struct near__block *block, int64_t now)
+birth(const struct near__block *block, int64_t now, int64_t expires)
 {
-    uint32_t low  = near__block_u32(block, NEAR__BLOCK_BORN);
-    uint32_t here = (uint32_t)((uint64_t)(now / NEAR_MS) >> SLOW_SHIFT);
+    uint32_t here, low;
 
     if (block->flags & NEAR__BLOCK_EXPIRES)
-        return moment(low, now);
+        return expires - take_life(block->rest + near__block_numbers(NEAR__BLOCK_EXPIRES));
+    here = (uint32_t)((uint64_t)(now / NEAR_MS) >> SLOW_SHIFT);
+    low  = near__block_u32(block, NEAR__BLOCK_BORN);
     return now - (int64_t)(uint32_t)(here - low) * (NEAR_MS << SLOW_SHIFT);
 }
 
@@ -162,10 +188,10 @@ void
 near__block_meta(const struct near__block *block, int64_t now, struct near__meta *meta)
 {
     *meta = (struct near__meta){ .born = -1, .fresh_until = NEAR_NEVER, .expires = NEAR_NEVER };
-    if (block->flags & NEAR__BLOCK_BORN)
-        meta->born = birth(block, now);
     if (block->flags & NEAR__BLOCK_EXPIRES)
         meta->expires = moment(near__block_u32(block, NEAR__BLOCK_EXPIRES), now);
+    if (block->flags & NEAR__BLOCK_BORN)
+        meta->born = birth(block, now, meta->expires);
     meta->fresh_until = meta->expires;
     if (block->flags & NEAR__BLOCK_FRESH)
         meta->fresh_until = moment(near__block_u32(block, NEAR__BLOCK_FRESH), now);

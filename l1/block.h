@@ -1,16 +1,18 @@
 /*
  * A block: what L1 keeps of one entry, in one piece of the arena.
  *
- *   flags | key size | value size | the numbers that the flags name, 4 or 12 bytes each | key | gap | value | gap | labels
+ *   flags | key size | value size | the numbers that the flags name, 3, 4 or 12 bytes each | key | gap | value | gap | labels
  *     1        1           2
  *
  * An entry that carries nothing pays 4 bytes.  The value begins at a multiple of 4, or of 64 when it has 1 KiB or more (such
  * blocks lie at a multiple of 64).  `value size` is a code above 64511: smaller values that the L1's owner wants aligned to 64 as well
  * (such an L1's blocks of 64 bytes and more all lie at a multiple of 64), and decoded ones, of which the block holds two pointers, the
  * application's object and the counted one around it (l1/object.h): so a hit reads the first without a step more.
- *  Times are milliseconds of the clock's low 32 bits: right for anything that is less than 20
- * days away, so nothing expires later than that here.  The birth of an entry that does not expire is kept in units of 16 ms (two
- * years).  What does not fit (long keys, large and adopted values) is EXTERNAL: the block is a pointer to a counted entry.
+ *
+ * Times are milliseconds of the clock's low 32 bits: right for anything that is less than 20 days away, so nothing expires later than
+ * that here.  An entry that expires keeps for its birth how long it lives: 24 bits, in milliseconds below 2 h 19 min, else in units of
+ * 256 ms, so it seems older than it is by less than that.  The birth of one that does not is kept in units of 16 ms (two years).  What
+ * does not fit (long keys, large and adopted values) is EXTERNAL: the block is a pointer to a counted entry.
  *
  * Written once before its reference is published, never changed until it was reclaimed: read without a lock by whoever holds it.
  */
@@ -26,8 +28,8 @@
 #endif
 
 enum {
-    NEAR__BLOCK_BORN     = 1,  /* u32 */
-    NEAR__BLOCK_EXPIRES  = 2,  /* u32 */
+    NEAR__BLOCK_EXPIRES  = 1,  /* u32 */
+    NEAR__BLOCK_BORN     = 2,  /* u32; u24 of an entry that expires: how long it lives */
     NEAR__BLOCK_FRESH    = 4,  /* u32: stale from then on */
     NEAR__BLOCK_COST     = 8,  /* u32: microseconds of the load */
     NEAR__BLOCK_STAMP    = 16, /* u64 stamp, u32 low half of the generation */
@@ -45,7 +47,9 @@ enum {
     NEAR__BLOCK_OBJECT /* and this + size, of a smaller one that lies at a multiple of 64 */
 #define NEAR__BLOCK_VALUE_MAX (NEAR__BLOCK_OBJECT - 1)
 #define NEAR__BLOCK_POINTERS  (2 * sizeof(void *)) /* of a decoded one */
-#define NEAR__BLOCK_TTL_MAX   (INT64_C(20) * 24 * 3600 * 1000 * NEAR_MS)
+/* How much older an entry may seem than it is. */
+#define NEAR__BLOCK_BORN_SLACK (256 * NEAR_MS)
+#define NEAR__BLOCK_TTL_MAX    (INT64_C(20) * 24 * 3600 * 1000 * NEAR_MS)
 
 struct near__block {
     uint8_t       flags;
@@ -60,11 +64,11 @@ near__block_time(int64_t time)
     return (uint32_t)(uint64_t)(time / NEAR_MS);
 }
 
-/* Bytes of the numbers that these flags name: four for each of the low four, twelve for the fifth.  As many as there are flags, so that none
- * need be masked. */
+/* Bytes of the numbers that these flags name: four for each of the low four, seven for the first two together, twelve for the fifth.  As
+ * many as there are flags, so that none need be masked. */
 #define NEAR__BLOCK_32                                                                                       \
-    0, 4, 4, 8, 4, 8, 8, 12, 4, 8, 8, 12, 8, 12, 12, 16, 12, 16, 16, 20, 16, 20, 20, 24, 16, 20, 20, 24, 20, \
-        24, 24, 28
+    0, 4, 4, 7, 4, 8, 8, 11, 4, 8, 8, 11, 8, 12, 12, 15, 12, 16, 16, 19, 16, 20, 20, 23, 16, 20, 20, 23, 20, \
+        24, 24, 27
 static inline size_t
 near__block_numbers(uint8_t flags)
 {
@@ -266,6 +270,7 @@ near__block_is_plain(const struct near__block *block, near_bytes key)
     return near__block_same(near__block_key(block), key.data, key.size);
 }
 
+/* Any number of four bytes: not the life of an entry that expires. */
 static inline uint32_t
 near__block_u32(const struct near__block *block, unsigned number)
 {

@@ -119,7 +119,7 @@ enum {
 #define FILLED_BITS                                                                                          \
     ((size_t)1                                                                                               \
      << 21) /* 256 KiB: with a million fills meanwhile two of five entries are refused for nothing */
-#define READ_MAX (60 * 1000 * NEAR_MS) /* the longest l2.timeout */
+#define READ_MAX (60 * 1000 * NEAR_MS + NEAR__BLOCK_BORN_SLACK) /* the longest l2.timeout */
 #define SLEEP_MAX                                                                                            \
     (INT64_C(4) * 24 * 3600 * 1000 *                                                                         \
      NEAR_MS) /* what is left of half the circle beyond the longest TTL here */
@@ -1517,7 +1517,7 @@ near__l1_find_many(struct near__l1 *l1, const uint64_t *hashes, const near_bytes
     }
 }
 
-#define SMALL_HEAD   39  /* header, birth, TTL, a key of 21 bytes, gap, and no line more than it takes */
+#define SMALL_HEAD   35  /* header, TTL, birth, a key of 21 bytes, gap, and no line more than it takes */
 #define BROUGHT_MOST 512 /* of a larger value the processor fetches the rest ahead by itself */
 
 /* ---- copies: the same passes, of several groups at a time */

@@ -37,9 +37,9 @@ enum {
     VALUE_SIZE   = 100 /* where nobody says */
 };
 
-/* What an entry with a TTL out of L2 has in its block beside key and value (doc/architecture.md, "Bytes per entry"): header, birth, TTL,
+/* What an entry with a TTL out of L2 has in its block beside key and value (doc/architecture.md, "Bytes per entry"): header, TTL, birth,
  * cost, stamp and generation. */
-#define BLOCK_NUMBERS (4 + 4 + 4 + 4 + 12)
+#define BLOCK_NUMBERS (4 + 4 + 3 + 4 + 12)
 
 /* And index and policy, from the same table: 11.9 and 4. */
 #define INDEX_BYTES 16

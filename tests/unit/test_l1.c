@@ -493,6 +493,36 @@ test_an_entry_keeps_its_numbers(void **state)
     near__l1_free(&l1);
 }
 
+/* Beside its end an entry's birth takes three bytes: exact while it lives for less than 2^23 ms, and never younger than it is. */
+static void
+test_an_entry_knows_its_age(void **state)
+{
+    const int64_t     day     = INT64_C(24) * 3600 * 1000;
+    const int64_t     lives[] = { 1,       60000,   (1 << 23) - 1, 1 << 23, (1 << 23) + 1, (1 << 23) + 255,
+                                  day + 1, 19 * day };
+    const int64_t     now     = INT64_C(1000000) * NEAR_MS;
+    struct near__l1  *l1      = l1_open(1 << 20, 0, 0);
+    struct near__meta meta;
+    near_value       *value;
+
+    (void)state;
+    for (size_t i = 0; i < NEAR_COUNT_OF(lives); i++) {
+        int64_t slack = lives[i] < 1 << 23 ? 0 : 255 * NEAR_MS;
+
+        assert_int_equal(put_until(l1, "a", "value", now, now + lives[i] * NEAR_MS), NEAR__L1_ADMITTED);
+        for (int64_t age = 0; age < lives[i]; age += lives[i] / 3 + 1) {
+            value = find_at(l1, "a", now + age * NEAR_MS);
+            assert_true(value_is(value, "value"));
+            near__value_meta(value, now + age * NEAR_MS, &meta);
+            assert_int_equal(meta.expires, now + lives[i] * NEAR_MS);
+            assert_in_range(meta.born, now - slack, now);
+            let_go_of(value);
+        }
+        assert_null(find_at(l1, "a", now + lives[i] * NEAR_MS));
+    }
+    near__l1_free(&l1);
+}
+
 static void
 test_values_in_the_arena_are_aligned(void **state)
 {
@@ -1125,6 +1155,7 @@ main(void)
         cmocka_unit_test(test_stale_is_told),
         cmocka_unit_test(test_absence_is_an_answer),
         cmocka_unit_test(test_an_entry_keeps_its_numbers),
+        cmocka_unit_test(test_an_entry_knows_its_age),
         cmocka_unit_test(test_values_in_the_arena_are_aligned),
         cmocka_unit_test(test_an_expired_offer_is_refused_and_what_it_replaces_goes),
         cmocka_unit_test(test_upkeep_lets_expired_entries_go_in_bounded_steps),

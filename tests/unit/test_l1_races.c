@@ -196,6 +196,29 @@ test_G1_of_two_reads_at_once_the_older_does_not_replace_the_newer(void **state)
     near__l1_free(&l1);
 }
 
+/* A read may take a minute, and an entry may seem older than it is. */
+static void
+test_G1_nor_does_a_read_that_took_nearly_a_minute(void **state)
+{
+    const int64_t lives[] = { 3600 * 1000, (1 << 23) + 1, INT64_C(19) * 24 * 3600 * 1000 + 1, 0 };
+    const int64_t born    = INT64_C(1000007) * NEAR_MS;
+
+    (void)state;
+    for (size_t i = 0; i < NEAR_COUNT_OF(lives); i++) {
+        struct near__l1    *l1    = l1_open(1 << 20, 0, 0);
+        struct near__entry *entry = entry_of(text(KEY), hash_of(text(KEY)), text("481"));
+        uint64_t            slow  = fence_of(l1, KEY);
+
+        entry->expires = lives[i] != 0 ? born + lives[i] * NEAR_MS : NEAR_NEVER;
+        entry->stamp   = 481;
+        entry->born    = born;
+        assert_int_equal(near__l1_insert(l1, entry, slow, born), NEAR__L1_ADMITTED);
+        near__entry_release(&entry);
+        assert_int_equal(fill_version(l1, 480, born + 59999 * NEAR_MS, slow), NEAR__L1_FENCED);
+        near__l1_free(&l1);
+    }
+}
+
 #ifndef NEAR_TEST_POOLS
 static void
 test_G1_reads_of_one_version_and_refreshes_replace(void **state)
@@ -982,6 +1005,7 @@ main(void)
         cmocka_unit_test(test_race15_flush_moves_every_fence),
         cmocka_unit_test(test_other_keys_fences_stay),
         cmocka_unit_test(test_G1_of_two_reads_at_once_the_older_does_not_replace_the_newer),
+        cmocka_unit_test(test_G1_nor_does_a_read_that_took_nearly_a_minute),
 #ifndef NEAR_TEST_POOLS /* there a fill that moves a key moves its fence */
         cmocka_unit_test(test_G1_reads_of_one_version_and_refreshes_replace),
 #endif
