@@ -16,7 +16,8 @@
  * first, which keeps whole chunks free at the upper end.
  *
  * What can never happen: a reference to slab 0; a slab in two heaps, or in a heap and free; a ring of partial slabs with a full,
- * draining or foreign one in it; a free block or slab that AddressSanitizer lets pass.
+ * draining or foreign one in it; a free block or slab that AddressSanitizer lets pass, but for
+ * the 4 bytes of a block that share a word with one in use.
  */
 #include "l1/arena.h"
 
@@ -47,17 +48,21 @@
 #define SLAB_MIN     ((size_t)512)
 #define SLAB_MAX     ((size_t)65536)
 #define RANGE_MAX    ((size_t)1 << 46) /* more than a process can address */
-#define GRANULE_BITS 3
-#define FINE_CLASSES                                                                                         \
-    256 /* up to here each multiple of the granule is a class: overhead per entry is what small ones pay */
-#define LINE ((size_t)64) /* blocks of this size and more ... */
+#define GRANULE_BITS 2                 /* at least; values begin at multiples of 4 (l1/block.h) */
+#define WORD         ((size_t)8)       /* a granule above FINER */
+#define FINER_CLASSES                                                                                        \
+    160 /* up to here each multiple of the granule is a class: overhead per entry is what small ones pay */
+#define FINE_CLASSES 256          /* up to here each multiple of a word */
+#define LINE         ((size_t)64) /* blocks of this size and more ... */
 #define LINE_FROM                                                                                            \
     ((size_t)1024) /* ... lie at a multiple of it, unless smaller ones are to: values are promised to (l1/block.h) */
-#define LEVELS    6               /* 64^6 slabs: more than references can name */
+#define RARE_PART 2    /* a class between two words that fewer than this part of the blocks are of is rare */
+#define ASKED_MAX 4096 /* blocks: then what was asked for counts half */
+#define LEVELS    6    /* 64^6 slabs: more than references can name */
 #define META_STEP ((size_t)65536) /* records are opened in steps of this many bytes */
 #define WIDE_SLAB ((size_t)32768) /* from here on a record has a cache line to itself (0.2 %) */
 #define SCAN_MAX  64              /* partial slabs that a compaction looks at: the choice is bounded, too */
-#define NOTHING   UINT16_MAX      /* no free block; the largest offset is 64 KiB / 8 - 1 */
+#define NOTHING   UINT16_MAX      /* no free block; the largest offset is 64 KiB / 4 - 1 */
 
 enum slab_state {
     SLAB_FREE,     /* the arena's */
@@ -489,22 +494,24 @@ slab_give(struct near__heap *heap, uint32_t number)
 /* ---- opening and closing */
 
 /*
- * The class after one of `bytes`: the next multiple of the granule up to FINE_CLASSES, then at most an eighth more.  Each is as
+ * The class after one of `bytes`: the next multiple of the granule up to FINER_CLASSES, of a word up to FINE_CLASSES, then at most an
+ * eighth more.  Each is as
  * large as its number of blocks in a slab allows, so that no slab ends in a rest that its blocks could have used; among the largest
  * the step from one number of blocks to the next is more than an eighth.
  */
 static size_t
 class_after(const struct near__arena *arena, size_t bytes, size_t granule, size_t slab)
 {
-    size_t slots = slab / (bytes + granule);
+    size_t step  = bytes < FINER_CLASSES || granule > WORD ? granule : WORD;
+    size_t slots = slab / (bytes + step);
     size_t aim   = bytes + bytes / 8;
 
-    if (bytes >= FINE_CLASSES && ((slab / ((slab + aim - 1) / aim)) & ~(granule - 1)) > bytes)
+    if (bytes >= FINE_CLASSES && ((slab / ((slab + aim - 1) / aim)) & ~(step - 1)) > bytes)
         slots = (slab + aim - 1) / aim;
     for (;; slots--) {
         size_t next = slab / slots;
 
-        next &= ~((next >= arena->line_from ? LINE : granule) - 1);
+        next &= ~((next >= arena->line_from ? LINE : step) - 1);
         if (next > bytes)
             return next;
     }
@@ -518,7 +525,7 @@ classes_make(struct near__arena *arena)
 
     for (size_t bytes = granule;; bytes = class_after(arena, bytes, granule, slab)) {
         if (count == NEAR__HEAP_CLASSES_MAX - 1)
-            bytes = largest; /* cannot happen: 64 KiB in granules of 8 make 74 */
+            bytes = largest; /* cannot happen */
         arena->classes[count].granules = (uint16_t)(bytes >> arena->shift);
         arena->classes[count].slots    = (uint16_t)(slab / bytes);
         count++;
@@ -533,15 +540,25 @@ classes_make(struct near__arena *arena)
     }
 }
 
-/* The granule that `range` bytes and the slab before them need. */
+/* The granule that `range` bytes and the slab before them need, of at least `shift` bits. */
 static unsigned
-granule_shift(size_t range, size_t slab)
+granule_shift(size_t range, size_t slab, unsigned shift)
 {
-    unsigned shift = GRANULE_BITS;
-
     while (((range + slab) >> shift) > (size_t)UINT32_MAX + 1)
         shift++;
     return shift;
+}
+
+/* The smallest granule for a range that may grow to all that was asked for, else for one that can be what it must be at once: then
+ * growth ends sooner. */
+static unsigned
+choose_shift(size_t max_bytes, size_t grow_bytes, size_t unit, size_t slab)
+{
+    size_t most = round_up(grow_bytes > max_bytes ? grow_bytes : max_bytes, unit);
+
+    if (granule_shift(most, slab, GRANULE_BITS) == GRANULE_BITS)
+        return GRANULE_BITS;
+    return granule_shift(round_up(max_bytes, unit), slab, GRANULE_BITS + 1);
 }
 
 static void *
@@ -664,7 +681,7 @@ near__arena_open_lines(struct near__arena **out, size_t max_bytes, size_t grow_b
         return NEAR_ERR_NOMEM;
     max_bytes  = max_bytes < unit ? unit : max_bytes;
     grow_bytes = grow_bytes < RANGE_MAX ? grow_bytes : RANGE_MAX;
-    shift      = granule_shift(round_up(max_bytes, unit), slab);
+    shift      = choose_shift(max_bytes, grow_bytes, unit, slab);
     if (((size_t)16 << shift) > slab)
         return NEAR_ERR_NOMEM; /* slabs so small cannot fill a range so large */
     limit = (((size_t)UINT32_MAX + 1) << shift) - unit;
@@ -968,6 +985,29 @@ block_borrow(struct near__heap *heap, unsigned class)
     return 0;
 }
 
+/* One block more is asked for.  What was asked for long ago counts for less and less. */
+static void
+ask(struct near__heap *heap, struct near__heap_class *class)
+{
+    class->asked++;
+    if (++heap->asked < ASKED_MAX)
+        return;
+    heap->asked /= 2;
+    for (unsigned i = 0; i < heap->arena->class_count; i++)
+        heap->classes[i].asked /= 2;
+}
+
+/* Among sizes that are mixed, half a slab for each of the fine classes would cost more than their blocks save: a class between two words
+ * gets a slab if many blocks are of it.  Others take blocks of the word above. */
+static bool
+is_rare(const struct near__heap *heap, unsigned class)
+{
+    size_t bytes = class_bytes(heap->arena, class);
+
+    return bytes % WORD != 0 && class_bytes(heap->arena, class + 1) == round_up(bytes, WORD) &&
+           (size_t)heap->classes[class].asked * RARE_PART < heap->asked;
+}
+
 uint32_t
 near__heap_alloc(struct near__heap *heap, size_t size)
 {
@@ -976,6 +1016,9 @@ near__heap_alloc(struct near__heap *heap, size_t size)
     if (size > heap->largest)
         return 0;
     class = class_of(heap->arena, size);
+    ask(heap, &heap->classes[class]);
+    if (heap->classes[class].partial == 0 && is_rare(heap, class))
+        class ++;
     if (heap->classes[class].partial == 0 && !class_grow(heap, class))
         return block_borrow(heap, class);
     return block_take(heap, class);

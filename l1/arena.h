@@ -4,13 +4,16 @@
  *   arena ── the range, reserved once, committed as it is needed; free slabs           (its own leaf lock)
  *   heap  ── one per shard: slabs of that shard by size class, free blocks, the budget  (the shard's lock)
  *
- * A block is named by a 32-bit reference: its distance from the arena's base in granules (8 bytes, more in huge arenas);
- * 0 names none.  Blocks never move on their own; near__heap_compact() asks the owner to move them.
+ * A block is named by a 32-bit reference: its distance from the arena's base in granules (4 bytes, 8 in arenas that may grow beyond
+ * 16 GiB, more in huge ones); 0 names none.  Blocks never move on their own; near__heap_compact() asks the owner to move them.
  *
  * What counts: a heap's bytes are its slabs, whole, used or not, and what was charged to it, so the sum over all heaps is what the
  * arena's pages and the charged memory cost.  As long as the heaps' budgets sum up to the arena's, resident pages and charges
  * together stay within it: pages of free slabs are given back before others are taken.  Not counted: 64 bytes for each slab of
  * 32 KiB or more (0.2 %), 24 for each smaller one.
+ *
+ * Classes are multiples of the granule up to 160 bytes, of 8 up to 256, then an eighth apart.  Those that are no multiple of 8 have slabs
+ * only where half of the blocks are theirs: many classes that are each used a little cost more than they save.
  *
  * What is lost: rounding to classes, and after compaction less than one slab's worth of free slots in each class in use.  With sizes
  * that change from tiny to 2 KiB to mixed a heap of 256 slabs was used to 80-95 %, one of 512 slabs to 87-95 %
@@ -41,8 +44,9 @@ near__arena_at(const struct near__arena_view *view, uint32_t ref)
 
 /*
  * A range that can hold `max_bytes` and grow to `grow_bytes` later, with slabs of `slab_bytes` (a power of two, 512 bytes to
- * 64 KiB).  Growth ends where the references of a granule that fits `max_bytes` end (8 bytes: 32 GiB), and where the system
- * refuses to reserve more.  Uses 2 MiB pages where the system offers them and whole ones fit into the budget.
+ * 64 KiB).  Growth ends where the references of a granule that fits `max_bytes` end (8 bytes: 32 GiB; 4 bytes are taken only where all
+ * of `grow_bytes` fits), and where the system refuses to reserve more.  Uses 2 MiB pages where the system offers them and whole ones fit
+ * into the budget.
  * NEAR_ERR_INVALID (slab_bytes), NEAR_ERR_NOMEM.
  */
 near_status near__arena_open(struct near__arena **arena, size_t max_bytes, size_t grow_bytes,
@@ -68,11 +72,12 @@ size_t near__arena_trim(struct near__arena *arena, size_t budget);
 /* The same while nothing presses: 2 MiB pages of which more than a quarter is in use stay whole. */
 void near__arena_tidy(struct near__arena *arena, size_t budget);
 
-#define NEAR__HEAP_CLASSES_MAX 96
+#define NEAR__HEAP_CLASSES_MAX 100 /* slabs of 64 KiB in granules of 4 make 98 at most */
 struct near__heap_class {
     uint32_t partial;    /* first of the ring of slabs that have room; slabs are numbered from 1 */
     uint32_t slabs;      /* how many slabs the class has */
     size_t   free_slots; /* over all its slabs that take new blocks */
+    uint32_t asked;      /* blocks of late, as heap.asked */
 };
 struct near__heap {
     struct near__arena *arena;
@@ -80,6 +85,7 @@ struct near__heap {
     uint32_t            spare; /* the one empty slab that the heap keeps, in a class's ring; 0: none */
     size_t              bytes; /* slabs held, and what near__heap_charge() added */
     size_t              max_bytes;
+    uint32_t            asked; /* blocks of late: halved now and then */
     size_t largest; /* the largest block: half a slab (the header of l1/l1.c says where larger values live) */
     struct near__heap_class classes[NEAR__HEAP_CLASSES_MAX];
 };

@@ -80,7 +80,7 @@ block_bytes(const struct simulation *sim, size_t key, size_t value)
 {
     size_t at = BLOCK_NUMBERS + key, align = value >= 1024 ? 64 : 4;
     size_t size  = ((at + align - 1) & ~(align - 1)) + value;
-    size_t bytes = near__heap_class_bytes(&sim->heap, size);
+    size_t bytes = near__heap_class_bytes(&sim->heap, (size + 7) & ~(size_t)7); /* as where sizes are mixed */
 
     if (bytes == 0) /* too large for the arena: an allocation of its own */
         bytes = size + 128;

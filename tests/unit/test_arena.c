@@ -226,6 +226,19 @@ class_slabs(const struct near__heap *heap)
     return slabs;
 }
 
+/* Those whose size is a multiple of 4 only. */
+static size_t
+class_slabs_between(const struct near__heap *heap)
+{
+    size_t slabs = 0, bytes = 0;
+
+    for (unsigned i = 0; bytes < heap->largest; i++) {
+        bytes = near__heap_class_bytes(heap, bytes + 1);
+        slabs += bytes % 8 != 0 ? heap->classes[i].slabs : 0;
+    }
+    return slabs;
+}
+
 /* ---- classes */
 
 static void
@@ -248,11 +261,14 @@ test_classes(void **state)
         for (size_t size = 0; size <= slabs[i] / 2; size++) {
             size_t bytes = near__heap_class_bytes(&heap, size);
 
-            assert_true(bytes >= size && bytes >= before && bytes % 8 == 0);
+            assert_true(bytes >= size && bytes >= before && bytes % (bytes <= 160 ? 4 : 8) == 0);
             if (bytes > before && before >= 256) /* steps of an eighth, or of one block less in a slab */
                 assert_true(bytes <= before + before / 8 || slabs[i] / bytes + 1 == slabs[i] / before);
             if (bytes > before && before > 0) /* and as large as the number of blocks allows */
-                assert_true(slabs[i] / (bytes + (bytes < 1024 ? 8 : 64)) < slabs[i] / bytes);
+                assert_true(slabs[i] / (bytes + (bytes < 160    ? 4
+                                                 : bytes < 1024 ? 8
+                                                                : 64)) <
+                            slabs[i] / bytes);
             assert_true(bytes < 1024 || bytes % 64 == 0); /* values are promised to lie so */
             before = bytes;
         }
@@ -260,8 +276,30 @@ test_classes(void **state)
     }
 }
 
+/* Wherever the promise of 64 begins, no class is left out: each is at most an eighth larger than the one before, 63 more for the promise,
+ * or as large as one block fewer in a slab allows, if that is a multiple of 64. */
 static void
-test_small_classes_are_multiples_of_eight(void **state)
+test_no_class_is_left_out(void **state)
+{
+    (void)state;
+    for (size_t slab = 512; slab <= 65536; slab *= 2)
+        for (size_t line_from = 64; line_from <= 1024; line_from += 7) {
+            struct near__arena *arena;
+            struct near__heap   heap;
+
+            assert_int_equal(near__arena_open_lines(&arena, MIB(1), 0, slab, line_from), NEAR_OK);
+            near__heap_init(&heap, arena, 0, MIB(1));
+            for (size_t bytes = 4, next; bytes < slab / 2; bytes = next) {
+                next = near__heap_class_bytes(&heap, bytes + 1);
+                assert_true(next <= bytes + bytes / 8 + 63 || slab / next + 1 >= slab / bytes ||
+                            (slab / (slab / bytes - 1) & ~(size_t)63) <= bytes);
+            }
+            near__arena_close(&arena);
+        }
+}
+
+static void
+test_small_classes_are_multiples_of_four_or_eight(void **state)
 {
     struct near__arena *arena;
     struct near__heap   heap;
@@ -269,8 +307,40 @@ test_small_classes_are_multiples_of_eight(void **state)
     (void)state;
     assert_int_equal(near__arena_open(&arena, MIB(1), 0, 65536), NEAR_OK);
     near__heap_init(&heap, arena, 0, MIB(1));
-    for (size_t size = 1; size <= 256; size++)
-        assert_int_equal(near__heap_class_bytes(&heap, size), (size + 7) & ~(size_t)7);
+    for (size_t size = 1; size <= 256; size++) {
+        size_t step = size <= 160 ? 4 : 8;
+
+        assert_int_equal(near__heap_class_bytes(&heap, size), (size + step - 1) & ~(step - 1));
+    }
+    near__arena_close(&arena);
+}
+
+/* Where most blocks are of one size between two words they take no more than that; where few are, they take no slab for themselves. */
+static void
+test_a_class_between_two_words_is_for_the_many(void **state)
+{
+    struct near__arena *arena;
+    struct near__heap   heap;
+    uint32_t            ref;
+
+    (void)state;
+    assert_int_equal(near__arena_open(&arena, MIB(1), 0, 16384), NEAR_OK);
+    near__heap_init(&heap, arena, 0, MIB(1));
+    for (size_t i = 0; i < 16384 / 132; i++) {
+        assert_int_not_equal(ref = near__heap_alloc(&heap, 132), 0);
+        assert_int_equal(near__heap_block_bytes(&heap, ref), 132);
+    }
+    assert_int_equal(heap.bytes, 16384);
+    near__heap_fini(&heap);
+
+    near__heap_init(&heap, arena, 0, MIB(1));
+    for (size_t i = 0; i < 3000; i++) {
+        size_t size = 100 + 4 * (i % 5); /* two of five are between */
+
+        assert_int_not_equal(ref = near__heap_alloc(&heap, size), 0);
+    }
+    assert_true(class_slabs_between(&heap) <= 1); /* whoever comes first is all there is */
+    near__heap_fini(&heap);
     near__arena_close(&arena);
 }
 
@@ -455,15 +525,17 @@ test_a_draining_slab_takes_nothing_new(void **state)
 {
     struct owner o;
     uint32_t     slab;
+    unsigned     slab_bits;
 
     (void)state;
     owner_open(&o, 2 * 65536, 65536, 20000);
+    slab_bits = 16 - o.view.shift;
     make_sparse(&o, 60, 2176, 2); /* two slabs, half full; and the budget is used up */
     assert_true(near__heap_compact(&o.heap, owner_move, &o));
     assert_int_equal(o.retired_count, 15);
-    slab = o.retired[0] >> 13;
+    slab = o.retired[0] >> slab_bits;
     for (size_t i = 0; i < o.retired_count; i++)
-        assert_int_equal(o.retired[i] >> 13, slab);
+        assert_int_equal(o.retired[i] >> slab_bits, slab);
     assert_int_equal(near__heap_alloc(&o.heap, 2176), 0); /* the other is full */
     while (o.retired_count > 1)
         near__heap_free(&o.heap, o.retired[--o.retired_count]);
@@ -692,9 +764,11 @@ test_limits_up_and_down(void **state)
 static void
 test_fini_gives_back_what_one_heap_has(void **state)
 {
-    struct near__arena *arena;
-    struct near__heap   one, two;
-    uint32_t            ref;
+    struct near__arena     *arena;
+    struct near__heap       one, two;
+    struct near__arena_view view;
+    unsigned char          *kept;
+    uint32_t                ref;
 
     (void)state;
     assert_int_equal(near__arena_open(&arena, MIB(4), 0, 4096), NEAR_OK);
@@ -706,7 +780,9 @@ test_fini_gives_back_what_one_heap_has(void **state)
     }
     assert_non_null(near__heap_slab(&one));
     assert_true(near__heap_charge(&one, 1000));
-    memset(near__arena_at(&(struct near__arena_view){ near__arena_view(arena).base, 3 }, ref), 7, 1000);
+    view = near__arena_view(arena);
+    kept = near__arena_at(&view, ref);
+    memset(kept, 7, 1000);
     near__heap_fini(&one);
     assert_int_equal(one.bytes, 0);
     assert_int_equal(two.bytes, class_slabs(&two) * 4096);
@@ -717,7 +793,7 @@ test_fini_gives_back_what_one_heap_has(void **state)
         ;
     assert_int_equal(one.bytes + two.bytes, MIB(4)); /* nothing was lost, and nothing is there twice */
     for (size_t i = 0; i < 1000; i++)
-        assert_int_equal(((unsigned char *)near__arena_view(arena).base)[((size_t)ref << 3) + i], 7);
+        assert_int_equal(kept[i], 7);
     near__heap_fini(&two);
     near__arena_close(&arena);
     near__arena_close(&arena);
@@ -1052,23 +1128,34 @@ static void
 test_free_blocks_are_poisoned(void **state)
 {
 #if UNDER_ASAN
-    struct owner o;
-    char        *memory;
+    static const size_t sizes[] = {
+        100, 104
+    }; /* of the smaller ones every second begins, or ends, half-way in a word */
 
     (void)state;
-    owner_open(&o, MIB(1), 4096, 100);
-    assert_true(owner_put(&o, 0, 100));
-    assert_true(owner_put(&o, 1, 100));
-    memory = near__arena_at(&o.view, o.blocks[0].ref);
-    assert_null(__asan_region_is_poisoned(memory, 104)); /* the control */
-    owner_drop(&o, 0);
-    for (size_t i = 0; i < 104; i++)
-        assert_true(__asan_address_is_poisoned(memory + i));
-    memory = near__arena_at(&o.view, o.blocks[1].ref);
-    assert_true(__asan_address_is_poisoned(memory + 104)); /* never used */
-    owner_drop(&o, 1);
-    assert_true(__asan_address_is_poisoned(memory));
-    owner_close(&o);
+    for (size_t which = 0; which < NEAR_COUNT_OF(sizes); which++) {
+        size_t       size = sizes[which], shared = size % 8;
+        struct owner o;
+        char        *memory[3];
+
+        owner_open(&o, MIB(1), 4096, 100);
+        for (size_t i = 0; i < 3; i++) {
+            assert_true(owner_put(&o, i, size));
+            memory[i] = near__arena_at(&o.view, o.blocks[i].ref);
+            assert_null(__asan_region_is_poisoned(memory[i], size)); /* the control */
+        }
+        owner_drop(&o, 1);
+        for (size_t i = 0; i < size - shared; i++)
+            assert_true(__asan_address_is_poisoned(memory[1] + i) ||
+                        (i < shared && (uintptr_t)memory[1] % 8 != 0));
+        assert_null(__asan_region_is_poisoned(memory[0], size));
+        assert_null(__asan_region_is_poisoned(memory[2], size));
+        assert_true(__asan_address_is_poisoned(memory[2] + size + shared)); /* never used */
+        owner_drop(&o, 0);
+        owner_drop(&o, 2);
+        assert_true(__asan_address_is_poisoned(memory[0] + shared));
+        owner_close(&o);
+    }
 #else
     (void)state;
     skip();
@@ -1098,16 +1185,17 @@ work(void *ctx)
 
     near__heap_init(&heap, w->arena, w->number, MIB(2));
     for (size_t round = 0; refs != NULL && round < w->rounds; round++) {
-        size_t    i = test_random(&seed) % most, size = 8 + test_random(&seed) % 2000;
-        uint64_t *words = near__arena_at(&view, refs[i]);
+        size_t   i = test_random(&seed) % most, size = 8 + test_random(&seed) % 2000;
+        uint64_t word;
 
         if (refs[i] != 0) {
-            w->wrong += words[0] != ((uint64_t)w->number << 32) + refs[i];
+            memcpy(&word, near__arena_at(&view, refs[i]), sizeof(word));
+            w->wrong += word != ((uint64_t)w->number << 32) + refs[i];
             near__heap_free(&heap, refs[i]);
             refs[i] = 0;
         } else if ((refs[i] = near__heap_alloc(&heap, size)) != 0) {
-            words    = near__arena_at(&view, refs[i]);
-            words[0] = ((uint64_t)w->number << 32) + refs[i];
+            word = ((uint64_t)w->number << 32) + refs[i];
+            memcpy(near__arena_at(&view, refs[i]), &word, sizeof(word));
         } else
             w->failed++;
         if (round % 500 == 0) { /* slabs move from heap to heap */
@@ -1157,7 +1245,9 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_classes),
-        cmocka_unit_test(test_small_classes_are_multiples_of_eight),
+        cmocka_unit_test(test_no_class_is_left_out),
+        cmocka_unit_test(test_small_classes_are_multiples_of_four_or_eight),
+        cmocka_unit_test(test_a_class_between_two_words_is_for_the_many),
         cmocka_unit_test(test_stress),
         cmocka_unit_test(test_compaction_frees_what_it_can),
         cmocka_unit_test(test_a_draining_slab_takes_nothing_new),
