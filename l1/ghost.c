@@ -134,8 +134,7 @@ near__ghost_size(struct near__ghost *ghost, size_t keys, bool exact)
     ghost->lanes = keys < NEAR__GHOST_LANES ? (uint32_t)keys : NEAR__GHOST_LANES;
     if (count != ghost->count) {
         lines_free(ghost);
-        ghost->lines = count * LINE_BYTES < NEAR__PAGE ? aligned_alloc(LINE_BYTES, count * LINE_BYTES)
-                                                       : near__pages_new(count * LINE_BYTES);
+        ghost->lines = near__lines_new(count * LINE_BYTES);
         ghost->count = ghost->lines == NULL ? 0 : count;
     }
     near__ghost_clear(ghost);

@@ -10,6 +10,7 @@
 
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #define NEAR__PAGE                                                                                           \
@@ -32,6 +33,18 @@ near__pages_new(size_t bytes)
         return calloc(1, bytes);
     memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return memory == MAP_FAILED ? NULL : memory;
+}
+
+/* The same in lines of 64 bytes (`bytes` a multiple of that): each at such an address, however few they are. */
+static inline void *
+near__lines_new(size_t bytes)
+{
+    void *memory;
+
+    if (bytes >= NEAR__PAGE)
+        return near__pages_new(bytes);
+    memory = aligned_alloc(64, bytes);
+    return memory == NULL ? NULL : memset(memory, 0, bytes);
 }
 
 static inline void

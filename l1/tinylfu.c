@@ -11,6 +11,7 @@
  *
  * Marks: bits 0-1 the count, the high nibble the ring's.  Exact tables: the same.
  */
+#include "l1/pages.h"
 #include "l1/policy.h"
 #include "l1/ring.h"
 
@@ -107,15 +108,22 @@ add(struct tinylfu *tiny, uint32_t element, unsigned uses)
         halve(tiny);
 }
 
+static void
+sketch_free(struct tinylfu *tiny)
+{
+    near__pages_free(tiny->sketch, (size_t)tiny->lines * SKETCH_LINE);
+    tiny->sketch = NULL;
+}
+
 /* The sketch follows the number of entries where that is not fixed. */
 static void
 sketch_fit(struct tinylfu *tiny, size_t entries)
 {
     if (entries <= tiny->sketch_for / 2 * 3 && entries >= tiny->sketch_for / 2)
         return;
-    free(tiny->sketch);
+    sketch_free(tiny);
     tiny->lines      = (uint32_t)(entries / SKETCH_SHARE + 1);
-    tiny->sketch     = near__zeroed(SKETCH_LINE, (size_t)tiny->lines * SKETCH_LINE);
+    tiny->sketch     = near__lines_new((size_t)tiny->lines * SKETCH_LINE);
     tiny->sketch_for = entries;
     tiny->additions  = 0;
 }
@@ -154,7 +162,7 @@ tinylfu_close(struct near__order *order)
 
     tinylfu_reset(order);
     near__ring_store_fini(&tiny->store);
-    free(tiny->sketch);
+    sketch_free(tiny);
     free(tiny);
     order->state = NULL;
 }
@@ -283,7 +291,9 @@ tinylfu_bytes(const struct near__order *order)
 {
     const struct tinylfu *tiny = order->state;
 
-    return sizeof(*tiny) + tiny->store.bytes + (size_t)tiny->lines * SKETCH_LINE;
+    size_t sketch = tiny->sketch == NULL ? 0 : (size_t)tiny->lines * SKETCH_LINE;
+
+    return sizeof(*tiny) + tiny->store.bytes + near__pages_bytes(sketch);
 }
 
 const struct near__policy near__tinylfu = {

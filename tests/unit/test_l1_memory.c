@@ -669,6 +669,62 @@ test_a_cache_is_resized_in_use(void **state)
     assert_int_equal(near_client_close(client, NULL), NEAR_OK);
 }
 
+/* Values from `least` bytes up to so many times doubled, as many of each doubling, twice what may be kept; the most that was resident
+ * above `before`. */
+static size_t
+flood_sizes(near_cache *cache, size_t least, unsigned doublings, size_t budget, size_t before)
+{
+    static const char value[8192];
+    static uint64_t   random = 7;
+    size_t            put = 0, grown = 0;
+    char              room[32];
+
+    for (size_t i = 0; put < 2 * budget; i++) {
+        size_t size = least << test_random(&random) % doublings;
+
+        size += test_random(&random) % size;
+        assert_int_equal(
+            near_put(cache, number_key(room, test_random(&random)), (near_bytes){ value, size }, NULL),
+            NEAR_OK);
+        put += size + 24;
+        if (i % 65536 == 0 && resident() > before + grown)
+            grown = resident() - before;
+    }
+    return resident() > before + grown ? resident() - before : grown;
+}
+
+/* What a policy learns from is large, too, and as often made anew as the number of entries changes: malloc would keep what it was. */
+static void
+test_with_a_sketch_it_is_no_more(void **state)
+{
+    static const struct {
+        size_t   least;
+        unsigned doublings;
+    } sizes[]     = { { 16, 8 }, { 16, 3 }, { 2048, 2 }, { 16, 8 } };
+    size_t before = 0, grown = 0, most = 0;
+
+    (void)state;
+    if (!TRUE_RSS || test_scale(100) < 100)
+        skip();
+    for (size_t rehearsal = 2; rehearsal-- > 0;) { /* code and what the process needs once */
+        near_client *client = client_with("l1.policy", "tinylfu");
+        size_t       budget = rehearsal ? MIB(2) : MIB(64);
+        near_cache  *cache;
+
+        before = resident();
+        assert_int_equal(near_cache_open(client, "c", NULL, &cache, NULL), NEAR_OK);
+        assert_int_equal(near_cache_resize(cache, budget, 0, NULL), NEAR_OK);
+        for (size_t i = 0; i < NEAR_COUNT_OF(sizes); i++) {
+            grown = flood_sizes(cache, sizes[i].least, sizes[i].doublings, budget, before);
+            most  = grown > most && !rehearsal ? grown : most;
+        }
+        near_cache_close(cache);
+        assert_int_equal(near_client_close(client, NULL), NEAR_OK);
+    }
+    print_message("# tinylfu, at most: %+.2f %%\n", 100.0 * (double)most / (double)MIB(64) - 100.0);
+    assert_in_range(most, MIB(64) * 90 / 100, MIB(64) + MIB(64) * 25 / 1000);
+}
+
 static void
 test_caches_share_a_total(void **state)
 {
@@ -697,6 +753,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_max_bytes_is_what_the_process_grows_by),
         cmocka_unit_test(test_what_has_expired_is_given_back),
+        cmocka_unit_test(test_with_a_sketch_it_is_no_more),
         cmocka_unit_test(test_a_cache_is_resized_in_use),
         cmocka_unit_test(test_caches_share_a_total),
         cmocka_unit_test(test_bounds_change_in_small_steps),
