@@ -507,6 +507,63 @@ test_unknown_size(void **state)
     near__adaptive.pool_close(pool);
 }
 
+/* A thread that is stopped in the pool makes nobody wait, and what comes meanwhile is not lost: neither accesses ... */
+static void
+test_what_meets_another_thread_is_followed_later(void **state)
+{
+    enum { MET = 200, LATER = 13 }; /* 16 at a time */
+    struct shard shard;
+    void        *pool;
+
+    (void)state;
+    assert_int_equal(near__adaptive.pool_open(&pool, 1000), NEAR_OK);
+    shard_open(&shard, pool);
+    assert_true(near__adaptive_hold(pool));
+    for (uint32_t i = 0; i < MET; i++)
+        near__adaptive.watch(&shard.order, i * 2654435761u, false);
+    assert_int_equal(near__adaptive_seen(pool), 0);
+    near__adaptive_let_go(pool);
+    for (uint32_t i = 0; i < LATER; i++)
+        near__adaptive.watch(&shard.order, ~i * 2654435761u, false);
+    assert_int_equal(near__adaptive_seen(pool), MET + LATER);
+    /* more than it holds: the latest */
+    assert_true(near__adaptive_hold(pool));
+    for (uint32_t i = 0; i < 2000; i++)
+        near__adaptive.watch(&shard.order, i * 2654435761u, false);
+    near__adaptive_let_go(pool);
+    for (uint32_t i = 0; i < 20; i++)
+        near__adaptive.watch(&shard.order, ~i * 2654435761u, false);
+    assert_int_equal(near__adaptive_seen(pool), MET + LATER + 256 + 20);
+    shard_close(&shard);
+    near__adaptive.pool_close(pool);
+}
+
+/* ... nor how many entries there are. */
+static void
+test_a_report_that_meets_another_thread_counts(void **state)
+{
+    struct shard shards[2];
+    uint64_t     random = 1;
+    void        *pool;
+
+    (void)state;
+    assert_int_equal(near__adaptive.pool_open(&pool, 0), NEAR_OK);
+    for (int i = 0; i < 2; i++)
+        shard_open(&shards[i], pool);
+    for (int i = 0; i < 4000; i++) {
+        if (i == 2000)
+            assert_true(near__adaptive_hold(pool));
+        shard_insert(&shards[i / 2000], (uint32_t)test_random(&random), 1000);
+    }
+    assert_int_equal(near__adaptive_made_for(pool), 0);
+    near__adaptive_let_go(pool);
+    shard_insert(&shards[0], (uint32_t)test_random(&random), 1000); /* which has nothing new to tell */
+    assert_int_equal(near__adaptive_made_for(pool), 2000);
+    for (int i = 0; i < 2; i++)
+        shard_close(&shards[i]);
+    near__adaptive.pool_close(pool);
+}
+
 /* How many slots hold a reference that was there when `mark_lost` went through; it gives every other entry a tag that no queue knows,
  * as a use does that overwrites a newer mark by an older one. */
 static size_t
@@ -637,6 +694,8 @@ main(void)
         cmocka_unit_test(test_ticks_wrap),
         cmocka_unit_test(test_sieve_guard),
         cmocka_unit_test(test_unknown_size),
+        cmocka_unit_test(test_what_meets_another_thread_is_followed_later),
+        cmocka_unit_test(test_a_report_that_meets_another_thread_counts),
         cmocka_unit_test(test_entries_that_no_queue_knows_leave_all_the_same),
         cmocka_unit_test(test_two_threads),
         cmocka_unit_test(test_adaptive_follows),
