@@ -115,11 +115,20 @@ near__back_answers_slowly(near_cache *cache, uint64_t hash, near_bytes key, near
 
 /* ---- queues */
 
+static unsigned
+level_of(const struct near__dirty_key *key)
+{
+    unsigned level = NEAR__BACK_FRESH + key->tries;
+
+    if (key->stored && key->tries == 0)
+        return NEAR__BACK_STORED;
+    return level < NEAR__BACK_LEVELS ? level : NEAR__BACK_LEVELS - 1;
+}
+
 static void
 queue_locked(struct near__back *back, struct near__dirty_key *key, int64_t due) NEAR__NEEDS(back->dirty.lock)
 {
-    unsigned                 level = key->tries < NEAR__BACK_LEVELS ? key->tries : NEAR__BACK_LEVELS - 1;
-    struct near__back_queue *queue = &back->queues[level];
+    struct near__back_queue *queue = &back->queues[level_of(key)];
 
     if (queue->n > 0 && due < queue->due)
         due = queue->due; /* in order: the delays of a level differ by chance alone */
@@ -160,7 +169,8 @@ hurry_locked(struct near__back *back) NEAR__NEEDS(back->dirty.lock)
     }
 }
 
-/* When the level's first may fly.  A full batch does not wait, nor does anything while others wait for room. */
+/* When the level's first may fly.  What is stored is done but for its caches, and does not wait; nor does a full batch, nor anything
+ * while others wait for room. */
 static int64_t
 due_locked(const struct near__back *back, size_t level) NEAR__NEEDS(back->dirty.lock)
 {
@@ -169,7 +179,9 @@ due_locked(const struct near__back *back, size_t level) NEAR__NEEDS(back->dirty.
 
     if (queue->first == NULL)
         return NEAR_NEVER;
-    if (level == 0 &&
+    if (level == NEAR__BACK_STORED)
+        return 0;
+    if (level == NEAR__BACK_FRESH &&
         (queue->n >= settings->write_back_batch || back->dirty.bytes > settings->write_back_max_pending / 2))
         return 0;
     return queue->first->due;
@@ -286,7 +298,8 @@ seat_locked(struct near__flight_of_writes *flight, struct near__back_queue *queu
     return true;
 }
 
-/* What is due, of one level after the other. */
+/* What is due, of one level after the other; but those that are stored fly alone: with a seat less a full batch would leave one behind,
+ * which then waits for its time. */
 static void
 board_locked(struct near__flight_of_writes *flight) NEAR__UNFOLLOWED /* flight->back has it */
 {
@@ -296,13 +309,16 @@ board_locked(struct near__flight_of_writes *flight) NEAR__UNFOLLOWED /* flight->
 
     flight->n = 0;
     while (!back->stopped && flight->n < most) {
-        struct near__back_queue *queue = &back->queues[first_due_locked(back, &due)];
+        size_t                   level = first_due_locked(back, &due);
+        struct near__back_queue *queue = &back->queues[level];
 
         if (due > now)
             return;
         while (flight->n < most && queue->first != NULL && (due == 0 || queue->first->due <= now))
             if (!seat_locked(flight, queue, &most))
                 return;
+        if (level == NEAR__BACK_STORED && flight->n > 0)
+            return;
     }
 }
 
@@ -1016,8 +1032,8 @@ insert_locked(struct near__back *back, struct change *change, struct near__dirty
     }
     /* the first of a queue sets the timer, a full batch goes at once; who comes between changes nothing, unless there was no memory for the
      * timer */
-    if (back->unarmed || back->queues[0].n == 1 ||
-        back->queues[0].n == back->cache->settings.write_back_batch || write->waiter != NULL ||
+    if (back->unarmed || back->queues[NEAR__BACK_FRESH].n == 1 ||
+        back->queues[NEAR__BACK_FRESH].n == back->cache->settings.write_back_batch || write->waiter != NULL ||
         back->dirty.bytes > back->cache->settings.write_back_max_pending / 2)
         go_on_locked(back);
 }

@@ -17,7 +17,8 @@
 #include "read.h"
 #include "store.h"
 
-#define NEAR__BACK_LEVELS 16
+/* Queues: of those that the store has already, of fresh ones, and by how often they were tried. */
+enum { NEAR__BACK_STORED, NEAR__BACK_FRESH, NEAR__BACK_LEVELS = NEAR__BACK_FRESH + 16 };
 
 struct near__flight_of_writes;
 
@@ -34,12 +35,12 @@ struct near__back {
     struct near__journal          *journal; /* NULL: none */
     uint64_t                       origin;
     pthread_cond_t                 moved; /* something left the table, or a flight ended */
-    struct near__back_queue        queues[NEAR__BACK_LEVELS]; /* by how often they were tried */
-    uint64_t                       numbered;                  /* the newest number */
-    uint64_t                       suspect_until;             /* all up to this one are suspect */
-    uint64_t                       stored, dead;              /* writes, so far */
-    size_t                         flying;                    /* flights under way */
-    bool                           started;                   /* there is a store */
+    struct near__back_queue        queues[NEAR__BACK_LEVELS];
+    uint64_t                       numbered;               /* the newest number */
+    uint64_t                       suspect_until;          /* all up to this one are suspect */
+    uint64_t                       stored, dead;           /* writes, so far */
+    size_t                         flying;                 /* flights under way */
+    bool                           started;                /* there is a store */
     bool                           closing, stopped, over; /* no new changes; no new flights; no new steps */
     size_t                         steps;                  /* of flights, under way */
     struct near__timer             timer;

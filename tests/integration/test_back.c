@@ -5,6 +5,7 @@
 #include "integration/world.h"
 
 #include "client/back.h"
+#include "client/write.h"
 #include "harness/sink.h"
 
 WORLD(none, TIER_NONE)
@@ -647,6 +648,78 @@ test_batches_by_size_and_by_time(void **state)
     close_instance(&a);
 }
 
+/* A writer that is stopped between the table and its cache step. */
+static __thread bool to_hold;
+static _Atomic bool  held, let_go;
+
+near_status __real_near__write_known(near_cache *cache, near_bytes key, near_bytes data,
+                                     const near_put_options *options, const struct near__known *known);
+near_status __wrap_near__write_known(near_cache *cache, near_bytes key, near_bytes data,
+                                     const near_put_options *options, const struct near__known *known);
+near_status
+__wrap_near__write_known(near_cache *cache, near_bytes key, near_bytes data, const near_put_options *options,
+                         const struct near__known *known)
+{
+    if (to_hold) {
+        held = true;
+        while (!let_go)
+            sleep_ms(1);
+    }
+    return __real_near__write_known(cache, key, data, options, known);
+}
+
+static void *
+update_held(void *ctx)
+{
+    to_hold = true;
+    update(ctx, "held", "v");
+    to_hold = false;
+    return NULL;
+}
+
+static int
+one_is_pending(void *ctx)
+{
+    return stats_of(ctx).write_back_pending == 1;
+}
+
+static void
+update_some(struct instance *in, char letter, unsigned n)
+{
+    char key[16];
+
+    for (unsigned i = 0; i < n; i++) {
+        snprintf(key, sizeof(key), "%c%u", letter, i);
+        update(in, key, "v");
+    }
+}
+
+/* What the store has before its writer is through waits for him, not for the next batch, and takes nobody's seat there. */
+static void
+test_what_is_stored_early_is_in_no_batch(void **state)
+{
+    struct world   *w    = *state;
+    struct sink    *sink = &(struct sink)SINK();
+    struct instance a;
+    pthread_t       writer;
+
+    held = let_go = false;
+    OPEN_BACK(w, &a, sink, "write_back.interval", NEVER, "write_back.batch", "50");
+    update_some(&a, 'a', 49);
+    assert_int_equal(pthread_create(&writer, NULL, update_held, &a), 0);
+    assert_true(test_wait_for(one_is_pending, &a, 5000 * test_slack())); /* the store has it */
+    assert_true(held);
+    assert_int_equal(sink->writes, 50);
+    update_some(&a, 'b', 49);
+    let_go = true;
+    pthread_join(writer, NULL);
+    update_some(&a, 'c', 1);
+    assert_true(test_wait_for(nothing_pending, &a, 5000 * test_slack()));
+    assert_int_equal(sink->writes, 100);
+    assert_int_equal(sink->most, 50);
+    close_instance(&a);
+}
+
 struct crowd {
     struct instance *in;
     unsigned         id, rounds, failed;
@@ -1279,6 +1352,7 @@ main(void)
         OVER(memory, test_changes_of_a_key_coalesce),
         OVER(memory, test_every_change_is_kept_where_that_is_asked_for),
         OVER(memory, test_batches_by_size_and_by_time),
+        OVER(memory, test_what_is_stored_early_is_in_no_batch),
         OVER(none, test_G7_order_under_a_crowd),
         OVER(memory, test_G7_order_under_a_crowd),
         OVER(none, test_poison_is_put_aside_and_others_go_on),
